@@ -1,0 +1,404 @@
+"""The typed config: every key, its default and its meaning, once. Contradictions are in `config_checks`.
+
+A field made with `neutral(...)` cannot change a number of the run (where it is written, how often it is saved); every
+other key is part of the run's identity: a resume that would change it is refused unless allowed by name. Paths are neutral: what
+lies behind them is in the identity as fingerprints of data and base model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf, errors
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run. The message holds one line a problem: key, value, remedy."""
+
+
+def neutral(default: Any) -> Any:
+    """A field that changes no number of the run."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default.copy(), metadata={"neutral": True})
+    return field(default=default, metadata={"neutral": True})
+
+
+@dataclass
+class ClusterConfig:
+    num_nodes: int = neutral(1)
+    """Nodes the run waits for."""
+    component_placement: dict[str, Any] = neutral({"actor,rollout,reward": "0"})
+    """Which slots each component gets, one process a slot: ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``. A slot is a
+    GPU on a GPU cluster and a CPU seat otherwise. ``all`` means every GPU (or one seat a CPU core). Components that name the same
+    slot share it."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, or ``auto``: cuda where the cluster has GPUs."""
+    threads_per_worker: int = 1
+    """Threads of each worker process, set before torch is imported. Another number gives other bits."""
+    weight_sync: str = neutral("auto")
+    """How weights travel from actor to rollout: ``object_store`` (shared memory on one node), ``collective`` (broadcast over
+    gloo or NCCL; needs separate GPUs), or ``auto``."""
+    object_store_memory: int | None = neutral(None)
+    """Bytes for the object store of a Ray started by this run; null: Ray's choice."""
+    start_timeout: int = neutral(300)
+    """Seconds to wait for nodes, slots and worker start-up."""
+
+
+@dataclass
+class LoggerConfig:
+    log_path: str = neutral("${runner.output_dir}/${runner.experiment_name}")
+    """Where metrics, the resolved config and sink files go."""
+    project_name: str = neutral("rlinf")
+    experiment_name: str = neutral("${runner.experiment_name}")
+    logger_backends: list[str] = neutral(["tensorboard"])
+    """Any of ``tensorboard``, ``wandb``; the console and ``metrics.jsonl`` are always written."""
+    log_rollouts: int = neutral(-1)
+    """Responses a step written to ``rollouts.jsonl`` with their token ids; -1: all, 0: none."""
+
+
+@dataclass
+class CheckpointConfig:
+    verify: str = neutral("full")
+    """What loading checks against the manifest: ``full`` (size and sha256), ``size``, ``off``."""
+
+
+@dataclass
+class RunnerConfig:
+    task_type: str = "math"
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    max_epochs: int = neutral(1)
+    """Passes over the training data; -1: no limit."""
+    max_steps: int = neutral(-1)
+    """Optimizer-phase iterations of the whole run, resumed ones included; -1: no limit."""
+    val_check_interval: int = neutral(-1)
+    """Steps between validations; -1: never."""
+    save_interval: int = neutral(-1)
+    """Steps between checkpoints; -1: only after the last step, which is always saved."""
+    seq_length: int = 2048
+    """Longest prompt plus response, in tokens."""
+    enable_dynamic_batch_size: bool = False
+    """Cut micro-batches by ``max_tokens_per_mbs`` instead of by ``training_batch_size_per_gpu`` rows."""
+    max_tokens_per_mbs: int = 2048
+    """Padded tokens in a micro-batch, when the batch size is dynamic."""
+    resume_dir: str | None = neutral(None)
+    """null: a new run; a ``global_step_N`` directory: go on from it; ``auto``: go on from the newest that verifies."""
+    resume_allow_changes: list[str] = neutral([])
+    """Keys (as a refusal names them) that this resume may change although they change the numbers."""
+    experiment_name: str = neutral(MISSING)
+    output_dir: str = neutral("./logs")
+
+
+@dataclass
+class SamplingConfig:
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = -1
+    """Keep the k most likely tokens; -1: all."""
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 1024
+
+
+@dataclass
+class AlgorithmConfig:
+    group_size: int = 8
+    """Responses sampled for each prompt."""
+    n_minibatches: int = 1
+    """Optimizer steps a rollout batch is cut into."""
+    training_batch_size_per_gpu: int = 8
+    """Rows of a training micro-batch."""
+    logprob_forward_micro_batch_size: int = 8
+    """Rows of a micro-batch when log-probs are recomputed."""
+    recompute_logprobs: bool = True
+    """Old log-probs come from the actor's weights before the update; false: from the rollout engine."""
+    shuffle_rollout: bool = False
+    """Shuffle the rows before they are cut into mini-batches (a pure function of seed and step)."""
+    loss_type: str = "actor"
+    loss_agg_func: str = "token-mean"
+    """``token-mean``, ``seq-mean-token-sum`` or ``seq-mean-token-mean``."""
+    kl_beta: float = 0.0
+    """Weight of the KL term against the frozen base model; 0: no reference model is built."""
+    kl_penalty_type: str = "low_var_kl"
+    """``kl`` (k1), ``abs``, ``mse`` (k2) or ``low_var_kl`` (k3)."""
+    ratio_clip_eps: float = 0.2
+    clip_ratio_low: float | None = None
+    """Lower clip; null: ``ratio_clip_eps``."""
+    clip_ratio_high: float | None = None
+    """Upper clip; null: ``ratio_clip_eps``."""
+    clip_ratio_c: float | None = None
+    """Dual clip for negative advantages (> 1); null: off."""
+    entropy_bonus: float = 0.0
+    calculate_entropy: bool = neutral(False)
+    """Log the policy's entropy (costs a pass over the logits)."""
+    adv_type: str = "grpo"
+    normalize_advantages: bool = False
+    """After the group normalisation, also whiten over all response tokens of the batch."""
+    importance_sampling_fix: bool = False
+    """Weight each token by min(exp(trainer - engine log-prob), ``importance_sampling_clip``)."""
+    importance_sampling_clip: float = 2.0
+    sampling_params: SamplingConfig = field(default_factory=SamplingConfig)
+    val_sampling_params: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(
+            do_sample=False, max_new_tokens="${algorithm.sampling_params.max_new_tokens}"  # type: ignore[arg-type]
+        )
+    )
+    """Validation is greedy unless told otherwise."""
+
+
+@dataclass
+class ModelConfig:
+    model_path: str = neutral(MISSING)
+    """A Hugging Face folder (config, safetensors, tokenizer), or ``embedded:tiny-arithmetic``."""
+    model_type: str | None = neutral(None)
+    """If given, the folder must hold this architecture (``llama``, ``qwen2.5``, ...)."""
+    precision: str = "fp32"
+    """``fp32``, ``bf16`` or ``fp16``."""
+
+
+@dataclass
+class RolloutModelConfig:
+    model_path: str = neutral("${actor.model.model_path}")
+    """Where the engine reads the architecture from; its weights are always the actor's."""
+    model_type: str | None = neutral("${actor.model.model_type}")
+    precision: str = "${actor.model.precision}"
+
+
+@dataclass
+class RolloutConfig:
+    group_name: str = neutral("RolloutGroup")
+    rollout_backend: str = "builtin"
+    """``builtin``: the transformers model with counter-based sampling."""
+    model: RolloutModelConfig = field(default_factory=RolloutModelConfig)
+    max_running_requests: int = 64
+    """Sequences generated together. With ``group_size`` it fixes the canonical chunks, so it changes bits."""
+    return_logprobs: bool = False
+    """The engine reports log-probs (needed when they are not recomputed)."""
+    gpu_memory_utilization: float | None = None
+    """vLLM only."""
+    enforce_eager: bool | None = None
+    """vLLM only."""
+    tensor_parallel_size: int = 1
+    """vLLM only."""
+
+
+@dataclass
+class ArithmeticConfig:
+    num_digits: int = 2
+    """Digits of each operand."""
+    num_problems: int = 2048
+    num_val_problems: int = 256
+    """Held-out sums, disjoint from the training ones."""
+
+
+@dataclass
+class DataConfig:
+    type: str = "math"
+    """``math``: rows of ``train_data_paths``; ``arithmetic``: generated sums."""
+    arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
+    max_prompt_length: int = 1024
+    filter_prompt_by_length: bool = True
+    """Leave out rows whose prompt is longer than ``max_prompt_length``; false: such a row is an error."""
+    rollout_batch_size: int = 16
+    """Prompts a step."""
+    val_rollout_batch_size: int | None = None
+    """Prompts in a validation batch; null: as many as ``rollout_batch_size``."""
+    num_workers: int = neutral(0)
+    """Threads that tokenize rows at start; 0: none besides the driver."""
+    shuffle: bool = True
+    seed: int = 1234
+    train_data_paths: list[str] = neutral([])
+    """jsonl or parquet files, folders written by ``datasets.save_to_disk``, or ``hf:NAME[:CONFIG]:SPLIT``."""
+    val_data_paths: list[str] = neutral([])
+    prompt_key: str = "prompt"
+    answer_key: str = "answer"
+    apply_chat_template: bool = False
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1.0e-6
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1.0e-8
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    lr_scheduler: str = "constant"
+    """``constant``, ``linear`` or ``cosine``, after ``lr_warmup_steps`` of linear warm-up."""
+    lr_warmup_steps: int = 0
+    total_training_steps: int | None = None
+    """Optimizer steps over which ``linear`` and ``cosine`` decay; null: the steps of the run as configured."""
+    min_lr: float = 0.0
+
+
+@dataclass
+class MixedPrecisionConfig:
+    param_dtype: str | None = None
+    """Type in which layers compute; null: ``actor.model.precision``."""
+    reduce_dtype: str | None = None
+    """Type in which gradients are reduced; null: ``param_dtype``."""
+
+
+@dataclass
+class GradScalerConfig:
+    """Loss scaling, for fp16."""
+
+    enabled: bool = False
+    init_scale: float = 65536.0
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+
+
+@dataclass
+class FsdpConfig:
+    strategy: str = "fsdp2"
+    gradient_checkpointing: bool = False
+    cpu_offload: bool = False
+    """Parameters, gradients and moments live in CPU memory."""
+    reshard_after_forward: bool = True
+    mixed_precision: MixedPrecisionConfig = field(default_factory=MixedPrecisionConfig)
+    grad_scaler: GradScalerConfig = field(default_factory=GradScalerConfig)
+    save_full_model_weights: bool = neutral(False)
+
+
+@dataclass
+class TokenizerConfig:
+    tokenizer_model: str = neutral("${actor.model.model_path}")
+    """Folder of the tokenizer."""
+
+
+@dataclass
+class ActorConfig:
+    group_name: str = neutral("ActorGroup")
+    training_backend: str = "fsdp"
+    enable_offload: bool = neutral(False)
+    seed: int = 1234
+    """Seeds sampling noise, and each rank's generators."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    fsdp_config: FsdpConfig = field(default_factory=FsdpConfig)
+
+
+@dataclass
+class RewardConfig:
+    group_name: str = neutral("RewardGroup")
+    use_reward_model: bool = False
+    reward_type: str = "math"
+    """``math``: plain numbers exactly, everything else by math-verify; ``exact``: the text itself, ended by EOS."""
+    reward_scale: float = 1.0
+    """Reward of a correct answer; a wrong one gets 0."""
+    verifier_timeout: float = neutral(30.0)
+    """Seconds after which one hanging check is given up (that sample counts as wrong). Generous on purpose: a busy machine
+    must not change a reward."""
+
+
+@dataclass
+class CriticConfig:
+    use_critic_model: bool = False
+
+
+@dataclass
+class Config:
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    runner: RunnerConfig = field(default_factory=RunnerConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+
+
+def build(raw: Mapping[str, Any] | DictConfig) -> Config:
+    """Type ``raw`` (as read from YAML and overrides), resolve its interpolations, and return a plain `Config`.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a wrong type, a missing value, a broken interpolation.
+    """
+    given = raw if isinstance(raw, DictConfig) else OmegaConf.create(dict(raw))
+    _reject_unknown_keys(given)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), given)
+        config = OmegaConf.to_object(merged)
+    except errors.MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: no value given; set it in the YAML or as {error.full_key}=...") from None
+    except (errors.ValidationError, errors.InterpolationResolutionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {reason}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def flatten(config: Config, *, neutral_keys: bool = True) -> dict[str, Any]:
+    """The config as ``{"runner.max_steps": 60, ...}``; without neutral keys: what makes the run's numbers."""
+    return {key: value for key, value, is_neutral in _leaves(config, "") if neutral_keys or not is_neutral}
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any, bool]]:
+    for spec in dataclasses.fields(node):
+        value, key = getattr(node, spec.name), f"{prefix}{spec.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value, bool(spec.metadata.get("neutral"))
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the schema, sections included."""
+
+    def walk(cls: type, prefix: str) -> Iterator[str]:
+        for spec in dataclasses.fields(cls):
+            key = f"{prefix}{spec.name}"
+            yield key
+            if spec.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(spec.default_factory()):
+                yield from walk(type(spec.default_factory()), f"{key}.")
+
+    return list(walk(Config, ""))
+
+
+def _reject_unknown_keys(given: DictConfig) -> None:
+    known = known_keys()
+    problems = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for name in node:
+            key = f"{prefix}{name}"
+            if key not in known:
+                problems.append(f"{key}: unknown key{nearest(key, known)}")
+            elif any(other.startswith(f"{key}.") for other in known):
+                child = node._get_node(name)
+                if isinstance(child, DictConfig):
+                    walk(child, f"{key}.")
+                else:
+                    problems.append(f"{key}: {node[name]!r} given where a section of keys belongs")
+
+    walk(given, "")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """``"; did you mean runner.max_steps?"``, or nothing when no known key is near."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:
+        leaf = re.escape(key.rsplit(".", 1)[-1])
+        near = [other for other in known if re.search(rf"(^|\.){leaf}$", other)][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _register_resolvers() -> None:
+    """Small arithmetic for YAML, under the names that RLinf's configs use."""
+    OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
+    OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("not", lambda a: not a, replace=True)
+
+
+_register_resolvers()

@@ -1,0 +1,140 @@
+"""The records that travel between the rooms. Values only: no behaviour, no Ray, no torch at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One row of a data set: a question and the answer that a reward function compares with."""
+
+    problem_id: int
+    """Index of the row in the data set (all files in their configured order, filtered rows left out)."""
+    prompt: str
+    """The question exactly as the model sees it (chat template applied, if configured)."""
+    answer: str
+    """The reference answer as the data set states it, for example ``"... #### 72"`` or ``"95"``."""
+    prompt_ids: tuple[int, ...]
+    """Token ids of ``prompt``."""
+    source: str
+    """Where the row came from, for messages: ``"train.jsonl:17"``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One occurrence of a problem in the stream of prompts (or in the validation set)."""
+
+    position: int
+    """Running number in the stream, never repeated within a run: the *prompt id* of the sampling counter."""
+    epoch: int
+    problem: Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    do_sample: bool
+    """False: greedy, every other field except ``max_new_tokens`` and ``repetition_penalty`` is ignored."""
+    temperature: float
+    top_k: int
+    """Keep the k most likely tokens; 0 or less keeps all."""
+    top_p: float
+    repetition_penalty: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationChunk:
+    """A canonical unit of generation: whole groups, computed in one batch by one process.
+
+    Its composition follows from config and step alone, never from how many workers there are: the batch in which a
+    sequence is computed changes its bits.
+    """
+
+    stream: str
+    """``"train"`` or ``"val"``: two streams of noise that never meet."""
+    step: int
+    """The step being made (completed steps + 1)."""
+    index: int
+    """Place of this chunk in the step's batch."""
+    prompts: tuple[Prompt, ...]
+    group_size: int
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One sampled response."""
+
+    position: int
+    """``Prompt.position`` of its prompt."""
+    sample_index: int
+    """0 .. group_size - 1."""
+    prompt_ids: np.ndarray
+    """int64 [P]."""
+    response_ids: np.ndarray
+    """int64 [R], the end-of-sequence token included where there is one."""
+    logprobs: np.ndarray | None
+    """float32 [R]: log-probs of the response tokens at the sampling temperature, before top-k, top-p and the
+    repetition penalty; None when the engine was not asked for them."""
+    finished: bool
+    """True: ended by itself; False: cut at ``max_new_tokens``."""
+    text: str
+    """``response_ids`` decoded without special tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """A canonical unit of training: rows computed together by one rank. Right padded, prompt first.
+
+    Suffixes: B rows, T tokens of the longest row; per-token fields are aligned with the *predicted* token, so column t
+    speaks of ``input_ids_BT[:, t + 1]`` and there are T - 1 columns.
+    """
+
+    index: int
+    """Place in the mini-batch: metrics are summed in this order whatever the number of ranks."""
+    input_ids_BT: Tensor
+    """int64; padding holds the tokenizer's pad id, or 0."""
+    loss_mask_BT: Tensor
+    """float32 [B, T-1]: 1 on response tokens, 0 on prompt and padding."""
+    advantages_BT: Tensor
+    """float32 [B, T-1]."""
+    min_prompt_len: int
+    """Tokens of the shortest prompt: no logits are needed before column ``min_prompt_len - 1``."""
+    old_logprobs_BT: Tensor | None = None
+    """float32 [B, T-1] from before the update; None: on-policy, the current ones (detached) serve."""
+    ref_logprobs_BT: Tensor | None = None
+    """float32 [B, T-1] of the frozen reference; None without a KL term."""
+    rollout_logprobs_BT: Tensor | None = None
+    """float32 [B, T-1] as the engine reported them; None when it was not asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MiniBatch:
+    """What one optimizer step sees, over all ranks."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_tokens: int
+    """Loss tokens of the whole mini-batch, over all ranks: the token-mean normaliser."""
+    num_sequences: int
+    """Rows of the whole mini-batch, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What a reward worker says about one response."""
+
+    reward: float
+    """Scaled by ``reward.reward_scale``."""
+    correct: bool
+    error: str | None = None
+    """Why the verifier gave up on this sample (it then counts as wrong); None when it did not."""
