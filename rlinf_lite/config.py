@@ -32,8 +32,8 @@ def neutral(default: Any) -> Any:
 class ClusterConfig:
     num_nodes: int = neutral(1)
     """Nodes the run waits for."""
-    component_placement: dict[str, Any] = neutral({"actor,rollout,reward": "0"})
-    """Which slots each component gets, one process a slot: ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``. A slot is a
+    component_placement: dict[str, Any] = neutral({})
+    """Which slots each component gets, one process a slot (empty: one slot for all): ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``. A slot is a
     GPU on a GPU cluster and a CPU seat otherwise. ``all`` means every GPU (or one seat a CPU core). Components that name the same
     slot share it."""
     device: str = "auto"
@@ -57,7 +57,7 @@ class LoggerConfig:
     experiment_name: str = neutral("${runner.experiment_name}")
     logger_backends: list[str] = neutral(["tensorboard"])
     """Any of ``tensorboard``, ``wandb``; the console and ``metrics.jsonl`` are always written."""
-    log_rollouts: int = neutral(-1)
+    log_rollouts: int = neutral(8)
     """Responses a step written to ``rollouts.jsonl`` with their token ids; -1: all, 0: none."""
 
 

@@ -1,0 +1,26 @@
+"""The algorithms: pure functions of tensors, one idea a file, chosen by the config through registries."""
+
+from rlinf_lite.algorithms.advantages import ADVANTAGES, group_advantages, whiten
+from rlinf_lite.algorithms.aggregation import AGGREGATORS, aggregate
+from rlinf_lite.algorithms.importance import importance_weights
+from rlinf_lite.algorithms.kl import KL_PENALTIES, kl_penalty
+from rlinf_lite.algorithms.logprobs import token_entropy, token_logprobs
+from rlinf_lite.algorithms.losses import LOSSES, PolicyLoss, policy_loss
+from rlinf_lite.algorithms.registry import pick
+
+__all__ = [
+    "ADVANTAGES",
+    "AGGREGATORS",
+    "KL_PENALTIES",
+    "LOSSES",
+    "PolicyLoss",
+    "aggregate",
+    "group_advantages",
+    "importance_weights",
+    "kl_penalty",
+    "pick",
+    "policy_loss",
+    "token_entropy",
+    "token_logprobs",
+    "whiten",
+]

@@ -1,0 +1,34 @@
+"""Checkpoints: tensors, ranks, files, bytes. Knows no RL, Ray, Hydra, wandb, or model."""
+
+from rlinf_lite.checkpoint.checkpointer import Checkpointer, LoadReport, SaveReport, flatten, read_data
+from rlinf_lite.checkpoint.digest import state_digest
+from rlinf_lite.checkpoint.errors import (
+    CheckpointError,
+    DamagedCheckpoint,
+    NoCheckpoint,
+    SaveError,
+    StateMismatch,
+    UnsafeCheckpoint,
+    WouldStartFresh,
+)
+from rlinf_lite.checkpoint.manifest import Manifest
+from rlinf_lite.checkpoint.select import Selection, select
+
+__all__ = [
+    "CheckpointError",
+    "Checkpointer",
+    "DamagedCheckpoint",
+    "LoadReport",
+    "Manifest",
+    "NoCheckpoint",
+    "SaveError",
+    "SaveReport",
+    "Selection",
+    "StateMismatch",
+    "UnsafeCheckpoint",
+    "WouldStartFresh",
+    "flatten",
+    "read_data",
+    "select",
+    "state_digest",
+]

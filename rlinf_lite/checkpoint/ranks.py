@@ -1,0 +1,46 @@
+"""The few collective moves a save or load needs; with no process group, one rank that talks to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """All ranks of a process group. No rank waits for one that failed: failures travel as values."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.distributed = dist.is_initialized()
+        self.rank = dist.get_rank(group) if self.distributed else 0
+        self.size = dist.get_world_size(group) if self.distributed else 1
+
+    def gather(self, value: T) -> list[T]:
+        """Everyone's value, in rank order, on every rank."""
+        if not self.distributed:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def everywhere(self, act: Callable[[], T]) -> list[T]:
+        """Run ``act`` on each rank; if it failed on any, raise the lowest failing rank's error on all of them."""
+        outcome: tuple[T | None, Exception | None]
+        try:
+            outcome = (act(), None)
+        except Exception as error:  # whatever it is, the others must hear of it instead of waiting
+            outcome = (None, error)
+        outcomes = self.gather(outcome)
+        for rank, (_, error) in enumerate(outcomes):
+            if error is not None:
+                error.add_note(f"on rank {rank}")
+                raise error
+        return [result for result, _ in outcomes]  # type: ignore[misc]
+
+    def first(self, act: Callable[[], T]) -> T:
+        """Run ``act`` on rank 0 alone; all get its result or its error."""
+        return self.everywhere(lambda: act() if self.rank == 0 else None)[0]  # type: ignore[return-value]

@@ -1,0 +1,56 @@
+"""The generators of one process (python, numpy, torch, CUDA) as tensors, so that nothing needs to be unpickled."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import torch
+
+from rlinf_lite.counters import counter_hash
+
+RngState = dict[str, torch.Tensor]
+
+
+def key(rank: int) -> str:
+    """Each rank has a key of its own: DCP keeps one value a key, and would hand all ranks the same generator."""
+    return f"rng.rank{rank}"
+
+
+def capture() -> RngState:
+    """The state of every generator of this process."""
+    version, internal, gauss = random.getstate()
+    _, words, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": torch.tensor([version, *internal], dtype=torch.int64),
+        "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
+        "numpy": torch.tensor([*words.tolist(), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore(state: RngState) -> None:
+    """Put every generator back to where `capture` found it."""
+    version, *internal = state["python"].tolist()
+    gauss = state["python_gauss"].item()
+    random.setstate((version, tuple(internal), None if math.isnan(gauss) else gauss))
+    *words, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(
+        ("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, state["numpy_gauss"].item())
+    )
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def reseed(seed: int, step: int, rank: int) -> None:
+    """Start every generator anew from (seed, step, rank): a fresh run, or a resume on another number of ranks."""
+    bits = int(counter_hash("rng", seed, step, rank))
+    random.seed(bits)
+    np.random.seed(bits % 2**32)
+    torch.manual_seed(bits % 2**63)

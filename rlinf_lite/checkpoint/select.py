@@ -1,0 +1,79 @@
+"""Which checkpoint a run starts from: what ``resume_dir`` asks for, held against what is on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, WouldStartFresh
+from rlinf_lite.checkpoint.manifest import Manifest
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    path: Path | None
+    """None: a fresh start."""
+    manifest: Manifest | None
+    skipped: tuple[str, ...] = ()
+    """Newer checkpoints that did not verify, each with its reason."""
+
+
+def select(resume_dir: str | None, root: Path, *, verify: str) -> Selection:
+    """Find the checkpoint to go on from.
+
+    Args:
+        resume_dir: None for a new run, a ``global_step_N`` directory, or ``auto`` for the newest that verifies.
+        root: the run's own checkpoints folder.
+        verify: ``full``, ``size`` or ``off``.
+
+    Raises:
+        WouldStartFresh: a new run was asked for, but ``root`` holds checkpoints.
+        NoCheckpoint, DamagedCheckpoint: the given path is none, or does not verify; or ``auto`` found only damaged ones.
+    """
+    existing = layout.committed(root)
+    if resume_dir is None:
+        if existing:
+            raise WouldStartFresh(
+                f"runner.resume_dir=null asks for a new run, but {root} already holds {existing[0].name}"
+                f"{f' and {len(existing) - 1} more' if len(existing) > 1 else ''}; "
+                "go on with runner.resume_dir=auto, or choose another runner.experiment_name"
+            )
+        return Selection(path=None, manifest=None)
+    if resume_dir == AUTO:
+        return _newest_that_verifies(existing, root, verify)
+    return _given(Path(resume_dir), verify)
+
+
+def _given(path: Path, verify: str) -> Selection:
+    if not path.is_dir():
+        near = layout.committed(path.parent)
+        hint = f"; {path.parent} holds {', '.join(p.name for p in near)}" if near else ""
+        raise NoCheckpoint(f"runner.resume_dir={path}: no such checkpoint{hint}")
+    if layout.step_of(path) is None:
+        raise NoCheckpoint(f"runner.resume_dir={path}: not a global_step_N directory; give one, or auto")
+    return Selection(path=path, manifest=_check(path, verify))
+
+
+def _newest_that_verifies(existing: list[Path], root: Path, verify: str) -> Selection:
+    skipped: list[str] = []
+    for path in existing:
+        try:
+            return Selection(path=path, manifest=_check(path, verify), skipped=tuple(skipped))
+        except CheckpointError as error:
+            skipped.append(str(error))
+    if skipped:
+        reasons = "".join(f"\n  {reason}" for reason in skipped)
+        raise DamagedCheckpoint(
+            f"runner.resume_dir=auto: none of the {len(skipped)} checkpoints in {root} verifies:{reasons}"
+        )
+    return Selection(path=None, manifest=None)
+
+
+def _check(path: Path, verify: str) -> Manifest:
+    manifest = manifests.read(path)
+    manifests.verify(path, manifest, verify)
+    return manifest

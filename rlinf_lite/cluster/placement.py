@@ -1,0 +1,69 @@
+"""``cluster.component_placement`` as slots. Pure: no Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlinf_lite.config import ConfigError
+
+COMPONENTS = ("actor", "rollout", "reward")
+_KEY = "cluster.component_placement"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Slot numbers of each component, one process a slot."""
+
+    slots: dict[str, tuple[int, ...]]
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Every slot that some component uses, ascending."""
+        return tuple(sorted({slot for slots in self.slots.values() for slot in slots}))
+
+    def sharers(self, slot: int) -> int:
+        """Components in ``slot`` that need its device (rewards need none)."""
+        return sum(slot in self.slots[name] for name in COMPONENTS if name != "reward")
+
+    def collocated(self) -> bool:
+        """Whether actor and rollout share a slot."""
+        return bool(set(self.slots["actor"]) & set(self.slots["rollout"]))
+
+
+def parse(component_placement: Mapping[str, Any], num_available: int) -> Placement:
+    """Read ``{"actor,rollout": "0-3", "reward": 0}``.
+
+    Args:
+        num_available: slots that ``all`` stands for.
+
+    Raises:
+        ConfigError: an unknown or missing component, one named twice, or slots that cannot be read.
+    """
+    slots: dict[str, tuple[int, ...]] = {}
+    for names, value in (component_placement or {",".join(COMPONENTS): "0"}).items():
+        for name in (part.strip() for part in str(names).split(",")):
+            if name not in COMPONENTS:
+                raise ConfigError(f"{_KEY}: unknown component {name!r}; the components are {', '.join(COMPONENTS)}")
+            if name in slots:
+                raise ConfigError(f"{_KEY}: {name} is placed twice; name it once")
+            slots[name] = _slots(name, str(value), num_available)
+    if missing := [name for name in COMPONENTS if name not in slots]:
+        raise ConfigError(f"{_KEY}: {missing[0]} has no slots; add for example {missing[0]}: 0")
+    return Placement(slots=slots)
+
+
+def _slots(name: str, text: str, num_available: int) -> tuple[int, ...]:
+    if text == "all":
+        return tuple(range(num_available))
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.strip().partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found):
+        raise ConfigError(f"{_KEY}: {name}: {text!r} is no set of slots; write all, 0, 0-3 or 0,2")
+    return tuple(found)

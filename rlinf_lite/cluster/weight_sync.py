@@ -1,0 +1,70 @@
+"""Publishing the actor's weights to the rollout workers: one interface, two roads."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.session import Session
+from rlinf_lite.config import ConfigError
+
+
+class WeightSync(Protocol):
+    """Called at the top of a step, between an update and the next rollout."""
+
+    def publish(self) -> None:
+        """Return when every rollout engine holds the actor's current weights."""
+
+
+class ObjectStoreSync:
+    """Each actor rank puts its own rows into shared memory; each rollout worker maps them all and copies them once.
+
+    No rank ever holds the whole model, and on one node nothing is copied twice.
+    """
+
+    def __init__(self, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> None:
+        self._actors, self._rollouts, self._precision = actors, rollouts, precision
+
+    def publish(self) -> None:
+        rows = self._actors.start("weight_rows", self._precision)
+        loads = self._rollouts.start("load_weights", *rows)
+        try:
+            self._rollouts.results(loads)
+        except Exception:
+            self._actors.results(rows)  # a failed actor fails every load: if it was one, name it
+            raise
+
+
+class CollectiveSync:
+    """Weights are gathered whole, one at a time, and broadcast by actor rank 0 (NCCL on GPUs, gloo on CPUs)."""
+
+    def __init__(self, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> None:
+        self._actors, self._rollouts, self._precision = actors, rollouts, precision
+        address_ref = actors.start_one(0, "open_channel", rollouts.size)
+        joined = rollouts.start("join_channel", address_ref, rollouts.size)
+        rollouts.results(joined)
+
+    def publish(self) -> None:
+        received = self._rollouts.start("receive")
+        self._actors.call("broadcast", self._precision)
+        self._rollouts.results(received)
+
+
+def build_weight_sync(session: Session, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> WeightSync:
+    """The road that ``cluster.weight_sync`` names; ``auto``: the collective where actor and rollout have GPUs of their own.
+
+    Raises:
+        ConfigError: a collective was asked for between workers that share a GPU, which NCCL cannot do.
+    """
+    shared = session.placement.collocated() and session.device == "cuda"
+    kind = session.config.weight_sync
+    if kind == "auto":
+        kind = "object_store" if shared or session.device == "cpu" else "collective"
+    if kind == "object_store":
+        return ObjectStoreSync(actors, rollouts, precision)
+    if shared:
+        raise ConfigError(
+            "cluster.weight_sync=collective: actor and rollout share GPUs in cluster.component_placement, and NCCL needs "
+            "one GPU a process; use object_store, or give them different slots"
+        )
+    return CollectiveSync(actors, rollouts, precision)

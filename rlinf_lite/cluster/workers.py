@@ -1,0 +1,179 @@
+"""The remote classes: shells of a few lines around plain objects that know no Ray."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from rlinf_lite.checkpoint import Checkpointer, LoadReport, SaveReport, flatten, state_digest
+from rlinf_lite.checkpoint import rng as rngs
+from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack, unpack
+from rlinf_lite.config import Config
+from rlinf_lite.models import build, folder, weights
+from rlinf_lite.rollout import BuiltinEngine, RolloutEngine
+from rlinf_lite.training import PolicyTrainer, UpdateReport
+from rlinf_lite.types import GenerationChunk, MicroBatch, MiniBatch, Rollout
+
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def _prepare(config: Config, device: str) -> torch.device:
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    if device == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return torch.device("cuda", 0)  # Ray shows each worker its own GPU as number 0
+    return torch.device("cpu")
+
+
+def _node_address() -> str:
+    import ray
+
+    return ray.util.get_node_ip_address()
+
+
+def serve_store(world_size: int) -> tuple[dist.TCPStore, tuple[str, int]]:
+    """A rendezvous on a port that the system chooses."""
+    host = _node_address()
+    listener = socket.create_server(("", 0))
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(
+        host, port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    return store, (host, port)
+
+
+class ActorWorker:
+    """One rank of the policy: a `PolicyTrainer` and a `Checkpointer`."""
+
+    def __init__(self, rank: int, world_size: int, config: Config, device: str) -> None:
+        self.rank, self.world_size, self.config = rank, world_size, config
+        self.device = _prepare(config, device)
+        self.store: dist.TCPStore | None = None
+        self.channel: Broadcaster | None = None
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Rank 0: open the store that all ranks meet at."""
+        self.store, address = serve_store(self.world_size)
+        return address
+
+    def setup(self, address: tuple[str, int], checkpoints: str, total_updates: int) -> dict[str, Any]:
+        """Join the process group, then build, shard and fill the model. Returns facts for the log and the manifest."""
+        store = self.store or dist.TCPStore(*address, is_master=False)
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.world_size, timeout=_COLLECTIVE_TIMEOUT
+        )
+        rngs.reseed(self.config.actor.seed, 0, self.rank)
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        self.trainer = PolicyTrainer(
+            self.config.actor,
+            self.config.algorithm,
+            model_dir=folder.resolve(self.config.actor.model.model_path),
+            mesh=mesh,
+            device=self.device,
+            total_updates=total_updates,
+        )
+        group = dist.new_group(backend="gloo") if self.device.type == "cuda" else None
+        self.checkpointer = Checkpointer(Path(checkpoints), seed=self.config.actor.seed, group=group)
+        return {
+            "num_parameters": sum(p.numel() for p in self.trainer.model.parameters()),
+            "tied": build.tied_names(self.trainer.model),
+            "compute": _compute_capability(self.device),
+        }
+
+    def weight_rows(self, precision: str) -> Pieces:
+        """This rank's rows of every weight, for the object store."""
+        return pack(self.trainer.weight_rows(build.DTYPES[precision]))
+
+    def open_channel(self, num_receivers: int) -> tuple[str, int]:
+        """Rank 0: the store at which rollout workers join the broadcast of weights."""
+        store, address = serve_store(1 + num_receivers)
+        self.channel = Broadcaster(store, rank=0, size=1 + num_receivers, device=self.device)
+        return address
+
+    def broadcast(self, precision: str) -> None:
+        """Gather each weight whole over the actors; rank 0 broadcasts it to the rollout workers."""
+        for _, tensor in self.trainer.full_weights(build.DTYPES[precision]):
+            if self.rank == 0:
+                assert self.channel is not None
+                self.channel.broadcast(tensor.contiguous())
+
+    def logprobs(self, micro_batches: list[MicroBatch], reference: bool) -> dict[int, torch.Tensor]:
+        return self.trainer.logprobs(micro_batches, reference=reference)
+
+    def update(self, batch: MiniBatch) -> UpdateReport:
+        return self.trainer.update(batch)
+
+    def save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> SaveReport:
+        return self.checkpointer.save(step, self.trainer.state(), data=data, info=info)
+
+    def load(self, path: str, verify: str) -> LoadReport:
+        return self.checkpointer.load(Path(path), self.trainer.state(), verify=verify)
+
+    def state_digest(self) -> str:
+        """sha256 of parameters, moments and counters. Collective."""
+        return state_digest(flatten(self.trainer.state()))
+
+    def memory(self) -> float:
+        """Peak memory in GB: of the GPU, or resident."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+class RolloutWorker:
+    """One rollout engine."""
+
+    def __init__(self, rank: int, world_size: int, config: Config, device: str) -> None:
+        self.rank, self.config = rank, config
+        self.device = _prepare(config, device)
+        self.channel: Broadcaster | None = None
+
+    def setup(self) -> None:
+        """Build the engine. Its weights are empty until the first publish."""
+        self.model = self._build_model()
+        model_dir = folder.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+        tokenizer = folder.load_tokenizer(model_dir)
+        self.engine: RolloutEngine = BuiltinEngine(
+            self.model,
+            tokenizer,
+            eos_ids=folder.eos_ids(folder.resolve(self.config.rollout.model.model_path), tokenizer),
+            return_logprobs=self.config.rollout.return_logprobs,
+        )
+
+    def _build_model(self):  # type: ignore[no-untyped-def]
+        settings = self.config.rollout.model
+        model_dir = folder.resolve(settings.model_path, "rollout.model.model_path")
+        model = build.build_on_meta(folder.load_config(model_dir, settings.model_type), settings.precision)
+        build.materialize(model, self.device)
+        return model
+
+    def load_weights(self, *pieces: Pieces) -> None:
+        """From every actor rank's rows."""
+        self.engine.load_weights(piece for packed in pieces for piece in unpack(packed))
+
+    def join_channel(self, address: tuple[str, int], num_receivers: int) -> None:
+        store = dist.TCPStore(*address, is_master=False)
+        self.channel = Broadcaster(store, rank=1 + self.rank, size=1 + num_receivers, device=self.device)
+
+    def receive(self) -> None:
+        """The other end of `ActorWorker.broadcast`: the same weights in the same order."""
+        assert self.channel is not None
+        for name, target in weights.named_state(self.model):
+            self.engine.load_weights([(name, 0, self.channel.broadcast(torch.empty_like(target)))])
+
+    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+        return self.engine.generate(chunk)
+
+
+def _compute_capability(device: torch.device) -> str:
+    """What decides which kernels run: the GPU's name, or the CPU's vector instructions."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

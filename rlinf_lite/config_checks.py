@@ -1,0 +1,185 @@
+"""Contradictions and unsupported values in a typed config, each with the key, the value and what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlinf_lite.config import Config, ConfigError, SamplingConfig, flatten
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "runner.task_type": ("math",),
+    "runner.checkpoint.verify": ("full", "size", "off"),
+    "cluster.device": ("auto", "cpu", "cuda"),
+    "cluster.weight_sync": ("auto", "object_store", "collective"),
+    "algorithm.loss_type": ("actor",),
+    "algorithm.adv_type": ("grpo",),
+    "algorithm.loss_agg_func": ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean"),
+    "algorithm.kl_penalty_type": ("kl", "abs", "mse", "low_var_kl"),
+    "rollout.rollout_backend": ("builtin",),
+    "rollout.model.precision": ("fp32", "bf16", "fp16"),
+    "data.type": ("math", "arithmetic"),
+    "actor.training_backend": ("fsdp",),
+    "actor.model.precision": ("fp32", "bf16", "fp16"),
+    "actor.optim.lr_scheduler": ("constant", "linear", "cosine"),
+    "actor.fsdp_config.strategy": ("fsdp2",),
+    "actor.fsdp_config.mixed_precision.param_dtype": (None, "fp32", "bf16", "fp16"),
+    "actor.fsdp_config.mixed_precision.reduce_dtype": (None, "fp32", "bf16", "fp16"),
+    "reward.reward_type": ("math", "exact"),
+}
+
+_AT_LEAST: dict[str, float] = {
+    "cluster.num_nodes": 1,
+    "cluster.threads_per_worker": 1,
+    "algorithm.group_size": 1,
+    "algorithm.n_minibatches": 1,
+    "algorithm.training_batch_size_per_gpu": 1,
+    "algorithm.logprob_forward_micro_batch_size": 1,
+    "algorithm.kl_beta": 0,
+    "algorithm.ratio_clip_eps": 0,
+    "algorithm.sampling_params.max_new_tokens": 1,
+    "algorithm.val_sampling_params.max_new_tokens": 1,
+    "rollout.max_running_requests": 1,
+    "data.max_prompt_length": 1,
+    "data.rollout_batch_size": 1,
+    "data.num_workers": 0,
+    "actor.optim.lr": 0,
+    "actor.optim.clip_grad": 0,
+    "actor.optim.lr_warmup_steps": 0,
+    "runner.max_tokens_per_mbs": 1,
+}
+
+# Accepted keys of RLinf whose feature is not here: (key, the value that is fine, why, what to do).
+_UNSUPPORTED: tuple[tuple[str, object, str], ...] = (
+    ("actor.enable_offload", False, "is not implemented; actor.fsdp_config.cpu_offload=true keeps the state in CPU memory"),
+    (
+        "actor.fsdp_config.save_full_model_weights",
+        False,
+        "is not implemented; toolkits/ckpt_convertor/convert_dcp_to_state_dict.py makes full weights of any checkpoint",
+    ),
+    ("reward.use_reward_model", False, "is not implemented; rewards are computed from rules"),
+    ("critic.use_critic_model", False, "is not implemented; GRPO needs no critic"),
+    ("rollout.tensor_parallel_size", 1, "needs the vLLM engine; the builtin one holds a whole model a worker"),
+    ("rollout.gpu_memory_utilization", None, "means something to vLLM only; remove it"),
+    ("rollout.enforce_eager", None, "means something to vLLM only; remove it"),
+)
+
+
+def check(config: Config) -> None:
+    """Reject what cannot be run.
+
+    Raises:
+        ConfigError: every problem found, a line each.
+    """
+    problems = [*_values(config), *_batches(config), *_lengths(config), *_sampling(config), *_algorithm(config), *_data(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _values(config: Config) -> Iterator[str]:
+    values = flatten(config)
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            yield f"{key}={values[key]}: not known here; use {' or '.join(str(c) for c in choices)}"
+    for key, least in _AT_LEAST.items():
+        if values[key] < least:
+            yield f"{key}={values[key]}: must be at least {least:g}"
+    for key, fine, reason in _UNSUPPORTED:
+        if values[key] != fine:
+            yield f"{key}={values[key]}: {reason}"
+    for key in ("runner.max_steps", "runner.max_epochs", "runner.save_interval", "runner.val_check_interval"):
+        if values[key] == 0 or values[key] < -1:
+            yield f"{key}={values[key]}: must be positive, or -1 for none"
+    for backend in config.runner.logger.logger_backends:
+        if backend not in ("tensorboard", "wandb"):
+            yield f"runner.logger.logger_backends: {backend!r} is not known; use tensorboard, wandb"
+
+
+def _batches(config: Config) -> Iterator[str]:
+    algorithm, data = config.algorithm, config.data
+    rows = data.rollout_batch_size * algorithm.group_size
+    made_of = f"data.rollout_batch_size={data.rollout_batch_size} x algorithm.group_size={algorithm.group_size} = {rows} rows"
+    if algorithm.n_minibatches < 1 or algorithm.training_batch_size_per_gpu < 1:
+        return
+    if rows % algorithm.n_minibatches:
+        yield f"algorithm.n_minibatches={algorithm.n_minibatches}: does not divide {made_of}; use a divisor of {rows}"
+        return
+    mini = rows // algorithm.n_minibatches
+    if not config.runner.enable_dynamic_batch_size and mini % algorithm.training_batch_size_per_gpu:
+        yield (
+            f"algorithm.training_batch_size_per_gpu={algorithm.training_batch_size_per_gpu}: does not divide a mini-batch of "
+            f"{mini} rows ({made_of}, in {algorithm.n_minibatches} mini-batches); use a divisor of {mini}"
+        )
+    if config.runner.max_steps == -1 and config.runner.max_epochs == -1:
+        yield "runner.max_steps=-1 and runner.max_epochs=-1: the run would never end; set one of them"
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    for name in ("sampling_params", "val_sampling_params"):
+        new = getattr(config.algorithm, name).max_new_tokens
+        longest = config.data.max_prompt_length + new
+        if longest > config.runner.seq_length:
+            yield (
+                f"algorithm.{name}.max_new_tokens={new}: with data.max_prompt_length={config.data.max_prompt_length} makes "
+                f"{longest} tokens, over runner.seq_length={config.runner.seq_length}; raise seq_length to {longest}"
+            )
+    if config.runner.enable_dynamic_batch_size and config.runner.max_tokens_per_mbs < config.runner.seq_length:
+        yield (
+            f"runner.max_tokens_per_mbs={config.runner.max_tokens_per_mbs}: one row may have "
+            f"runner.seq_length={config.runner.seq_length} tokens; raise it to that"
+        )
+
+
+def _sampling(config: Config) -> Iterator[str]:
+    for name in ("sampling_params", "val_sampling_params"):
+        params: SamplingConfig = getattr(config.algorithm, name)
+        key = f"algorithm.{name}"
+        if params.do_sample and params.temperature <= 0:
+            yield f"{key}.temperature={params.temperature}: must be above 0; for greedy decoding set {key}.do_sample=false"
+        if not 0 < params.top_p <= 1:
+            yield f"{key}.top_p={params.top_p}: must be above 0 and at most 1"
+        if params.repetition_penalty <= 0:
+            yield f"{key}.repetition_penalty={params.repetition_penalty}: must be above 0; 1 turns it off"
+    if not config.algorithm.sampling_params.do_sample and config.algorithm.group_size > 1:
+        yield (
+            "algorithm.sampling_params.do_sample=false: every response of a group would be the same, so nothing could be "
+            "learned; set it to true"
+        )
+
+
+def _algorithm(config: Config) -> Iterator[str]:
+    algorithm, logprobs = config.algorithm, config.rollout.return_logprobs
+    if not algorithm.recompute_logprobs and not logprobs:
+        yield (
+            "algorithm.recompute_logprobs=false: old log-probs must come from somewhere; set it to true, or "
+            "rollout.return_logprobs=true"
+        )
+    if algorithm.importance_sampling_fix and not (logprobs and algorithm.recompute_logprobs):
+        yield (
+            "algorithm.importance_sampling_fix=true: compares the engine's log-probs with recomputed ones; set "
+            "rollout.return_logprobs=true and algorithm.recompute_logprobs=true"
+        )
+    if algorithm.clip_ratio_c is not None and algorithm.clip_ratio_c <= 1:
+        yield f"algorithm.clip_ratio_c={algorithm.clip_ratio_c}: must be above 1; null turns it off"
+    if algorithm.group_size == 1:
+        yield "algorithm.group_size=1: GRPO compares the responses of a group; use at least 2"
+    fp16 = "fp16" in (config.actor.model.precision, config.actor.fsdp_config.mixed_precision.param_dtype)
+    if config.actor.fsdp_config.grad_scaler.enabled and not fp16:
+        yield (
+            "actor.fsdp_config.grad_scaler.enabled=true: scaling is for fp16; set it to false, or "
+            "actor.fsdp_config.mixed_precision.param_dtype=fp16"
+        )
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.type == "math" and not data.train_data_paths:
+        yield "data.train_data_paths=[]: no training data; give files, for example data.train_data_paths=[train.jsonl]"
+    if data.type == "math" and config.runner.val_check_interval > 0 and not data.val_data_paths:
+        yield (
+            f"runner.val_check_interval={config.runner.val_check_interval}: there is nothing to validate on; set "
+            "data.val_data_paths, or the interval to -1"
+        )
+    if data.type == "arithmetic" and (data.train_data_paths or data.val_data_paths):
+        yield "data.type=arithmetic: sums are generated, files would not be read; remove the paths, or set data.type=math"
+    if data.type == "arithmetic" and data.apply_chat_template:
+        yield "data.apply_chat_template=true: generated sums are no chat; set it to false"

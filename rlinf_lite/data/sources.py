@@ -1,0 +1,49 @@
+"""From configured paths to rows: which reader reads what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rlinf_lite.data.errors import DataError
+from rlinf_lite.data.hf_source import parse_hub_path, read_hub, read_saved
+from rlinf_lite.data.jsonl_source import read_jsonl
+from rlinf_lite.data.parquet_source import read_parquet
+from rlinf_lite.data.rows import Row
+
+Reader = Callable[[str], Iterator[Row]]
+
+_BY_ENDING: dict[str, Reader] = {".jsonl": read_jsonl, ".jsonl.gz": read_jsonl, ".parquet": read_parquet}
+_WHAT_IS_READ = "*.jsonl, *.jsonl.gz, *.parquet, a folder written by datasets.save_to_disk, or hf:NAME[:CONFIG]:SPLIT"
+
+
+def read_rows(paths: Sequence[str], key: str) -> Iterator[Row]:
+    """Rows of all ``paths``, in order. Every path is checked before the first row is read.
+
+    Args:
+        paths: as configured.
+        key: the config key they come from, for messages.
+
+    Raises:
+        DataError: no path, a missing file, an unknown ending, or a file that its reader cannot read.
+    """
+    if not paths:
+        raise DataError(f"{key}: no path given; list what to read: {_WHAT_IS_READ}")
+    readers = [_reader(path, key) for path in paths]
+    for path, reader in zip(paths, readers, strict=True):
+        yield from reader(path)
+
+
+def _reader(path: str, key: str) -> Reader:
+    if path.startswith("hf:"):
+        parse_hub_path(path)
+        return read_hub
+    if not Path(path).exists():
+        hint = "correct the path (a relative one starts where the run was started)"
+        raise DataError(f"{key}: no such file or folder: {path!r}; {hint}")
+    if Path(path).is_dir():
+        return read_saved
+    for ending, reader in _BY_ENDING.items():
+        if path.endswith(ending):
+            return reader
+    raise DataError(f"{key}: cannot tell how to read {path!r}; what is read: {_WHAT_IS_READ}")

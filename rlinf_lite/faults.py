@@ -1,0 +1,39 @@
+"""Faults as data: tests name a phase, rank and step, and the process fails there. Does nothing unless asked to.
+
+``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to itself),
+``hang``, or the name of an errno (``ENOSPC``). ``rank`` may be given; a fault without it strikes every rank.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import signal
+import time
+from typing import Any
+
+VARIABLE = "RLINF_LITE_FAULTS"
+
+
+@functools.cache
+def _table() -> list[dict[str, Any]]:
+    return json.loads(os.environ.get(VARIABLE, "[]"))
+
+
+def reach(phase: str, *, step: int, rank: int = 0, path: str | None = None) -> None:
+    """Called where a fault may strike: at the beginning of ``phase``."""
+    for fault in _table():
+        if fault["phase"] == phase and fault.get("rank", rank) == rank and fault.get("step", step) == step:
+            _strike(fault["action"], path)
+
+
+def _strike(action: str, path: str | None) -> None:
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "hang":
+        time.sleep(3600)
+    else:
+        code = getattr(errno, action)
+        raise OSError(code, os.strerror(code), path)

@@ -1,0 +1,77 @@
+"""The entry: parse, build, run, close. The only file that imports Hydra."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; the driver computes next to nothing
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rlinf_lite.config import Config, ConfigError, build
+from rlinf_lite.config_checks import check
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT = "grpo-tiny-arithmetic"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the config named by the first argument (or the embedded default) with the overrides that follow it."""
+    from rlinf_lite.runner.failures import explain
+
+    try:
+        config = load(arguments)
+        from rlinf_lite.runner.launch import launch
+
+        return 0 if launch(config) else 1
+    except BaseException as error:
+        message, code = explain(error)
+        if message is None:
+            raise
+        print(message, file=sys.stderr, flush=True)
+        return code
+
+
+def load(arguments: list[str]) -> Config:
+    """Compose, type and check the config.
+
+    Args:
+        arguments: ``[config name or path] [hydra overrides ...]``.
+
+    Raises:
+        ConfigError: anything that cannot be run.
+    """
+    named = bool(arguments) and "=" not in arguments[0] and not arguments[0].startswith(("~", "+"))
+    name, overrides = (arguments[0], arguments[1:]) if named else (DEFAULT, arguments)
+    folder, stem = (Path(name).resolve().parent, Path(name).stem) if name.endswith((".yaml", ".yml")) else (CONFIGS, name)
+    if not (folder / f"{stem}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise ConfigError(f"config {name!r}: there is no {folder / f'{stem}.yaml'}; known: {known}")
+    config = build(_compose(folder, stem, overrides))
+    check(config)
+    return config
+
+
+def _compose(folder: Path, stem: str, overrides: list[str]) -> DictConfig:
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            return compose(stem, overrides=[_addable(folder, override) for override in overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(line.strip() for line in str(error.__cause__ or error).splitlines()[:3])
+        raise ConfigError(f"config {stem!r} with {overrides}: {reason}") from None
+
+
+def _addable(folder: Path, override: str) -> str:
+    """Let an override name a key that the YAML leaves at its default; unknown keys are caught when it is typed."""
+    key = override.partition("=")[0]
+    plain = not override.startswith(("+", "~")) and "=" in override
+    return f"++{override}" if plain and not (folder / key).is_dir() else override
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Causal LMs: where they are, how they are built, sharded and filled."""

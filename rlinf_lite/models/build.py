@@ -1,0 +1,60 @@
+"""A causal LM without its weights: parameters on the meta device, buffers real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
+    """The architecture of ``config`` with parameters of type ``precision`` that occupy no memory.
+
+    Buffers are real, because no file holds the ones that are computed (rotary frequencies).
+    """
+    with _parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+    model.tie_weights()
+    return model
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def materialize(model: PreTrainedModel, device: torch.device) -> None:
+    """Give meta parameters (empty) memory on ``device`` and move buffers there. Ties stay tied."""
+    tied = tied_names(model)
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    if tied_names(model) != tied:
+        model.tie_weights()
+    assert tied_names(model) == tied
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """``{"lm_head.weight": "model.embed_tokens.weight"}``: parameters that are the same tensor as an earlier one."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        if id(param) in first:
+            tied[name] = first[id(param)]
+        else:
+            first[id(param)] = name
+    return tied

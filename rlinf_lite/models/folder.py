@@ -1,0 +1,84 @@
+"""A Hugging Face model folder: where it is, whether it is one, and what identifies its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from rlinf_lite.config import ConfigError
+
+EMBEDDED = "embedded:"
+_EMBEDDED_DIR = Path(__file__).parent / "embedded"
+# RLinf's names of architectures that transformers calls otherwise.
+_ALIASES = {"qwen2.5": "qwen2"}
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
+    """The folder that ``model_path`` means.
+
+    Raises:
+        ConfigError: there is no such folder, or it lacks ``config.json``; names ``key``.
+    """
+    if model_path.startswith(EMBEDDED):
+        folder = _EMBEDDED_DIR / model_path.removeprefix(EMBEDDED)
+        known = ", ".join(f"{EMBEDDED}{p.name}" for p in sorted(_EMBEDDED_DIR.iterdir()) if (p / "config.json").exists())
+        remedy = f"known: {known}"
+    else:
+        folder = Path(model_path).expanduser().resolve()
+        remedy = "give a Hugging Face folder with config.json, *.safetensors and a tokenizer"
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{key}={model_path}: no model there ({folder} has no config.json); {remedy}")
+    return folder
+
+
+def load_config(folder: Path, model_type: str | None) -> PretrainedConfig:
+    """The model's config; ``model_type``, when given, must be what the folder holds."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if model_type is not None and _ALIASES.get(model_type, model_type) != config.model_type:
+        raise ConfigError(
+            f"actor.model.model_type={model_type}: {folder} holds a {config.model_type}; write that, or null"
+        )
+    return config
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer, from local files only."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Token ids that end a response: the generation config's, and the tokenizer's own."""
+    found: set[int] = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    if (folder / "generation_config.json").is_file():
+        listed = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        found |= set(listed) if isinstance(listed, list) else {listed} - {None}
+    if not found:
+        raise ConfigError(f"actor.tokenizer.tokenizer_model={folder}: neither it nor generation_config.json has an eos token")
+    return frozenset(found)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over config, tokenizer, and size and samples of each weight file (whole, if it is below 4 MiB).
+
+    Samples, because hashing tens of GB at each start would cost minutes; a fine-tune changes them all.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"} and file.is_file():
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            _hash_samples(file, digest)
+    return digest.hexdigest()
+
+
+def _hash_samples(file: Path, digest: hashlib._Hash) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
+            digest.update(stream.read())
+            return
+        for i in range(_SAMPLES):
+            stream.seek(i * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))

@@ -1,0 +1,80 @@
+"""Filling a (sharded) model from safetensors: each rank reads only the rows that are its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from rlinf_lite.config import ConfigError
+
+
+def fill(model: nn.Module, folder: Path) -> None:
+    """Copy the folder's weights into the model's parameters and persistent buffers.
+
+    Raises:
+        ConfigError: the folder lacks weights, or a tensor is missing or has another shape.
+    """
+    index = _index(folder)
+    with ExitStack() as stack, torch.no_grad():
+        opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in sorted(set(index.values()))}
+        for name, target in named_state(model):
+            stored = _stored_name(name, index, model)
+            if stored is None:
+                raise ConfigError(f"actor.model.model_path={folder}: its weights lack {name}")
+            _copy_rows(opened[index[stored]].get_slice(stored), target, f"{folder}: {stored}")
+
+
+def named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters (each once, ties under their first name) and persistent buffers: what a checkpoint must hold."""
+    yield from model.named_parameters()
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rsplit(".", 1)[-1] not in module._non_persistent_buffers_set:
+                yield name, buffer
+
+
+def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """This rank's rows of a tensor sharded over dimension 0 (or all of a plain one), and the first one's index."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tensor.to_local(), offset[0] if offset else 0
+
+
+def _copy_rows(source, target: torch.Tensor, what: str) -> None:  # type: ignore[no-untyped-def]
+    if list(source.get_shape()) != list(target.shape):
+        raise ConfigError(f"{what} is {list(source.get_shape())}, the architecture in config.json wants {list(target.shape)}")
+    local, start = local_rows(target)
+    if local.numel():
+        local.copy_(source[start : start + local.shape[0]] if local.dim() else source[...])
+
+
+def _index(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file."""
+    listing = folder / "model.safetensors.index.json"
+    if listing.is_file():
+        return {name: folder / file for name, file in json.loads(listing.read_text())["weight_map"].items()}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"actor.model.model_path={folder}: no *.safetensors there; convert other formats first")
+    index: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            index.update(dict.fromkeys(opened.keys(), file))
+    return index
+
+
+def _stored_name(name: str, index: dict[str, Path], model: nn.Module) -> str | None:
+    """Files saved from a bare base model lack its prefix (``transformer.`` of GPT-2)."""
+    if name in index:
+        return name
+    bare = name.removeprefix(f"{model.base_model_prefix}.")
+    return bare if bare in index else None

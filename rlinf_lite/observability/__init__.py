@@ -1,0 +1,21 @@
+"""Where metrics go: console, ``metrics.jsonl``, TensorBoard, wandb; and how long a step's phases took."""
+
+from rlinf_lite.observability.hub import BACKENDS, HubState, MetricHub, build_hub, check_backends
+from rlinf_lite.observability.jsonl import JsonlSink, read_jsonl_rows
+from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.sinks import Metrics, MetricSink
+from rlinf_lite.observability.timers import PhaseTimer
+
+__all__ = [
+    "BACKENDS",
+    "HubState",
+    "JsonlSink",
+    "MetricHub",
+    "MetricSink",
+    "Metrics",
+    "PhaseTimer",
+    "build_hub",
+    "check_backends",
+    "read_jsonl_rows",
+    "say",
+]

@@ -1,0 +1,131 @@
+"""One call a step to every place where metrics go; which places those are, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypedDict
+
+from rlinf_lite.config import ConfigError, LoggerConfig, nearest
+from rlinf_lite.observability.console import ConsoleSink
+from rlinf_lite.observability.jsonl import JsonlSink, read_jsonl_rows
+from rlinf_lite.observability.sinks import Metrics, MetricSink
+from rlinf_lite.observability.tensorboard import TensorBoardSink
+from rlinf_lite.observability.wandb_sink import WandbSink, open_wandb
+
+BACKENDS = ("tensorboard", "wandb")
+METRICS_FILE = "metrics.jsonl"
+
+
+class HubState(TypedDict):
+    """What a checkpoint keeps; JSON."""
+
+    wandb_run_id: str | None
+    last_step: int
+
+
+class MetricHub:
+    """Hands each step's metrics to all ``sinks``, in order; steps rise, none comes twice."""
+
+    def __init__(
+        self, sinks: Sequence[MetricSink], *, committed_step: int | None = None, wandb_run_id: str | None = None
+    ) -> None:
+        self._sinks = list(sinks)
+        self._last_step = -1 if committed_step is None else committed_step
+        self._wandb_run_id = wandb_run_id
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """
+        Raises:
+            ValueError: ``step`` is not after the last one: a row would be doubled.
+        """
+        if step <= self._last_step:
+            last = self._last_step
+            raise ValueError(f"metrics of step {step} after those of step {last}; log each step once, in order")
+        for sink in self._sinks:
+            sink.log(step, metrics)
+        self._last_step = step
+
+    def state(self) -> HubState:
+        """For the checkpoint; `build_hub` takes it back."""
+        return {"wandb_run_id": self._wandb_run_id, "last_step": self._last_step}
+
+    def close(self) -> None:
+        """Close every sink, then raise the first error that one of them raised."""
+        failures: list[Exception] = []
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception as error:  # whatever one sink dies of, the others hold rows that still have to be written
+                failures.append(error)
+        self._sinks = []
+        if failures:
+            raise failures[0]
+
+
+def build_hub(
+    config: LoggerConfig,
+    *,
+    committed_step: int | None,
+    config_dict: Mapping[str, Any],
+    num_steps: int | None = None,
+    state: HubState | None = None,
+) -> MetricHub:
+    """The hub of a run: ``metrics.jsonl`` and the console always, and what ``logger_backends`` names.
+
+    Args:
+        committed_step: step of the checkpoint that the run goes on from; None: a new run.
+        config_dict: the resolved config, for wandb.
+        num_steps: steps of the whole run, for the console; None: no limit.
+        state: what ``MetricHub.state`` gave when that checkpoint was saved.
+
+    Raises:
+        ConfigError: an unknown backend, or one whose package is missing.
+    """
+    check_backends(config.logger_backends)
+    log_path = Path(config.log_path)
+    metrics_file = log_path / METRICS_FILE
+    run_id = None if state is None else state["wandb_run_id"]
+    with ExitStack() as undo:
+        sinks: list[MetricSink] = []
+        for sink in _sinks(config, metrics_file, committed_step, run_id, config_dict, num_steps):
+            undo.callback(sink.close)
+            sinks.append(sink)
+            run_id = sink.run_id if isinstance(sink, WandbSink) else run_id
+        undo.pop_all()
+    return MetricHub(sinks, committed_step=committed_step, wandb_run_id=run_id)
+
+
+def check_backends(backends: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: a backend that is not one of `BACKENDS`.
+    """
+    for name in backends:
+        if name not in BACKENDS:
+            known = ", ".join(BACKENDS)
+            hint = nearest(name, list(BACKENDS))
+            raise ConfigError(f"runner.logger.logger_backends: unknown backend {name!r}; choose from {known}{hint}")
+
+
+def _sinks(
+    config: LoggerConfig,
+    metrics_file: Path,
+    committed_step: int | None,
+    run_id: str | None,
+    config_dict: Mapping[str, Any],
+    num_steps: int | None,
+) -> Iterator[MetricSink]:
+    # First, because what it drops on a resume must not reach wandb as history.
+    yield JsonlSink(metrics_file, committed_step=committed_step)
+    if "tensorboard" in config.logger_backends:
+        yield TensorBoardSink(metrics_file.parent / "tensorboard", committed_step=committed_step)
+    if "wandb" in config.logger_backends:
+        history = read_jsonl_rows(metrics_file)
+        sink = open_wandb(
+            config, committed_step=committed_step, run_id=run_id, config_dict=config_dict, history=history
+        )
+        if sink is not None:
+            yield sink
+    yield ConsoleSink(num_steps=num_steps, committed_step=committed_step)

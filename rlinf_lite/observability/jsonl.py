@@ -1,0 +1,97 @@
+"""JSON rows by step in a file that a resume leaves neither doubled nor short: metrics, rollouts, validation rows.
+
+Floats are written so that they read back to the same bits; NaN and infinities as Python's json writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite.observability.notices import say
+
+_STEP = re.compile(rb'\{"step": (-?\d+)[,}]')
+
+
+class JsonlSink:
+    """Appends rows ``{"step": 7, ...}``; a step may have several.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        committed_step: rows of later steps, and a last line torn by a kill, are dropped. None (a new run): an existing
+            file is moved aside.
+    """
+
+    def __init__(self, path: Path, *, committed_step: int | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if committed_step is None:
+            _move_aside(path)
+        else:
+            _drop_after(path, committed_step)
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self.log_rows(step, [metrics])
+
+    def log_rows(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Several rows of one step, handed to the operating system before this returns."""
+        for row in rows:
+            assert "step" not in row, "the step is the first argument"
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file that `JsonlSink` wrote; none when there is no file."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (json.loads(line) for line in file)
+
+
+def _move_aside(path: Path) -> None:
+    if not path.exists():
+        return
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)
+    say(f"{path.name}: a new run starts here; the rows of an earlier one are now in {aside.name}")
+
+
+def _drop_after(path: Path, committed_step: int) -> None:
+    """Rewrite aside and rename, so that a kill in between costs nothing; a file with nothing to drop is only read."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if all(_stays(line, committed_step) for line in file):
+            return
+        file.seek(0)
+        kept = path.with_name(f"{path.name}.tmp")
+        with kept.open("wb") as copy:
+            copy.writelines(line for line in file if _stays(line, committed_step))
+            copy.flush()
+            os.fsync(copy.fileno())
+    kept.replace(path)
+
+
+def _stays(line: bytes, committed_step: int) -> bool:
+    step = _step_of(line) if line.endswith(b"\n") else None
+    return step is not None and step <= committed_step
+
+
+def _step_of(line: bytes) -> int | None:
+    # Rollout rows are long and many: their step is read from the prefix that log_rows writes, without parsing the rest.
+    if match := _STEP.match(line):
+        return int(match[1])
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row["step"] if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -1,0 +1,13 @@
+"""One-line notices on standard output that do not tear a progress bar."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """Print ``message`` at once: a killed process must not take its last lines with it."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()

@@ -1,0 +1,73 @@
+"""The one aligned line a step: columns stand under each other from line to line, missing metrics are left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlinf_lite.observability.sinks import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    label: str
+    key: str
+    width: int
+    format: str
+
+
+COLUMNS = (
+    Column("reward", "reward/mean", 6, ".3f"),
+    Column("loss", "loss/policy", 8, ".4f"),
+    Column("len", "length/response_mean", 6, ".1f"),
+    Column("kl", "policy/kl", 6, ".3f"),
+    Column("ent", "policy/entropy", 6, ".3f"),
+    Column("clip", "policy/clip_fraction", 6, ".1%"),
+    Column("gnorm", "optim/grad_norm", 6, ".2f"),
+    Column("lr", "optim/lr", 7, ".1e"),
+)
+_PHASE = "time/"
+_WHOLE_STEP = "time/step"
+
+
+def step_line(step: int, metrics: Metrics, num_steps: int | None = None) -> str:
+    """``step   12/60  reward  0.412 ... | sync  0.01 rollout  0.08 s |  5.2k tok/s  val 0.91``."""
+    parts = [_head(step, num_steps), *_columns(metrics)]
+    sections = ["  ".join(parts), _phases(metrics), _throughput(metrics)]
+    return " | ".join(section for section in sections if section)
+
+
+def _head(step: int, num_steps: int | None) -> str:
+    return f"step {step:4d}" if num_steps is None else f"step {step:{max(4, len(str(num_steps)))}d}/{num_steps}"
+
+
+def _columns(metrics: Metrics) -> list[str]:
+    present = [column for column in COLUMNS if column.key in metrics]
+    return [f"{column.label} {_fit(metrics[column.key], column.width, column.format)}" for column in present]
+
+
+def _phases(metrics: Metrics) -> str:
+    phases = {key: value for key, value in metrics.items() if key.startswith(_PHASE) and key != _WHOLE_STEP}
+    shown = [f"{key.removeprefix(_PHASE)} {_fit(seconds, 5, '.2f')}" for key, seconds in phases.items()]
+    return f"{' '.join(shown)} s" if shown else ""
+
+
+def _throughput(metrics: Metrics) -> str:
+    shown = []
+    if "throughput/tokens_per_second" in metrics:
+        shown.append(f"{_short(metrics['throughput/tokens_per_second']):>5} tok/s")
+    if "val/accuracy" in metrics:
+        shown.append(f"val {metrics['val/accuracy']:.3f}")
+    return "  ".join(shown)
+
+
+def _fit(value: float, width: int, spec: str) -> str:
+    """``value`` in ``width`` characters; one too large for its format is written as a power of ten."""
+    text = format(value, spec)
+    return (text if len(text) <= width else format(value, ".0e")).rjust(width)
+
+
+def _short(value: float) -> str:
+    for suffix, unit in (("M", 1e6), ("k", 1e3)):
+        if value >= unit:
+            return f"{value / unit:.{1 if value < 100 * unit else 0}f}{suffix}"
+    return f"{value:.0f}"

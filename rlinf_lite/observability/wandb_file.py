@@ -1,0 +1,51 @@
+"""Which steps an offline wandb run has on disk, read from its ``.wandb`` file.
+
+The file is a LevelDB log (blocks of 32 KiB, 7-byte chunk headers: checksum, length, type) of protobuf records, after a
+header of 7 bytes. wandb writes it every 15 seconds, so after a kill only the file knows what was recorded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_HEADER_BYTES = 7
+_BLOCK_BYTES = 32 * 1024
+_CHUNK = struct.Struct("<IHB")
+_FULL, _FIRST, _LAST = 1, 2, 4
+
+
+def recorded_steps(wandb_dir: Path, run_id: str) -> set[int]:
+    """Steps in the history of all offline sessions of ``run_id`` below ``wandb_dir``."""
+    paths = wandb_dir.glob(f"offline-run-*-{run_id}*/run-{run_id}.wandb")
+    return {step for path in paths for step in _history_steps(path)}
+
+
+def _history_steps(path: Path) -> Iterator[int]:
+    from wandb.proto import wandb_internal_pb2
+
+    record_type: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
+    for content in read_records(path):
+        record = record_type.FromString(content)
+        if record.WhichOneof("record_type") == "history":
+            yield record.history.step.num
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """Whole records of a ``.wandb`` file, up to the first one that was torn."""
+    content, position, record = path.read_bytes(), _HEADER_BYTES, b""
+    while position + _CHUNK.size <= len(content):
+        left_in_block = _BLOCK_BYTES - position % _BLOCK_BYTES
+        if left_in_block < _CHUNK.size:
+            position += left_in_block
+            continue
+        _, num_bytes, kind = _CHUNK.unpack_from(content, position)
+        start = position + _CHUNK.size
+        position = start + num_bytes
+        if kind == 0 or position > len(content):
+            return
+        record = content[start:position] if kind in (_FULL, _FIRST) else record + content[start:position]
+        if kind in (_FULL, _LAST):
+            yield record

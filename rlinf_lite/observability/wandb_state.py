@@ -1,0 +1,32 @@
+"""The small file beside a run's metrics that outlives its checkpoints: which wandb run this is, and how far it got."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE_NAME = "wandb_state.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WandbState:
+    run_id: str
+    last_step: int
+    """Steps up to this one are known to be recorded; later ones may be."""
+
+
+def read_state(log_path: Path) -> WandbState | None:
+    path = log_path / FILE_NAME
+    return WandbState(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def write_state(log_path: Path, state: WandbState) -> None:
+    """Atomic: after a kill there is the old file or the new one."""
+    aside = log_path / f"{FILE_NAME}.tmp"
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(asdict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(log_path / FILE_NAME)

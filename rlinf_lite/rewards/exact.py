@@ -1,0 +1,26 @@
+"""Reward type ``exact``: the response is the answer, to the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlinf_lite.types import Score
+
+
+class ExactJudge:
+    """Right when the response, stripped of outer white space, equals the answer and ended by itself."""
+
+    def __init__(self, reward_scale: float) -> None:
+        self._scale = reward_scale
+
+    def score(self, responses: Sequence[str], answers: Sequence[str], finished: Sequence[bool]) -> list[Score]:
+        return [
+            self._judge(ended and response.strip() == answer)
+            for response, answer, ended in zip(responses, answers, finished, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _judge(self, correct: bool) -> Score:
+        return Score(reward=self._scale if correct else 0.0, correct=correct)

@@ -1,0 +1,63 @@
+"""Reward type ``math``: the final answers of response and reference mean the same.
+
+Equal texts and plain numbers are decided here, in microseconds; the rest goes to math-verify in a child process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from rlinf_lite.rewards.extraction import final_answer, reference_answer
+from rlinf_lite.rewards.plain_numbers import parse_number, same_number
+from rlinf_lite.rewards.verifier import Verifier, VerifierError
+from rlinf_lite.types import Score
+
+MAX_ANSWER_CHARS = 2000
+"""No final answer is longer; a longer one is wrong unread, so that one response cannot keep the verifier busy."""
+
+
+class MathJudge:
+    """Compares final answers. ``finished`` plays no part: an answer stated before the cut counts.
+
+    Args:
+        reward_scale: reward of a correct response.
+        verifier_timeout: seconds of CPU time for one check by math-verify.
+
+    Raises:
+        ImportError: math-verify is not installed (noticed here, not in the middle of a run).
+    """
+
+    def __init__(self, reward_scale: float, verifier_timeout: float) -> None:
+        if find_spec("math_verify") is None:
+            raise ImportError("reward.reward_type: 'math' needs math-verify; pip install math-verify, or use 'exact'")
+        self._scale = reward_scale
+        self._verifier = Verifier(verifier_timeout)
+
+    def score(self, responses: Sequence[str], answers: Sequence[str], finished: Sequence[bool]) -> list[Score]:
+        return [
+            self._judge(response, answer)
+            for response, answer, _ in zip(responses, answers, finished, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._verifier.close()
+
+    def _judge(self, response: str, answer: str) -> Score:
+        try:
+            correct = self._is_correct(final_answer(response), reference_answer(answer))
+        except VerifierError as error:
+            return Score(reward=0.0, correct=False, error=str(error))
+        return Score(reward=self._scale if correct else 0.0, correct=correct)
+
+    def _is_correct(self, found: str, reference: str) -> bool:
+        if not found or not reference:
+            return False
+        if found == reference:
+            return True
+        if max(len(found), len(reference)) > MAX_ANSWER_CHARS:
+            raise VerifierError(f"an answer of {len(found)} characters (reference {len(reference)}) is not read")
+        number, expected = parse_number(found), parse_number(reference)
+        if number is not None and expected is not None:
+            return same_number(number, expected)
+        return self._verifier.check(reference, found)

@@ -1,0 +1,87 @@
+"""math-verify behind a pipe: the child's end, run as a script. Nothing of the project is imported here.
+
+Each line read is ``{"reference": ..., "answer": ...}``, each line written ``{"correct": ...}`` or ``{"error": ...}``.
+The first line written says whether math-verify works here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import sys
+from typing import IO, Any
+
+MAX_MEMORY_BYTES = 4 * 1024**3
+
+
+def main() -> None:
+    cpu_seconds = float(sys.argv[1])
+    replies = _own_stdout()
+    _limit_damage()
+    greeting = _check_myself()
+    _say(replies, greeting)
+    if "error" in greeting:
+        return
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        # At the end of this timer the kernel ends the process: no Python code has to run for it, so it also
+        # works in a C routine that never gives up the GIL.
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        reply = _judge(request["reference"], request["answer"])
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _say(replies, reply)
+
+
+def _own_stdout() -> IO[str]:
+    """The reply pipe under a new number; whatever a library prints from now on goes to stderr."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return replies
+
+
+def _limit_damage() -> None:
+    """Undo what a parent may hand down (blocked or ignored signals), and fail before the machine's memory is full."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    logging.disable(logging.CRITICAL)
+
+
+def _check_myself() -> dict[str, Any]:
+    try:
+        import math_verify  # noqa: F401
+    except ImportError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    # With another antlr runtime math-verify imports, reads no LaTeX, and calls everything wrong.
+    if _judge(r"\frac{1}{2}", "0.5") != {"correct": True}:
+        return {"error": "math-verify cannot read LaTeX; pip install 'math-verify[antlr4-9-3]'"}
+    return {"ready": True}
+
+
+def _judge(reference: str, answer: str) -> dict[str, Any]:
+    from math_verify import parse, verify
+    from sympy.core.random import seed
+
+    # sympy tests some equalities at random points: the same text must meet the same points.
+    seed(0)
+    random.seed(0)
+    try:
+        gold = parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
+        found = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+        return {"correct": verify(gold, found, timeout_seconds=None)}
+    except Exception as error:  # Whatever sympy makes of a model's text, this process goes on.
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def _say(replies: IO[str], reply: dict[str, Any]) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The builtin engine: the transformers model itself, with a KV cache and counter-based sampling, on CPU or GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache
+
+from rlinf_lite.counters import counter_hash
+from rlinf_lite.rollout.sampling import draw, penalize_repetition
+from rlinf_lite.types import GenerationChunk, Rollout
+
+
+@dataclass
+class _Rows:
+    """The rows of a chunk that are still growing (R of them), and what the model needs to grow them."""
+
+    origin_R: Tensor
+    """Row of the chunk each came from."""
+    mask_RT: Tensor
+    """Attention mask over left padding, prompt and response so far."""
+    position_R: Tensor
+    """Position id of the next token."""
+    logits_RV: Tensor
+    seen_RV: Tensor | None
+    """Tokens met so far; None without a repetition penalty."""
+
+
+class BuiltinEngine:
+    """A `RolloutEngine` over one unsharded model.
+
+    A chunk is one left-padded batch: prompts are read once each, their cache is repeated for the group, and rows leave the
+    batch when they finish. All of that follows from the chunk, so the bits do too.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        eos_ids: frozenset[int],
+        return_logprobs: bool,
+    ) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._device = next(model.parameters()).device
+        self._eos = torch.tensor(sorted(eos_ids), device=self._device)
+        self._return_logprobs = return_logprobs
+        self._targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, int, Tensor]]) -> None:
+        for name, start, rows in weights:
+            target = self._targets[name]
+            if target.dim():
+                target[start : start + rows.shape[0]].copy_(rows)
+            else:
+                target.copy_(rows.reshape(()))
+
+    def close(self) -> None:
+        self._targets.clear()
+
+    @torch.inference_mode()
+    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+        sampling = chunk.sampling
+        num_rows = len(chunk.prompts) * chunk.group_size
+        tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=self._device)
+        logprobs = torch.zeros(tokens.shape, dtype=torch.float32, device=self._device)
+        lengths = torch.full((num_rows,), sampling.max_new_tokens, device=self._device)
+        finished = torch.zeros(num_rows, dtype=torch.bool, device=self._device)
+        keys = _noise_keys(chunk)
+
+        rows, cache = self._read_prompts(chunk)
+        for t in range(sampling.max_new_tokens):
+            drawn = self._draw(rows, chunk, keys, t)
+            tokens[rows.origin_R, t] = drawn
+            if self._return_logprobs:
+                scaled = rows.logits_RV.float() / (sampling.temperature if sampling.do_sample else 1.0)
+                logprobs[rows.origin_R, t] = scaled.log_softmax(-1).gather(1, drawn[:, None])[:, 0]
+            ended = torch.isin(drawn, self._eos)
+            lengths[rows.origin_R[ended]] = t + 1
+            finished[rows.origin_R[ended]] = True
+            growing = (~ended).nonzero()[:, 0]
+            if t + 1 == sampling.max_new_tokens or not len(growing):
+                break
+            if len(growing) < len(drawn):
+                cache.batch_select_indices(growing)
+            rows = self._grow(rows, drawn, growing, cache)
+        return self._collect(chunk, tokens, logprobs, lengths, finished)
+
+    def _read_prompts(self, chunk: GenerationChunk) -> tuple[_Rows, DynamicCache]:
+        """Run each prompt once, then repeat rows and cache for the group."""
+        ids = [torch.tensor(prompt.problem.prompt_ids) for prompt in chunk.prompts]
+        longest = max(len(row) for row in ids)
+        ids_PT = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in ids]).to(self._device)
+        mask_PT = torch.stack([torch.arange(longest) >= longest - len(row) for row in ids]).long().to(self._device)
+        position_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self._model.config)
+        logits_PV = self._model(
+            input_ids=ids_PT,
+            attention_mask=mask_PT,
+            position_ids=position_PT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        seen = None
+        if chunk.sampling.repetition_penalty != 1.0:
+            counts = torch.zeros(logits_PV.shape, dtype=torch.int64, device=self._device)
+            seen = counts.scatter_add(1, ids_PT, mask_PT) > 0
+        group = chunk.group_size
+        cache.batch_repeat_interleave(group)
+        return _Rows(
+            origin_R=torch.arange(len(ids) * group, device=self._device),
+            mask_RT=mask_PT.repeat_interleave(group, 0),
+            position_R=(position_PT[:, -1] + 1).repeat_interleave(group, 0),
+            logits_RV=logits_PV.repeat_interleave(group, 0),
+            seen_RV=None if seen is None else seen.repeat_interleave(group, 0),
+        ), cache
+
+    def _draw(self, rows: _Rows, chunk: GenerationChunk, keys: np.ndarray, t: int) -> Tensor:
+        logits = rows.logits_RV
+        if rows.seen_RV is not None:
+            logits = penalize_repetition(logits, rows.seen_RV, chunk.sampling.repetition_penalty)
+        bits = counter_hash(keys[rows.origin_R.cpu().numpy()], t) >> np.uint64(1)
+        return draw(logits, chunk.sampling, torch.from_numpy(bits.astype(np.int64)).to(self._device))
+
+    def _grow(self, rows: _Rows, drawn: Tensor, growing: Tensor, cache: DynamicCache) -> _Rows:
+        """Keep the rows that go on, and run the model on the tokens they drew."""
+        last_R = drawn[growing]
+        mask_RT = torch.nn.functional.pad(rows.mask_RT[growing], (0, 1), value=1)
+        position_R = rows.position_R[growing]
+        logits_RV = self._model(
+            input_ids=last_R[:, None],
+            attention_mask=mask_RT,
+            position_ids=position_R[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        seen = None if rows.seen_RV is None else rows.seen_RV[growing].scatter(1, last_R[:, None], True)
+        return _Rows(
+            origin_R=rows.origin_R[growing],
+            mask_RT=mask_RT,
+            position_R=position_R + 1,
+            logits_RV=logits_RV,
+            seen_RV=seen,
+        )
+
+    def _collect(
+        self, chunk: GenerationChunk, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
+    ) -> list[Rollout]:
+        tokens, logprobs = tokens.cpu(), logprobs.cpu()
+        responses = [tokens[row, :length].numpy().copy() for row, length in enumerate(lengths.tolist())]
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        rollouts = []
+        for row, response in enumerate(responses):
+            prompt = chunk.prompts[row // chunk.group_size]
+            rollouts.append(
+                Rollout(
+                    position=prompt.position,
+                    sample_index=row % chunk.group_size,
+                    prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
+                    response_ids=response,
+                    logprobs=logprobs[row, : len(response)].numpy().copy() if self._return_logprobs else None,
+                    finished=bool(finished[row]),
+                    text=texts[row],
+                )
+            )
+        return rollouts
+
+
+def _noise_keys(chunk: GenerationChunk) -> np.ndarray:
+    """One counter a row: (stream, seed, step, prompt id, sample index); the token index is mixed in when it is drawn."""
+    positions = np.array([prompt.position for prompt in chunk.prompts]).repeat(chunk.group_size)
+    samples = np.tile(np.arange(chunk.group_size), len(chunk.prompts))
+    return counter_hash(chunk.stream, chunk.seed, chunk.step, positions, samples)

@@ -1,0 +1,38 @@
+"""Cutting a step's prompts into canonical chunks: by config and step alone, whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rlinf_lite.types import GenerationChunk, Prompt, Rollout, Sampling
+
+
+def cut(
+    prompts: Sequence[Prompt],
+    *,
+    stream: str,
+    step: int,
+    group_size: int,
+    sampling: Sampling,
+    seed: int,
+    max_rows: int,
+) -> list[GenerationChunk]:
+    """Whole groups, in order, at most ``max_rows`` responses a chunk (but at least one group)."""
+    per_chunk = max(1, max_rows // group_size)
+    return [
+        GenerationChunk(
+            stream=stream,
+            step=step,
+            index=index,
+            prompts=tuple(prompts[first : first + per_chunk]),
+            group_size=group_size,
+            sampling=sampling,
+            seed=seed,
+        )
+        for index, first in enumerate(range(0, len(prompts), per_chunk))
+    ]
+
+
+def join(results: Iterable[list[Rollout]]) -> list[Rollout]:
+    """All rollouts in canonical order: by prompt position, then sample index, whoever finished first."""
+    return sorted((r for result in results for r in result), key=lambda r: (r.position, r.sample_index))

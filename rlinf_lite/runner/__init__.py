@@ -1,0 +1,1 @@
+"""The run: loop, progress, schedule, identity, resume."""

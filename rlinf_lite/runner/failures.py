@@ -1,0 +1,32 @@
+"""What a user reads when a run ends early: one clear message and an exit code, no wall of traceback."""
+
+from __future__ import annotations
+
+from rlinf_lite.cluster.errors import ClusterError, WorkerLost
+from rlinf_lite.config import ConfigError
+
+EXIT_USER_ERROR = 2
+EXIT_WORKER_LOST = 3
+EXIT_INTERRUPTED = 130
+
+_GO_ON = "Nothing that was committed is lost: start the same command with runner.resume_dir=auto to go on."
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """The message and exit code for ``error``; no message for what is a bug of ours and deserves its traceback."""
+    # Imported late: a typo in a key must not wait for torch.
+    if isinstance(error, ConfigError | ClusterError):
+        return _lines("error", error), EXIT_USER_ERROR
+    if isinstance(error, WorkerLost):
+        return f"{_lines('error', error)}\n{_GO_ON}", EXIT_WORKER_LOST
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted. {_GO_ON}", EXIT_INTERRUPTED
+    if isinstance(error, FloatingPointError):
+        return f"{_lines('error', error)}\n{_GO_ON}", EXIT_USER_ERROR
+    if type(error).__module__.startswith(("rlinf_lite.checkpoint", "rlinf_lite.data")):
+        return _lines("error", error), EXIT_USER_ERROR
+    return None, 1
+
+
+def _lines(kind: str, error: BaseException) -> str:
+    return "\n".join(f"{kind}: {line}" if not line.startswith("  ") else line for line in str(error).splitlines())

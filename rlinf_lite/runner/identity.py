@@ -1,0 +1,60 @@
+"""What a run's numbers follow from. A resume that would change it is refused by name, unless allowed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from rlinf_lite import __version__
+from rlinf_lite.config import Config, ConfigError, flatten
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "math-verify")
+
+
+def identity(
+    config: Config, *, base_model: str, train_data: str, val_data: str | None, total_updates: int
+) -> dict[str, Any]:
+    """Everything that makes the numbers, flat, as JSON values.
+
+    Args:
+        base_model, train_data, val_data: fingerprints.
+        total_updates: over how many optimizer steps the rate decays.
+    """
+    made = flatten(config, neutral_keys=False)
+    decays = config.actor.optim.lr_scheduler != "constant"
+    return made | {
+        "actor.optim.total_training_steps": total_updates if decays else None,
+        "actor.model (base weights)": base_model,
+        "data (training problems)": train_data,
+        "data (validation problems)": val_data,
+        "versions.rlinf_lite": __version__,
+        **{f"versions.{name}": version(name) for name in _PACKAGES},
+    }
+
+
+def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence[str], source: str) -> list[str]:
+    """Compare the identity in a checkpoint with the one configured now.
+
+    Returns:
+        The changes that were allowed by name, for the log.
+
+    Raises:
+        ConfigError: what else changed, key by key, with the remedy.
+    """
+    changes = {
+        key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    }
+    if unused := [key for key in allowed if key not in saved.keys() | now.keys()]:
+        raise ConfigError(f"runner.resume_allow_changes: {unused[0]!r} is not a key that a resume compares")
+    refused = [line for key, line in changes.items() if key not in allowed]
+    if refused:
+        names = ",".join(key for key in changes if key not in allowed)
+        listed = "\n  ".join(refused)
+        raise ConfigError(
+            f"resuming from {source} would not give the same numbers, because this changed:\n  {listed}\n"
+            f'change it back, or allow it by name: runner.resume_allow_changes=["{names.replace(",", chr(34) + "," + chr(34))}"]'
+        )
+    return [line for key, line in changes.items() if key in allowed]

@@ -1,0 +1,209 @@
+"""The loop: what one step does, in order. Read this file first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from rlinf_lite.algorithms import ADVANTAGES, pick, whiten
+from rlinf_lite.checkpoint import SaveError, SaveReport
+from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.weight_sync import WeightSync
+from rlinf_lite.config import Config, SamplingConfig
+from rlinf_lite.data import PromptStream
+from rlinf_lite.data.batching import StepBatch
+from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, say
+from rlinf_lite.rollout import cut, join
+from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics
+from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.schedule import due
+from rlinf_lite.types import Problem, Prompt, Rollout, Sampling, Score
+
+_SCORE_BATCH = 256
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """Everything a run needs, built elsewhere; `run` is the training."""
+
+    config: Config
+    actors: WorkerGroup
+    rollouts: WorkerGroup
+    rewards: WorkerGroup
+    weights: WeightSync
+    stream: PromptStream
+    val_problems: Sequence[Problem]
+    hub: MetricHub
+    samples: JsonlSink | None
+    progress: Progress
+    last_step: int
+    manifest_info: dict[str, Any]
+    pad_id: int
+    save_failed: str | None = None
+    """Why the newest checkpoint that was due is not there; None when it is."""
+
+    def run(self) -> None:
+        """Train until ``last_step`` steps are completed."""
+        while self.progress.step < self.last_step:
+            timer = PhaseTimer()
+            metrics = self.step(timer)
+            if self.val_problems and due(self.progress.step, self.config.runner.val_check_interval, self.last_step):
+                metrics |= self.validate(timer)
+            self.hub.log(self.progress.step, metrics | timer.metrics() | self.throughput(metrics, timer))
+            if due(self.progress.step, self.config.runner.save_interval, self.last_step):
+                self.save()
+
+    def step(self, timer: PhaseTimer) -> Metrics:
+        """One step: the eight acts that change the run's numbers."""
+        step = self.progress.step + 1
+        with timer.phase("sync"):
+            self.weights.publish()
+        prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
+        with timer.phase("rollout"):
+            rollouts = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
+        with timer.phase("reward"):
+            scores = self.judge(prompts, rollouts)
+        advantages = self.advantages(rollouts, scores)
+        batch = StepBatch(rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config)
+        with timer.phase("logprob"):
+            logprobs = self.logprobs(batch)
+        with timer.phase("update"):
+            reports = [self.actors.call("update", minibatch) for minibatch in batch.for_update(logprobs)]
+        num_tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+        self.progress.advance(num_prompts=len(prompts), num_samples=len(rollouts), num_tokens=num_tokens)
+        self.log_samples(step, rollouts, scores)
+        return (
+            rollout_metrics(rollouts, scores)
+            | update_metrics(reports)
+            | {
+                "progress/epoch": self.stream.epoch_of(prompts[-1].position),
+                "progress/samples": self.progress.num_samples,
+                "progress/tokens": self.progress.num_tokens,
+                "progress/step_tokens": num_tokens,
+            }
+        )
+
+    def generate(
+        self, prompts: Sequence[Prompt], stream: str, step: int, sampling: SamplingConfig, group_size: int | None = None
+    ) -> list[Rollout]:
+        """Responses in canonical order, whichever worker made which chunk."""
+        chunks = cut(
+            prompts,
+            stream=stream,
+            step=step,
+            group_size=group_size or self.config.algorithm.group_size,
+            sampling=Sampling(**vars(sampling)),
+            seed=self.config.actor.seed,
+            max_rows=self.config.rollout.max_running_requests,
+        )
+        return join(rollouts for _, rollouts in self.rollouts.map_unordered("generate", chunks))
+
+    def judge(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Score]:
+        """One score a rollout, in their order."""
+        answers = {prompt.position: prompt.problem.answer for prompt in prompts}
+        parts = [
+            (
+                [rollout.text for rollout in part],
+                [answers[rollout.position] for rollout in part],
+                [rollout.finished for rollout in part],
+            )
+            for part in (rollouts[first : first + _SCORE_BATCH] for first in range(0, len(rollouts), _SCORE_BATCH))
+        ]
+        scored = dict(self.rewards.map_unordered("score", parts))
+        return [score for index in range(len(parts)) for score in scored[index]]
+
+    def advantages(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> torch.Tensor:
+        """float32 [N], one a rollout: whole groups are compared here, before anything is cut over ranks."""
+        algorithm = self.config.algorithm
+        rewards_PG = torch.tensor([s.reward for s in scores], dtype=torch.float64).reshape(-1, algorithm.group_size)
+        advantages_N = pick(ADVANTAGES, "algorithm.adv_type", algorithm.adv_type)(rewards_PG).reshape(-1)
+        if algorithm.normalize_advantages:
+            advantages_N = whiten(advantages_N, torch.tensor([len(r.response_ids) for r in rollouts]))
+        return advantages_N
+
+    def logprobs(self, batch: StepBatch) -> dict[str, list[Any]]:
+        """Log-probs from before the update, where the loss needs them: the reference's, and the old policy's.
+
+        With one mini-batch the policy does not change between a recomputation and its use, so the update's own forward
+        pass (detached) is the recomputation.
+        """
+        algorithm, found = self.config.algorithm, {}
+        if not algorithm.recompute_logprobs:
+            found["old_logprobs_BT"] = [rollout.logprobs for rollout in batch.rollouts]
+        recompute = algorithm.recompute_logprobs and algorithm.n_minibatches > 1
+        wanted = {"old_logprobs_BT": False} if recompute else {}
+        if algorithm.kl_beta:
+            wanted["ref_logprobs_BT"] = True
+        if wanted:
+            cuts, micro_batches = batch.for_logprobs()
+            for field, of_reference in wanted.items():
+                ranks = self.actors.call("logprobs", micro_batches, of_reference)
+                found[field] = batch.by_row(cuts, {index: lp for rank in ranks for index, lp in rank.items()})
+        return found
+
+    def validate(self, timer: PhaseTimer) -> Metrics:
+        """Answer every validation problem with the weights after this step."""
+        with timer.phase("validation"):
+            self.weights.publish()
+            prompts = [Prompt(position=p.problem_id, epoch=0, problem=p) for p in self.val_problems]
+            size = self.config.data.val_rollout_batch_size or self.config.data.rollout_batch_size
+            rollouts, scores = [], []
+            for first in range(0, len(prompts), size):
+                part = prompts[first : first + size]
+                made = self.generate(
+                    part, "val", self.progress.step, self.config.algorithm.val_sampling_params, group_size=1
+                )
+                rollouts += made
+                scores += self.judge(part, made)
+        metrics = rollout_metrics(rollouts, scores, prefix="val/")
+        metrics["val/accuracy"] = metrics.pop("val/reward/accuracy")
+        self.progress.validated(metrics["val/accuracy"])
+        return metrics
+
+    def save(self) -> None:
+        """Checkpoint the run. A failure is loud, and the run goes on: the previous checkpoint stays."""
+        data = {"progress": self.progress.state(), "observability": dict(self.hub.state())}
+        try:
+            report: SaveReport = self.actors.call("save", self.progress.step, data, self.manifest_info)[0]
+        except SaveError as error:
+            self.save_failed = str(error)
+            say(f"!! SAVE FAILED, the run goes on without it: {error}")
+            return
+        self.save_failed = None
+        if report.superseded:
+            say(f"   an older directory of the same name is now {report.superseded.name}")
+        size, seconds = report.num_bytes / 1e6, report.save_seconds
+        say(f"   saved {report.path} ({size:.1f} MB in {seconds:.2f} s)")
+
+    def throughput(self, metrics: Metrics, timer: PhaseTimer) -> Metrics:
+        """Speed and memory of the step that just ended."""
+        seconds = timer.metrics()["time/step"] - timer.seconds.get("validation", 0.0)
+        return {
+            "throughput/tokens_per_second": metrics["progress/step_tokens"] / seconds,
+            "memory/driver_gb": psutil.Process().memory_info().rss / 1e9,
+            "memory/actor_gb": max(self.actors.call("memory")),
+        }
+
+    def log_samples(self, step: int, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
+        """The first responses of the step, with their tokens."""
+        if self.samples is None:
+            return
+        limit = self.config.runner.logger.log_rollouts
+        pairs = list(zip(rollouts, scores, strict=True))[: None if limit < 0 else limit]
+        self.samples.log_rows(step, (_sample_row(rollout, score) for rollout, score in pairs))
+
+
+def _sample_row(rollout: Rollout, score: Score) -> dict[str, Any]:
+    return {
+        "prompt_id": rollout.position,
+        "sample": rollout.sample_index,
+        "prompt_ids": rollout.prompt_ids.tolist(),
+        "response_ids": rollout.response_ids.tolist(),
+        "text": rollout.text,
+        "reward": score.reward,
+        "error": score.error,
+    }

@@ -1,0 +1,101 @@
+"""From ``resume_dir`` to a run that goes on: what is chosen, what is refused, what is restored, and saying so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, Selection, read_data, select
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.config import Config
+from rlinf_lite.observability import say
+from rlinf_lite.observability.hub import HubState
+from rlinf_lite.runner.identity import refuse_changes
+from rlinf_lite.runner.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Where the run begins."""
+
+    selection: Selection
+    progress: Progress
+    hub_state: HubState | None
+
+    @property
+    def committed_step(self) -> int | None:
+        """Step of the checkpoint that the run goes on from; None: a new run."""
+        return None if self.selection.path is None else self.progress.step
+
+
+def choose_start(config: Config, checkpoints: Path) -> Start:
+    """Select and verify the checkpoint that ``runner.resume_dir`` asks for, and read its counters.
+
+    Raises:
+        CheckpointError: as `checkpoint.select`; or its ``data.pt`` is not what this version writes.
+    """
+    swept = layout.sweep(checkpoints)
+    if swept:
+        say(f"removed {len(swept)} unfinished save(s) of a killed run: {', '.join(path.name for path in swept)}")
+    selection = select(config.runner.resume_dir, checkpoints, verify=config.runner.checkpoint.verify)
+    for reason in selection.skipped:
+        say(f"!! stepped over a damaged checkpoint: {reason}")
+    if selection.path is None or selection.manifest is None:
+        if config.runner.resume_dir is not None:
+            say(f"runner.resume_dir=auto: no checkpoint in {checkpoints} yet, so this is a new run")
+        return Start(selection=selection, progress=Progress(), hub_state=None)
+    data = read_data(selection.path)
+    try:
+        progress, hub_state = Progress.from_state(data["progress"]), data["observability"]
+    except (KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{selection.path / layout.DATA}: {error}; it was written by another version") from None
+    if progress.step != selection.manifest.step:
+        raise DamagedCheckpoint(
+            f"{selection.path}: {layout.DATA} says step {progress.step}, the manifest {selection.manifest.step}"
+        )
+    return Start(selection=selection, progress=progress, hub_state=hub_state)
+
+
+def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> None:
+    """Refuse a resume that would change the numbers; say which changes were allowed.
+
+    Raises:
+        ConfigError: what changed, key by key.
+    """
+    if start.selection.manifest is None or start.selection.path is None:
+        return
+    saved = start.selection.manifest.info.get("identity", {})
+    for change in refuse_changes(saved, now, config.runner.resume_allow_changes, start.selection.path.name):
+        say(f"!! allowed by runner.resume_allow_changes, numbers will differ: {change}")
+
+
+def restore(start: Start, actors: WorkerGroup, facts: Mapping[str, Any], config: Config, checkpoints: Path) -> None:
+    """Load the chosen checkpoint into the actors, and say what is exact and what is not."""
+    path, manifest = start.selection.path, start.selection.manifest
+    if path is None or manifest is None:
+        return
+    # The driver has verified the files moments ago; ranks need not read everything a second time.
+    report: LoadReport = actors.call("load", str(path.resolve()), "off")[0]
+    say(f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); going on with step {manifest.step + 1}")
+    if not report.rng_restored:
+        say(
+            f"!! saved by {manifest.world_size} actor ranks, now {actors.size}: weights, moments, data order and sampling noise "
+            "are the same; sums are taken in another order, and each rank's generators start anew from (seed, step, rank)"
+        )
+    if manifest.info.get("compute") != facts["compute"]:
+        say(
+            f"!! saved on {manifest.info.get('compute')}, now {facts['compute']}: other kernels round differently, so numbers "
+            "will not be bit-equal"
+        )
+    _supersede_newer(path, manifest.step, checkpoints)
+
+
+def _supersede_newer(path: Path, step: int, checkpoints: Path) -> None:
+    """Going back to an older checkpoint starts another future: what the old one left must not be picked by ``auto``."""
+    for newer in layout.committed(checkpoints):
+        if (layout.step_of(newer) or 0) > step and newer.resolve() != path.resolve():
+            aside = layout.set_aside(newer)
+            say(f"!! {newer.name} is newer than {path.name}, from which this run goes on; it is now {aside.name}")

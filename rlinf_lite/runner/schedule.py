@@ -1,0 +1,33 @@
+"""How long a run is, and when something is due. Pure functions of the step."""
+
+from __future__ import annotations
+
+from rlinf_lite.config import Config, ConfigError
+
+
+def total_steps(config: Config, num_problems: int) -> int:
+    """Steps of the whole run: the nearer of ``max_steps`` and ``max_epochs``.
+
+    Raises:
+        ConfigError: the epochs are less than one batch.
+    """
+    batch, epochs = config.data.rollout_batch_size, config.runner.max_epochs
+    limits = [config.runner.max_steps] if config.runner.max_steps > 0 else []
+    if epochs > 0:
+        limits.append(epochs * num_problems // batch)
+    if min(limits) < 1:
+        raise ConfigError(
+            f"runner.max_epochs={epochs}: {num_problems} problems in {epochs} epochs do not fill one batch of "
+            f"data.rollout_batch_size={batch}; lower it, or raise runner.max_epochs to {-(-batch // num_problems)}"
+        )
+    return min(limits)
+
+
+def total_updates(config: Config, steps: int) -> int:
+    """Optimizer steps over which the learning rate decays."""
+    return config.actor.optim.total_training_steps or steps * config.algorithm.n_minibatches
+
+
+def due(step: int, interval: int, last: int) -> bool:
+    """Whether something every ``interval`` steps (-1: only at the end) is due after ``step``."""
+    return step == last or (interval > 0 and step % interval == 0)

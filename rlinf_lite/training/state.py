@@ -1,0 +1,49 @@
+"""What a checkpoint must hold of the trainer, as live tensors: saved where they are, loaded in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.checkpoint.stateful import Stateful
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def build_optimizer(params: list[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):  # type: ignore[no-untyped-def]  # noqa: E501
+    """AdamW whose moments exist from the start, so that its state has one shape: always the whole one."""
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+    for param in params:
+        moments = {name: torch.zeros_like(param.detach()) for name in MOMENTS}
+        optimizer.state[param] = {"step": torch.tensor(0.0), **moments}
+    return optimizer
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+    """``{parameter name: {"step", "exp_avg", "exp_avg_sq"}}``. Rates and betas come from the config, not from here."""
+    return {name: dict(optimizer.state[param]) for name, param in model.named_parameters()}
+
+
+class GradScalerState(Stateful):
+    """The two numbers by which a GradScaler differs from a new one."""
+
+    def __init__(self, scaler: GradScaler) -> None:
+        self._scaler = scaler
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = self._scaler.state_dict()
+        return {
+            "scale": torch.tensor(state["scale"], dtype=torch.float64),
+            "growth_tracker": torch.tensor(state["_growth_tracker"], dtype=torch.int64),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(
+            {
+                **self._scaler.state_dict(),
+                "scale": state_dict["scale"].item(),
+                "_growth_tracker": int(state_dict["growth_tracker"].item()),
+            }
+        )

@@ -1,0 +1,217 @@
+"""PolicyTrainer: one rank of the sharded policy. Log-probs, update, weights to publish, state to save.
+
+Knows torch.distributed; knows no Ray, no files of its own, no checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from rlinf_lite.algorithms import token_logprobs
+from rlinf_lite.config import ActorConfig, AlgorithmConfig
+from rlinf_lite.models import build, folder, shard, weights
+from rlinf_lite.training.lr import learning_rate
+from rlinf_lite.training.objective import MicroSums, micro_batch_loss
+from rlinf_lite.training.state import GradScalerState, build_optimizer, optimizer_state
+from rlinf_lite.types import MicroBatch, MiniBatch
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateReport:
+    """One optimizer step, as one rank saw it."""
+
+    sums: dict[int, MicroSums]
+    """By `MicroBatch.index`: the driver adds them in that order, whatever rank they come from."""
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    lr: float
+    skipped: bool
+    """The gradient scaler met an overflow and took no step."""
+
+
+class PolicyTrainer:
+    """Holds the policy, its optimizer and, with a KL term, the frozen reference."""
+
+    def __init__(
+        self,
+        actor: ActorConfig,
+        algorithm: AlgorithmConfig,
+        *,
+        model_dir: Path,
+        mesh: DeviceMesh,
+        device: torch.device,
+        total_updates: int,
+    ) -> None:
+        """Build on meta, shard, fill.
+
+        Args:
+            model_dir: Hugging Face folder with the base weights.
+            mesh: one dimension, the data-parallel ranks.
+            total_updates: optimizer steps of the whole run, over which the rate decays.
+        """
+        self.actor, self.algorithm, self.device, self.mesh = actor, algorithm, device, mesh
+        self.rank, self.world_size = mesh.get_local_rank(), mesh.size()
+        self.total_updates = total_updates
+        self.temperature = algorithm.sampling_params.temperature if algorithm.sampling_params.do_sample else 1.0
+        self.model = self._build(model_dir)
+        self.model.train()
+        if actor.fsdp_config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.reference = self._build(model_dir).eval().requires_grad_(False) if algorithm.kl_beta else None
+        optim = actor.optim
+        self.optimizer = build_optimizer(
+            list(self.model.parameters()),
+            lr=optim.lr,
+            betas=(optim.adam_beta1, optim.adam_beta2),
+            eps=optim.adam_eps,
+            weight_decay=optim.weight_decay,
+        )
+        self.num_updates = torch.zeros((), dtype=torch.int64)
+        self.scaler = self._build_scaler()
+
+    def _build(self, model_dir: Path) -> PreTrainedModel:
+        config = folder.load_config(model_dir, self.actor.model.model_type)
+        model = build.build_on_meta(config, self.actor.model.precision)
+        shard.shard(model, self.mesh, self.actor.fsdp_config)
+        offloaded = self.actor.fsdp_config.cpu_offload
+        build.materialize(model, torch.device("cpu") if offloaded else self.device)
+        weights.fill(model, model_dir)
+        if offloaded:  # parameters wait on the CPU; buffers are computed with on the device
+            for module in model.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.to(self.device)
+        return model
+
+    def _build_scaler(self) -> GradScaler:
+        config = self.actor.fsdp_config.grad_scaler
+        return GradScaler(
+            self.device.type,
+            init_scale=config.init_scale,
+            growth_factor=config.growth_factor,
+            backoff_factor=config.backoff_factor,
+            growth_interval=config.growth_interval,
+            enabled=config.enabled,
+        )
+
+    # -- state and weights
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes, as live tensors (sharded ones as DTensors) and `Stateful` objects."""
+        state: dict[str, Any] = {
+            "model": dict(weights.named_state(self.model)),
+            "optim": optimizer_state(self.model, self.optimizer),
+            "lr_scheduler": {"num_updates": self.num_updates},
+        }
+        if self.scaler.is_enabled():
+            state["grad_scaler"] = GradScalerState(self.scaler)
+        return state
+
+    def weight_rows(self, dtype: torch.dtype) -> dict[str, tuple[int, Tensor]]:
+        """This rank's rows of every weight: ``{name: (index of the first row, rows in CPU memory)}``, cast to ``dtype``."""
+        rows = {}
+        for name, tensor in weights.named_state(self.model):
+            local, start = weights.local_rows(tensor.detach())
+            rows[name] = (start, local.to(device="cpu", dtype=dtype if local.is_floating_point() else None))
+        return rows
+
+    def full_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Every weight whole, one at a time, cast to ``dtype``. Collective: every rank must exhaust it."""
+        for name, tensor in weights.named_state(self.model):
+            tensor = tensor.detach()
+            whole = tensor.to(self.device).full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name, whole.to(dtype) if whole.is_floating_point() else whole
+
+    # -- log-probs
+
+    @torch.no_grad()
+    def logprobs(self, micro_batches: Sequence[MicroBatch], *, reference: bool = False) -> dict[int, Tensor]:
+        """Log-probs of this rank's share of ``micro_batches``: ``{index: float32 [B, T-1] in CPU memory}``."""
+        model = self.reference if reference else self.model
+        assert model is not None
+        training = model.training
+        model.eval()
+        found = {}
+        for micro in self._share(micro_batches):
+            if micro is None:
+                self._idle(model)
+                continue
+            logits, targets, lead = self._logits(model, micro)
+            found[micro.index] = _pad_left(token_logprobs(logits, targets, self.temperature), lead).cpu()
+        model.train(training)
+        return found
+
+    # -- update
+
+    def update(self, batch: MiniBatch) -> UpdateReport:
+        """One optimizer step on this rank's share of the mini-batch. Collective.
+
+        Raises:
+            FloatingPointError: the gradient is not finite (and no gradient scaler is there to skip the step).
+        """
+        lr = learning_rate(self.actor.optim, int(self.num_updates), self.total_updates)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad()
+        sums = {}
+        for micro in self._share(batch.micro_batches):
+            loss, micro_sums = self._loss(micro, batch)
+            self.scaler.scale(loss).backward()
+            if micro is not None:
+                sums[micro.index] = micro_sums
+        return self._step(sums, lr)
+
+    def _step(self, sums: dict[int, MicroSums], lr: float) -> UpdateReport:
+        self.scaler.unscale_(self.optimizer)
+        clip = self.actor.optim.clip_grad or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        finite = bool(torch.isfinite(norm))
+        if not finite and not self.scaler.is_enabled():
+            raise FloatingPointError(
+                f"the gradient norm is {norm.item()} after {int(self.num_updates)} optimizer steps; nothing was updated. "
+                "Lower actor.optim.lr, or compute in fp32 (actor.model.precision, actor.fsdp_config.mixed_precision)"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.num_updates += 1
+        return UpdateReport(sums=sums, grad_norm=norm.item(), lr=lr, skipped=not finite)
+
+    def _loss(self, micro: MicroBatch | None, batch: MiniBatch) -> tuple[Tensor, MicroSums]:
+        """The micro-batch's share of the mini-batch loss: over all micro-batches and ranks the shares add up."""
+        if micro is None:
+            return self._idle(self.model), {}
+        logits, targets, lead = self._logits(self.model, micro)
+        return micro_batch_loss(logits, targets, lead, micro, batch, self.algorithm, self.temperature)
+
+    # -- forward
+
+    def _share(self, micro_batches: Sequence[MicroBatch]) -> Iterator[MicroBatch | None]:
+        """Every world_size-th micro-batch; None where other ranks have one more, since all must run together."""
+        for first in range(0, len(micro_batches), self.world_size):
+            mine = first + self.rank
+            yield micro_batches[mine] if mine < len(micro_batches) else None
+
+    def _logits(self, model: PreTrainedModel, micro: MicroBatch) -> tuple[Tensor, Tensor, int]:
+        """Logits [B, C, V], targets [B, C], and how many leading columns (prompt common to all rows) were left out."""
+        ids = micro.input_ids_BT.to(self.device)
+        lead = micro.min_prompt_len - 1
+        # Right padding under a causal mask: no row sees its padding, so no attention mask is needed.
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - lead).logits
+        return logits[:, :-1], ids[:, lead + 1 :], lead
+
+    def _idle(self, model: PreTrainedModel) -> Tensor:
+        """Take part in the collectives of a forward (and backward) pass without changing a sum."""
+        logits = model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=self.device), use_cache=False).logits
+        return logits.float().mean() * 0.0
+
+
+def _pad_left(values: Tensor, columns: int) -> Tensor:
+    return torch.nn.functional.pad(values, (columns, 0))

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Lint, types and all tests; with arguments only pytest, which gets them: bash tests/run.sh tests/unit -k counters.
+# Paths start at the top of the checkout.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/../toolkits/environment.sh"
+use_environment test
+
+cd "$repo_root"
+if (($# == 0)); then
+    "$python" -m ruff check .
+    "$python" -m ruff format --check .
+    "$python" -m mypy rlinf_lite
+fi
+exec "$python" -m pytest "$@"

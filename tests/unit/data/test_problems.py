@@ -1,0 +1,174 @@
+"""Rows to problems: keys, chat templates, tokens, lengths, and the fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.data import DataError
+
+ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "10+12=", "answer": "22"}, {"prompt": "2+2=", "answer": "4"}]
+GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+
+def refusal(load, *args, **changes) -> str:
+    with pytest.raises(DataError) as caught:
+        load(*args, **changes)
+    return str(caught.value)
+
+
+def test_rows_become_problems(load, jsonl, tokenizer):
+    loaded = load(jsonl(ROWS))
+    assert [(p.problem_id, p.prompt, p.answer, p.source) for p in loaded.problems] == [
+        (0, "1+1=", "2", "train.jsonl:1"),
+        (1, "10+12=", "22", "train.jsonl:2"),
+        (2, "2+2=", "4", "train.jsonl:3"),
+    ]
+    assert loaded.problems[0].prompt_ids == tuple(tokenizer.convert_tokens_to_ids(["<bos>", "1", "+", "1", "="]))
+    assert (loaded.num_filtered, loaded.source) == (0, "train.jsonl")
+
+
+def test_other_keys_and_the_val_split(load, jsonl):
+    path = jsonl([{"q": "1+1=", "a": "2"}], "val.jsonl")
+    loaded = load(path, split="val", prompt_key="q", answer_key="a")
+    assert (loaded.problems[0].prompt, loaded.problems[0].answer) == ("1+1=", "2")
+
+
+@pytest.mark.parametrize(("key", "config_key"), [("question", "prompt_key"), ("label", "answer_key")])
+def test_a_missing_key_shows_what_the_row_has(load, jsonl, key, config_key):
+    path = jsonl([ROWS[0], ROWS[1]])
+    message = refusal(load, path, **{config_key: key})
+    assert message == f"{path}:1: no key {key!r}; the row has prompt, answer; set data.{config_key}=..."
+
+
+@pytest.mark.parametrize(("answer", "text"), [(72, "72"), (-1, "-1"), (1.5, "1.5"), ("#### 72", "#### 72")])
+def test_numbers_are_answers_too(load, jsonl, answer, text):
+    assert load(jsonl([{"prompt": "1", "answer": answer}])).problems[0].answer == text
+
+
+@pytest.mark.parametrize(("answer", "kind"), [(None, "NoneType"), (["72"], "list"), (True, "bool")])
+def test_other_answers_are_refused(load, jsonl, answer, kind):
+    path = jsonl([ROWS[0], {"prompt": "1", "answer": answer}])
+    message = refusal(load, path)
+    assert message == f"{path}:2: the answer 'answer' is {kind}, not text or a number; set data.answer_key=..."
+
+
+def test_a_prompt_that_is_no_text(load, jsonl, chat_tokenizer):
+    path = jsonl([{"prompt": 5, "answer": "1"}])
+    assert refusal(load, path) == f"{path}:1: the prompt is int, not text; set data.prompt_key=..."
+    message = refusal(load, path, tokenizer=chat_tokenizer, apply_chat_template=True)
+    assert message.startswith(f"{path}:1: the prompt is neither text nor a list of messages")
+
+
+def test_the_chat_template_wraps_text_and_lists(load, jsonl, chat_tokenizer, tokenizer):
+    chat = [{"role": "system", "content": "0", "name": None}, {"role": "user", "content": "1+1="}]
+    path = jsonl([{"prompt": "1+1=", "answer": "2"}, {"prompt": chat, "answer": "2"}])
+    loaded = load(path, tokenizer=chat_tokenizer, apply_chat_template=True)
+    assert [problem.prompt for problem in loaded.problems] == ["u:1+1=;a:", "s:0;u:1+1=;a:"]
+    assert loaded.problems[0].prompt_ids[0] != tokenizer.bos_token_id, "the template alone adds special tokens"
+    assert len(loaded.problems[0].prompt_ids) == len("u:1+1=;a:")
+
+
+def test_chat_lists_from_parquet(load, tmp_path, chat_tokenizer):
+    path = tmp_path / "chat.parquet"
+    pq.write_table(pa.Table.from_pylist([{"prompt": [{"role": "user", "content": "1+1="}], "answer": 2}]), path)
+    loaded = load(str(path), tokenizer=chat_tokenizer, apply_chat_template=True)
+    assert (loaded.problems[0].prompt, loaded.problems[0].answer) == ("u:1+1=;a:", "2")
+
+
+def test_a_chat_list_without_a_template(load, jsonl):
+    path = jsonl([{"prompt": [{"role": "user", "content": "1"}], "answer": "2"}])
+    assert refusal(load, path) == f"{path}:1: the prompt is a list of chat messages; set data.apply_chat_template=true"
+
+
+@pytest.mark.parametrize("messages", [[], ["hi"], [{"role": "user"}], [{"role": "user", "content": None}]])
+def test_a_broken_chat_list(load, jsonl, chat_tokenizer, messages):
+    path = jsonl([{"prompt": messages, "answer": "2"}])
+    message = refusal(load, path, tokenizer=chat_tokenizer, apply_chat_template=True)
+    assert message.startswith(f"{path}:1: the prompt is neither text nor a list of messages")
+
+
+def test_a_tokenizer_without_template(load, jsonl):
+    message = refusal(load, jsonl(ROWS), apply_chat_template=True)
+    assert message.startswith("data.apply_chat_template=true: the tokenizer") and "set it to false" in message
+
+
+def test_a_template_that_refuses(load, jsonl, chat_tokenizer, monkeypatch):
+    monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
+    path = jsonl(ROWS)
+    message = refusal(load, path, tokenizer=chat_tokenizer, apply_chat_template=True)
+    assert message == f"{path}:1: the tokenizer's chat template refuses this prompt (no system role)"
+
+
+def test_long_prompts_are_left_out_and_counted(load, jsonl):
+    loaded = load(jsonl(ROWS), max_prompt_length=5)
+    assert [(p.problem_id, p.prompt, p.source) for p in loaded.problems] == [
+        (0, "1+1=", "train.jsonl:1"),
+        (1, "2+2=", "train.jsonl:3"),
+    ]
+    assert loaded.num_filtered == 1
+
+
+def test_long_prompts_are_an_error_when_not_filtered(load, jsonl):
+    path = jsonl(ROWS)
+    message = refusal(load, path, max_prompt_length=5, filter_prompt_by_length=False)
+    assert message.startswith(f"{path}:2: the prompt has 7 tokens, data.max_prompt_length is 5; raise it")
+    assert len(load(path, max_prompt_length=7, filter_prompt_by_length=False).problems) == 3
+
+
+def test_nothing_left(load, jsonl):
+    message = refusal(load, jsonl(ROWS), max_prompt_length=4)
+    assert message == (
+        "train.jsonl: nothing left, all 3 prompts are longer than data.max_prompt_length=4 tokens; raise it"
+    )
+    assert refusal(load, jsonl([])).startswith("train.jsonl: no rows")
+
+
+def test_an_empty_prompt(load, jsonl):
+    path = jsonl([ROWS[0], {"prompt": "", "answer": "1"}])
+    assert refusal(load, path) == f"{path}:2: the prompt is empty; remove the row or set data.prompt_key=..."
+
+
+def test_half_a_surrogate_pair(load, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"prompt": "a\\ud800b", "answer": "1"}\n')
+    assert refusal(load, str(path)).startswith(f"{path}:1: half a surrogate pair (U+D800) in the text")
+
+
+def test_threads_change_nothing(load, jsonl):
+    rows = [{"prompt": f"{number}+1=", "answer": number + 1} for number in range(3000)]
+    path = jsonl(rows)
+    assert load(path, num_workers=3).problems == load(path, num_workers=0).problems
+
+
+def test_the_fingerprint_is_of_content_not_of_paths(load, jsonl):
+    whole = load(jsonl(ROWS, "a.jsonl")).fingerprint
+    assert len(whole) == 64
+    assert load(jsonl(ROWS[:2], "b.jsonl"), jsonl(ROWS[2:], "c.jsonl")).fingerprint == whole
+    assert load(jsonl(ROWS[::-1], "d.jsonl")).fingerprint != whole
+    assert load(jsonl([{**ROWS[0], "answer": "3"}, *ROWS[1:]], "e.jsonl")).fingerprint != whole
+    assert load(jsonl([{**ROWS[0], "prompt": "1-1="}, *ROWS[1:]], "f.jsonl")).fingerprint != whole
+    assert load(jsonl(ROWS, "g.jsonl"), max_prompt_length=5).fingerprint != whole
+
+
+def test_the_fingerprint_sees_the_template_and_the_field_borders(load, jsonl, chat_tokenizer):
+    path = jsonl(ROWS)
+    assert load(path, tokenizer=chat_tokenizer, apply_chat_template=True).fingerprint != load(path).fingerprint
+    moved = load(jsonl([{"prompt": "1+1", "answer": "=2"}], "moved.jsonl")).fingerprint
+    assert moved != load(jsonl(ROWS[:1], "kept.jsonl")).fingerprint
+
+
+def test_an_unknown_type(load):
+    with pytest.raises(ConfigError, match=r"data\.type: 'poetry'; choose math or arithmetic"):
+        load(type="poetry")
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")
+def test_gsm8k(load):
+    loaded = load(str(GSM8K), prompt_key="question", max_prompt_length=2000)
+    assert len(loaded.problems) + loaded.num_filtered == 7473
+    assert loaded.problems[0].answer.endswith("#### 72")

@@ -1,0 +1,64 @@
+"""A real run of the hub in a process of its own, which ends by closing or by SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlinf_lite.config import LoggerConfig
+
+SCRIPT = """
+import json, os, signal, sys
+from rlinf_lite.config import LoggerConfig
+from rlinf_lite.observability import build_hub
+
+log_path, backends, committed, first, last, end, state = map(json.loads, sys.argv[1:])
+config = LoggerConfig(log_path=log_path, project_name="p", experiment_name="e", logger_backends=backends)
+hub = build_hub(config, committed_step=committed, config_dict={"actor": {"seed": 1}}, num_steps=100, state=state)
+for step in range(first, last + 1):
+    hub.log(step, {"reward/mean": step / 3, "optim/lr": 1e-4, "progress/step": step})
+print("STATE", json.dumps(hub.state()), flush=True)
+if end == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+hub.close()
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """For a process that finds the package, and neither a login nor settings of wandb."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_") and key != "NETRC"}
+    root = str(Path(__file__).parents[3])
+    return {**kept, "HOME": str(tmp_path), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def session(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
+    """Log steps ``first`` to ``last`` in a new process; its standard output."""
+
+    def run(backend: str, committed: int | None, first: int, last: int, end: str, state=None, **changes: str) -> str:
+        arguments = [str(tmp_path / "run"), [backend], committed, first, last, end, state]
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *map(json.dumps, arguments)],
+            env=environment | changes,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == (-signal.SIGKILL if end == "kill" else 0), done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def logger_config(tmp_path: Path) -> LoggerConfig:
+    return LoggerConfig(log_path=str(tmp_path / "run"), project_name="p", experiment_name="e", logger_backends=[])

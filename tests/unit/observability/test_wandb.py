@@ -1,0 +1,83 @@
+"""wandb for real, offline: processes killed and resumed, and its files read back. Nothing here touches a network."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from rlinf_lite.observability import build_hub
+from rlinf_lite.observability.wandb_file import read_records, recorded_steps
+from rlinf_lite.observability.wandb_state import WandbState, read_state, write_state
+
+pytest.importorskip("wandb")
+
+
+def state_in(output: str) -> dict:
+    (line,) = [line for line in output.splitlines() if line.startswith("STATE ")]
+    return json.loads(line.removeprefix("STATE "))
+
+
+def rows(log_path, run_id) -> list[tuple[int, float]]:
+    """(step, reward) of every history record of every session, doubled ones included."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for path in sorted((log_path / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")):
+        for record in map(Record.FromString, read_records(path)):
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                assert items["step"] == items["_step"]
+                found.append((items["step"], items["reward/mean"]))
+    return found
+
+
+def test_killed_and_resumed_as_one_run_with_each_step_once(tmp_path, session):
+    log_path = tmp_path / "run"
+    first = state_in(session("wandb", None, 1, 9, "kill", WANDB_MODE="offline"))
+    run_id = first["wandb_run_id"]
+    assert first == {"wandb_run_id": run_id, "last_step": 9} and read_state(log_path).run_id == run_id
+    # The checkpoint of step 5 was the last one; wandb had nothing on disk yet when the kill came.
+    second = state_in(session("wandb", 5, 6, 12, "close", state={**first, "last_step": 5}))
+    assert second["wandb_run_id"] == run_id
+    assert read_state(log_path) == WandbState(run_id=run_id, last_step=12)
+    # This time all twelve rows are there, and 9 to 12 come again.
+    third = state_in(session("wandb", 8, 9, 15, "close", state={**second, "last_step": 8}))
+    assert third == {"wandb_run_id": run_id, "last_step": 15}
+    assert sorted(rows(log_path, run_id)) == [(step, step / 3) for step in range(1, 16)]
+
+
+def test_without_login_it_goes_offline_says_so_and_asks_nothing(tmp_path, session):
+    output = session("wandb", None, 1, 2, "close")
+    assert "wandb: not logged in, so the run is recorded offline" in output and "wandb login" in output
+    run_id = state_in(output)["wandb_run_id"]
+    assert f"send it with: wandb sync {tmp_path / 'run'}/wandb/offline-run-*-{run_id}" in output
+    assert recorded_steps(tmp_path / "run" / "wandb", run_id) == {1, 2}
+
+
+def test_disabled_by_the_environment(tmp_path, session):
+    output = session("wandb", None, 1, 2, "close", WANDB_MODE="disabled")
+    assert "wandb: disabled by WANDB_MODE" in output
+    assert state_in(output) == {"wandb_run_id": None, "last_step": 2}
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_a_missing_package_is_one_line_and_the_run_id_is_kept(logger_config, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    logger_config.logger_backends = ["wandb"]
+    state = {"wandb_run_id": "abc", "last_step": 3}
+    hub = build_hub(logger_config, committed_step=3, config_dict={}, state=state)
+    hub.log(4, {"reward/mean": 0.5})
+    hub.close()
+    notice = capsys.readouterr().out.splitlines()[0]
+    assert notice.startswith("wandb: not installed, so nothing goes there; pip install wandb")
+    assert hub.state() == {"wandb_run_id": "abc", "last_step": 4}
+
+
+def test_the_sidecar_is_replaced_whole(tmp_path):
+    assert read_state(tmp_path) is None
+    for last_step in (-1, 7):
+        write_state(tmp_path, WandbState(run_id="abc", last_step=last_step))
+    assert read_state(tmp_path) == WandbState(run_id="abc", last_step=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["wandb_state.json"]

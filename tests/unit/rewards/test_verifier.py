@@ -1,0 +1,189 @@
+"""The verifier process: it hangs, dies, stands still, loses its parent; nothing else is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from rlinf_lite.rewards import VerifierStartError
+from rlinf_lite.rewards import verifier as verifier_module
+from rlinf_lite.rewards.math_judge import MathJudge
+from rlinf_lite.rewards.verifier import Verifier, VerifierError
+
+HANG = "9^{9^{9^{9}}}"
+
+
+@pytest.fixture
+def verifier():
+    verifier = Verifier(2.0)
+    yield verifier
+    verifier.close()
+
+
+def wait_until_gone(pid, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_running(pid)
+
+
+def is_running(pid):
+    """A zombie is not: an orphan stays one until init takes note, which in a container can be never."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_hang_costs_one_sample():
+    judge = MathJudge(1.0, 2.0)
+    scores = judge.score([r"\boxed{\frac12}", rf"\boxed{{{HANG}}}", r"\boxed{\frac12}"], ["0.5"] * 3, [True] * 3)
+    judge.close()
+    assert [score.correct for score in scores] == [True, False, True]
+    assert [score.error for score in scores] == [None, "math-verify took more than 2 s of CPU time", None]
+    assert scores[1].reward == 0.0
+
+
+def test_killed_between_two_checks(verifier):
+    assert verifier.check("0.5", r"\frac12")
+    first = verifier.pid
+    os.kill(first, signal.SIGKILL)
+    assert verifier.check("0.5", r"\frac12")
+    assert verifier.pid not in (None, first)
+
+
+def test_killed_in_a_check_the_sample_is_asked_again(verifier):
+    """The first child is killed while it works: the verdict (out of CPU time) comes from the second."""
+    verifier.check("1", "x")
+    first = verifier.pid
+    killer = threading.Timer(0.5, os.kill, (first, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(VerifierError, match="CPU time"):
+        verifier.check("5", HANG)
+    killer.join()
+    assert wait_until_gone(first)
+    assert verifier.check("0.5", r"\frac12")
+
+
+def test_a_child_that_dies_twice_costs_one_sample(verifier, tmp_path, monkeypatch):
+    fake = tmp_path / "child.py"
+    fake.write_text("import os\nprint('{\"ready\": true}', flush=True)\ninput()\nos.abort()\n")
+    monkeypatch.setattr(verifier_module, "_CHILD", fake)
+    with pytest.raises(VerifierError, match="twice: exit status -6"):
+        verifier.check("0.5", r"\frac12")
+    monkeypatch.undo()
+    assert verifier.check("0.5", r"\frac12")
+
+
+def test_a_child_that_stands_still_is_replaced():
+    verifier = Verifier(0.2)  # silent for 2 s of wall time
+    verifier.check("1", "x")
+    first = verifier.pid
+    os.kill(first, signal.SIGSTOP)
+    assert not verifier.check("1", "y")
+    assert verifier.pid != first and wait_until_gone(first)
+    verifier.close()
+
+
+def test_an_interrupt_leaves_no_stale_reply_behind(verifier, monkeypatch):
+    verifier.check("1", "x")
+    first, child = verifier.pid, verifier._child
+    assert child is not None
+
+    def interrupted(_wall_seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(child, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verifier.check("0.5", r"\frac12")
+    assert not verifier.check("0.5", r"\frac13")
+    assert verifier.pid != first
+
+
+def test_off_the_main_thread_with_the_signal_blocked(verifier):
+    """A thread hands its blocked signals down to the child; the time limit must hold all the same."""
+    outcome = []
+
+    def work():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+        outcome.append(verifier.check("0.5", r"\frac12"))
+        try:
+            verifier.check("5", HANG)
+        except VerifierError as error:
+            outcome.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert outcome == [True, "math-verify took more than 2 s of CPU time"]
+
+
+def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, tmp_path, monkeypatch):
+    fake = tmp_path / "child.py"
+    fake.write_text("print('{\"error\": \"ImportError: no antlr\"}')\n")
+    monkeypatch.setattr(verifier_module, "_CHILD", fake)
+    with pytest.raises(VerifierStartError, match="no antlr"):
+        MathJudge(1.0, 2.0).score([r"\boxed{\frac12}"], ["0.5"], [True])
+    fake.write_text("raise SystemExit(3)\n")
+    with pytest.raises(VerifierStartError, match="exit status 3"):
+        verifier.check("0.5", r"\frac12")
+
+
+@pytest.mark.parametrize("answer", ["x", HANG], ids=["idle", "in a check"])
+def test_the_child_dies_with_its_parent(answer):
+    code = (
+        "import sys, threading; from rlinf_lite.rewards.verifier import Verifier\n"
+        "verifier = Verifier(1.5); verifier.check('1', 'x'); print(verifier.pid, flush=True)\n"
+        "verifier.check('5', sys.argv[1]); threading.Event().wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, answer], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.5)  # let it take up the second check
+    parent.kill()
+    parent.communicate()
+    assert wait_until_gone(child)
+
+
+def test_close_ends_the_child(verifier):
+    verifier.check("0.5", r"\frac12")
+    child = verifier.pid
+    verifier.close()
+    verifier.close()
+    assert wait_until_gone(child) and verifier.pid is None
+
+
+def test_what_a_library_prints_reaches_neither_the_replies_nor_the_terminal(tmp_path, monkeypatch, capfd):
+    """math-verify stood in for by a module that talks on both streams."""
+    (tmp_path / "math_verify.py").write_text(
+        "import os, sys\n"
+        "def parse(text, parsing_timeout): print('noise'); os.write(1, b'noise'); os.write(2, b'noise'); return text\n"
+        "def verify(gold, found, timeout_seconds): print('noise', file=sys.stderr, flush=True); return True\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    verifier = Verifier(2.0)
+    assert verifier.check("1", "x") and verifier.check("2", "y")
+    verifier.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_math_verify_that_reads_no_latex_is_noticed_at_start(tmp_path, monkeypatch):
+    """As happens with another antlr runtime: it imports, and calls everything wrong."""
+    (tmp_path / "math_verify.py").write_text(
+        "def parse(text, parsing_timeout): return []\ndef verify(gold, found, timeout_seconds): return False\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(VerifierStartError, match="cannot read LaTeX"):
+        Verifier(2.0).check("1", "x")
+
+
+def test_the_child_needs_neither_torch_nor_numpy(verifier):
+    verifier.check("0.5", r"\frac12")
+    with open(f"/proc/{verifier.pid}/maps") as maps:
+        loaded = maps.read()
+    assert "torch" not in loaded and "numpy" not in loaded
