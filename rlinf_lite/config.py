@@ -296,8 +296,8 @@ class RewardConfig:
     reward_scale: float = 1.0
     """Reward of a correct answer; a wrong one gets 0."""
     verifier_timeout: float = neutral(30.0)
-    """Seconds after which one hanging check is given up (that sample counts as wrong). Generous on purpose: a busy machine
-    must not change a reward."""
+    """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one symbolic check is given
+    up; that sample then counts as wrong."""
 
 
 @dataclass

@@ -1,16 +1,27 @@
-"""Log-probs and entropy of tokens, from logits. In float32 whatever the model computes in, one row at a time.
+"""Log-probs and entropy of tokens, from logits. In float32 whatever the model computes in, a few rows at a time.
 
-A row at a time, because [B, T, V] in float32 is the largest tensor of a step. It also makes a row's bits independent
-of its neighbours.
+A few, because [B, T, V] in float32 is the largest tensor of a step. Every value is computed within its own row of V logits,
+so how many rows go together changes no bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_MAX_ELEMENTS = 1 << 22
+"""Logits that are in float32 at a time (16 MiB), unless one row of T x V is larger."""
+
+
+def _parts(logits_BTV: Tensor) -> Iterator[slice]:
+    """Rows to be worked on together."""
+    num_rows, num_logits = logits_BTV.shape[0], logits_BTV.shape[1] * logits_BTV.shape[2]
+    size = max(1, _MAX_ELEMENTS // max(1, num_logits))
+    return (slice(first, first + size) for first in range(0, num_rows, size))
 
 
 def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
@@ -38,8 +49,8 @@ def token_entropy(logits_BTV: Tensor, temperature: float) -> Tensor:
     Returns:
         float32 [B, T].
     """
-    rows = [_row_entropy(logits_TV.float() / temperature) for logits_TV in logits_BTV]
-    return torch.stack(rows) if rows else logits_BTV.new_zeros(logits_BTV.shape[:2], dtype=torch.float32)
+    parts = [_entropy(logits_BTV[part].float() / temperature) for part in _parts(logits_BTV)]
+    return torch.cat(parts) if parts else logits_BTV.new_zeros(logits_BTV.shape[:2], dtype=torch.float32)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -50,9 +61,9 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.save_for_backward(logits_BTV, targets_BT)
         ctx.temperature = temperature
         logprobs_BT = logits_BTV.new_empty(targets_BT.shape, dtype=torch.float32)
-        for row, (logits_TV, targets_T) in enumerate(zip(logits_BTV, targets_BT, strict=True)):
-            logprobs_TV = functional.log_softmax(logits_TV.float() / temperature, dim=-1)
-            logprobs_BT[row] = logprobs_TV.gather(1, targets_T[:, None]).squeeze(1)
+        for part in _parts(logits_BTV):
+            logprobs = functional.log_softmax(logits_BTV[part].float() / temperature, dim=-1)
+            logprobs_BT[part] = logprobs.gather(2, targets_BT[part][..., None]).squeeze(2)
         return logprobs_BT
 
     @staticmethod
@@ -60,17 +71,18 @@ class _TokenLogprobs(torch.autograd.Function):
         """d log p(target) / d logit_v = ((v is target) - p_v) / temperature."""
         logits_BTV, targets_BT = ctx.saved_tensors
         grad_BTV = torch.empty_like(logits_BTV)
-        for row, grad_T in enumerate(grad_outputs[0].float() / ctx.temperature):
-            grad_TV = functional.softmax(logits_BTV[row].float() / ctx.temperature, dim=-1).mul_(-grad_T[:, None])
-            index_T1 = targets_BT[row][:, None]
+        for part in _parts(logits_BTV):
+            scaled_BT1 = (grad_outputs[0][part].float() / ctx.temperature)[..., None]
+            grad = functional.softmax(logits_BTV[part].float() / ctx.temperature, dim=-1).mul_(-scaled_BT1)
+            index_BT1 = targets_BT[part][..., None]
             # scatter_ writes each place once here, so it is deterministic; scatter_add_ on a GPU would not be.
-            grad_TV.scatter_(1, index_T1, grad_TV.gather(1, index_T1) + grad_T[:, None])
-            grad_BTV[row] = grad_TV
+            grad.scatter_(2, index_BT1, grad.gather(2, index_BT1) + scaled_BT1)
+            grad_BTV[part] = grad
         return grad_BTV, None, None
 
 
-def _row_entropy(logits_TV: Tensor) -> Tensor:
+def _entropy(logits: Tensor) -> Tensor:
     # An impossible token adds p * log p = 0, but 0 * -inf would be NaN, in the value and in the gradient.
-    logprobs_TV = functional.log_softmax(logits_TV, dim=-1)
-    finite_TV = logprobs_TV.masked_fill(logprobs_TV == -torch.inf, 0.0)
-    return -(logprobs_TV.exp() * finite_TV).sum(dim=-1)
+    logprobs = functional.log_softmax(logits, dim=-1)
+    finite = logprobs.masked_fill(logprobs == -torch.inf, 0.0)
+    return -(logprobs.exp() * finite).sum(dim=-1)

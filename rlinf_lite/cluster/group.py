@@ -46,8 +46,9 @@ class WorkerGroup:
         self.name = name
         slots = session.placement.slots[component]
         self.size = len(slots)
+        named = type(name, (_Shell,), {})  # the class's name is what `ps` and `ray list actors` show
         self._handles = [
-            ray.remote(_Shell)
+            ray.remote(named)
             .options(
                 num_cpus=0,
                 num_gpus=session.gpu_share(component, slot),

@@ -41,6 +41,8 @@ def launch(config: Config) -> bool:
         for group in groups.values():
             stack.callback(group.kill)
         runner = build_runner(config, session, groups, folders, stack)
+        if runner.progress.step >= runner.last_step:
+            say(f"nothing to do: step {runner.progress.step} of {runner.last_step} is already completed")
         runner.run()
     _last_words(runner, folders)
     return runner.save_failed is None

@@ -69,8 +69,7 @@ class Runner:
             scores = self.judge(prompts, rollouts)
         advantages = self.advantages(rollouts, scores)
         batch = StepBatch(rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config)
-        with timer.phase("logprob"):
-            logprobs = self.logprobs(batch)
+        logprobs = self.logprobs(batch, timer)
         with timer.phase("update"):
             reports = [self.actors.call("update", minibatch) for minibatch in batch.for_update(logprobs)]
         num_tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
@@ -125,7 +124,7 @@ class Runner:
             advantages_N = whiten(advantages_N, torch.tensor([len(r.response_ids) for r in rollouts]))
         return advantages_N
 
-    def logprobs(self, batch: StepBatch) -> dict[str, list[Any]]:
+    def logprobs(self, batch: StepBatch, timer: PhaseTimer) -> dict[str, list[Any]]:
         """Log-probs from before the update, where the loss needs them: the reference's, and the old policy's.
 
         With one mini-batch the policy does not change between a recomputation and its use, so the update's own forward
@@ -138,7 +137,9 @@ class Runner:
         wanted = {"old_logprobs_BT": False} if recompute else {}
         if algorithm.kl_beta:
             wanted["ref_logprobs_BT"] = True
-        if wanted:
+        if not wanted:
+            return found
+        with timer.phase("logprob"):
             cuts, micro_batches = batch.for_logprobs()
             for field, of_reference in wanted.items():
                 ranks = self.actors.call("logprobs", micro_batches, of_reference)

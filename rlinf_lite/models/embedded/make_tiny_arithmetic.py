@@ -1,7 +1,7 @@
 """Makes `tiny-arithmetic`, the embedded default model: 0.1M parameters and a character tokenizer for two-digit sums.
 
-It is taught the sums, then most of that is hidden under wrong answers, so that GRPO starts at a sampled accuracy of 0.35
-and brings back what the noise hid. Same seed, same machine, same library versions: same bytes.
+It is taught the sums, then most of that is hidden under wrong answers: GRPO starts at a sampled accuracy of 0.35 and
+brings back what the noise hid. Same seed, same machine, same library versions: same bytes.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Sums:
 
     @torch.no_grad()
     def sampled_accuracy(self, model: LlamaForCausalLM) -> float:
-        """The expected share of right answers at temperature 1, over all sums. Exact, because nothing is sampled: it is the
-        mean probability that the model gives to a right answer."""
+        """The expected share of right answers at temperature 1, over all sums. Exact, because nothing is sampled: it
+        is the mean probability that the model gives to a right answer."""
         total = 0.0
         for indices_B in torch.arange(len(self)).split(900):
             rows_BT = self.rows(indices_B, self.right_answers(indices_B))

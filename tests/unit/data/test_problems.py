@@ -10,6 +10,8 @@ import pytest
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.data import DataError
+from rlinf_lite.data.problems import fingerprint
+from rlinf_lite.types import Problem
 
 ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "10+12=", "answer": "22"}, {"prompt": "2+2=", "answer": "4"}]
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -139,10 +141,12 @@ def test_half_a_surrogate_pair(load, tmp_path):
     assert refusal(load, str(path)).startswith(f"{path}:1: half a surrogate pair (U+D800) in the text")
 
 
-def test_threads_change_nothing(load, jsonl):
+def test_threads_change_nothing(load, jsonl, tokenizer):
     rows = [{"prompt": f"{number}+1=", "answer": number + 1} for number in range(3000)]
     path = jsonl(rows)
-    assert load(path, num_workers=3).problems == load(path, num_workers=0).problems
+    loaded = load(path, num_workers=0).problems
+    assert all(problem.prompt_ids == tuple(tokenizer(problem.prompt)["input_ids"]) for problem in loaded)
+    assert load(path, num_workers=3).problems == loaded
 
 
 def test_the_fingerprint_is_of_content_not_of_paths(load, jsonl):
@@ -155,11 +159,16 @@ def test_the_fingerprint_is_of_content_not_of_paths(load, jsonl):
     assert load(jsonl(ROWS, "g.jsonl"), max_prompt_length=5).fingerprint != whole
 
 
-def test_the_fingerprint_sees_the_template_and_the_field_borders(load, jsonl, chat_tokenizer):
+def test_the_fingerprint_sees_the_template(load, jsonl, chat_tokenizer):
     path = jsonl(ROWS)
     assert load(path, tokenizer=chat_tokenizer, apply_chat_template=True).fingerprint != load(path).fingerprint
-    moved = load(jsonl([{"prompt": "1+1", "answer": "=2"}], "moved.jsonl")).fingerprint
-    assert moved != load(jsonl(ROWS[:1], "kept.jsonl")).fingerprint
+
+
+def test_the_fingerprint_sees_the_tokens_and_the_borders_of_fields():
+    def of(prompt: str, answer: str, *prompt_ids: int) -> str:
+        return fingerprint([Problem(problem_id=0, prompt=prompt, answer=answer, prompt_ids=prompt_ids, source="x")])
+
+    assert len({of("ab", "c", 1), of("a", "bc", 1), of("ab", "c", 2), of("ab", "c", 1, 2), of("ab", "c", 12)}) == 5
 
 
 def test_an_unknown_type(load):

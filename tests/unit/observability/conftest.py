@@ -1,4 +1,4 @@
-"""A real run of the hub in a process of its own, which ends by closing or by SIGKILL."""
+"""A real run of the hub in a process of its own, which ends by closing, by SIGKILL, or without its helpers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from rlinf_lite.config import LoggerConfig
 
 SCRIPT = """
-import json, os, signal, sys
+import json, os, psutil, signal, sys, time
 from rlinf_lite.config import LoggerConfig
 from rlinf_lite.observability import build_hub
 
@@ -27,6 +27,12 @@ for step in range(first, last + 1):
 print("STATE", json.dumps(hub.state()), flush=True)
 if end == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
+if end == "lose service":
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    time.sleep(0.5)
+    hub.log(last + 1, {"reward/mean": (last + 1) / 3})
+    hub.log(last + 2, {"reward/mean": (last + 2) / 3})
 hub.close()
 """
 

@@ -37,6 +37,15 @@ def test_killed_and_resumed_twice(tmp_path, session):
     assert [value for _, value in scalars(log_dir)] == pytest.approx([step / 3 for step in range(1, 16)])
 
 
+def test_a_row_is_in_the_file_before_log_returns(tmp_path):
+    sink = TensorBoardSink(tmp_path, committed_step=None)
+    (path,) = tmp_path.iterdir()
+    for step in range(1, 41):
+        sink.log(step, {"reward/mean": 0.5})
+        assert path.read_bytes().count(b"reward/mean") == step
+    sink.close()
+
+
 def test_restarts_within_a_second_are_read_in_order(tmp_path):
     for committed, factor in ((None, 1.0), (1, 10.0), (3, 100.0)):
         log(tmp_path, committed, *range((committed or 0) + 1, 6), factor=factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 
 import pytest
@@ -48,12 +49,39 @@ def test_killed_and_resumed_as_one_run_with_each_step_once(tmp_path, session):
     assert sorted(rows(log_path, run_id)) == [(step, step / 3) for step in range(1, 16)]
 
 
+def test_a_run_outlives_wandbs_service_and_a_resume_sends_what_was_lost(tmp_path, session):
+    output = session("wandb", None, 1, 3, "lose service", WANDB_MODE="offline")
+    assert output.count("wandb: its service process is gone") == 1
+    run_id = state_in(output)["wandb_run_id"]
+    session("wandb", 5, 6, 7, "close", WANDB_MODE="offline")
+    assert sorted(rows(tmp_path / "run", run_id)) == [(step, step / 3) for step in range(1, 8)]
+
+
 def test_without_login_it_goes_offline_says_so_and_asks_nothing(tmp_path, session):
-    output = session("wandb", None, 1, 2, "close")
+    output = session("wandb", None, 1, 400, "close")
     assert "wandb: not logged in, so the run is recorded offline" in output and "wandb login" in output
     run_id = state_in(output)["wandb_run_id"]
     assert f"send it with: wandb sync {tmp_path / 'run'}/wandb/offline-run-*-{run_id}" in output
-    assert recorded_steps(tmp_path / "run" / "wandb", run_id) == {1, 2}
+    assert recorded_steps(tmp_path / "run" / "wandb", run_id) == set(range(1, 401))
+
+
+@pytest.mark.parametrize("left_in_block", range(10))
+def test_records_up_to_and_across_the_border_of_a_block(tmp_path, left_in_block):
+    path, block, header = tmp_path / "run.wandb", 32 * 1024, 7
+
+    def chunk(kind: int, content: bytes) -> bytes:
+        return struct.pack("<IHB", 0, len(content), kind) + content
+
+    first = bytes(block - 7 - header - left_in_block)
+    written = b"\0" * 7 + chunk(1, first)
+    if left_in_block < header:
+        written += b"\0" * left_in_block + chunk(1, b"second")
+    else:
+        written += chunk(2, b"second"[: left_in_block - header]) + chunk(4, b"second"[left_in_block - header :])
+    path.write_bytes(written + chunk(1, b"third"))
+    assert list(read_records(path)) == [first, b"second", b"third"]
+    path.write_bytes(written + chunk(1, b"third")[:-1])
+    assert list(read_records(path)) == [first, b"second"]
 
 
 def test_disabled_by_the_environment(tmp_path, session):

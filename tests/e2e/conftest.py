@@ -1,0 +1,161 @@
+"""Whole runs in real processes: started as a user starts them, killed as a cluster kills them, compared as bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rlinf_lite.checkpoint.digest import state_digest
+from rlinf_lite.checkpoint.read_state import read_tensors
+
+# 24 problems, 8 a step: an epoch is 3 steps.
+TINY = {
+    "runner.max_steps": "8",
+    "runner.save_interval": "1",
+    "runner.val_check_interval": "4",
+    "runner.logger.log_rollouts": "-1",
+    "data.arithmetic.num_problems": "24",
+    "data.arithmetic.num_val_problems": "8",
+    "data.rollout_batch_size": "8",
+    "algorithm.group_size": "4",
+    "algorithm.training_batch_size_per_gpu": "8",
+    "rollout.max_running_requests": "16",
+}
+_SECONDS = ("time/", "throughput/", "memory/")
+
+
+@dataclass
+class Run:
+    """One run's folder, over as many processes as it takes."""
+
+    root: Path
+    overrides: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "grpo-tiny-arithmetic"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def start(self, *extra: str, faults: list[dict] | None = None) -> subprocess.Popen[str]:
+        settings = {**TINY, **self.overrides, "runner.output_dir": str(self.root)}
+        command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items()), *extra]
+        env = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
+        if faults:
+            env["RLINF_LITE_FAULTS"] = json.dumps(faults)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+    def finish(self, *extra: str, faults: list[dict] | None = None, expect: int = 0) -> str:
+        """Run to the end; returns what was printed."""
+        process = self.start(*extra, faults=faults)
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == expect, f"exit code {process.returncode}\n{printed}"
+        return printed
+
+    def read_until(self, process: subprocess.Popen[str], text: str) -> str:
+        """What the process prints up to the line with ``text``."""
+        printed = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed += line
+            if text in line:
+                return printed
+        raise AssertionError(f"{text!r} never came:\n{printed}")
+
+    def oneline(self, *extra: str) -> str:
+        """Start what must be refused; returns what was printed: no traceback, no wall."""
+        printed = self.finish(*extra, expect=2)
+        assert "Traceback" not in printed and len(printed.splitlines()) <= 8, printed
+        return printed
+
+    def kill_when(self, text: str, *extra: str) -> str:
+        """kill -9 the driver as soon as it prints ``text``; returns what was printed until then."""
+        process = self.start(*extra)
+        printed = self.read_until(process, text)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+        return printed
+
+    def rows(self) -> list[dict]:
+        """Metric rows without seconds, speeds and memory."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if not k.startswith(_SECONDS)} for line in lines]
+
+    def samples(self) -> list[dict]:
+        """Prompts and generated token ids of every step."""
+        return [json.loads(line) for line in (self.folder / "rollouts.jsonl").read_text().splitlines()]
+
+    def digest(self, step: int) -> str:
+        """sha256 of all parameters, moments and counters in a checkpoint; generators left out."""
+        tensors = read_tensors(self.checkpoints / f"global_step_{step}" / "actor", lambda name: not name.startswith("rng."))
+        assert any(name.endswith("exp_avg_sq") for name in tensors)
+        return state_digest(tensors)
+
+    def rng_digest(self, step: int) -> str:
+        tensors = read_tensors(self.checkpoints / f"global_step_{step}" / "actor", lambda name: name.startswith("rng."))
+        return state_digest(tensors)
+
+    def data_digest(self, step: int) -> str:
+        return hashlib.sha256((self.checkpoints / f"global_step_{step}" / "data" / "data.pt").read_bytes()).hexdigest()
+
+
+def _assert_same_run(one: Run, other: Run, last_step: int) -> None:
+    assert one.digest(last_step) == other.digest(last_step)
+    assert one.rng_digest(last_step) == other.rng_digest(last_step)
+    assert one.data_digest(last_step) == other.data_digest(last_step)
+    assert [row["step"] for row in one.rows()] == list(range(1, last_step + 1))
+    assert one.rows() == other.rows()
+    assert one.samples() == other.samples()
+
+
+@pytest.fixture(scope="session")
+def same_run():
+    """Asserts that two runs are bit-equal: parameters, moments, generators, counters, metric rows, prompts and tokens."""
+    return _assert_same_run
+
+
+@pytest.fixture
+def new_run(tmp_path: Path):
+    """Makes runs in folders of their own."""
+    names = (f"run{number}" for number in range(100))
+    return lambda overrides: Run(tmp_path / next(names), overrides)
+
+
+@pytest.fixture(scope="module")
+def module_run(tmp_path_factory: pytest.TempPathFactory):
+    """Runs that the tests of a module share, by name."""
+    made: dict[str, Run] = {}
+
+    def get(name: str, overrides: dict[str, str]) -> Run:
+        if name not in made:
+            made[name] = Run(tmp_path_factory.mktemp(name), overrides)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def other_model(tmp_path: Path) -> Path:
+    """The embedded model's folder with one layer less."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rlinf_lite.models import folder
+
+    embedded = folder.resolve("embedded:tiny-arithmetic")
+    other = tmp_path / "other"
+    shutil.copytree(embedded, other)
+    config = AutoConfig.from_pretrained(embedded)
+    config.hidden_size, config.head_dim = 32, 8
+    AutoModelForCausalLM.from_config(config).save_pretrained(other)
+    return other
