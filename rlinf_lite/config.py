@@ -328,8 +328,9 @@ def build(raw: Mapping[str, Any] | DictConfig) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), given)
         config = OmegaConf.to_object(merged)
-    except errors.MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: no value given; set it in the YAML or as {error.full_key}=...") from None
+    except (errors.MissingMandatoryValue, errors.InterpolationToMissingValueError) as error:
+        key = str(error).splitlines()[0].rsplit(": ", 1)[-1]
+        raise ConfigError(f"{key}: no value given; set it in the YAML or as {key}=...") from None
     except (errors.ValidationError, errors.InterpolationResolutionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}") from None

@@ -1,6 +1,7 @@
 """Checkpoints: tensors, ranks, files, bytes. Knows no RL, Ray, Hydra, wandb, or model."""
 
-from rlinf_lite.checkpoint.checkpointer import Checkpointer, LoadReport, SaveReport, flatten, read_data
+from rlinf_lite.checkpoint.checkpointer import Checkpointer, LoadReport, SaveReport
+from rlinf_lite.checkpoint.data_file import read_data
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.errors import (
     CheckpointError,
@@ -13,6 +14,7 @@ from rlinf_lite.checkpoint.errors import (
 )
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.select import Selection, select
+from rlinf_lite.checkpoint.state import flatten
 
 __all__ = [
     "CheckpointError",

@@ -16,5 +16,5 @@ def state_digest(tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name].detach()
         whole = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
         digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
-        digest.update(whole.reshape(-1).view(torch.uint8).numpy())
+        digest.update(whole.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

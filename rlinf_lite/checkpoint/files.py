@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +18,20 @@ class HashingFile(io.RawIOBase):
     """A file being written: counts and hashes what passes through."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._path = path
         self._digest = hashlib.sha256()
         self._size = 0
+        self._file = path.open("wb")
+        self.failure: OSError | None = None
+        """The first error of the disk. A caller such as ``torch.save`` may turn it into another one, or lose it."""
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def,override]
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+        with self._noticing():
+            self._file.write(data)
         self._digest.update(data)
-        self._size += len(data)
-        return self._file.write(data)
+        num_bytes = memoryview(data).nbytes
+        self._size += num_bytes
+        return num_bytes
 
     def writable(self) -> bool:
         return True
@@ -35,19 +41,35 @@ class HashingFile(io.RawIOBase):
 
     def fileno(self) -> int:
         # Asked for right before an fsync: what is still in Python's buffer must reach the kernel first.
-        self._file.flush()
+        self.flush()
         return self._file.fileno()
 
     def flush(self) -> None:
-        if not self._file.closed:
-            self._file.flush()
+        if not self.closed and not self._file.closed:
+            with self._noticing():
+                self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
-        super().close()
+        if self.closed:
+            return
+        try:
+            with self._noticing():
+                self._file.close()
+        finally:
+            super().close()
 
     def record(self) -> FileRecord:
         return FileRecord(size=self._size, sha256=self._digest.hexdigest())
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Errors of a write do not name their file by themselves."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._path)
+            self.failure = self.failure or error
+            raise
 
 
 class HashingFileSystem(FileSystem):
@@ -67,27 +89,49 @@ class HashingFileSystem(FileSystem):
                 yield stream
             return
         self._before_write(str(path))
-        file = HashingFile(Path(path))
-        try:
+        with hashed(Path(path)) as file:
             yield file
-            self.records[Path(path)] = file.record()
-        finally:
-            file.close()
+        self.records[Path(path)] = file.record()
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
         super().rename(path, new_path)
         self.records[Path(new_path)] = self.records.pop(Path(path))
 
 
-def write_durably(path: Path, data: bytes) -> FileRecord:
-    """Write a small file and fsync it; its directory is not synced."""
+@contextmanager
+def hashed(path: Path) -> Iterator[HashingFile]:
+    """A new file to write to, closed in any case; an error of the disk comes out as itself, naming the file."""
     file = HashingFile(path)
     try:
+        yield file
+        file.close()
+    except Exception as error:
+        if file.failure is not None:
+            raise file.failure from None
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
+        raise
+    finally:
+        if not file.closed:
+            _close_quietly(file)
+    if file.failure is not None:
+        raise file.failure
+
+
+def _close_quietly(file: HashingFile) -> None:
+    """After a failure: what could not be written then cannot be written now."""
+    try:
+        file.close()
+    except OSError:
+        return
+
+
+def write_durably(path: Path, data: bytes) -> FileRecord:
+    """Write a small file and fsync it; its directory is not synced."""
+    with hashed(path) as file:
         file.write(data)
         os.fsync(file.fileno())
-        return file.record()
-    finally:
-        file.close()
+    return file.record()
 
 
 def sync_dir(path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 ACTOR = "actor"
 DATA = "data/data.pt"
-_STEP = re.compile(r"global_step_(\d+)")
-_LEFTOVER = re.compile(r"global_step_\d+\.tmp-[0-9a-f]+")
+_STEP = re.compile(r"global_step_(0|[1-9][0-9]*)")
+_LEFTOVER = re.compile(r"global_step_[0-9]+\.tmp-[0-9a-f]+")
 
 
 def step_dir(root: Path, step: int) -> Path:
@@ -42,10 +42,14 @@ def sweep(root: Path) -> list[Path]:
     """Remove what killed saves left aside. Only one process may own ``root``. Returns what was removed."""
     if not root.is_dir():
         return []
-    leftovers = [path for path in root.iterdir() if _LEFTOVER.fullmatch(path.name)]
+    leftovers = sorted(path for path in root.iterdir() if _is_leftover(path))
     for path in leftovers:
         shutil.rmtree(path)
     return leftovers
+
+
+def _is_leftover(path: Path) -> bool:
+    return bool(_LEFTOVER.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
 def set_aside(path: Path) -> Path:

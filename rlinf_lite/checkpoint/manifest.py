@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import stat
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +20,9 @@ from rlinf_lite.checkpoint.errors import DamagedCheckpoint, NoCheckpoint, Unsafe
 from rlinf_lite.checkpoint.layout import MANIFEST, step_of
 
 FORMAT = 1
+LEVELS = ("full", "size", "off")
 _CHUNK = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +44,8 @@ class Manifest:
     """What the caller wants to be known of the run: JSON values only."""
 
     def to_json(self) -> str:
-        body = {"format": FORMAT, **asdict(self)}
+        # The digest is of what a reader will see: JSON turns a key 2 into "2" and a tuple into a list.
+        body = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
         return json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True)
 
 
@@ -62,30 +69,49 @@ def read(path: Path) -> Manifest:
 
     Raises:
         NoCheckpoint: there is none, so ``path`` was never committed.
-        DamagedCheckpoint: it is not what was written, or belongs to another step.
-        UnsafeCheckpoint: it names a file outside the directory.
+        DamagedCheckpoint: it is not what was written, or belongs to another step, or cannot be read.
+        UnsafeCheckpoint: it names a file outside the directory, or is a link itself.
     """
     file = path / MANIFEST
+    if file.is_symlink():
+        raise UnsafeCheckpoint(f"{file}: is a symbolic link")
     if not file.is_file():
         raise NoCheckpoint(f"{path}: no {MANIFEST}, so this was never committed as a checkpoint")
     try:
-        body = json.loads(file.read_bytes())
-        digest = body.pop("digest")
-        found = body.pop("format")
-        manifest = Manifest(
-            step=body["step"],
-            world_size=body["world_size"],
-            files={name: FileRecord(**record) for name, record in body["files"].items()},
-            info=body["info"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = _parse(json.loads(file.read_bytes()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{file}: not a manifest ({type(error).__name__}: {error})") from None
-    if found != FORMAT:
-        raise DamagedCheckpoint(f"{file}: format {found!r}, this version reads {FORMAT}")
-    if digest != _digest({"format": found, **body}):
-        raise DamagedCheckpoint(f"{file}: was changed after it was written (its digest does not match)")
+    except OSError as error:
+        raise DamagedCheckpoint(f"{file}: cannot be read ({error.strerror})") from None
     _check_names(path, manifest)
     return manifest
+
+
+def _parse(body: dict[str, Any]) -> Manifest:
+    """Raises ValueError, KeyError, TypeError or AttributeError for what is no manifest."""
+    digest = body.pop("digest")
+    if body["format"] != FORMAT:
+        raise ValueError(f"format {body['format']!r}, this version reads {FORMAT}")
+    if digest != _digest(body):
+        raise ValueError("its digest does not match: it was changed after it was written")
+    return Manifest(
+        step=_count(body["step"]),
+        world_size=_count(body["world_size"]),
+        files={name: _record(**record) for name, record in body["files"].items()},
+        info=dict(body["info"]),
+    )
+
+
+def _record(*, size: int, sha256: str) -> FileRecord:
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(f"{sha256!r} is no sha256")
+    return FileRecord(size=_count(size), sha256=sha256)
+
+
+def _count(value: int) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} where a count was expected")
+    return value
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
@@ -98,28 +124,58 @@ def _check_names(path: Path, manifest: Manifest) -> None:
             raise UnsafeCheckpoint(f"{path / MANIFEST}: names {name!r}, outside of the checkpoint")
 
 
+def read_verified(path: Path, level: str) -> Manifest:
+    """The manifest of a checkpoint whose files agree with it. Raises as `read` and `verify`."""
+    manifest = read(path)
+    verify(path, manifest, level)
+    return manifest
+
+
 def verify(path: Path, manifest: Manifest, level: str) -> None:
     """Check every file of the checkpoint: ``full`` (size and sha256), ``size``, or ``off``.
 
     Raises:
         DamagedCheckpoint: names the first file that is missing, foreign or different, and how.
+        UnsafeCheckpoint: names a link, which may lead out of the checkpoint.
     """
+    if level not in LEVELS:
+        raise ValueError(f"verify={level!r}: one of {', '.join(LEVELS)}")
     if level == "off":
         return
-    present = {str(f.relative_to(path).as_posix()) for f in path.rglob("*") if not f.is_dir()} - {MANIFEST}
+    try:
+        _verify_files(path, manifest, level)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+
+
+def _verify_files(path: Path, manifest: Manifest, level: str) -> None:
+    present = set(_walk(path)) - {MANIFEST}
     if missing := sorted(manifest.files.keys() - present):
         raise DamagedCheckpoint(f"{path}: {missing[0]} is missing")
     if foreign := sorted(present - manifest.files.keys()):
         raise DamagedCheckpoint(f"{path}: {foreign[0]} is not in the manifest")
-    for name, record in manifest.files.items():
+    for name, record in sorted(manifest.files.items()):
         _verify_file(path / name, record, level)
 
 
+def _walk(path: Path) -> Iterator[str]:
+    """Everything below ``path`` that is not a directory, as paths inside it; refuses links, to files or directories."""
+    for folder, subfolders, files in os.walk(path, onerror=_raise):
+        for name in subfolders + files:
+            if (entry := Path(folder, name)).is_symlink():
+                raise UnsafeCheckpoint(f"{entry}: is a symbolic link")
+        yield from (Path(folder, name).relative_to(path).as_posix() for name in files)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _verify_file(file: Path, record: FileRecord, level: str) -> None:
-    if file.is_symlink():
-        raise UnsafeCheckpoint(f"{file}: is a symbolic link")
-    size = file.stat().st_size
-    if size != record.size:
-        raise DamagedCheckpoint(f"{file}: {size} bytes, the manifest says {record.size}")
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeCheckpoint(f"{file}: is no ordinary file")
+    if status.st_size != record.size:
+        raise DamagedCheckpoint(f"{file}: {status.st_size} bytes, the manifest says {record.size}")
     if level == "full" and hash_file(file).sha256 != record.sha256:
         raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")

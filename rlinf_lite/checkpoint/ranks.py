@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -27,20 +28,32 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def everywhere(self, act: Callable[[], T]) -> list[T]:
-        """Run ``act`` on each rank; if it failed on any, raise the lowest failing rank's error on all of them."""
-        outcome: tuple[T | None, Exception | None]
+    def together(self, act: Callable[[], T]) -> T:
+        """Run ``act`` on each rank; if it failed on any, raise the lowest failing rank's error on all of them.
+
+        Returns:
+            This rank's own result.
+        """
+        failure: Exception | None = None
         try:
-            outcome = (act(), None)
+            result = act()
         except Exception as error:  # whatever it is, the others must hear of it instead of waiting
-            outcome = (None, error)
-        outcomes = self.gather(outcome)
-        for rank, (_, error) in enumerate(outcomes):
-            if error is not None:
-                error.add_note(f"on rank {rank}")
-                raise error
-        return [result for result, _ in outcomes]  # type: ignore[misc]
+            failure = _portable(error)
+        for rank, raised in enumerate(self.gather(failure)):
+            if raised is not None:
+                raised.add_note(f"on rank {rank}")
+                raise raised
+        return result
 
     def first(self, act: Callable[[], T]) -> T:
         """Run ``act`` on rank 0 alone; all get its result or its error."""
-        return self.everywhere(lambda: act() if self.rank == 0 else None)[0]  # type: ignore[return-value]
+        return self.gather(self.together(lambda: act() if self.rank == 0 else None))[0]  # type: ignore[return-value]
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same when it would not survive the way: the others would wait for it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -11,22 +12,29 @@ import torch
 from rlinf_lite.counters import counter_hash
 
 RngState = dict[str, torch.Tensor]
+PREFIX = "rng."
 
 
 def key(rank: int) -> str:
     """Each rank has a key of its own: DCP keeps one value a key, and would hand all ranks the same generator."""
-    return f"rng.rank{rank}"
+    return f"{PREFIX}rank{rank}"
+
+
+def same_devices(held: Collection[str], rank: int) -> bool:
+    """Whether the keys of a checkpoint hold a CUDA generator just when this process has one."""
+    return (f"{key(rank)}.cuda" in held) == torch.cuda.is_available()
 
 
 def capture() -> RngState:
     """The state of every generator of this process."""
     version, internal, gauss = random.getstate()
-    _, words, position, has_gauss, cached = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    words, position = numpy["state"]["key"].tolist(), numpy["state"]["pos"]
     state = {
         "python": torch.tensor([version, *internal], dtype=torch.int64),
         "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
-        "numpy": torch.tensor([*words.tolist(), position, has_gauss], dtype=torch.int64),
-        "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+        "numpy": torch.tensor([*words, position, numpy["has_gauss"]], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(numpy["gauss"], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -40,11 +48,9 @@ def restore(state: RngState) -> None:
     gauss = state["python_gauss"].item()
     random.setstate((version, tuple(internal), None if math.isnan(gauss) else gauss))
     *words, position, has_gauss = state["numpy"].tolist()
-    np.random.set_state(
-        ("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, state["numpy_gauss"].item())
-    )
+    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, state["numpy_gauss"].item()))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
 
 

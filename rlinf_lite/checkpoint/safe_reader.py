@@ -6,17 +6,22 @@ Stock DCP unpickles both freely (``FileSystemReader.read_metadata``, ``DefaultLo
 from __future__ import annotations
 
 import io
+import math
 import pickle
-from collections.abc import Iterable
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
-from rlinf_lite.checkpoint.errors import DamagedCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, UnsafeCheckpoint
 
 # What torch writes into `.metadata`, and nothing else. `posix`/`pathlib` paths appear in `storage_meta`.
 _ALLOWED: dict[str, frozenset[str]] = {
@@ -34,47 +39,103 @@ _ALLOWED: dict[str, frozenset[str]] = {
     "collections": frozenset({"OrderedDict", "defaultdict"}),
     "builtins": frozenset({"dict", "list", "tuple", "set", "int", "float", "bool", "str"}),
     "pathlib": frozenset({"PosixPath", "PurePosixPath", "Path"}),
-    "pathlib._local": frozenset({"PosixPath", "PurePosixPath"}),
 }  # fmt: skip
+
+UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
+    RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What unpicklers raise over bytes that nobody meant to be read (found by flipping bits)."""
+
+_FOREIGN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = "pathlib" if module == "pathlib._local" else module  # so Python 3.13 calls it
         if name not in _ALLOWED.get(module, frozenset()):
-            raise UnsafeCheckpoint(f"asks for {module}.{name}, which no checkpoint needs; it was not run")
+            raise UnsafeCheckpoint(f"{module}.{name}")
         return super().find_class(module, name)
+
+
+def reading_error(what: str, error: Exception) -> DamagedCheckpoint:
+    """The error of this package for one of `UNREADABLE`; torch's own text advises to switch the protection off."""
+    foreign = _FOREIGN.search(str(error))
+    if isinstance(error, UnsafeCheckpoint) or foreign:
+        name = foreign.group(1) if foreign else str(error)
+        return UnsafeCheckpoint(f"{what}: asks for {name}, which no checkpoint needs; it was not run")
+    if isinstance(error, FileNotFoundError):
+        return DamagedCheckpoint(f"{what}: is missing")
+    reason = "not a pickle of tensors and plain values"
+    if not isinstance(error, pickle.UnpicklingError):
+        reason = next(iter(str(error).splitlines()), "")
+    return DamagedCheckpoint(f"{what}: cannot be read ({type(error).__name__}: {reason})")
 
 
 def read_metadata(actor_dir: Path) -> Metadata:
     """The ``.metadata`` of a DCP folder.
 
     Raises:
-        UnsafeCheckpoint: it asks for a class or function outside the allow-list.
+        UnsafeCheckpoint: it asks for a class or function outside the allow-list, or for a file outside the folder.
         DamagedCheckpoint: it is no metadata.
     """
     file = actor_dir / ".metadata"
     try:
         with file.open("rb") as stream:
             metadata = _MetadataUnpickler(stream).load()
-    except UnsafeCheckpoint as error:
-        raise UnsafeCheckpoint(f"{file}: {error}") from None
-    except FileNotFoundError:
-        raise DamagedCheckpoint(f"{file}: missing, so {actor_dir} is no DCP folder") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
-    if not isinstance(metadata, Metadata):
-        raise DamagedCheckpoint(f"{file}: holds a {type(metadata).__name__}, not DCP metadata")
-    for info in (metadata.storage_data or {}).values():
-        if Path(info.relative_path).name != info.relative_path:
+        _check_structure(metadata)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedCheckpoint(f"{file}: is missing, so {actor_dir} is no DCP folder") from None
+    except UNREADABLE as error:
+        raise reading_error(str(file), error) from None
+    for info in metadata.storage_data.values():
+        if Path(info.relative_path).name != info.relative_path or (actor_dir / info.relative_path).is_symlink():
             raise UnsafeCheckpoint(f"{file}: names {info.relative_path!r}, outside of its folder")
     return metadata
 
 
+def _check_structure(metadata: Metadata) -> None:
+    """Raises TypeError (or what comes of a missing attribute) for pickles that are no metadata."""
+    _expect(metadata, Metadata)
+    _expect(metadata.state_dict_metadata, dict)
+    for name, entry in metadata.state_dict_metadata.items():
+        _expect(name, str)
+        _expect(entry, TensorStorageMetadata | BytesStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata):
+            _check_tensor(name, entry)
+    _expect(metadata.storage_data, dict)
+    for index, info in metadata.storage_data.items():
+        _expect(index, MetadataIndex)
+        _expect(info.relative_path, str)
+        _expect(info.offset, int)
+        _expect(info.length, int)
+
+
+def _check_tensor(name: str, entry: TensorStorageMetadata) -> None:
+    """Chunks that do not fill their tensor would leave the rest of it as it was in memory."""
+    _expect(entry.properties.dtype, torch.dtype)
+    for size in (entry.size, *(chunk.sizes for chunk in entry.chunks)):
+        _expect(size, torch.Size)
+        if min(size, default=0) < 0:
+            raise ValueError(f"{name} has a negative size")
+    if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+        raise ValueError(f"{name} is not covered by its chunks")
+
+
+def _expect(value: Any, kind: Any) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__} where {kind} was expected")
+
+
 class SafeReader(FileSystemReader):
-    """DCP's file reader over `read_metadata`."""
+    """DCP's file reader over `read_metadata`, which is read once, when the reader is made."""
+
+    def __init__(self, actor_dir: Path) -> None:
+        super().__init__(actor_dir)
+        self.metadata = read_metadata(actor_dir)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return read_metadata(Path(self.path))
+        return self.metadata
 
 
 class TensorsOnlyPlanner(DefaultLoadPlanner):
@@ -84,7 +145,29 @@ class TensorsOnlyPlanner(DefaultLoadPlanner):
         raise UnsafeCheckpoint(f"entry {read_item.dest_index.fqn!r} is a pickled object where a tensor was asked for")
 
 
-def missing_and_extra(wanted: Iterable[str], metadata: Metadata) -> tuple[list[str], list[str]]:
-    """Keys asked for that the checkpoint lacks, and keys it has that were not asked for. Sorted."""
-    asked, held = set(wanted), set(metadata.state_dict_metadata)
-    return sorted(asked - held), sorted(held - asked)
+@contextmanager
+def dcp_errors(actor_dir: Path) -> Iterator[None]:
+    """Around ``dcp.load``: its own exception, which is no `Exception`, becomes one of ours.
+
+    Raises:
+        UnsafeCheckpoint: a tensor's bytes ask for something else than a tensor.
+        DamagedCheckpoint: a tensor cannot be read.
+        CheckpointError: anything else; names the rank.
+    """
+    try:
+        yield
+    except CheckpointException as failure:
+        rank, (error, _) = min(failure.failures.items(), key=lambda item: item[0])
+        if isinstance(error, UNREADABLE):
+            raise reading_error(f"{actor_dir}: on rank {rank}", error) from None
+        if not isinstance(error, Exception):
+            raise error from None
+        raise CheckpointError(f"{actor_dir}: rank {rank} could not load it: {error}") from None
+
+
+@contextmanager
+def without_single_process_warning() -> Iterator[None]:
+    """DCP warns of every load and save without a process group, which is what one process means to do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

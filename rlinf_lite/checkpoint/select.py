@@ -32,7 +32,8 @@ def select(resume_dir: str | None, root: Path, *, verify: str) -> Selection:
 
     Raises:
         WouldStartFresh: a new run was asked for, but ``root`` holds checkpoints.
-        NoCheckpoint, DamagedCheckpoint: the given path is none, or does not verify; or ``auto`` found only damaged ones.
+        NoCheckpoint: the given path is none.
+        DamagedCheckpoint: the given path does not verify, or ``auto`` found only such ones.
     """
     existing = layout.committed(root)
     if resume_dir is None:
@@ -55,14 +56,14 @@ def _given(path: Path, verify: str) -> Selection:
         raise NoCheckpoint(f"runner.resume_dir={path}: no such checkpoint{hint}")
     if layout.step_of(path) is None:
         raise NoCheckpoint(f"runner.resume_dir={path}: not a global_step_N directory; give one, or auto")
-    return Selection(path=path, manifest=_check(path, verify))
+    return Selection(path=path, manifest=manifests.read_verified(path, verify))
 
 
 def _newest_that_verifies(existing: list[Path], root: Path, verify: str) -> Selection:
     skipped: list[str] = []
     for path in existing:
         try:
-            return Selection(path=path, manifest=_check(path, verify), skipped=tuple(skipped))
+            return Selection(path=path, manifest=manifests.read_verified(path, verify), skipped=tuple(skipped))
         except CheckpointError as error:
             skipped.append(str(error))
     if skipped:
@@ -71,9 +72,3 @@ def _newest_that_verifies(existing: list[Path], root: Path, verify: str) -> Sele
             f"runner.resume_dir=auto: none of the {len(skipped)} checkpoints in {root} verifies:{reasons}"
         )
     return Selection(path=None, manifest=None)
-
-
-def _check(path: Path, verify: str) -> Manifest:
-    manifest = manifests.read(path)
-    manifests.verify(path, manifest, verify)
-    return manifest

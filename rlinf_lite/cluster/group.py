@@ -123,7 +123,7 @@ def _cause(error: ray_errors.RayTaskError, where: str) -> BaseException:
     cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError(str(error))
     cause.add_note(where)
     cause.__cause__ = None
-    cause.add_note(error.traceback_str)
+    cause.add_note(str(error))
     return cause
 
 

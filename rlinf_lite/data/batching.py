@@ -16,6 +16,7 @@ from rlinf_lite.types import MicroBatch, MiniBatch, Rollout
 
 def arrange(num_rows: int, step: int, config: Config) -> list[list[int]]:
     """Which rows of the step's batch each mini-batch holds, in order."""
+    assert num_rows and num_rows % config.algorithm.n_minibatches == 0, (num_rows, config.algorithm.n_minibatches)
     order = list(range(num_rows))
     if config.algorithm.shuffle_rollout:
         order = permutation(num_rows, "shuffle", config.actor.seed, step).tolist()
@@ -50,6 +51,7 @@ def collate(
 ) -> MicroBatch:
     """Right-pad prompt + response of ``rows`` to the longest of them."""
     chosen = [rollouts[row] for row in rows]
+    assert all(len(r.prompt_ids) and len(r.response_ids) for r in chosen), "no token predicts the first one"
     width = max(len(r.prompt_ids) + len(r.response_ids) for r in chosen)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask, advantages, reported = (np.zeros((len(rows), width - 1), dtype=np.float32) for _ in range(3))
@@ -114,7 +116,7 @@ class StepBatch:
 
     def by_row(self, cuts: Sequence[Sequence[int]], found: Mapping[int, Tensor]) -> list[np.ndarray]:
         """Log-probs of micro-batches, as the actors return them, back to one float32 [R] a row's response."""
-        rows: list[np.ndarray] = [np.empty(0)] * len(self.rollouts)
+        rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(self.rollouts)
         for index, cut in enumerate(cuts):
             for i, row in enumerate(cut):
                 start, stop = self._response_columns(row)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from rlinf_lite.config import ConfigError
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -16,9 +18,16 @@ def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
     """The architecture of ``config`` with parameters of type ``precision`` that occupy no memory.
 
     Buffers are real, because no file holds the ones that are computed (rotary frequencies).
+
+    Raises:
+        ConfigError: transformers has no causal LM of this type.
     """
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+    try:
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"actor.model.model_path: no causal LM can be built of a {config.model_type}: {reason}") from error
     model.tie_weights()
     return model
 

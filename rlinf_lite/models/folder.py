@@ -36,7 +36,10 @@ def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
 
 def load_config(folder: Path, model_type: str | None) -> PretrainedConfig:
     """The model's config; ``model_type``, when given, must be what the folder holds."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"actor.model.model_path={folder}: config.json cannot be used: {_first_line(error)}") from None
     if model_type is not None and _ALIASES.get(model_type, model_type) != config.model_type:
         raise ConfigError(
             f"actor.model.model_type={model_type}: {folder} holds a {config.model_type}; write that, or null"
@@ -46,7 +49,13 @@ def load_config(folder: Path, model_type: str | None) -> PretrainedConfig:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, from local files only."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"actor.tokenizer.tokenizer_model={folder}: no tokenizer that can be used: {_first_line(error)}; "
+            "give a folder with tokenizer.json and tokenizer_config.json"
+        ) from None
 
 
 def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -82,3 +91,7 @@ def _hash_samples(file: Path, digest: hashlib._Hash) -> None:
         for i in range(_SAMPLES):
             stream.seek(i * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
             digest.update(stream.read(_SAMPLE_BYTES))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,28 +8,32 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.models.build import tied_names
 
 
 def fill(model: nn.Module, folder: Path) -> None:
     """Copy the folder's weights into the model's parameters and persistent buffers.
 
     Raises:
-        ConfigError: the folder lacks weights, or a tensor is missing or has another shape.
+        ConfigError: the folder lacks weights, a file cannot be read, or a tensor is missing or has another shape.
     """
     index = _index(folder)
+    names: dict[str, list[str]] = {name: [name] for name, _ in named_state(model)}
+    for other, first in tied_names(model).items():
+        names[first].append(other)
     with ExitStack() as stack, torch.no_grad():
-        opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in sorted(set(index.values()))}
+        opened = {file: stack.enter_context(_open(file)) for file in sorted(set(index.values()))}
         for name, target in named_state(model):
-            stored = _stored_name(name, index, model)
+            stored = _stored_name(names[name], index, model)
             if stored is None:
                 raise ConfigError(f"actor.model.model_path={folder}: its weights lack {name}")
-            _copy_rows(opened[index[stored]].get_slice(stored), target, f"{folder}: {stored}")
+            _copy_rows(opened[index[stored]].get_slice(stored), target, f"actor.model.model_path={folder}: {stored}")
 
 
 def named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -67,14 +71,21 @@ def _index(folder: Path) -> dict[str, Path]:
         raise ConfigError(f"actor.model.model_path={folder}: no *.safetensors there; convert other formats first")
     index: dict[str, Path] = {}
     for file in files:
-        with safe_open(file, framework="pt") as opened:
+        with _open(file) as opened:
             index.update(dict.fromkeys(opened.keys(), file))
     return index
 
 
-def _stored_name(name: str, index: dict[str, Path], model: nn.Module) -> str | None:
-    """Files saved from a bare base model lack its prefix (``transformer.`` of GPT-2)."""
-    if name in index:
-        return name
-    bare = name.removeprefix(f"{model.base_model_prefix}.")
-    return bare if bare in index else None
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"actor.model.model_path={file.parent}: {file.name}: {error}; copy the folder again") from None
+
+
+def _stored_name(names: list[str], index: dict[str, Path], model: nn.Module) -> str | None:
+    """Under which of a tensor's ``names`` it is stored. Files saved from a bare base model lack its prefix
+    (``transformer.`` of GPT-2), and some keep tied weights under the later name (``lm_head.weight``)."""
+    prefix = f"{model.base_model_prefix}."
+    candidates = [*names, *(name.removeprefix(prefix) for name in names)]
+    return next((name for name in candidates if name in index), None)

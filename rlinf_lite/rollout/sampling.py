@@ -1,4 +1,4 @@
-"""Drawing tokens in integers: no order of summation, on any device, can change which token is drawn.
+"""Drawing tokens in integers: from equal probabilities every device draws the same token, in whatever order it adds.
 
 A row of probabilities becomes integer weights (p * 2^40, rounded); the counter's hash modulo their sum points into the
 cumulative weights. Top-k and top-p keep ties, so they do not depend on how a sort breaks them.
@@ -29,7 +29,12 @@ def draw(logits_BV: Tensor, sampling: Sampling, noise_B: Tensor) -> Tensor:
 
     Returns:
         int64 [B].
+
+    Raises:
+        FloatingPointError: a row's largest logit is NaN or infinite: no token would mean anything.
     """
+    if not logits_BV.amax(-1).isfinite().all():
+        raise FloatingPointError("logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit")
     if not sampling.do_sample:
         return logits_BV.argmax(-1)
     weights_BV = _integer_weights(logits_BV, sampling)
@@ -51,6 +56,6 @@ def _nucleus(weights_BV: Tensor, top_p: float) -> Tensor:
     """Zero all but the fewest most likely tokens whose weight reaches ``top_p`` of the whole, and their ties."""
     descending = weights_BV.sort(-1, descending=True).values
     before = descending.cumsum(-1) - descending
-    enough = (descending.sum(-1, keepdim=True).double() * top_p).long()
+    enough = (descending.sum(-1, keepdim=True).double() * top_p).long().clamp(min=1)
     smallest_kept = torch.where(before < enough, descending, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
     return torch.where(weights_BV >= smallest_kept, weights_BV, 0)

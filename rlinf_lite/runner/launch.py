@@ -1,10 +1,10 @@
-"""Building a run from its config: folders, cluster, workers, data, checkpoint; then the loop; then the last words."""
+"""Building a run from its config: folders, cluster, workers; then the loop; then the last words."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from rlinf_lite.config import Config, ConfigError, flatten
 from rlinf_lite.observability import JsonlSink, build_hub, say
 
 if TYPE_CHECKING:
-    from rlinf_lite.data import ProblemSet
     from rlinf_lite.runner.loop import Runner
+    from rlinf_lite.runner.prepare import Prepared
     from rlinf_lite.runner.resume import Start
 
 
@@ -35,17 +35,27 @@ def launch(config: Config) -> bool:
         Whether the last checkpoint is on the disk.
     """
     folders = make_folders(config)
-    with open_session(config.cluster) as session, ExitStack() as stack:
+    with ThreadPoolExecutor(1) as background, ExitStack() as stack:
+        # Ray takes seconds to start, and so do torch's import and the data: side by side.
+        preparing = background.submit(_prepare, config, folders)
+        session = stack.enter_context(open_session(config.cluster))
+        prepared = preparing.result()
         say(f"ray: {session.address}; device: {session.device}; {_describe(session)}")
         groups = spawn(config, session)
         for group in groups.values():
             stack.callback(group.kill)
-        runner = build_runner(config, session, groups, folders, stack)
+        runner = build_runner(config, session, groups, prepared, folders, stack)
         if runner.progress.step >= runner.last_step:
             say(f"nothing to do: step {runner.progress.step} of {runner.last_step} is already completed")
         runner.run()
     _last_words(runner, folders)
     return runner.save_failed is None
+
+
+def _prepare(config: Config, folders: Folders) -> Prepared:
+    from rlinf_lite.runner.prepare import prepare
+
+    return prepare(config, folders.checkpoints)
 
 
 def make_folders(config: Config) -> Folders:
@@ -83,43 +93,27 @@ def spawn(config: Config, session: Session) -> dict[str, WorkerGroup]:
 
 
 def build_runner(
-    config: Config, session: Session, groups: dict[str, WorkerGroup], folders: Folders, stack: ExitStack
+    config: Config,
+    session: Session,
+    groups: dict[str, WorkerGroup],
+    prepared: Prepared,
+    folders: Folders,
+    stack: ExitStack,
 ) -> Runner:
-    """Data, models, checkpoint and sinks, in the order in which they can fail soonest."""
+    """Models, checkpoint and sinks."""
     # Imported here, so that worker processes are on their way before the driver spends seconds on importing torch.
     from rlinf_lite.cluster.weight_sync import build_weight_sync
-    from rlinf_lite.data import PromptStream, load_problems
-    from rlinf_lite.models import folder
-    from rlinf_lite.runner import identity, schedule
+    from rlinf_lite.data import PromptStream
     from rlinf_lite.runner.loop import Runner
-    from rlinf_lite.runner.resume import check_identity, choose_start, restore
+    from rlinf_lite.runner.resume import restore
 
-    start = choose_start(config, folders.checkpoints)
-    model_dir = folder.resolve(config.actor.model.model_path)
-    folder.load_config(model_dir, config.actor.model.model_type)
-    tokenizer = folder.load_tokenizer(
-        folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-    )
-    train = load_problems(config.data, "train", tokenizer)
-    val = load_problems(config.data, "val", tokenizer) if config.runner.val_check_interval > 0 else None
-    last_step = schedule.total_steps(config, len(train.problems))
-    total_updates = schedule.total_updates(config, last_step)
-    made_of = identity.identity(
-        config,
-        base_model=folder.fingerprint(model_dir),
-        train_data=train.fingerprint,
-        val_data=val.fingerprint if val else None,
-        total_updates=total_updates,
-    )
-    check_identity(start, made_of, config)
-    _say_data(train, val, last_step, config)
-
-    actors, rollouts = groups["actor"], groups["rollout"]
+    start, actors, rollouts = prepared.start, groups["actor"], groups["rollout"]
     engines = rollouts.start("setup")
     address = actors.result(actors.start_one(0, "rendezvous"), 0)
-    facts = actors.call("setup", address, str(folders.checkpoints.resolve()), total_updates)[0]
+    facts = actors.call("setup", address, str(folders.checkpoints.resolve()), prepared.total_updates)[0]
     rollouts.results(engines)
-    say(f"model: {config.actor.model.model_path}, {facts['num_parameters'] / 1e6:.2f}M parameters, {actors.size} actor ranks")
+    size = f"{facts['num_parameters'] / 1e6:.2f}M parameters"
+    say(f"model: {config.actor.model.model_path}, {size}, {actors.size} actor ranks")
     restore(start, actors, facts, config, folders.checkpoints)
     save_config(config, folders.log, start)
     return Runner(
@@ -128,13 +122,13 @@ def build_runner(
         rollouts=rollouts,
         rewards=groups["reward"],
         weights=build_weight_sync(session, actors, rollouts, config.rollout.model.precision),
-        stream=PromptStream(train.problems, seed=config.data.seed, shuffle=config.data.shuffle),
-        val_problems=val.problems if val else (),
-        **open_sinks(config, folders.log, start, last_step, stack),
+        stream=PromptStream(prepared.train.problems, seed=config.data.seed, shuffle=config.data.shuffle),
+        val_problems=prepared.val.problems if prepared.val else (),
+        **open_sinks(config, folders.log, start, prepared.last_step, stack),
         progress=start.progress,
-        last_step=last_step,
-        manifest_info={"identity": made_of, "compute": facts["compute"], "tied": facts["tied"]},
-        pad_id=tokenizer.pad_token_id or 0,
+        last_step=prepared.last_step,
+        manifest_info={"identity": prepared.identity, "compute": facts["compute"], "tied": facts["tied"]},
+        pad_id=prepared.pad_id,
     )
 
 
@@ -164,16 +158,6 @@ def save_config(config: Config, log: Path, start: Start) -> None:
 
 def _describe(session: Session) -> str:
     return ", ".join(f"{name} in slots {list(slots)}" for name, slots in session.placement.slots.items())
-
-
-def _say_data(train: ProblemSet, val: ProblemSet | None, last_step: int, config: Config) -> None:
-    left_out = f", {train.num_filtered} over data.max_prompt_length left out" if train.num_filtered else ""
-    held_out = f", {len(val.problems)} to validate on" if val else ""
-    rows = config.data.rollout_batch_size * config.algorithm.group_size
-    say(
-        f"data: {len(train.problems)} problems from {train.source}{left_out}{held_out}; {last_step} steps of "
-        f"{config.data.rollout_batch_size} prompts x {config.algorithm.group_size} = {rows} responses"
-    )
 
 
 def _last_words(runner: Runner, folders: Folders) -> None:

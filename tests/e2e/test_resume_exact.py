@@ -24,8 +24,8 @@ def straight(module_run):
     return run
 
 
-def test_driver_killed_three_times_and_another_number_of_rollout_workers(straight, new_run, same_run):
-    run = new_run(TWO_ROLLOUTS)
+def test_driver_killed_three_times_with_two_rollout_workers_and_the_other_weight_road(straight, new_run, same_run):
+    run = new_run({**TWO_ROLLOUTS, "cluster.weight_sync": "collective"})
     for step in KILLS:
         run.kill_when(f"global_step_{step} (", "runner.resume_dir=auto")
     printed = run.finish("runner.resume_dir=auto")

@@ -74,35 +74,75 @@ def copy_scripts(target: Path) -> Path:
     return target / "run_main_math.sh"
 
 
-def make_executable(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
-    path.chmod(0o755)
+def bare_path(bin_dir: Path, python_stub: str) -> str:
+    """A PATH with what the script needs and no Python but `python3`, a stub: nothing here can make a real .venv."""
+    bin_dir.mkdir()
+    for name in ("bash", "dirname", "cat", "cksum", "rm"):
+        tool = shutil.which(name)
+        assert tool
+        (bin_dir / name).symlink_to(tool)
+    (bin_dir / "python3").write_text(f"#!/usr/bin/env bash\n{python_stub}\n")
+    (bin_dir / "python3").chmod(0o755)
+    (bin_dir / "env").symlink_to("/usr/bin/env")
+    return str(bin_dir)
 
 
 def test_another_checkout_is_not_run(tmp_path: Path) -> None:
     launcher = copy_scripts(tmp_path / "clone")
-    bin_dir = tmp_path / "bin"
-    # Every Python of this PATH asks the real one, but none of them can make a .venv.
-    for name in ("python", "python3"):
-        make_executable(bin_dir / name, '[[ "$1" == - ]] && exec "$REAL_PYTHON" "$@"; echo "$@" >&2; exit 7')
-    result = launch(path=f"{bin_dir}:/usr/bin:/bin", cwd=tmp_path, launcher=launcher)
-    assert result.returncode == 1
+    path = bare_path(tmp_path / "bin", 'if [[ "$1" == - ]]; then exec "$REAL_PYTHON" "$@"; fi; exit 7')
+    result = launch(path=path, cwd=tmp_path, launcher=launcher)
     venv = launcher.parent / ".venv"
-    assert f"environment: {venv}, not {bin_dir}/python: its rlinf_lite is another copy" in result.stderr
+    assert result.returncode == 1
+    assert f"environment: {venv}, not {path}/python3: its rlinf_lite is another copy" in result.stderr
+    assert not venv.exists()
 
 
 def test_old_python_gets_a_clear_line(tmp_path: Path) -> None:
     launcher = copy_scripts(tmp_path / "clone")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("bash", "dirname", "cat", "cksum", "rm"):
-        (tools / name).symlink_to(shutil.which(name) or name)
-    make_executable(tools / "python3", '[[ "$1" == -V ]] && echo "Python 3.8.10" && exit; exit 1')
-    result = launch(path=str(tools), cwd=tmp_path, launcher=launcher)
+    path = bare_path(tmp_path / "bin", 'if [[ "$1" == -V ]]; then echo "Python 3.8.10"; exit; fi; exit 1')
+    result = launch(path=path, cwd=tmp_path, launcher=launcher)
     assert result.returncode == 1
     assert "error: Python 3.11 or newer is needed" in result.stderr
     assert "Python 3.8.10" in result.stderr
+
+
+def test_without_the_venv_module_the_remedy_is_named(tmp_path: Path) -> None:
+    launcher = copy_scripts(tmp_path / "clone")
+    path = bare_path(tmp_path / "bin", 'if [[ "$*" == *version_info* ]]; then exit 0; fi; exit 1')
+    result = launch(path=path, cwd=tmp_path, launcher=launcher)
+    assert result.returncode == 1
+    assert "has no venv module" in result.stderr
+    assert "apt install python3-venv" in result.stderr
+
+
+# Stands for a Python that can make a .venv; the one inside fails its first installation half-way, then succeeds.
+VENV_STUB = """
+case "$*" in
+"- "*) [[ -e "$STATE/installed" && "$0" == *.venv* ]] || exit 1 ;;
+*-m\\ venv*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
+*pip\\ install*) echo "$@" >>"$STATE/calls"
+    [[ -e "$STATE/tried" ]] || { : >"$STATE/tried"; exit 1; }
+    : >"$STATE/installed" ;;
+*-m\\ rlinf_lite*) echo trained ;;
+esac
+"""
+
+
+def test_an_interrupted_installation_is_repaired(tmp_path: Path) -> None:
+    launcher = copy_scripts(tmp_path / "clone")
+    state = tmp_path / "state"
+    state.mkdir()
+    path = bare_path(tmp_path / "bin", f'export STATE="{state}"\n{VENV_STUB}')
+    for name in ("mkdir", "cp"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or name)
+    first, second, third = (launch(path=path, cwd=tmp_path, launcher=launcher) for _ in range(3))
+    assert first.returncode == 1 and "could not be installed" in first.stderr
+    assert (second.returncode, second.stdout) == (0, "trained\n"), second.stderr
+    assert (third.returncode, third.stdout) == (0, "trained\n"), third.stderr
+    assert len((state / "calls").read_text().splitlines()) == 2, "a finished environment is not installed again"
+    (launcher.parent / "constraints.txt").write_text("# other pins\n")
+    assert launch(path=path, cwd=tmp_path, launcher=launcher).stdout == "trained\n"
+    assert len((state / "calls").read_text().splitlines()) == 3, "other pins are installed"
 
 
 def test_shell_scripts_parse() -> None:

@@ -1,0 +1,87 @@
+"""What a checkpoint holds, in memory: nested dicts of tensors, the names they get, and whether two of them agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.stateful import Stateful
+
+from rlinf_lite.checkpoint.errors import StateMismatch, UnsafeCheckpoint
+from rlinf_lite.checkpoint.rng import PREFIX as RNG_PREFIX
+
+State = Mapping[str, Any]
+"""Nested dicts of tensors (plain or DTensor), or `Stateful` objects that give and take such dicts."""
+
+
+def take(state: State, prefix: str = "") -> dict[str, Any]:
+    """The live tensors of ``state`` as nested dicts, each `Stateful` replaced by what it gives.
+
+    Raises:
+        TypeError: names a value that is no tensor: it would have to be pickled, and unpickled by whoever loads it.
+    """
+    taken: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Stateful):
+            value = value.state_dict()
+        if isinstance(value, Mapping):
+            value = take(value, f"{prefix}{name}.")
+        elif not isinstance(value, torch.Tensor):
+            raise TypeError(f"state {prefix}{name} is a {type(value).__name__}, but may hold tensors only")
+        taken[str(name)] = value
+    return taken
+
+
+def give_back(state: State, loaded: Mapping[str, Any]) -> None:
+    """Hand ``loaded``, made by `take` and filled since, to the `Stateful` objects of ``state``."""
+    for name, value in state.items():
+        if isinstance(value, Stateful):
+            value.load_state_dict(loaded[str(name)])
+        elif isinstance(value, Mapping):
+            give_back(value, loaded[str(name)])
+
+
+def flatten(state: State) -> dict[str, torch.Tensor]:
+    """``{"optim.w.step": tensor}``: the names under which DCP stores nested dicts and `Stateful` objects."""
+    return _flat(take(state), "")
+
+
+def _flat(taken: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    flat: dict[str, torch.Tensor] = {}
+    for name, value in taken.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return flat
+
+
+def check_keys(actor_dir: Path, metadata: Metadata, state: State) -> None:
+    """Compare what ``state`` asks for with what the DCP folder holds, other ranks' generators aside.
+
+    Raises:
+        StateMismatch: lists missing keys, extra keys, different shapes and types.
+        UnsafeCheckpoint: names an entry that is a pickled object where a tensor was asked for.
+    """
+    wanted, held = flatten(state), metadata.state_dict_metadata
+    missing = sorted(wanted.keys() - held.keys())
+    extra = sorted(key for key in held.keys() - wanted.keys() if not key.startswith(RNG_PREFIX))
+    problems = [f"missing: {_some(missing)}"] * bool(missing) + [f"not asked for: {_some(extra)}"] * bool(extra)
+    for key in sorted(wanted.keys() & held.keys()):
+        entry = held[key]
+        if not isinstance(entry, TensorStorageMetadata):
+            raise UnsafeCheckpoint(f"{actor_dir}: {key} is a pickled object where a tensor was asked for")
+        ours, theirs = _form(wanted[key].dtype, wanted[key].shape), _form(entry.properties.dtype, entry.size)
+        if ours != theirs:
+            problems.append(f"{key} is {theirs}, the model's is {ours}")
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise StateMismatch(f"{actor_dir} is a checkpoint of another model or optimizer: {shown}")
+
+
+def _form(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

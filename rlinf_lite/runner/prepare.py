@@ -1,0 +1,72 @@
+"""What a run can know, and refuse, before a single worker is started: checkpoint, model folder, data, identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite.config import Config
+from rlinf_lite.data import ProblemSet, load_problems
+from rlinf_lite.models import folder
+from rlinf_lite.observability import say
+from rlinf_lite.runner import schedule
+from rlinf_lite.runner.identity import identity
+from rlinf_lite.runner.resume import Start, check_identity, choose_start
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    start: Start
+    train: ProblemSet
+    val: ProblemSet | None
+    last_step: int
+    total_updates: int
+    identity: dict[str, Any]
+    pad_id: int
+
+
+def prepare(config: Config, checkpoints: Path) -> Prepared:
+    """Read everything that the driver needs, the soonest to fail first.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what cannot be run or resumed, by key or file.
+    """
+    start = choose_start(config, checkpoints)
+    model_dir = folder.resolve(config.actor.model.model_path)
+    folder.load_config(model_dir, config.actor.model.model_type)
+    tokenizer = folder.load_tokenizer(
+        folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    )
+    train = load_problems(config.data, "train", tokenizer)
+    val = load_problems(config.data, "val", tokenizer) if config.runner.val_check_interval > 0 else None
+    last_step = schedule.total_steps(config, len(train.problems))
+    total_updates = schedule.total_updates(config, last_step)
+    made_of = identity(
+        config,
+        base_model=folder.fingerprint(model_dir),
+        train_data=train.fingerprint,
+        val_data=val.fingerprint if val else None,
+        total_updates=total_updates,
+    )
+    check_identity(start, made_of, config)
+    _say_data(train, val, last_step, config)
+    return Prepared(
+        start=start,
+        train=train,
+        val=val,
+        last_step=last_step,
+        total_updates=total_updates,
+        identity=made_of,
+        pad_id=tokenizer.pad_token_id or 0,
+    )
+
+
+def _say_data(train: ProblemSet, val: ProblemSet | None, last_step: int, config: Config) -> None:
+    left_out = f", {train.num_filtered} over data.max_prompt_length left out" if train.num_filtered else ""
+    held_out = f", {len(val.problems)} to validate on" if val else ""
+    rows = config.data.rollout_batch_size * config.algorithm.group_size
+    say(
+        f"data: {len(train.problems)} problems from {train.source}{left_out}{held_out}; {last_step} steps of "
+        f"{config.data.rollout_batch_size} prompts x {config.algorithm.group_size} = {rows} responses"
+    )

@@ -1,0 +1,178 @@
+"""Ranks for the trainer's tests: gloo processes that meet through a store, and tiny models and batches for them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlinf_lite.config import Config
+from rlinf_lite.types import Rollout
+
+
+class Ranks:
+    """Processes that run one program after another; started when first needed, all replaced after a failure."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._tasks: list[Iterator[int]] = []
+        self._groups = itertools.count()
+
+    def run(self, world_size: int, program: str, *, timeout: float = 120.0, **arguments: Any) -> list[Any]:
+        """What ``rank_programs.program(mesh, **arguments)`` returns on each rank.
+
+        Raises:
+            The first rank's error, or TimeoutError. The processes are then gone.
+        """
+        self._start(world_size)
+        group = f"group{next(self._groups)}"
+        for rank in range(world_size):
+            task = pickle.dumps((group, world_size, program, arguments))
+            self._store.set(f"rank{rank}.task{next(self._tasks[rank])}", task)
+        keys = [f"{group}.rank{rank}" for rank in range(world_size)]
+        try:
+            return self._collect(keys, time.monotonic() + timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, world_size: int) -> None:
+        if not self._processes:
+            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        while len(self._processes) < world_size:
+            rank = len(self._processes)
+            command = [sys.executable, str(Path(__file__).parent / "rank_process.py"), str(self._store.port), str(rank)]
+            self._processes.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+            self._tasks.append(itertools.count())
+
+    def _collect(self, keys: list[str], deadline: float) -> list[Any]:
+        results: dict[str, Any] = {}
+        while len(results) < len(keys):
+            for rank, key in enumerate(keys):
+                if key not in results and self._store.check([key]):
+                    results[key], error = pickle.loads(self._store.get(key))
+                    if error is not None:
+                        raise error
+                elif key not in results and self._processes[rank].poll() is not None:
+                    raise RuntimeError(f"rank {rank} ended with status {self._processes[rank].returncode}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no answer from ranks {[r for r, key in enumerate(keys) if key not in results]}")
+            time.sleep(0.01)
+        return [results[key] for key in keys]
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+        self._processes, self._tasks = [], []
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    processes = Ranks()
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture
+def fresh_ranks():
+    """Processes of this test's own; ``stop()`` and go on for newer ones."""
+    processes = Ranks()
+    yield processes
+    processes.stop()
+
+
+LLAMA = {
+    "vocab_size": 37,
+    "hidden_size": 20,
+    "intermediate_size": 28,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 10,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.15,
+    "tie_word_embeddings": True,
+}
+"""Sizes that 2 and 3 ranks cannot share evenly."""
+GPT2 = {"vocab_size": 37, "n_embd": 20, "n_layer": 2, "n_head": 2, "n_positions": 32, "initializer_range": 0.15}
+
+
+@pytest.fixture(scope="session")
+def model_dirs(tmp_path_factory) -> dict[str, str]:
+    """``llama`` (tied), ``gpt2`` (tied, dropout) and ``untied``: base models as Hugging Face folders."""
+    dropout = {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+    configs = {
+        "llama": AutoConfig.for_model("llama", **LLAMA),
+        "gpt2": AutoConfig.for_model("gpt2", **GPT2, **dropout),
+        "untied": AutoConfig.for_model("llama", **{**LLAMA, "tie_word_embeddings": False}),
+    }
+    folders = {}
+    for name, config in configs.items():
+        torch.manual_seed(3)
+        folders[name] = str(tmp_path_factory.mktemp("models") / name)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture
+def make_config():
+    """``make_config({"algorithm.kl_beta": 0.1})``. Adam's eps is large, so that noise in a gradient near 0 stays noise."""
+
+    def make(changes: dict[str, Any] | None = None) -> Config:
+        config = Config()
+        plain = {
+            "algorithm.training_batch_size_per_gpu": 2,
+            "algorithm.logprob_forward_micro_batch_size": 2,
+            "actor.optim.lr": 0.01,
+            "actor.optim.adam_eps": 1e-3,
+            "actor.optim.weight_decay": 0.1,
+            "actor.optim.clip_grad": 0.0,
+        }
+        for key, value in {**plain, **(changes or {})}.items():
+            *path, last = key.split(".")
+            node: Any = config
+            for name in path:
+                node = getattr(node, name)
+            assert last in vars(node), key
+            setattr(node, last, value)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def rollouts() -> list[Rollout]:
+    """Ten responses of very different lengths, so that ranks hold different numbers of tokens."""
+    rng = np.random.default_rng(0)
+    lengths = [(3, 12), (5, 1), (2, 9), (7, 2), (4, 14), (1, 1), (6, 3), (3, 3), (2, 11), (5, 2)]
+    return [
+        Rollout(
+            position=i,
+            sample_index=0,
+            prompt_ids=rng.integers(0, 37, prompt),
+            response_ids=rng.integers(0, 37, response),
+            logprobs=rng.normal(-3.6, 0.1, response).astype(np.float32),
+            finished=True,
+            text="",
+        )
+        for i, (prompt, response) in enumerate(lengths)
+    ]
+
+
+@pytest.fixture
+def advantages() -> torch.Tensor:
+    return torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, 2.0, -0.3, 0.0, -1.1, 0.6])

@@ -1,0 +1,50 @@
+"""One rank: joins the test's store, runs the programs it is handed, each in a process group of its own.
+
+Usage: python rank_process.py PORT RANK
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import sys
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import rank_programs
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from rlinf_lite.checkpoint import rng
+
+
+def main(port: int, rank: int) -> None:
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(hours=1))
+    for number in itertools.count():
+        key, world_size, program, arguments = pickle.loads(store.get(f"rank{rank}.task{number}"))
+        # A connection of the group's own: the group gives its timeout to the store.
+        group_store = dist.PrefixStore(key, dist.TCPStore("127.0.0.1", port, is_master=False))
+        store.set(f"{key}.rank{rank}", pickle.dumps(attempt(group_store, rank, world_size, program, arguments)))
+
+
+def attempt(
+    store: dist.Store, rank: int, world_size: int, program: str, arguments: dict[str, Any]
+) -> tuple[Any, BaseException | None]:
+    """(result, None), or (None, the error with its traceback as a note)."""
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=1))
+    try:
+        rng.reseed(1, 0, rank)
+        mesh = init_device_mesh("cpu", (world_size,))
+        return getattr(rank_programs, program)(mesh, **arguments), None
+    except Exception as error:
+        error.add_note(f"on rank {rank} of {world_size}:\n{traceback.format_exc()}")
+        return None, error
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

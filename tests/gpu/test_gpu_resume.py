@@ -1,0 +1,18 @@
+"""The promise on one GPU: killed and resumed, the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+ON_GPU = {"cluster.device": "cuda", "cluster.component_placement.actor": "0", "cluster.component_placement.rollout": "0"}
+
+
+def test_killed_run_ends_in_the_same_bits(new_run, same_run):
+    straight, killed = new_run(ON_GPU), new_run(ON_GPU)
+    straight.finish()
+    killed.kill_when("global_step_3 (")
+    killed.finish("runner.resume_dir=auto")
+    same_run(straight, killed, 8)

@@ -1,0 +1,195 @@
+"""Build on meta, materialize, fill: the same model as `from_pretrained`, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.models import build, folder, shard, weights
+
+ARCHITECTURES = ["llama", "gpt2", "qwen2", "qwen3", "gemma2"]
+IDS = torch.tensor([[1, 5, 9, 33, 60, 2, 7, 8, 4, 11, 12, 13], [3, 3, 3, 17, 29, 40, 41, 42, 43, 44, 45, 46]])
+CPU = torch.device("cpu")
+
+
+def ours(path, precision="fp32"):
+    model = build.build_on_meta(folder.load_config(path, None), precision)
+    build.materialize(model, CPU)
+    weights.fill(model, path)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_the_same_logits_as_from_pretrained(tiny_folder, model_type):
+    path = tiny_folder(model_type)
+    model = build.build_on_meta(folder.load_config(path, model_type), "fp32")
+    assert all(param.is_meta for param in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    tied = build.tied_names(model)
+    build.materialize(model, CPU)
+    weights.fill(model, path)
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    assert build.tied_names(model) == tied
+    assert bool(tied) == model.config.tie_word_embeddings
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    assert torch.equal(logits(model.eval()), logits(reference))
+    assert len(shard.blocks(model)) == 2
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_bf16_is_the_same_as_from_pretrained(tiny_folder, model_type):
+    path = tiny_folder(model_type)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    model = ours(path, "bf16")
+    assert {name: b.dtype for name, b in model.named_buffers()} == {n: b.dtype for n, b in reference.named_buffers()}
+    assert logits(model).dtype == torch.bfloat16
+    assert torch.equal(logits(model), logits(reference))
+
+
+def test_a_tie_is_one_tensor(tiny_folder):
+    model = ours(tiny_folder("llama"))
+    assert build.tied_names(model) == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in dict(weights.named_state(model))
+
+
+def test_weights_of_the_bare_base_model(tiny_model, tmp_path):
+    model = tiny_model("gpt2")
+    model.transformer.save_pretrained(tmp_path)
+    assert "wte.weight" in load_file(tmp_path / "model.safetensors")
+    assert torch.equal(logits(ours(tmp_path)), logits(model))
+
+
+def test_a_tie_stored_under_its_other_name(tiny_folder):
+    path = tiny_folder("llama")
+    stored = load_file(path / "model.safetensors")
+    stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    save_file(stored, path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(ours(path)), logits(AutoModelForCausalLM.from_pretrained(path).eval()))
+
+
+def test_weights_in_several_files(tiny_folder):
+    whole, cut = tiny_folder("qwen2", name="whole"), tiny_folder("qwen2", name="cut", max_shard_size="20KB")
+    assert len(list(cut.glob("*.safetensors"))) > 2
+    assert (cut / "model.safetensors.index.json").exists()
+    assert torch.equal(logits(ours(cut)), logits(ours(whole)))
+
+
+def test_other_stored_precision_is_converted(tiny_model, tmp_path):
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(logits(ours(tmp_path)), logits(reference))
+
+
+def test_persistent_buffers_are_filled_and_computed_ones_left_alone(tmp_path):
+    class Model(torch.nn.Module):
+        base_model_prefix = "base"
+
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((3, 2), value))
+            self.gain = torch.nn.Parameter(torch.tensor(value))
+            self.register_buffer("kept", torch.full((2,), value))
+            self.register_buffer("computed", torch.full((2,), value), persistent=False)
+
+    save_file({name: tensor.detach() for name, tensor in Model(3.0).state_dict().items()}, tmp_path / "m.safetensors")
+    model = Model(1.0)
+    weights.fill(model, tmp_path)
+    assert [name for name, _ in weights.named_state(model)] == ["weight", "gain", "kept"]
+    assert {n: t.unique().item() for n, t in [*model.named_parameters(), *model.named_buffers()]} == {
+        "weight": 3.0,
+        "gain": 3.0,
+        "kept": 3.0,
+        "computed": 1.0,
+    }
+
+
+def test_a_missing_weight_is_named(tiny_folder):
+    path = tiny_folder("qwen2")
+    stored = load_file(path / "model.safetensors")
+    del stored["model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}: its weights lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        ours(path)
+
+
+def test_another_shape_is_named(tiny_folder):
+    path = tiny_folder("qwen2")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "vocab_size": 62}))
+    with pytest.raises(ConfigError, match=r"qwen2: model\.embed_tokens\.weight is \[61, 32\], .*config\.json wants \[62, 32\]"):
+        ours(path)
+
+
+def test_no_weights(tiny_folder):
+    path = tiny_folder("qwen2")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors there"):
+        ours(path)
+
+
+def test_a_file_of_the_index_is_missing(tiny_folder):
+    path = tiny_folder("qwen2", max_shard_size="20KB")
+    gone = sorted(path.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(ConfigError, match=rf"{re.escape(gone.name)}.*copy the folder again"):
+        ours(path)
+
+
+def test_a_torn_file(tiny_folder):
+    path = tiny_folder("qwen2")
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"model\.safetensors.*copy the folder again"):
+        ours(path)
+
+
+RSS_OF_A_LARGE_MODEL = """
+import psutil, torch
+from transformers import AutoConfig
+from rlinf_lite.models import build, shard
+config = AutoConfig.for_model(
+    "qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+    num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
+    layer_types=["full_attention"] * 28,
+)
+build.build_on_meta(AutoConfig.for_model("qwen2", num_hidden_layers=1, hidden_size=64, num_attention_heads=4), "fp32")
+before = psutil.Process().memory_info().rss
+model = build.build_on_meta(config, "bf16")
+grown = psutil.Process().memory_info().rss - before
+print(sum(p.numel() for p in model.parameters()), len(shard.blocks(model)), grown >> 20)
+"""
+
+
+def test_a_large_model_takes_no_memory_on_meta(fresh_python):
+    num_parameters, num_blocks, grown_mib = map(int, fresh_python(RSS_OF_A_LARGE_MODEL).split())
+    assert num_parameters == 1_543_714_304
+    assert num_blocks == 28
+    assert grown_mib < 100
+
+
+def test_precision_decides_the_parameters_type():
+    config = AutoConfig.for_model("llama", hidden_size=32, num_attention_heads=4, num_hidden_layers=1, vocab_size=8)
+    for precision, dtype in build.DTYPES.items():
+        model = build.build_on_meta(config, precision)
+        assert {param.dtype for param in model.parameters()} == {dtype}
+        assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+
+
+def test_the_patch_of_torch_is_undone_after_an_error():
+    register = torch.nn.Module.register_parameter
+    with pytest.raises(ConfigError, match=r"actor\.model\.model_path: no causal LM can be built of a vit: .*ViTConfig"):
+        build.build_on_meta(AutoConfig.for_model("vit"), "fp32")
+    assert torch.nn.Module.register_parameter is register
+    assert not torch.nn.Linear(2, 2).weight.is_meta

@@ -1,0 +1,95 @@
+"""A model folder: found or refused by name, identified by its content, its end tokens known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.models import folder
+
+
+def change_one_weight(path, name, index):
+    stored = load_file(path)
+    stored[name].view(-1)[index] += 1.0
+    save_file(stored, path, {"format": "pt"})
+
+
+def test_a_missing_folder_is_named_with_its_key(tmp_path):
+    with pytest.raises(ConfigError, match=r"rollout\.model\.model_path=.*nowhere: no model there .*config\.json.*Hugging Face"):
+        folder.resolve(str(tmp_path / "nowhere"), "rollout.model.model_path")
+
+
+def test_an_unknown_embedded_model_lists_the_known(tmp_path):
+    with pytest.raises(ConfigError, match=r"actor\.model\.model_path=embedded:tony: .*known: embedded:tiny-arithmetic"):
+        folder.resolve("embedded:tony")
+    assert (folder.resolve("embedded:tiny-arithmetic") / "model.safetensors").is_file()
+
+
+def test_model_type_must_be_the_folders(tiny_folder):
+    path = tiny_folder("qwen2")
+    with pytest.raises(ConfigError, match=r"actor\.model\.model_type=llama: .*qwen2 holds a qwen2; write that, or null"):
+        folder.load_config(path, "llama")
+    for accepted in ("qwen2", "qwen2.5", None):
+        assert folder.load_config(path, accepted).model_type == "qwen2"
+
+
+def test_a_config_that_cannot_be_read_is_a_config_error(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-architecture"}')
+    with pytest.raises(ConfigError, match=r"actor\.model\.model_path=.*no-such-architecture"):
+        folder.load_config(tmp_path, None)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"actor\.model\.model_path="):
+        folder.load_config(tmp_path, None)
+
+
+def test_a_folder_without_tokenizer_is_a_config_error(tiny_folder):
+    with pytest.raises(ConfigError, match=r"actor\.tokenizer\.tokenizer_model=.*llama"):
+        folder.load_tokenizer(tiny_folder("llama"))
+
+
+def test_fingerprint_follows_content_not_place(tiny_folder, tmp_path):
+    path = tiny_folder("llama")
+    first = folder.fingerprint(path)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(path, elsewhere)
+    (elsewhere / "notes.md").write_text("not read by anyone")
+    assert folder.fingerprint(elsewhere) == first
+    change_one_weight(elsewhere / "model.safetensors", "model.layers.1.mlp.up_proj.weight", 17)
+    assert folder.fingerprint(elsewhere) != first
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    assert folder.fingerprint(path) != first
+
+
+def test_fingerprint_of_a_large_file_reads_samples_of_all_of_it(tmp_path):
+    file = tmp_path / "model.safetensors"
+    content = bytearray(bytes(range(251)) * 40_000)  # 10 MB, sampled
+    file.write_bytes(content)
+    first = folder.fingerprint(tmp_path)
+    for place in (0, len(content) - 1):
+        changed = content.copy()
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        assert folder.fingerprint(tmp_path) != first
+    file.write_bytes(content + b"x")
+    assert folder.fingerprint(tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("listed", "of_tokenizer", "expected"),
+    [([7, 9], 2, {2, 7, 9}), (5, 2, {2, 5}), (5, None, {5}), (None, 2, {2}), ("no file", 2, {2})],
+)
+def test_eos_ids(tmp_path, listed, of_tokenizer, expected):
+    if listed != "no file":
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    assert folder.eos_ids(tmp_path, SimpleNamespace(eos_token_id=of_tokenizer)) == expected
+
+
+def test_no_eos_anywhere(tmp_path):
+    with pytest.raises(ConfigError, match="neither it nor generation_config.json has an eos token"):
+        folder.eos_ids(tmp_path, SimpleNamespace(eos_token_id=None))

@@ -1,0 +1,66 @@
+"""Progress, schedule and identity: the small pure parts of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.main_math import load
+from rlinf_lite.runner.identity import identity, refuse_changes
+from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.schedule import due, total_steps, total_updates
+
+
+def test_progress_round_trip():
+    progress = Progress()
+    progress.advance(num_prompts=4, num_samples=8, num_tokens=100)
+    progress.validated(0.5)
+    progress.validated(0.5)
+    assert Progress.from_state(progress.state()) == progress
+    assert (progress.step, progress.cursor, progress.best_val_step) == (1, 4, 1)
+    with pytest.raises(TypeError, match="progress holds"):
+        Progress.from_state({"step": 1})
+
+
+def test_total_steps_is_the_nearer_limit():
+    config = load(["runner.max_steps=10", "runner.max_epochs=2"])
+    assert total_steps(config, num_problems=2048) == 10
+    assert total_steps(config, num_problems=100) == 6  # 200 prompts, 32 a step
+    with pytest.raises(ConfigError, match="raise runner.max_epochs to 32"):
+        total_steps(config, num_problems=1)
+
+
+def test_total_updates():
+    config = load(["algorithm.n_minibatches=4", "algorithm.training_batch_size_per_gpu=64"])
+    assert total_updates(config, 10) == 40
+    config.actor.optim.total_training_steps = 7
+    assert total_updates(config, 10) == 7
+
+
+@pytest.mark.parametrize(
+    ("step", "interval", "last", "expected"), [(50, 50, 100, True), (49, 50, 100, False), (7, -1, 7, True), (6, -1, 7, False)]
+)
+def test_due(step, interval, last, expected):
+    assert due(step, interval, last) is expected
+
+
+def test_identity_refuses_by_name_and_allows_by_name():
+    config = load([])
+    facts = {"base_model": "a", "train_data": "b", "val_data": None, "total_updates": 100}
+    saved = identity(config, **facts)
+    assert refuse_changes(saved, identity(config, **facts), [], "global_step_5") == []
+    config.actor.optim.lr = 1.0
+    now = identity(config, **{**facts, "train_data": "c"})
+    with pytest.raises(ConfigError) as caught:
+        refuse_changes(saved, now, ["actor.optim.lr"], "global_step_5")
+    assert "data (training problems): b -> c" in str(caught.value) and "actor.optim.lr:" not in str(caught.value)
+    allowed = refuse_changes(saved, now, ["actor.optim.lr", "data (training problems)"], "global_step_5")
+    assert len(allowed) == 2
+    with pytest.raises(ConfigError, match="'actor.lr' is not a key"):
+        refuse_changes(saved, now, ["actor.lr"], "global_step_5")
+
+
+def test_identity_ignores_the_decay_of_a_constant_rate():
+    config = load(["actor.optim.lr_scheduler=constant"])
+    facts = {"base_model": "a", "train_data": "b", "val_data": None}
+    assert identity(config, **facts, total_updates=1) == identity(config, **facts, total_updates=2)

@@ -1,0 +1,156 @@
+"""The typed config: what is accepted, and how what is not is said."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys
+from rlinf_lite.config_checks import _AT_LEAST, _CHOICES, _UNSUPPORTED, check
+from rlinf_lite.main_math import CONFIGS, load
+
+# RLinf's documented example, word for word (its resume page), and the model that any run needs.
+DOCUMENTED = """
+runner:
+  task_type: math
+  logger:
+    log_path: ${runner.output_dir}/${runner.experiment_name}
+    project_name: rlinf
+    experiment_name: ${runner.experiment_name}
+
+  save_interval: 50
+  experiment_name: grpo-1.5b
+  output_dir: ./logs
+  resume_dir: ${runner.output_dir}/${runner.experiment_name}/checkpoints/global_step_50
+"""
+
+
+def small(**values: object) -> Config:
+    raw: dict = {"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}}
+    for key, value in {"data.type": "arithmetic", **{k.replace("__", "."): v for k, v in values.items()}}.items():
+        node = raw
+        *sections, leaf = key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return build(raw)
+
+
+def test_the_documented_example_works_word_for_word():
+    config = build({**yaml.safe_load(DOCUMENTED), "actor": {"model": {"model_path": "m"}}})
+    assert config.runner.logger.log_path == "./logs/grpo-1.5b"
+    assert config.runner.resume_dir == "./logs/grpo-1.5b/checkpoints/global_step_50"
+    assert config.runner.save_interval == 50
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"runner": {"max_stepz": 3}}, "runner.max_stepz: unknown key; did you mean runner.max_steps?"),
+        ({"max_steps": 3}, "max_steps: unknown key; did you mean runner.max_steps?"),
+        ({"runner": {"logger": 3}}, "runner.logger: 3 given where a section of keys belongs"),
+        ({"runner": {"max_steps": "many"}}, "runner.max_steps: Value 'many'"),
+        ({"runner": {"experiment_name": "${nowhere}"}}, "Interpolation key 'nowhere' not found"),
+        ({"data": {"train_data_paths": "one.jsonl"}}, "data.train_data_paths"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(raw, said):
+    with pytest.raises(ConfigError) as caught:
+        build({"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}, **raw})
+    assert said in str(caught.value)
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(ConfigError, match=r"actor\.model\.model_path: no value given"):
+        build({"runner": {"experiment_name": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"algorithm__n_minibatches": 3}, "does not divide data.rollout_batch_size=16 x algorithm.group_size=8 = 128"),
+        ({"algorithm__training_batch_size_per_gpu": 48}, "use a divisor of 128"),
+        ({"runner__max_epochs": -1}, "the run would never end"),
+        ({"runner__seq_length": 64}, "raise seq_length to 2048"),
+        ({"algorithm__sampling_params__temperature": 0.0}, "algorithm.sampling_params.do_sample=false"),
+        ({"algorithm__sampling_params__do_sample": False}, "nothing could be learned"),
+        ({"algorithm__recompute_logprobs": False}, "rollout.return_logprobs=true"),
+        ({"algorithm__importance_sampling_fix": True}, "rollout.return_logprobs=true"),
+        ({"algorithm__clip_ratio_c": 0.5}, "must be above 1"),
+        ({"algorithm__group_size": 1}, "use at least 2"),
+        ({"data__type": "math"}, "data.train_data_paths=[]"),
+        ({"actor__fsdp_config__grad_scaler__enabled": True}, "scaling is for fp16"),
+        ({"runner__save_interval": 0}, "must be positive, or -1"),
+        ({"runner__logger__logger_backends": ["swanlab"]}, "'swanlab' is not known"),
+    ],
+)
+def test_a_contradiction_is_named_with_its_remedy(values, said):
+    with pytest.raises(ConfigError) as caught:
+        check(small(**values))
+    assert said in str(caught.value)
+
+
+def test_all_problems_are_said_at_once():
+    with pytest.raises(ConfigError) as caught:
+        check(small(algorithm__clip_ratio_c=0.5, runner__save_interval=0))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_tables_name_existing_keys():
+    keys = set(flatten(small()))
+    assert keys >= set(_CHOICES) | set(_AT_LEAST) | {key for key, *_ in _UNSUPPORTED}
+
+
+def test_every_key_of_the_design_is_known():
+    listed = """
+    cluster.num_nodes cluster.component_placement runner.task_type runner.logger.log_path runner.logger.project_name
+    runner.logger.experiment_name runner.logger.logger_backends runner.max_epochs runner.max_steps runner.val_check_interval
+    runner.save_interval runner.seq_length runner.enable_dynamic_batch_size runner.max_tokens_per_mbs runner.resume_dir
+    runner.experiment_name runner.output_dir algorithm.group_size algorithm.n_minibatches algorithm.training_batch_size_per_gpu
+    algorithm.logprob_forward_micro_batch_size algorithm.recompute_logprobs algorithm.shuffle_rollout algorithm.loss_type
+    algorithm.loss_agg_func algorithm.kl_beta algorithm.kl_penalty_type algorithm.ratio_clip_eps algorithm.clip_ratio_low
+    algorithm.clip_ratio_high algorithm.clip_ratio_c algorithm.entropy_bonus algorithm.calculate_entropy algorithm.adv_type
+    algorithm.normalize_advantages algorithm.importance_sampling_fix algorithm.importance_sampling_clip
+    algorithm.sampling_params.do_sample algorithm.sampling_params.temperature algorithm.sampling_params.top_k
+    algorithm.sampling_params.top_p algorithm.sampling_params.repetition_penalty algorithm.sampling_params.max_new_tokens
+    rollout.group_name rollout.rollout_backend rollout.gpu_memory_utilization rollout.model.model_path rollout.model.model_type
+    rollout.model.precision rollout.enforce_eager rollout.tensor_parallel_size rollout.max_running_requests
+    rollout.return_logprobs data.type data.max_prompt_length data.filter_prompt_by_length data.rollout_batch_size
+    data.val_rollout_batch_size data.num_workers data.shuffle data.seed data.train_data_paths data.val_data_paths
+    data.prompt_key data.answer_key data.apply_chat_template actor.group_name actor.training_backend actor.enable_offload
+    actor.seed actor.model.model_path actor.model.model_type actor.model.precision actor.optim.lr actor.optim.adam_beta1
+    actor.optim.adam_beta2 actor.optim.adam_eps actor.optim.weight_decay actor.optim.clip_grad actor.optim.lr_scheduler
+    actor.optim.lr_warmup_steps actor.optim.total_training_steps actor.optim.min_lr actor.tokenizer.tokenizer_model
+    actor.fsdp_config.strategy actor.fsdp_config.gradient_checkpointing actor.fsdp_config.cpu_offload
+    actor.fsdp_config.reshard_after_forward actor.fsdp_config.mixed_precision.param_dtype
+    actor.fsdp_config.mixed_precision.reduce_dtype actor.fsdp_config.grad_scaler.enabled
+    actor.fsdp_config.save_full_model_weights reward.group_name reward.use_reward_model reward.reward_type reward.reward_scale
+    critic.use_critic_model
+    """
+    assert not set(listed.split()) - set(known_keys())
+
+
+def test_only_what_changes_numbers_is_in_the_identity():
+    made_of = flatten(small(), neutral_keys=False)
+    assert "actor.optim.lr" in made_of and "actor.seed" in made_of and "cluster.threads_per_worker" in made_of
+    for key in ("runner.output_dir", "runner.save_interval", "runner.resume_dir", "actor.model.model_path"):
+        assert key not in made_of
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_shipped_configs_compose_and_check(name):
+    config = load([name])
+    assert dataclasses.is_dataclass(config)
+
+
+def test_overrides_reach_keys_that_the_yaml_leaves_out(tmp_path: Path):
+    config = load(["runner.max_steps=3", "algorithm.kl_beta=0.5", "data.train_data_paths=[]"])
+    assert (config.runner.max_steps, config.algorithm.kl_beta) == (3, 0.5)
+    (tmp_path / "mine.yaml").write_text(DOCUMENTED)
+    mine = load([str(tmp_path / "mine.yaml"), "actor.model.model_path=m", "data.type=arithmetic", "runner.resume_dir=auto"])
+    assert mine.runner.resume_dir == "auto"
+    with pytest.raises(ConfigError, match="known: grpo-tiny-arithmetic"):
+        load(["grpo-tiny"])

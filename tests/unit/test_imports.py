@@ -1,0 +1,76 @@
+"""Who may import whom: the rooms of the design, kept by a test."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
+
+# Lowest first. A room imports only rooms of lower levels (and itself).
+LEVELS = [
+    {"types", "config", "config_checks", "counters", "faults"},
+    {"algorithms", "rewards", "checkpoint", "observability"},
+    {"data", "models", "rollout"},
+    {"training"},
+    {"cluster"},
+    {"runner"},
+    {"main_math"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+ONLY_IN = {"ray": {"cluster"}, "hydra": {"main_math"}, "wandb": {"observability"}}
+
+
+def imports() -> list[tuple[Path, str, list[str]]]:
+    """(file, its room, what it imports) for every import statement, late ones included."""
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        names: list[str] = []
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: relative import"
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+        found.append((file, room, names))
+    return found
+
+
+def test_rooms_import_only_lower_rooms():
+    for file, room, names in imports():
+        if room == "__init__":
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "rlinf_lite" and parts[1] in LEVEL and parts[1] != room:
+                lower = LEVEL[parts[1]] < LEVEL[room] or {parts[1], room} <= LEVELS[0]
+                assert lower, f"{file}: {room} must not import {parts[1]}"
+
+
+def test_libraries_stay_in_their_rooms():
+    for file, room, names in imports():
+        for name in names:
+            allowed = ONLY_IN.get(name.split(".")[0])
+            assert allowed is None or room in allowed, f"{file}: {name} belongs to {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("rlinf_lite.rewards", ["torch", "ray", "math_verify"]),
+        ("rlinf_lite.config_checks", ["torch", "ray", "transformers"]),
+        ("rlinf_lite.checkpoint", ["ray", "transformers", "hydra", "wandb"]),
+        ("rlinf_lite.training", ["ray", "hydra", "rlinf_lite.checkpoint"]),
+        ("rlinf_lite.cluster.group", ["torch", "transformers"]),
+        ("rlinf_lite.main_math", ["torch", "ray"]),
+    ],
+)
+def test_a_fresh_process_stays_light(module, absent):
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

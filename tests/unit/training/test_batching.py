@@ -1,0 +1,175 @@
+"""From rollouts to micro-batches: worked out by hand, and the cuts never exceed their limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rlinf_lite.config import Config
+from rlinf_lite.data.batching import StepBatch, arrange, collate, micro_rows
+from rlinf_lite.types import Rollout
+
+PAD = 99
+
+
+def rollout(prompt, response, logprobs=None):
+    return Rollout(
+        position=0,
+        sample_index=0,
+        prompt_ids=np.array(prompt, dtype=np.int64),
+        response_ids=np.array(response, dtype=np.int64),
+        logprobs=None if logprobs is None else np.array(logprobs, dtype=np.float32),
+        finished=True,
+        text="",
+    )
+
+
+def config(**algorithm) -> Config:
+    made = Config()
+    for key, value in algorithm.items():
+        setattr(made.algorithm, key, value)
+    return made
+
+
+ROLLOUTS = [
+    rollout([1, 5, 6], [10, 2], [-0.1, -0.2]),
+    rollout([1, 5], [11, 12, 13, 2], [-0.3, -0.4, -0.5, -0.6]),
+    rollout([1, 5, 6, 7], [14], [-0.7]),
+    rollout([1], [15, 16], [-0.8, -0.9]),
+]
+ADVANTAGES = torch.tensor([1.0, -2.0, 0.5, 0.0])
+# Column t speaks of token t + 1.
+MASK = {
+    0: [0, 0, 1, 1, 0],
+    1: [0, 1, 1, 1, 1],
+    2: [0, 0, 0, 1, 0],
+    3: [1, 1, 0, 0, 0],
+}
+
+
+def test_collate_by_hand():
+    micro = collate(3, [1, 0, 2], ROLLOUTS, ADVANTAGES, PAD, with_rollout=True)
+    assert micro.index == 3 and micro.min_prompt_len == 2
+    assert micro.input_ids_BT.tolist() == [[1, 5, 11, 12, 13, 2], [1, 5, 6, 10, 2, PAD], [1, 5, 6, 7, 14, PAD]]
+    assert micro.input_ids_BT.dtype == torch.int64
+    assert micro.loss_mask_BT.tolist() == [MASK[1], MASK[0], MASK[2]]
+    assert micro.advantages_BT.tolist() == [[0, -2, -2, -2, -2], [0, 0, 1, 1, 0], [0, 0, 0, 0.5, 0]]
+    expected = torch.tensor([[0, -0.3, -0.4, -0.5, -0.6], [0, 0, -0.1, -0.2, 0], [0, 0, 0, -0.7, 0]])
+    assert torch.equal(micro.rollout_logprobs_BT, expected)
+    assert {t.dtype for t in (micro.loss_mask_BT, micro.advantages_BT, micro.rollout_logprobs_BT)} == {torch.float32}
+    assert micro.old_logprobs_BT is None and micro.ref_logprobs_BT is None
+    for row, r in enumerate([ROLLOUTS[1], ROLLOUTS[0], ROLLOUTS[2]]):
+        predicted = micro.input_ids_BT[row, 1:][micro.loss_mask_BT[row] > 0]
+        assert predicted.tolist() == r.response_ids.tolist()
+
+
+def test_without_rollout_logprobs():
+    assert collate(0, [3], [*ROLLOUTS[:3], rollout([1], [2])], ADVANTAGES, PAD, with_rollout=False).rollout_logprobs_BT is None
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(AssertionError):  # its mask would start at column -1, which is the last one
+        collate(0, [0], [rollout([], [4, 2])], ADVANTAGES, PAD, with_rollout=False)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "expected"),
+    [
+        ([4, 4, 4, 4], 8, [[0, 1], [2, 3]]),
+        ([4, 4, 4, 4], 9, [[0, 1], [2, 3]]),
+        ([2, 5, 2, 2], 8, [[0], [1], [2, 3]]),  # 2 x 5 is over 8: padding counts
+        ([2, 4, 2, 2], 8, [[0, 1], [2, 3]]),
+        ([9, 1, 1], 8, [[0], [1, 2]]),  # one row alone may be longer
+        ([1, 9, 1], 8, [[0], [1], [2]]),
+        ([3, 3, 3], 100, [[0, 1, 2]]),
+        ([3, 3, 3], 1, [[0], [1], [2]]),
+    ],
+)
+def test_dynamic_cuts(lengths, max_tokens, expected):
+    assert micro_rows(range(len(lengths)), lengths, 1, max_tokens) == expected
+
+
+def test_dynamic_cuts_keep_order_and_maximum():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        lengths = rng.integers(1, 40, size=int(rng.integers(1, 30))).tolist()
+        rows = rng.permutation(len(lengths)).tolist()
+        cuts = micro_rows(rows, lengths, 8, 64)
+        assert [row for cut in cuts for row in cut] == rows
+        assert all(len(cut) == 1 or len(cut) * max(lengths[row] for row in cut) <= 64 for cut in cuts)
+
+
+def test_cuts_of_a_fixed_size():
+    assert micro_rows([4, 2, 0, 3, 1], [1] * 5, 2, None) == [[4, 2], [0, 3], [1]]
+
+
+def test_arrange_in_order():
+    assert arrange(6, 9, config(n_minibatches=3)) == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_arrange_shuffled_is_a_permutation_of_seed_and_step():
+    shuffled = config(n_minibatches=4, shuffle_rollout=True)
+    first = arrange(64, 3, shuffled)
+    assert [len(rows) for rows in first] == [16] * 4
+    assert sorted(row for rows in first for row in rows) == list(range(64))
+    np.random.seed(1)
+    assert arrange(64, 3, shuffled) == first
+    assert arrange(64, 4, shuffled) != first
+    shuffled.actor.seed += 1
+    assert arrange(64, 3, shuffled) != first
+
+
+@pytest.mark.parametrize("num_rows", [7, 2, 0])
+def test_rows_that_cannot_be_cut_evenly_are_refused(num_rows):
+    with pytest.raises(AssertionError):
+        arrange(num_rows, 1, config(n_minibatches=3))
+
+
+def step_batch(**changes) -> StepBatch:
+    made = config(
+        **{"n_minibatches": 2, "training_batch_size_per_gpu": 1, "logprob_forward_micro_batch_size": 3, **changes}
+    )
+    made.rollout.return_logprobs = True
+    return StepBatch(ROLLOUTS, ADVANTAGES, step=1, pad_id=PAD, config=made)
+
+
+def test_for_logprobs_cuts_the_whole_batch_in_order():
+    cuts, micros = step_batch(shuffle_rollout=True).for_logprobs()
+    assert cuts == [[0, 1, 2], [3]]
+    assert [micro.index for micro in micros] == [0, 1]
+    assert micros[1].input_ids_BT.tolist() == [[1, 15, 16]]
+
+
+def test_for_update_counts_over_the_whole_mini_batch():
+    first, second = step_batch().for_update({})
+    assert (first.num_tokens, first.num_sequences) == (6, 2)
+    assert (second.num_tokens, second.num_sequences) == (3, 2)
+    assert [micro.index for micro in first.micro_batches] == [0, 1]
+    assert first.num_tokens == sum(int(micro.loss_mask_BT.sum()) for micro in first.micro_batches)
+    assert second.micro_batches[0].input_ids_BT.tolist() == [[1, 5, 6, 7, 14]]
+    assert first.micro_batches[0].old_logprobs_BT is None
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_logprobs_find_their_way_back(shuffle, dynamic):
+    """Columns of one cut -> a row's response -> the columns of another cut."""
+    batch = step_batch(shuffle_rollout=shuffle, training_batch_size_per_gpu=2)
+    if dynamic:
+        batch._max_tokens = 10
+    cuts, micros = batch.for_logprobs()
+    # A log-prob that names its token and its column, garbage outside the response.
+    found = {
+        m.index: torch.where(m.loss_mask_BT > 0, -m.input_ids_BT[:, 1:].float(), torch.full_like(m.loss_mask_BT, 77.0))
+        for m in micros
+    }
+    by_row = batch.by_row(cuts, found)
+    assert [row.tolist() for row in by_row] == [(-r.response_ids.astype(float)).tolist() for r in ROLLOUTS]
+    assert all(row.dtype == np.float32 for row in by_row)
+    for mini in batch.for_update({"old_logprobs_BT": by_row, "ref_logprobs_BT": [row * 2 for row in by_row]}):
+        for micro in mini.micro_batches:
+            expected = -micro.input_ids_BT[:, 1:].float() * micro.loss_mask_BT
+            assert torch.equal(micro.old_logprobs_BT, expected)
+            assert torch.equal(micro.ref_logprobs_BT, 2 * expected)
+            assert torch.equal(micro.rollout_logprobs_BT != 0, micro.loss_mask_BT > 0)
