@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,7 @@ class Run:
 
     root: Path
     overrides: dict[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -54,7 +55,15 @@ class Run:
         env = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
         if faults:
             env["RLINF_LITE_FAULTS"] = json.dumps(faults)
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        self.processes.append(process)
+        return process
+
+    def end(self) -> None:
+        """Leave no driver behind, whatever a test died of; its workers end with it."""
+        for process in self.processes:
+            process.kill()
+            process.wait(timeout=60)
 
     def finish(self, *extra: str, faults: list[dict] | None = None, expect: int = 0) -> str:
         """Run to the end; returns what was printed."""
@@ -128,8 +137,15 @@ def same_run():
 @pytest.fixture
 def new_run(tmp_path: Path):
     """Makes runs in folders of their own."""
-    names = (f"run{number}" for number in range(100))
-    return lambda overrides: Run(tmp_path / next(names), overrides)
+    made: list[Run] = []
+
+    def make(overrides: dict[str, str]) -> Run:
+        made.append(Run(tmp_path / f"run{len(made)}", overrides))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.end()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +158,9 @@ def module_run(tmp_path_factory: pytest.TempPathFactory):
             made[name] = Run(tmp_path_factory.mktemp(name), overrides)
         return made[name]
 
-    return get
+    yield get
+    for run in made.values():
+        run.end()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ _ALLOWED: dict[str, frozenset[str]] = {
 
 UNREADABLE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
-    RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
+    RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
 )  # fmt: skip
 """What unpicklers raise over bytes that nobody meant to be read (found by flipping bits)."""
 

@@ -40,9 +40,10 @@ class CollectiveSync:
 
     def __init__(self, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> None:
         self._actors, self._rollouts, self._precision = actors, rollouts, precision
-        address_ref = actors.start_one(0, "open_channel", rollouts.size)
-        joined = rollouts.start("join_channel", address_ref, rollouts.size)
-        rollouts.results(joined)
+        address = actors.result(actors.start_one(0, "serve_channel", rollouts.size), 0)
+        joining = actors.start_one(0, "join_channel", rollouts.size)
+        rollouts.call("join_channel", address, rollouts.size)
+        actors.result(joining, 0)
 
     def publish(self) -> None:
         received = self._rollouts.start("receive")

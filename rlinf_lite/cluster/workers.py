@@ -93,11 +93,14 @@ class ActorWorker:
         """This rank's rows of every weight, for the object store."""
         return pack(self.trainer.weight_rows(build.DTYPES[precision]))
 
-    def open_channel(self, num_receivers: int) -> tuple[str, int]:
-        """Rank 0: the store at which rollout workers join the broadcast of weights."""
-        store, address = serve_store(1 + num_receivers)
-        self.channel = Broadcaster(store, rank=0, size=1 + num_receivers, device=self.device)
+    def serve_channel(self, num_receivers: int) -> tuple[str, int]:
+        """Rank 0: the store at which the group that weights are broadcast over meets."""
+        self.channel_store, address = serve_store(1 + num_receivers)
         return address
+
+    def join_channel(self, num_receivers: int) -> None:
+        """Rank 0: returns when every rollout worker has joined too."""
+        self.channel = Broadcaster(self.channel_store, rank=0, size=1 + num_receivers, device=self.device)
 
     def broadcast(self, precision: str) -> None:
         """Gather each weight whole over the actors; rank 0 broadcasts it to the rollout workers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,13 @@ def micro_rows(rows: Sequence[int], lengths: Sequence[int], size: int, max_token
 
 
 def collate(
-    index: int, rows: Sequence[int], rollouts: Sequence[Rollout], advantages_N: Tensor, pad_id: int, *, with_rollout: bool
+    index: int,
+    rows: Sequence[int],
+    rollouts: Sequence[Rollout],
+    advantages_N: Tensor,
+    pad_id: int,
+    *,
+    with_rollout: bool,
 ) -> MicroBatch:
     """Right-pad prompt + response of ``rows`` to the longest of them."""
     chosen = [rollouts[row] for row in rows]
@@ -75,7 +82,9 @@ def collate(
 class StepBatch:
     """A step's rollouts, cut twice: for the log-prob passes and for the updates."""
 
-    def __init__(self, rollouts: Sequence[Rollout], advantages_N: Tensor, *, step: int, pad_id: int, config: Config) -> None:
+    def __init__(
+        self, rollouts: Sequence[Rollout], advantages_N: Tensor, *, step: int, pad_id: int, config: Config
+    ) -> None:
         """
         Args:
             rollouts: N of them, in canonical order.
@@ -106,10 +115,11 @@ class StepBatch:
         for rows in self.minibatch_rows:
             cuts = micro_rows(rows, self._lengths, size, self._max_tokens)
             micros = [self._collate(index, cut) for index, cut in enumerate(cuts)]
-            for field, by_row in logprobs.items():
-                micros = [
-                    replace(micro, **{field: self._spread(micro, cut, by_row)}) for micro, cut in zip(micros, cuts, strict=True)
-                ]
+            for i, cut in enumerate(cuts):
+                fields: dict[str, Any] = {
+                    name: self._spread(micros[i], cut, by_row) for name, by_row in logprobs.items()
+                }
+                micros[i] = replace(micros[i], **fields)
             num_tokens = sum(len(self.rollouts[row].response_ids) for row in rows)
             minibatches.append(MiniBatch(micro_batches=tuple(micros), num_tokens=num_tokens, num_sequences=len(rows)))
         return minibatches

@@ -27,7 +27,9 @@ def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"actor.model.model_path: no causal LM can be built of a {config.model_type}: {reason}") from error
+        raise ConfigError(
+            f"actor.model.model_path: no causal LM can be built of a {config.model_type}: {reason}"
+        ) from error
     model.tie_weights()
     return model
 

@@ -24,7 +24,9 @@ def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
     """
     if model_path.startswith(EMBEDDED):
         folder = _EMBEDDED_DIR / model_path.removeprefix(EMBEDDED)
-        known = ", ".join(f"{EMBEDDED}{p.name}" for p in sorted(_EMBEDDED_DIR.iterdir()) if (p / "config.json").exists())
+        known = ", ".join(
+            f"{EMBEDDED}{p.name}" for p in sorted(_EMBEDDED_DIR.iterdir()) if (p / "config.json").exists()
+        )
         remedy = f"known: {known}"
     else:
         folder = Path(model_path).expanduser().resolve()
@@ -39,7 +41,9 @@ def load_config(folder: Path, model_type: str | None) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"actor.model.model_path={folder}: config.json cannot be used: {_first_line(error)}") from None
+        raise ConfigError(
+            f"actor.model.model_path={folder}: config.json cannot be used: {_first_line(error)}"
+        ) from None
     if model_type is not None and _ALIASES.get(model_type, model_type) != config.model_type:
         raise ConfigError(
             f"actor.model.model_type={model_type}: {folder} holds a {config.model_type}; write that, or null"
@@ -65,7 +69,9 @@ def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         listed = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
         found |= set(listed) if isinstance(listed, list) else {listed} - {None}
     if not found:
-        raise ConfigError(f"actor.tokenizer.tokenizer_model={folder}: neither it nor generation_config.json has an eos token")
+        raise ConfigError(
+            f"actor.tokenizer.tokenizer_model={folder}: neither it nor generation_config.json has an eos token"
+        )
     return frozenset(found)
 
 

@@ -55,7 +55,9 @@ def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 def _copy_rows(source, target: torch.Tensor, what: str) -> None:  # type: ignore[no-untyped-def]
     if list(source.get_shape()) != list(target.shape):
-        raise ConfigError(f"{what} is {list(source.get_shape())}, the architecture in config.json wants {list(target.shape)}")
+        raise ConfigError(
+            f"{what} is {list(source.get_shape())}, the architecture in config.json wants {list(target.shape)}"
+        )
     local, start = local_rows(target)
     if local.numel():
         local.copy_(source[start : start + local.shape[0]] if local.dim() else source[...])
@@ -80,7 +82,9 @@ def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"actor.model.model_path={file.parent}: {file.name}: {error}; copy the folder again") from None
+        raise ConfigError(
+            f"actor.model.model_path={file.parent}: {file.name}: {error}; copy the folder again"
+        ) from None
 
 
 def _stored_name(names: list[str], index: dict[str, Path], model: nn.Module) -> str | None:

@@ -34,8 +34,8 @@ class _Rows:
 class BuiltinEngine:
     """A `RolloutEngine` over one unsharded model.
 
-    A chunk is one left-padded batch: prompts are read once each, their cache is repeated for the group, and rows leave the
-    batch when they finish. All of that follows from the chunk, so the bits do too.
+    A chunk is one left-padded batch: prompts are read once each, their cache is repeated for the group, and rows leave
+    the batch when they finish. All of that follows from the chunk, so the bits do too.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class BuiltinEngine:
     ) -> list[Rollout]:
         tokens, logprobs = tokens.cpu(), logprobs.cpu()
         responses = [tokens[row, :length].numpy().copy() for row, length in enumerate(lengths.tolist())]
-        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode([response.tolist() for response in responses], skip_special_tokens=True)
         rollouts = []
         for row, response in enumerate(responses):
             prompt = chunk.prompts[row // chunk.group_size]
@@ -176,7 +176,7 @@ class BuiltinEngine:
 
 
 def _noise_keys(chunk: GenerationChunk) -> np.ndarray:
-    """One counter a row: (stream, seed, step, prompt id, sample index); the token index is mixed in when it is drawn."""
+    """One counter a row: (stream, seed, step, prompt id, sample index); the token index is mixed in at its draw."""
     positions = np.array([prompt.position for prompt in chunk.prompts]).repeat(chunk.group_size)
     samples = np.tile(np.arange(chunk.group_size), len(chunk.prompts))
     return counter_hash(chunk.stream, chunk.seed, chunk.step, positions, samples)

@@ -1,10 +1,10 @@
 """What a rollout engine is. The builtin engine is one; vLLM fits behind the same page.
 
-Who calls when: a rollout worker builds one engine; at the top of each step (and before a validation) the actor's weights
-are loaded into it; then it generates chunks, one at a time, in whatever order the driver hands them out.
+Who calls when: a rollout worker builds one engine; at the top of each step (and before a validation) the actor's
+weights are loaded into it; then it generates chunks, one at a time, in whatever order the driver hands them out.
 
-The contract that exactness rests on: what `generate` returns is a function of the loaded weights and of the chunk alone. It
-does not depend on earlier chunks, on the worker, on the clock, or on a generator that was seeded at start.
+The contract that exactness rests on: what `generate` returns is a function of the loaded weights and of the chunk
+alone. It does not depend on earlier chunks, on the worker, on the clock, or on a generator that was seeded at start.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ class RolloutEngine(Protocol):
         """
 
     def generate(self, chunk: GenerationChunk) -> list[Rollout]:
-        """``group_size`` responses for each prompt, ordered by prompt and then by sample index."""
+        """``group_size`` responses for each prompt, ordered by prompt and then by sample index.
+
+        Raises:
+            FloatingPointError: the weights give logits that are not finite.
+        """
 
     def close(self) -> None:
         """Give up memory and processes."""

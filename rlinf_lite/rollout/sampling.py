@@ -34,7 +34,9 @@ def draw(logits_BV: Tensor, sampling: Sampling, noise_B: Tensor) -> Tensor:
         FloatingPointError: a row's largest logit is NaN or infinite: no token would mean anything.
     """
     if not logits_BV.amax(-1).isfinite().all():
-        raise FloatingPointError("logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit")
+        raise FloatingPointError(
+            "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
+        )
     if not sampling.do_sample:
         return logits_BV.argmax(-1)
     weights_BV = _integer_weights(logits_BV, sampling)

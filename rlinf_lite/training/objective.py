@@ -18,8 +18,8 @@ from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.types import MicroBatch, MiniBatch
 
 MicroSums = dict[str, float]
-"""Of one micro-batch: ``loss``, ``policy_loss``, ``kl_loss`` are its shares of the mini-batch's value; every other key is a sum
-over its loss tokens (``tokens`` of them)."""
+"""Of one micro-batch: ``loss``, ``policy_loss``, ``kl_loss`` are its shares of the mini-batch's value; every other key
+is a sum over its loss tokens (``tokens`` of them)."""
 
 
 def micro_batch_loss(
@@ -49,7 +49,9 @@ def micro_batch_loss(
     logprobs = token_logprobs(logits_BCV, targets_BC, temperature)
     old = columns(micro.old_logprobs_BT)
     old = logprobs.detach() if old is None else old
-    fixed = rollout is not None and config.importance_sampling_fix
+    weights = None
+    if rollout is not None and config.importance_sampling_fix:
+        weights = importance_weights(old, rollout, config.importance_sampling_clip)
     terms = pick(LOSSES, "algorithm.loss_type", config.loss_type)(
         logprobs,
         old,
@@ -57,7 +59,7 @@ def micro_batch_loss(
         clip_ratio_low=config.ratio_clip_eps if config.clip_ratio_low is None else config.clip_ratio_low,
         clip_ratio_high=config.ratio_clip_eps if config.clip_ratio_high is None else config.clip_ratio_high,
         clip_ratio_c=config.clip_ratio_c,
-        weights_BT=importance_weights(old, rollout, config.importance_sampling_clip) if fixed else None,
+        weights_BT=weights,
     )
     loss = share(terms.loss_BT)
     sums = {

@@ -12,7 +12,9 @@ from torch.distributed.checkpoint.stateful import Stateful
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def build_optimizer(params: list[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):  # type: ignore[no-untyped-def]  # noqa: E501
+def build_optimizer(
+    params: list[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW whose moments exist from the start, so that its state has one shape: always the whole one."""
     optimizer = torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
     for param in params:

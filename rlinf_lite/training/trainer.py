@@ -25,6 +25,7 @@ from rlinf_lite.training.objective import MicroSums, micro_batch_loss
 from rlinf_lite.training.state import GradScalerState, build_optimizer, optimizer_state
 from rlinf_lite.types import MicroBatch, MiniBatch
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateReport:
     """One optimizer step, as one rank saw it."""
@@ -32,7 +33,7 @@ class UpdateReport:
     sums: dict[int, MicroSums]
     """By `MicroBatch.index`: the driver adds them in that order, whatever rank they come from."""
     grad_norm: float
-    """Global L2 norm before clipping."""
+    """Global L2 norm before clipping; not finite when skipped."""
     lr: float
     skipped: bool
     """The gradient scaler met an overflow and took no step."""
@@ -75,6 +76,7 @@ class PolicyTrainer:
             eps=optim.adam_eps,
             weight_decay=optim.weight_decay,
         )
+        # Skipped ones included: the rate is that of the run's place, and reaches its end with the run.
         self.num_updates = torch.zeros((), dtype=torch.int64)
         self.scaler = self._build_scaler()
 
@@ -116,7 +118,10 @@ class PolicyTrainer:
         return state
 
     def weight_rows(self, dtype: torch.dtype) -> dict[str, tuple[int, Tensor]]:
-        """This rank's rows of every weight: ``{name: (index of the first row, rows in CPU memory)}``, cast to ``dtype``."""
+        """This rank's rows of every weight, cast to ``dtype``: ``{name: (index of the first row, rows)}``.
+
+        In CPU memory; where nothing had to be cast or moved they are the live weights, not a copy.
+        """
         rows = {}
         for name, tensor in weights.named_state(self.model):
             local, start = weights.local_rows(tensor.detach())
@@ -126,8 +131,8 @@ class PolicyTrainer:
     def full_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Every weight whole, one at a time, cast to ``dtype``. Collective: every rank must exhaust it."""
         for name, tensor in weights.named_state(self.model):
-            tensor = tensor.detach()
-            whole = tensor.to(self.device).full_tensor() if isinstance(tensor, DTensor) else tensor
+            placed = tensor.detach().to(self.device)
+            whole = placed.full_tensor() if isinstance(placed, DTensor) else placed
             yield name, whole.to(dtype) if whole.is_floating_point() else whole
 
     # -- log-probs
@@ -176,8 +181,9 @@ class PolicyTrainer:
         finite = bool(torch.isfinite(norm))
         if not finite and not self.scaler.is_enabled():
             raise FloatingPointError(
-                f"the gradient norm is {norm.item()} after {int(self.num_updates)} optimizer steps; nothing was updated. "
-                "Lower actor.optim.lr, or compute in fp32 (actor.model.precision, actor.fsdp_config.mixed_precision)"
+                f"the gradient norm is {norm.item()} after {int(self.num_updates)} optimizer steps; nothing was "
+                "updated. Lower actor.optim.lr, or compute in fp32 (actor.model.precision, "
+                "actor.fsdp_config.mixed_precision)"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -108,7 +108,16 @@ LLAMA = {
     "tie_word_embeddings": True,
 }
 """Sizes that 2 and 3 ranks cannot share evenly."""
-GPT2 = {"vocab_size": 37, "n_embd": 20, "n_layer": 2, "n_head": 2, "n_positions": 32, "initializer_range": 0.15}
+NO_ENDS = {"bos_token_id": None, "eos_token_id": None}  # the defaults lie outside this vocabulary
+GPT2 = {
+    "vocab_size": 37,
+    "n_embd": 20,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 32,
+    "initializer_range": 0.15,
+    **NO_ENDS,
+}
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +139,7 @@ def model_dirs(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def make_config():
-    """``make_config({"algorithm.kl_beta": 0.1})``. Adam's eps is large, so that noise in a gradient near 0 stays noise."""
+    """``make_config({"algorithm.kl_beta": 0.1})``. Adam's eps is large: noise in a gradient near 0 stays noise."""
 
     def make(changes: dict[str, Any] | None = None) -> Config:
         config = Config()
@@ -152,6 +161,21 @@ def make_config():
         return config
 
     return make
+
+
+@pytest.fixture
+def assert_same_state():
+    """Parameters, moments, counters: equal, not close."""
+
+    def check(one: dict[str, Any], other: dict[str, Any]) -> None:
+        assert one["model"].keys() == other["model"].keys()
+        for name, tensor in one["model"].items():
+            assert torch.equal(tensor, other["model"][name]), name
+            for key, value in one["optim"][name].items():
+                assert torch.equal(value, other["optim"][name][key]), (name, key)
+        assert (one["num_updates"], one["grad_scaler"]) == (other["num_updates"], other["grad_scaler"])
+
+    return check
 
 
 @pytest.fixture

@@ -70,9 +70,7 @@ def train(
 ) -> dict[str, Any]:
     trainer = make_trainer(mesh, model_dir, config)
     reports = [
-        report
-        for number in range(1, num_steps + 1)
-        for report in step(trainer, config, rollouts, advantages, number)
+        report for number in range(1, num_steps + 1) for report in step(trainer, config, rollouts, advantages, number)
     ]
     return {
         **snapshot(trainer),
@@ -81,3 +79,77 @@ def train(
         "local_rows": {name: (start, len(rows)) for name, (start, rows) in trainer.weight_rows(torch.float32).items()},
         "dtypes": {tensor.dtype for tensor in trainer.model.parameters()},
     }
+
+
+def logprobs(
+    mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], reference: bool
+) -> dict[str, Any]:
+    trainer = make_trainer(mesh, model_dir, config)
+    batch = StepBatch(rollouts, torch.zeros(len(rollouts)), step=1, pad_id=0, config=config)
+    cuts, micro_batches = batch.for_logprobs()
+    mine = trainer.logprobs(micro_batches, reference=reference)
+    return {
+        "mine": mine,
+        "by_row": batch.by_row(cuts, gathered(mine)),
+        "training": trainer.model.training,
+        "has_reference": trainer.reference is not None,
+    }
+
+
+def published(
+    mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], advantages: Tensor, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Both ways in which weights leave the trainer, after a step."""
+    trainer = make_trainer(mesh, model_dir, config)
+    step(trainer, config, rollouts, advantages, 1)
+    return {"rows": trainer.weight_rows(dtype), "full": dict(trainer.full_weights(dtype)), **snapshot(trainer)}
+
+
+def train_with_failures(
+    mesh: DeviceMesh,
+    *,
+    model_dir: str,
+    config: Config,
+    rollouts: list[Rollout],
+    advantages_of_steps: list[Tensor],
+    total_updates: int = 100,
+) -> list[dict[str, Any]]:
+    """Steps of which some may not be finite: the error's message or the report of each, and the state after it."""
+    trainer = make_trainer(mesh, model_dir, config, total_updates)
+    seen: list[dict[str, Any]] = [snapshot(trainer)]
+    for number, advantages in enumerate(advantages_of_steps, 1):
+        outcome: dict[str, Any] = {}
+        try:
+            outcome["report"] = step(trainer, config, rollouts, advantages, number)[0]
+        except FloatingPointError as error:
+            outcome["error"] = str(error)
+        seen.append({**snapshot(trainer), **outcome})
+    return seen
+
+
+def train_and_save(
+    mesh: DeviceMesh,
+    *,
+    model_dir: str,
+    config: Config,
+    rollouts: list[Rollout],
+    advantages: Tensor,
+    root: str,
+    steps: range,
+    save_after: int | None = None,
+    load: str | None = None,
+    draw: int = 0,
+) -> dict[str, Any]:
+    """The steps ``steps``, from a checkpoint if one is given, after ``draw`` random numbers."""
+    trainer = make_trainer(mesh, model_dir, config, total_updates=8)
+    checkpointer = Checkpointer(Path(root), seed=1)
+    if load is not None:
+        torch.rand(7)  # a restored generator does not care
+        checkpointer.load(Path(load), trainer.state())
+    torch.rand(draw)
+    reports, path = [], None
+    for number in steps:
+        reports += step(trainer, config, rollouts, advantages, number)
+        if number == save_after:
+            path = str(checkpointer.save(number, trainer.state(), data={}, info={}).path)
+    return {**snapshot(trainer), "reports": reports, "path": path, "noise": torch.rand(4)}

@@ -24,7 +24,7 @@ def row_logprobs(model, rollout, temperature):
 
 
 def reference_update(model_dir, config, rollouts, advantages):
-    """One step, written out: GRPO's clipped loss, k1 KL, entropy bonus, clipping by norm, AdamW."""
+    """One step, written out: clipped loss with importance weights, k1 KL, entropy bonus, clipping by norm, AdamW."""
     algorithm, optim = config.algorithm, config.actor.optim
     temperature = algorithm.sampling_params.temperature
     model, base = (AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32) for _ in range(2))
@@ -47,15 +47,21 @@ def reference_update(model_dir, config, rollouts, advantages):
             ratio = (logprobs - old[row]).exp()
             clipped = ratio.clamp(1 - algorithm.ratio_clip_eps, 1 + algorithm.ratio_clip_eps)
             token_loss = -torch.minimum(ratio * advantages[row], clipped * advantages[row])
+            if algorithm.importance_sampling_fix:
+                engine = torch.from_numpy(rollouts[row].logprobs)
+                token_loss = token_loss * (old[row] - engine).exp().clamp(max=algorithm.importance_sampling_clip)
             token_loss = token_loss + algorithm.kl_beta * (logprobs - ref[row])
             scaled = row_logits(model, rollouts[row]) / temperature
             entropy = torch.distributions.Categorical(logits=scaled).entropy()
             token_loss = token_loss - algorithm.entropy_bonus * entropy
-            loss = loss + {
-                "token-mean": token_loss.sum() / num_tokens,
-                "seq-mean-token-sum": token_loss.sum() / len(rows),
-                "seq-mean-token-mean": token_loss.mean() / len(rows),
-            }[algorithm.loss_agg_func]
+            loss = (
+                loss
+                + {
+                    "token-mean": token_loss.sum() / num_tokens,
+                    "seq-mean-token-sum": token_loss.sum() / len(rows),
+                    "seq-mean-token-mean": token_loss.mean() / len(rows),
+                }[algorithm.loss_agg_func]
+            )
         optimizer.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad or torch.inf).item())
@@ -70,7 +76,9 @@ def assert_follows_reference(results, expected):
     for result in results:
         assert result["model"].keys() == params.keys() == result["optim"].keys()
         for name, param in params.items():
-            torch.testing.assert_close(result["model"][name], param.detach(), **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                result["model"][name], param.detach(), **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+            )
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 found = result["optim"][name][key]
                 torch.testing.assert_close(found, moments[name][key], **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
@@ -81,16 +89,11 @@ def assert_follows_reference(results, expected):
         assert sum(s["loss"] for _, s in sums) == pytest.approx(loss, rel=1e-4, abs=1e-6)
 
 
-def assert_same_state(one, other):
-    for name, tensor in one["model"].items():
-        assert torch.equal(tensor, other["model"][name]), name
-        for key, value in one["optim"][name].items():
-            assert torch.equal(value, other["optim"][name][key]), (name, key)
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("loss_agg_func", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
-def test_equals_one_process(ranks, model_dirs, make_config, rollouts, advantages, world_size, loss_agg_func):
+def test_equals_one_process(
+    ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, world_size, loss_agg_func
+):
     """Nine rows make five micro-batches: neither 2 nor 3 ranks share them evenly, so one rank idles at the end."""
     config = make_config({"algorithm.loss_agg_func": loss_agg_func})
     given = {"model_dir": model_dirs["llama"], "config": config, "rollouts": rollouts[:9], "advantages": advantages[:9]}
@@ -110,6 +113,9 @@ EVERYTHING = {
     "algorithm.kl_penalty_type": "kl",
     "algorithm.entropy_bonus": 0.05,
     "algorithm.ratio_clip_eps": 0.01,
+    "algorithm.importance_sampling_fix": True,
+    "algorithm.importance_sampling_clip": 1.1,
+    "rollout.return_logprobs": True,
     "algorithm.sampling_params.temperature": 0.7,
     "actor.optim.clip_grad": 0.05,
 }
@@ -150,3 +156,34 @@ def test_ranks_share_the_rows(ranks, model_dirs, make_config, rollouts, advantag
         pieces = [result["local_rows"][name] for result in results]
         covered = [row for start, count in pieces for row in range(start, start + count)]
         assert covered == list(range(len(tensor))), name
+
+
+def test_weights_leave_whole_and_in_rows(ranks, model_dirs, make_config, rollouts, advantages):
+    given = {"model_dir": model_dirs["llama"], "config": make_config(), "rollouts": rollouts, "advantages": advantages}
+    for dtype in (torch.float32, torch.bfloat16):
+        results = ranks.run(2, "published", dtype=dtype, **given)
+        for name, tensor in results[0]["model"].items():
+            assert torch.equal(results[1]["full"][name], tensor.to(dtype))
+            in_rows = torch.cat([result["rows"][name][1] for result in results])
+            assert torch.equal(in_rows, tensor.to(dtype))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("reference", [False, True])
+def test_logprobs_are_those_of_one_process(ranks, model_dirs, make_config, rollouts, world_size, reference):
+    """Five micro-batches; without dropout, although the policy is in training mode for its updates."""
+    config = make_config({"algorithm.kl_beta": 0.1, "algorithm.sampling_params.temperature": 0.8})
+    given = {"model_dir": model_dirs["gpt2"], "config": config, "rollouts": rollouts}
+    results = ranks.run(world_size, "logprobs", reference=reference, **given)
+    assert sorted(index for result in results for index in result["mine"]) == list(range(5))
+    model = AutoModelForCausalLM.from_pretrained(given["model_dir"], dtype=torch.float32).eval()
+    for rollout, found in zip(rollouts, results[-1]["by_row"], strict=True):
+        with torch.no_grad():
+            expected = row_logprobs(model, rollout, 0.8)
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+    assert all(result["training"] and result["has_reference"] for result in results)
+
+
+def test_no_reference_is_built_without_a_kl_term(ranks, model_dirs, make_config, rollouts):
+    given = {"model_dir": model_dirs["llama"], "config": make_config(), "rollouts": rollouts, "reference": False}
+    assert not ranks.run(1, "logprobs", **given)[0]["has_reference"]

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.checkpoint import manifest as manifests

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from rlinf_lite.checkpoint import layout
 
 NO_CHECKPOINTS = [

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import PurePosixPath
 
 import pytest
+
 from rlinf_lite.checkpoint import DamagedCheckpoint, Manifest, NoCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.manifest import FileRecord

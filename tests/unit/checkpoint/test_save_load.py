@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+
 from rlinf_lite.checkpoint import Checkpointer, StateMismatch, flatten, layout, manifest, read_data, select
 from rlinf_lite.checkpoint.read_state import read_tensors, tensor_names
 from rlinf_lite.checkpoint.safe_reader import read_metadata
@@ -125,7 +126,7 @@ def test_data_comes_back(root, make_state):
 @pytest.mark.parametrize("value", [np.float64(0.5), object, manifest.FileRecord(size=1, sha256="")], ids=str)
 def test_data_that_could_never_be_read_back_is_not_saved(save, root, make_state, value):
     save(4)
-    with pytest.raises(TypeError, match="data/data.pt takes plain values and tensors only"):
+    with pytest.raises(TypeError, match=r"data/data\.pt takes plain values and tensors only"):
         Checkpointer(root, seed=7).save(5, make_state(5), data={"best": value}, info={})
     assert [path.name for path in root.iterdir()] == ["global_step_4"]
 
@@ -163,7 +164,9 @@ def test_many_mismatches_are_counted(save, load, make_state):
 def test_another_shape_is_named_with_both(save, load, make_state):
     path, state = save(5), make_state(6)
     state["model"]["layer.weight"] = torch.zeros(8, 16)
-    with pytest.raises(StateMismatch, match=r"model\.layer\.weight is float32 \[16, 8\], the model's is float32 \[8, 16\]"):
+    with pytest.raises(
+        StateMismatch, match=r"model\.layer\.weight is float32 \[16, 8\], the model's is float32 \[8, 16\]"
+    ):
         load(path, state)
 
 

@@ -1,6 +1,7 @@
 """Which checkpoint a run starts from, and what is said when it cannot be the one that was asked for."""
 
 import pytest
+
 from rlinf_lite.checkpoint import DamagedCheckpoint, NoCheckpoint, WouldStartFresh, layout, select
 
 
@@ -56,7 +57,7 @@ def test_a_missing_path_names_what_lies_beside_it(save, root):
 
 
 def test_a_missing_path_in_a_missing_folder(root):
-    with pytest.raises(NoCheckpoint, match="no such checkpoint$"):
+    with pytest.raises(NoCheckpoint, match=r"no such checkpoint$"):
         select(str(root / "global_step_6"), root, verify="full")
 
 

@@ -120,7 +120,9 @@ def test_a_missing_weight_is_named(tiny_folder):
     stored = load_file(path / "model.safetensors")
     del stored["model.layers.1.mlp.up_proj.weight"]
     save_file(stored, path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}: its weights lack model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        ConfigError, match=rf"{re.escape(str(path))}: its weights lack model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         ours(path)
 
 
@@ -128,7 +130,9 @@ def test_another_shape_is_named(tiny_folder):
     path = tiny_folder("qwen2")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "vocab_size": 62}))
-    with pytest.raises(ConfigError, match=r"qwen2: model\.embed_tokens\.weight is \[61, 32\], .*config\.json wants \[62, 32\]"):
+    with pytest.raises(
+        ConfigError, match=r"qwen2: model\.embed_tokens\.weight is \[61, 32\], .*config\.json wants \[62, 32\]"
+    ):
         ours(path)
 
 

@@ -20,7 +20,9 @@ def change_one_weight(path, name, index):
 
 
 def test_a_missing_folder_is_named_with_its_key(tmp_path):
-    with pytest.raises(ConfigError, match=r"rollout\.model\.model_path=.*nowhere: no model there .*config\.json.*Hugging Face"):
+    with pytest.raises(
+        ConfigError, match=r"rollout\.model\.model_path=.*nowhere: no model there .*config\.json.*Hugging Face"
+    ):
         folder.resolve(str(tmp_path / "nowhere"), "rollout.model.model_path")
 
 
@@ -32,7 +34,9 @@ def test_an_unknown_embedded_model_lists_the_known(tmp_path):
 
 def test_model_type_must_be_the_folders(tiny_folder):
     path = tiny_folder("qwen2")
-    with pytest.raises(ConfigError, match=r"actor\.model\.model_type=llama: .*qwen2 holds a qwen2; write that, or null"):
+    with pytest.raises(
+        ConfigError, match=r"actor\.model\.model_type=llama: .*qwen2 holds a qwen2; write that, or null"
+    ):
         folder.load_config(path, "llama")
     for accepted in ("qwen2", "qwen2.5", None):
         assert folder.load_config(path, accepted).model_type == "qwen2"
@@ -91,5 +95,5 @@ def test_eos_ids(tmp_path, listed, of_tokenizer, expected):
 
 
 def test_no_eos_anywhere(tmp_path):
-    with pytest.raises(ConfigError, match="neither it nor generation_config.json has an eos token"):
+    with pytest.raises(ConfigError, match=r"neither it nor generation_config\.json has an eos token"):
         folder.eos_ids(tmp_path, SimpleNamespace(eos_token_id=None))

@@ -129,7 +129,9 @@ def test_cut_at_max_new_tokens(random_model, make_engine, make_chunk):
     rollouts = make_engine(random_model("llama"), eos_ids={999}).generate(make_chunk(RANDOM_PROMPTS, max_new_tokens=3))
     assert [len(r.response_ids) for r in rollouts] == [3] * 4
     assert not any(r.finished for r in rollouts)
-    single = make_engine(random_model("llama"), eos_ids=range(41)).generate(make_chunk(RANDOM_PROMPTS, max_new_tokens=1))
+    single = make_engine(random_model("llama"), eos_ids=range(41)).generate(
+        make_chunk(RANDOM_PROMPTS, max_new_tokens=1)
+    )
     assert all(r.finished and len(r.response_ids) == 1 for r in single)
 
 

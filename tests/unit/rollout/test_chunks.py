@@ -37,13 +37,13 @@ def rollout(position, sample_index):
 )
 def test_whole_groups_within_the_limit(group_size, max_rows, expected):
     given = prompts(5)
-    chunks = cut(
-        given, stream="val", step=7, group_size=group_size, sampling=SAMPLING, seed=3, max_rows=max_rows
-    )
+    chunks = cut(given, stream="val", step=7, group_size=group_size, sampling=SAMPLING, seed=3, max_rows=max_rows)
     assert [len(chunk.prompts) for chunk in chunks] == expected
     assert [prompt for chunk in chunks for prompt in chunk.prompts] == given
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
-    assert {(c.stream, c.step, c.group_size, c.sampling, c.seed) for c in chunks} == {("val", 7, group_size, SAMPLING, 3)}
+    assert {(c.stream, c.step, c.group_size, c.sampling, c.seed) for c in chunks} == {
+        ("val", 7, group_size, SAMPLING, 3)
+    }
 
 
 def test_nothing_to_cut():

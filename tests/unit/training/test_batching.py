@@ -65,7 +65,10 @@ def test_collate_by_hand():
 
 
 def test_without_rollout_logprobs():
-    assert collate(0, [3], [*ROLLOUTS[:3], rollout([1], [2])], ADVANTAGES, PAD, with_rollout=False).rollout_logprobs_BT is None
+    assert (
+        collate(0, [3], [*ROLLOUTS[:3], rollout([1], [2])], ADVANTAGES, PAD, with_rollout=False).rollout_logprobs_BT
+        is None
+    )
 
 
 def test_an_empty_prompt_is_refused():

@@ -1,0 +1,231 @@
+"""Checkpoint in, state dict out: what a model accepts strictly and answers with the same logits."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rlinf_lite.checkpoint import Checkpointer
+from rlinf_lite.models.build import tied_names
+from rlinf_lite.models.weights import named_state
+
+SCRIPT = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor" / "convert_dcp_to_state_dict.py"
+INPUT_IDS = torch.tensor([[1, 5, 3, 2]])
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+@pytest.fixture
+def make_model():
+    def make(tied, seed=0):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            tie_word_embeddings=tied,
+        )
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+    return make
+
+
+@pytest.fixture
+def checkpoint_of(tmp_path):
+    """Save a model as the trainer does, optimizer and all."""
+
+    def save(model, step=5):
+        state = {
+            "model": dict(named_state(model)),
+            "optim": {"step": torch.tensor(1.0)},
+            "num_updates": torch.tensor(1),
+        }
+        checkpointer = Checkpointer(tmp_path / "checkpoints", seed=0)
+        return checkpointer.save(step, state, data={}, info={"tied": tied_names(model)}).path
+
+    return save
+
+
+@pytest.fixture
+def rlinf_checkpoint_of(tmp_path):
+    """What RLinf writes: everything below one key, with objects that only a pickle can hold."""
+
+    def save(model):
+        actor = tmp_path / "rlinf" / "global_step_5" / "actor"
+        everything = {
+            "model": model.state_dict(),
+            "optimizers": {
+                "state": {"w": {"step": torch.tensor(1.0)}},
+                "param_groups": [{"lr": 0.1, "betas": (0.9, 1)}],
+            },
+            "lr_schedulers": {"last_epoch": 3, "_last_lr": [0.1]},
+            "rng": {"cpu": torch.get_rng_state(), "python": (3, (1, 2), None)},
+        }
+        dcp.save({"fsdp_checkpoint": everything}, checkpoint_id=actor / "dcp_checkpoint", no_dist=True)
+        return actor
+
+    return save
+
+
+@pytest.fixture
+def convert(capsys):
+    """``convert(dcp_path, output_path, ...)``: exit code and what was said."""
+    main = runpy.run_path(str(SCRIPT))["main"]
+
+    def run(dcp_path, output_path, *more):
+        code = main(["--dcp_path", str(dcp_path), "--output_path", str(output_path), *more])
+        out, err = capsys.readouterr()
+        return code, err if code else out
+
+    return run
+
+
+def assert_refused(answer, *texts):
+    """One line, exit code 2."""
+    code, said = answer
+    assert code == 2
+    assert said.count("\n") == 1
+    for text in ("error: ", *texts):
+        assert text in said
+
+
+def assert_same_model(file, model, other):
+    state = torch.load(file, weights_only=True)
+    other.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        assert torch.equal(other(INPUT_IDS).logits, model(INPUT_IDS).logits)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+    return state
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("inside", ["", "actor"])
+def test_our_checkpoint(make_model, checkpoint_of, convert, tmp_path, tied, inside):
+    model = make_model(tied)
+    code, said = convert(checkpoint_of(model) / inside, tmp_path / "out.pt")
+    assert code == 0
+    assert str(tmp_path / "out.pt") in said
+    state = assert_same_model(tmp_path / "out.pt", model, make_model(tied, seed=1))
+    shared = state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+    assert shared == tied
+
+
+def test_a_tied_tensor_is_written_once(make_model, checkpoint_of, convert, tmp_path):
+    convert(checkpoint_of(make_model(True), 1), tmp_path / "tied.pt")
+    convert(checkpoint_of(make_model(False), 2), tmp_path / "untied.pt")
+    assert (tmp_path / "untied.pt").stat().st_size - (tmp_path / "tied.pt").stat().st_size >= 16 * 8 * 4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("inside", ["dcp_checkpoint", "", ".."])
+def test_a_checkpoint_of_rlinf(make_model, rlinf_checkpoint_of, convert, tmp_path, tied, inside):
+    model = make_model(tied)
+    assert convert(rlinf_checkpoint_of(model) / inside, tmp_path / "out.pth")[0] == 0
+    assert_same_model(tmp_path / "out.pth", model, make_model(tied, seed=1))
+
+
+def test_a_folder_gets_a_file(make_model, checkpoint_of, convert, tmp_path):
+    model = make_model(True)
+    assert convert(checkpoint_of(model), tmp_path / "new" / "folder")[0] == 0
+    files = list((tmp_path / "new" / "folder").iterdir())
+    assert [file.name for file in files] == ["model_state_dict.pt"]
+    assert_same_model(files[0], model, make_model(True, seed=1))
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(make_model, checkpoint_of, convert, tmp_path):
+    model, file = make_model(True), tmp_path / "out.bin"
+    path = checkpoint_of(model)
+    file.write_text("precious")
+    assert_refused(convert(path, file), str(file), "--overwrite")
+    assert file.read_text() == "precious"
+    assert convert(path, file, "--overwrite")[0] == 0
+    assert_same_model(file, model, make_model(True, seed=1))
+
+
+def test_a_damaged_checkpoint_is_refused(make_model, checkpoint_of, convert, tmp_path):
+    path = checkpoint_of(make_model(True))
+    shard = path / "actor" / "__0_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    for inside in ("", "actor"):
+        assert_refused(convert(path / inside, tmp_path / "out.pt"), str(shard), "sha256")
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "actor"])
+def test_a_save_that_was_never_committed_is_refused(make_model, checkpoint_of, convert, tmp_path, inside):
+    path = checkpoint_of(make_model(True))
+    (path / "manifest.json").unlink()
+    stage = path.rename(path.with_name("global_step_5.tmp-00000000"))
+    assert_refused(convert(stage / inside, tmp_path / "out.pt"), "never committed")
+
+
+def test_a_missing_directory(convert, tmp_path):
+    assert_refused(convert(tmp_path / "nowhere", tmp_path / "out.pt"), "nowhere: no such directory")
+
+
+def test_a_directory_of_something_else(convert, tmp_path):
+    (tmp_path / "else").mkdir()
+    assert_refused(convert(tmp_path / "else", tmp_path / "out.pt"), "global_step_N", "actor/dcp_checkpoint")
+
+
+def test_a_folder_without_a_model_lists_what_it_has(convert, tmp_path):
+    dcp.save({"policy": {"w": torch.ones(2)}, "value": torch.ones(1)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), "its top-level groups are: policy, value")
+
+
+def test_a_tie_to_nothing_is_refused(tmp_path, convert):
+    state = {"model": {"a": torch.ones(1)}}
+    Checkpointer(tmp_path, seed=0).save(1, state, data={}, info={"tied": {"b": "c"}})
+    assert_refused(convert(tmp_path / "global_step_1", tmp_path / "out.pt"), "b is tied to c, which is missing")
+
+
+def test_an_output_that_cannot_be_written(make_model, checkpoint_of, convert, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(convert(checkpoint_of(make_model(True)), tmp_path / "file" / "out.pt"), str(tmp_path / "file"))
+    (tmp_path / "folder.pt").mkdir()
+    assert_refused(convert(tmp_path, tmp_path / "folder.pt"), "it is a directory")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_leaves_nothing(make_model, checkpoint_of, tmp_path, monkeypatch, convert):
+    path, out = checkpoint_of(make_model(True)), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr("uuid.UUID.hex", property(lambda self: "0" * 32))
+    (out / ".model_state_dict.pt.tmp-00000000").symlink_to("/dev/full")
+    assert_refused(convert(path, out), "No space left on device")
+    assert list(out.iterdir()) == []
+
+
+def test_as_a_command_from_elsewhere(make_model, checkpoint_of, tmp_path):
+    model = make_model(True)
+    path = checkpoint_of(model)
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=path, capture_output=True, text=True)
+
+    done = run("--dcp_path", ".", "--output_path", "../../out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_same_model(tmp_path / "out" / "model_state_dict.pt", model, make_model(True, seed=1))
+    refused = run("--dcp_path", "nowhere", "--output_path", "../../other")
+    assert refused.returncode == 2
+    assert re.fullmatch(r"error: .*nowhere: no such directory\n", refused.stderr)
+
+
+def test_help_shows_an_example(convert, capsys):
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(SCRIPT))["main"](["-h"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for text in ("--dcp_path", "--output_path", "--overwrite", "example:", "global_step_50"):
+        assert text in said

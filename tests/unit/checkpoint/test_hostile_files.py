@@ -1,0 +1,273 @@
+"""Real hostile files, each with a manifest that vouches for it: refused by name, and nothing in them runs."""
+
+import io
+import os
+import pickle
+import random
+import sys
+import zipfile
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadItemType
+
+from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, UnsafeCheckpoint, read_data
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.read_state import read_tensors
+from rlinf_lite.checkpoint.safe_reader import TensorsOnlyPlanner, read_metadata
+
+
+class MakesDirectory:
+    """Unpickling it makes a directory."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def path(save):
+    return save(5)
+
+
+@pytest.fixture
+def marker(tmp_path):
+    return tmp_path / "marker"
+
+
+@pytest.fixture
+def plant(path, rewrite_manifest):
+    """Replace a file of the checkpoint, and let the manifest agree."""
+
+    def put(name, content):
+        (path / name).write_bytes(content)
+        files = manifests.read(path).files
+        rewrite_manifest(path, files={**files, name: manifests.hash_file(path / name)})
+        manifests.read_verified(path, "full")
+
+    return put
+
+
+@pytest.fixture
+def load(root, path, make_state):
+    return lambda: Checkpointer(root, seed=7).load(path, make_state(6))
+
+
+def saved_by_torch(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def test_the_bait_works(marker):
+    pickle.loads(pickle.dumps(MakesDirectory(marker)))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_hostile_metadata_is_refused(plant, load, marker, protocol):
+    plant("actor/.metadata", pickle.dumps(MakesDirectory(marker), protocol))
+    with pytest.raises(UnsafeCheckpoint, match=r"\.metadata: asks for posix\.mkdir.*was not run"):
+        load()
+    assert not marker.exists()
+
+
+def test_a_bait_inside_of_good_metadata_is_refused(path, plant, load, marker):
+    metadata = read_metadata(path / "actor")
+    metadata.planner_data["model.empty"] = MakesDirectory(marker)
+    plant("actor/.metadata", pickle.dumps(metadata))
+    with pytest.raises(UnsafeCheckpoint, match=r"posix\.mkdir"):
+        load()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins eval", "builtins getattr", "os system", "torch load", "torch.serialization load"]
+)
+def test_other_ways_to_call_something_are_refused(plant, load, name):
+    plant("actor/.metadata", f"c{name.replace(' ', chr(10))}\n.".encode())
+    with pytest.raises(UnsafeCheckpoint, match=name.replace(" ", r"\.")):
+        load()
+
+
+def test_a_dotted_name_does_not_reach_behind_the_list(plant, load):
+    stream = pickle.PROTO + b"\x04" + b"\x8c\x05torch" + b"\x8c\x10Size.__class__._" + pickle.STACK_GLOBAL + b"."
+    plant("actor/.metadata", stream)
+    with pytest.raises(UnsafeCheckpoint, match=r"torch\.Size\.__class__"):
+        load()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there every other test reads such metadata")
+def test_metadata_written_under_python_3_13_is_read(path, plant, load):
+    stream = (path / "actor" / ".metadata").read_bytes()
+    old, new = b"\x8c\x07pathlib", b"\x8c\x0epathlib._local"
+    assert stream.count(old) == 1
+    start = stream.index(b"\x95") + 9  # one frame more or less is no matter: put it away
+    plant("actor/.metadata", pickle.PROTO + b"\x04" + stream[start:].replace(old, new))
+    assert load().rng_restored
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, {}, "text", [1], torch.Size([1]), dcp.metadata.Metadata({}), dcp.metadata.Metadata({"a": 5}, {}, {})],
+)
+def test_a_pickle_of_something_else_is_no_metadata(plant, load, value):
+    plant("actor/.metadata", pickle.dumps(value))
+    with pytest.raises(DamagedCheckpoint, match=r"\.metadata: cannot be read"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/__0_0.distcp"])
+def test_metadata_that_names_a_file_elsewhere_is_refused(path, plant, load, name):
+    metadata = read_metadata(path / "actor")
+    next(iter(metadata.storage_data.values())).relative_path = name
+    plant("actor/.metadata", pickle.dumps(metadata))
+    with pytest.raises(UnsafeCheckpoint, match="outside of its folder"):
+        load()
+
+
+def test_a_linked_shard_is_refused_without_a_manifest(path, tmp_path):
+    shard = path / "actor" / "__0_0.distcp"
+    outside = shard.rename(tmp_path / "outside")
+    shard.symlink_to(outside)
+    with pytest.raises(UnsafeCheckpoint, match="outside of its folder"):
+        read_tensors(path / "actor")
+
+
+def test_absurd_sizes_take_no_memory(path, plant):
+    metadata = read_metadata(path / "actor")
+    entry = metadata.state_dict_metadata["model.layer.weight"]
+    entry.size = torch.Size([2**31, 2**31])
+    entry.chunks[0].sizes = entry.size
+    plant("actor/.metadata", pickle.dumps(metadata))
+    with pytest.raises(DamagedCheckpoint, match="names tensors of"):
+        read_tensors(path / "actor")
+
+
+def test_a_tensor_that_its_chunks_do_not_fill_is_refused(path, plant, load):
+    """The rest of it would be whatever was in memory."""
+    metadata = read_metadata(path / "actor")
+    metadata.state_dict_metadata["model.layer.weight"].chunks[0].sizes = torch.Size([15, 8])
+    plant("actor/.metadata", pickle.dumps(metadata))
+    with pytest.raises(DamagedCheckpoint, match=r"model\.layer\.weight is not covered"):
+        load()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_an_object_where_a_tensor_was_asked_for_is_never_unpickled(plant, path, load, marker, make_state, tmp_path):
+    """What stock `dcp.load` would unpickle: an entry of bytes."""
+    state = make_state(5)
+    state["model"]["layer.weight"] = MakesDirectory(marker)
+    dcp.save(state, checkpoint_id=tmp_path / "stock", no_dist=True)
+    for name in ("__0_0.distcp", ".metadata"):
+        plant(f"actor/{name}", (tmp_path / "stock" / name).read_bytes())
+    with pytest.raises(UnsafeCheckpoint, match=r"model\.layer\.weight is a pickled object"):
+        load()
+    assert "model.layer.weight" not in read_tensors(path / "actor")
+    assert not marker.exists()
+
+
+def test_the_planner_itself_unpickles_nothing(marker):
+    item = dcp.planner.ReadItem(LoadItemType.BYTE_IO, MetadataIndex("key"), [0], MetadataIndex("key"), [0], [0])
+    with pytest.raises(UnsafeCheckpoint, match="'key' is a pickled object"):
+        TensorsOnlyPlanner().load_bytes(item, io.BytesIO(saved_by_torch(MakesDirectory(marker))))
+    assert not marker.exists()
+
+
+def test_a_hostile_pickle_in_place_of_a_tensors_bytes_is_refused(path, plant, load, marker):
+    metadata = read_metadata(path / "actor")
+    bait = saved_by_torch(MakesDirectory(marker))
+    shard = (path / "actor" / "__0_0.distcp").read_bytes()
+    for index, info in metadata.storage_data.items():
+        if index.fqn == "model.layer.weight":
+            info.offset, info.length = len(shard), len(bait)
+    plant("actor/__0_0.distcp", shard + bait)
+    plant("actor/.metadata", pickle.dumps(metadata))
+    with pytest.raises(UnsafeCheckpoint, match=r"on rank 0: asks for posix\.mkdir"):
+        load()
+    with pytest.raises(UnsafeCheckpoint, match=r"posix\.mkdir"):
+        read_tensors(path / "actor")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_hostile_data_is_refused(path, plant, marker, legacy):
+    buffer = io.BytesIO()
+    torch.save({"progress": MakesDirectory(marker)}, buffer, _use_new_zipfile_serialization=not legacy)
+    plant("data/data.pt", buffer.getvalue())
+    with pytest.raises(UnsafeCheckpoint, match=r"data\.pt: asks for posix\.mkdir.*was not run") as caught:
+        read_data(path)
+    assert "weights_only" not in str(caught.value)
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_data_that_is_a_bare_pickle_is_refused(path, plant, marker):
+    plant("data/data.pt", pickle.dumps(MakesDirectory(marker)))
+    with pytest.raises(DamagedCheckpoint, match=r"data\.pt"):
+        read_data(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("value", [[1, 2], torch.zeros(3), "text", None], ids=str)
+def test_data_that_is_no_dict_is_refused(path, plant, value):
+    plant("data/data.pt", saved_by_torch(value))
+    with pytest.raises(DamagedCheckpoint, match=r"data\.pt: holds a "):
+        read_data(path)
+
+
+def test_missing_data_is_said_to_be_missing(path):
+    (path / "data" / "data.pt").unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"data\.pt: is missing"):
+        read_data(path)
+
+
+def test_missing_metadata_is_said_to_be_missing(path):
+    with pytest.raises(DamagedCheckpoint, match="is no DCP folder"):
+        read_metadata(path / "data")
+    with pytest.raises(DamagedCheckpoint, match="is no DCP folder"):
+        read_metadata(path / "manifest.json")
+
+
+def mutations(content, seed, count):
+    chance = random.Random(seed)
+    for _ in range(count):
+        changed = bytearray(content)
+        for _ in range(chance.choice([1, 1, 2, 8])):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        yield bytes(changed[: chance.choice([len(changed), chance.randrange(len(changed))])])
+
+
+@pytest.mark.parametrize("name, read", [("actor/.metadata", read_tensors), ("data/data.pt", read_data)])
+def test_damaged_bytes_that_nobody_verified_raise_nothing_else(path, name, read):
+    """Readers are safe by themselves: whatever the bytes, the outcome is a value or an error of this package."""
+    file = path / name
+    where, refused = (path / "actor", 0) if name.startswith("actor") else (path, 0)
+    for changed in mutations(file.read_bytes(), name, 400):
+        file.write_bytes(changed)
+        try:
+            read(where)
+        except DamagedCheckpoint as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 200
+
+
+def test_a_shard_torn_within_a_verified_size_is_an_error_of_ours(path, plant, load):
+    shard = path / "actor" / "__0_0.distcp"
+    plant("actor/__0_0.distcp", shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(DamagedCheckpoint, match="on rank 0: cannot be read"):
+        load()
+
+
+def test_a_zip_bomb_is_only_as_large_as_it_says(path, plant):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    plant("data/data.pt", buffer.getvalue())
+    with pytest.raises(DamagedCheckpoint, match=r"data\.pt"):
+        read_data(path)
