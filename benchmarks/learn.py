@@ -22,7 +22,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments, overrides = parser.parse_known_args()
-    print(f"{'seed':>6} {'first':>7} {'steps to >0.9':>14} {'seconds':>8} {'last 10':>8} {'val':>6} {'start-up':>9} {'s/step':>7}")
+    print(
+        f"{'seed':>6} {'first':>7} {'steps to >0.9':>14} {'seconds':>8} {'last 10':>8} "
+        f"{'val':>6} {'start-up':>9} {'s/step':>7}"
+    )
     failed = [seed for seed in arguments.seeds if not report(seed, overrides)]
     sys.exit(f"seeds that did not reach 0.9: {failed}" if failed else 0)
 
@@ -41,7 +44,10 @@ def report(seed: int, overrides: list[str]) -> bool:
     shown = f"{reached:>14} {sum(seconds[:reached]):>8.1f}" if reached else f"{'never':>14} {'-':>8}"
     last, val = sum(rewards[-WINDOW:]) / WINDOW, rows[-1].get("val/accuracy", float("nan"))
     median = sorted(seconds)[len(seconds) // 2]
-    print(f"{seed:>6} {rewards[0]:>7.3f} {shown} {last:>8.3f} {val:>6.3f} {wall - sum(seconds):>9.1f} {median:>7.3f}", flush=True)
+    print(
+        f"{seed:>6} {rewards[0]:>7.3f} {shown} {last:>8.3f} {val:>6.3f} {wall - sum(seconds):>9.1f} {median:>7.3f}",
+        flush=True,
+    )
     return reached is not None
 
 

@@ -1,8 +1,8 @@
 """The typed config: every key, its default and its meaning, once. Contradictions are in `config_checks`.
 
 A field made with `neutral(...)` cannot change a number of the run (where it is written, how often it is saved); every
-other key is part of the run's identity: a resume that would change it is refused unless allowed by name. Paths are neutral: what
-lies behind them is in the identity as fingerprints of data and base model.
+other key is part of the run's identity: a resume that would change it is refused unless allowed by name. Paths
+are neutral: what lies behind them is in the identity as fingerprints of data and base model.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class ClusterConfig:
     num_nodes: int = neutral(1)
     """Nodes the run waits for."""
     component_placement: dict[str, Any] = neutral({})
-    """Which slots each component gets, one process a slot (empty: one slot for all): ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``. A slot is a
-    GPU on a GPU cluster and a CPU seat otherwise. ``all`` means every GPU (or one seat a CPU core). Components that name the same
-    slot share it."""
+    """Which slots each component gets, one process a slot: ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``;
+    empty: one slot for all. A slot is a GPU on a GPU cluster and a CPU seat otherwise. ``all`` means every GPU (or one seat a
+    CPU core). Components that name the same slot share it."""
     device: str = "auto"
     """``cpu``, ``cuda``, or ``auto``: cuda where the cluster has GPUs."""
     threads_per_worker: int = 1
     """Threads of each worker process, set before torch is imported. Another number gives other bits."""
     weight_sync: str = neutral("auto")
-    """How weights travel from actor to rollout: ``object_store`` (shared memory on one node), ``collective`` (broadcast over
-    gloo or NCCL; needs separate GPUs), or ``auto``."""
+    """How weights travel from actor to rollout: ``object_store`` (shared memory on one node), ``collective`` (broadcast
+    over gloo or NCCL; needs separate GPUs), or ``auto``."""
     object_store_memory: int | None = neutral(None)
     """Bytes for the object store of a Ray started by this run; null: Ray's choice."""
     start_timeout: int = neutral(300)
@@ -145,7 +145,8 @@ class AlgorithmConfig:
     sampling_params: SamplingConfig = field(default_factory=SamplingConfig)
     val_sampling_params: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(
-            do_sample=False, max_new_tokens="${algorithm.sampling_params.max_new_tokens}"  # type: ignore[arg-type]
+            do_sample=False,
+            max_new_tokens="${algorithm.sampling_params.max_new_tokens}",  # type: ignore[arg-type]
         )
     )
     """Validation is greedy unless told otherwise."""
@@ -158,7 +159,7 @@ class ModelConfig:
     model_type: str | None = neutral(None)
     """If given, the folder must hold this architecture (``llama``, ``qwen2.5``, ...)."""
     precision: str = "fp32"
-    """``fp32``, ``bf16`` or ``fp16``."""
+    """Type of parameters and moments: ``fp32``, or ``bf16``: half the memory, but small updates are rounded away."""
 
 
 @dataclass
@@ -296,8 +297,8 @@ class RewardConfig:
     reward_scale: float = 1.0
     """Reward of a correct answer; a wrong one gets 0."""
     verifier_timeout: float = neutral(30.0)
-    """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one symbolic check is given
-    up; that sample then counts as wrong."""
+    """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one symbolic check is
+    given up; that sample then counts as wrong."""
 
 
 @dataclass
@@ -370,7 +371,7 @@ def _reject_unknown_keys(given: DictConfig) -> None:
     problems = []
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for name in node:
+        for name in map(str, node):
             key = f"{prefix}{name}"
             if key not in known:
                 problems.append(f"{key}: unknown key{nearest(key, known)}")

@@ -50,7 +50,11 @@ _AT_LEAST: dict[str, float] = {
 
 # Accepted keys of RLinf whose feature is not here: (key, the value that is fine, why, what to do).
 _UNSUPPORTED: tuple[tuple[str, object, str], ...] = (
-    ("actor.enable_offload", False, "is not implemented; actor.fsdp_config.cpu_offload=true keeps the state in CPU memory"),
+    (
+        "actor.enable_offload",
+        False,
+        "is not implemented; actor.fsdp_config.cpu_offload=true keeps the state in CPU memory",
+    ),
     (
         "actor.fsdp_config.save_full_model_weights",
         False,
@@ -70,7 +74,14 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: every problem found, a line each.
     """
-    problems = [*_values(config), *_batches(config), *_lengths(config), *_sampling(config), *_algorithm(config), *_data(config)]
+    problems = [
+        *_values(config),
+        *_batches(config),
+        *_lengths(config),
+        *_sampling(config),
+        *_algorithm(config),
+        *_data(config),
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -97,7 +108,9 @@ def _values(config: Config) -> Iterator[str]:
 def _batches(config: Config) -> Iterator[str]:
     algorithm, data = config.algorithm, config.data
     rows = data.rollout_batch_size * algorithm.group_size
-    made_of = f"data.rollout_batch_size={data.rollout_batch_size} x algorithm.group_size={algorithm.group_size} = {rows} rows"
+    made_of = (
+        f"data.rollout_batch_size={data.rollout_batch_size} x algorithm.group_size={algorithm.group_size} = {rows} rows"
+    )
     if algorithm.n_minibatches < 1 or algorithm.training_batch_size_per_gpu < 1:
         return
     if rows % algorithm.n_minibatches:
@@ -106,8 +119,8 @@ def _batches(config: Config) -> Iterator[str]:
     mini = rows // algorithm.n_minibatches
     if not config.runner.enable_dynamic_batch_size and mini % algorithm.training_batch_size_per_gpu:
         yield (
-            f"algorithm.training_batch_size_per_gpu={algorithm.training_batch_size_per_gpu}: does not divide a mini-batch of "
-            f"{mini} rows ({made_of}, in {algorithm.n_minibatches} mini-batches); use a divisor of {mini}"
+            f"algorithm.training_batch_size_per_gpu={algorithm.training_batch_size_per_gpu}: does not divide a "
+            f"mini-batch of {mini} rows ({made_of}, in {algorithm.n_minibatches} mini-batches); use a divisor of {mini}"
         )
     if config.runner.max_steps == -1 and config.runner.max_epochs == -1:
         yield "runner.max_steps=-1 and runner.max_epochs=-1: the run would never end; set one of them"
@@ -119,8 +132,9 @@ def _lengths(config: Config) -> Iterator[str]:
         longest = config.data.max_prompt_length + new
         if longest > config.runner.seq_length:
             yield (
-                f"algorithm.{name}.max_new_tokens={new}: with data.max_prompt_length={config.data.max_prompt_length} makes "
-                f"{longest} tokens, over runner.seq_length={config.runner.seq_length}; raise seq_length to {longest}"
+                f"algorithm.{name}.max_new_tokens={new}: with "
+                f"data.max_prompt_length={config.data.max_prompt_length} makes {longest} tokens, over "
+                f"runner.seq_length={config.runner.seq_length}; raise seq_length to {longest}"
             )
     if config.runner.enable_dynamic_batch_size and config.runner.max_tokens_per_mbs < config.runner.seq_length:
         yield (
@@ -134,15 +148,15 @@ def _sampling(config: Config) -> Iterator[str]:
         params: SamplingConfig = getattr(config.algorithm, name)
         key = f"algorithm.{name}"
         if params.do_sample and params.temperature <= 0:
-            yield f"{key}.temperature={params.temperature}: must be above 0; for greedy decoding set {key}.do_sample=false"
+            yield f"{key}.temperature={params.temperature}: must be above 0; for greedy decoding {key}.do_sample=false"
         if not 0 < params.top_p <= 1:
             yield f"{key}.top_p={params.top_p}: must be above 0 and at most 1"
         if params.repetition_penalty <= 0:
             yield f"{key}.repetition_penalty={params.repetition_penalty}: must be above 0; 1 turns it off"
     if not config.algorithm.sampling_params.do_sample and config.algorithm.group_size > 1:
         yield (
-            "algorithm.sampling_params.do_sample=false: every response of a group would be the same, so nothing could be "
-            "learned; set it to true"
+            "algorithm.sampling_params.do_sample=false: every response of a group would be the same, so nothing "
+            "could be learned; set it to true"
         )
 
 
@@ -162,7 +176,12 @@ def _algorithm(config: Config) -> Iterator[str]:
         yield f"algorithm.clip_ratio_c={algorithm.clip_ratio_c}: must be above 1; null turns it off"
     if algorithm.group_size == 1:
         yield "algorithm.group_size=1: GRPO compares the responses of a group; use at least 2"
-    fp16 = "fp16" in (config.actor.model.precision, config.actor.fsdp_config.mixed_precision.param_dtype)
+    if config.actor.model.precision == "fp16":
+        yield (
+            "actor.model.precision=fp16: parameters in fp16 cannot be trained (Adam's eps is 0 there); set it to fp32 "
+            "and actor.fsdp_config.mixed_precision.param_dtype=fp16"
+        )
+    fp16 = config.actor.fsdp_config.mixed_precision.param_dtype == "fp16"
     if config.actor.fsdp_config.grad_scaler.enabled and not fp16:
         yield (
             "actor.fsdp_config.grad_scaler.enabled=true: scaling is for fp16; set it to false, or "
@@ -180,6 +199,6 @@ def _data(config: Config) -> Iterator[str]:
             "data.val_data_paths, or the interval to -1"
         )
     if data.type == "arithmetic" and (data.train_data_paths or data.val_data_paths):
-        yield "data.type=arithmetic: sums are generated, files would not be read; remove the paths, or set data.type=math"
+        yield "data.type=arithmetic: sums are generated, files are not read; remove the paths, or set data.type=math"
     if data.type == "arithmetic" and data.apply_chat_template:
         yield "data.apply_chat_template=true: generated sums are no chat; set it to false"

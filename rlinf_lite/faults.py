@@ -1,7 +1,7 @@
 """Faults as data: tests name a phase, rank and step, and the process fails there. Does nothing unless asked to.
 
-``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to itself),
-``hang``, or the name of an errno (``ENOSPC``). ``rank`` may be given; a fault without it strikes every rank.
+``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to
+itself), ``hang``, or the name of an errno (``ENOSPC``). A fault that names no ``rank`` strikes every rank.
 """
 
 from __future__ import annotations

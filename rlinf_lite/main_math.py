@@ -48,7 +48,9 @@ def load(arguments: list[str]) -> Config:
     """
     named = bool(arguments) and "=" not in arguments[0] and not arguments[0].startswith(("~", "+"))
     name, overrides = (arguments[0], arguments[1:]) if named else (DEFAULT, arguments)
-    folder, stem = (Path(name).resolve().parent, Path(name).stem) if name.endswith((".yaml", ".yml")) else (CONFIGS, name)
+    folder, stem = (
+        (Path(name).resolve().parent, Path(name).stem) if name.endswith((".yaml", ".yml")) else (CONFIGS, name)
+    )
     if not (folder / f"{stem}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
         raise ConfigError(f"config {name!r}: there is no {folder / f'{stem}.yaml'}; known: {known}")

@@ -51,7 +51,14 @@ class Run:
 
     def start(self, *extra: str, faults: list[dict] | None = None) -> subprocess.Popen[str]:
         settings = {**TINY, **self.overrides, "runner.output_dir": str(self.root)}
-        command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items()), *extra]
+        command = [
+            sys.executable,
+            "-u",
+            "-m",
+            "rlinf_lite.main_math",
+            *(f"{k}={v}" for k, v in settings.items()),
+            *extra,
+        ]
         env = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
         if faults:
             env["RLINF_LITE_FAULTS"] = json.dumps(faults)
@@ -107,7 +114,9 @@ class Run:
 
     def digest(self, step: int) -> str:
         """sha256 of all parameters, moments and counters in a checkpoint; generators left out."""
-        tensors = read_tensors(self.checkpoints / f"global_step_{step}" / "actor", lambda name: not name.startswith("rng."))
+        tensors = read_tensors(
+            self.checkpoints / f"global_step_{step}" / "actor", lambda name: not name.startswith("rng.")
+        )
         assert any(name.endswith("exp_avg_sq") for name in tensors)
         return state_digest(tensors)
 
@@ -130,7 +139,7 @@ def _assert_same_run(one: Run, other: Run, last_step: int) -> None:
 
 @pytest.fixture(scope="session")
 def same_run():
-    """Asserts that two runs are bit-equal: parameters, moments, generators, counters, metric rows, prompts and tokens."""
+    """Asserts that two runs are bit-equal: parameters, moments, generators, counters, metrics, prompts and tokens."""
     return _assert_same_run
 
 

@@ -1,7 +1,7 @@
 """Log-probs and entropy of tokens, from logits. In float32 whatever the model computes in, a few rows at a time.
 
-A few, because [B, T, V] in float32 is the largest tensor of a step. Every value is computed within its own row of V logits,
-so how many rows go together changes no bit.
+A few, because [B, T, V] in float32 is the largest tensor of a step. Every value is computed within its own row of V
+logits, so how many rows go together changes no bit.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class WorkerGroup:
         slots = session.placement.slots[component]
         self.size = len(slots)
         named = type(name, (_Shell,), {})  # the class's name is what `ps` and `ray list actors` show
-        self._handles = [
+        self._handles: list[Any] = [
             ray.remote(named)
             .options(
                 num_cpus=0,
@@ -129,4 +129,6 @@ def _cause(error: ray_errors.RayTaskError, where: str) -> BaseException:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "died" in line or "exit" in line.lower()), lines[0] if lines else repr(error))
+    return next(
+        (line for line in lines if "died" in line or "exit" in line.lower()), lines[0] if lines else repr(error)
+    )

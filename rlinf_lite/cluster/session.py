@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def _connect(config: ClusterConfig) -> str:
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     if wanted != "local":
         try:
-            ray.init(address=wanted, logging_level="ERROR", log_to_driver=False)
+            ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
             return wanted if wanted != "auto" else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
             if wanted != "auto":
@@ -93,7 +94,7 @@ def _connect(config: ClusterConfig) -> str:
         num_cpus=seats,
         object_store_memory=config.object_store_memory,
         include_dashboard=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         log_to_driver=False,
     )
     return "local"

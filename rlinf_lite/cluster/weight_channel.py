@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ _TIMEOUT = timedelta(minutes=10)
 def pack(rows: Mapping[str, tuple[int, Tensor]]) -> Pieces:
     """As numpy arrays, which the object store keeps outside of the pickle, so that readers map them without a copy."""
     return {
-        name: (start, str(tensor.dtype).removeprefix("torch."), _bytes(tensor)) for name, (start, tensor) in rows.items()
+        name: (start, str(tensor.dtype).removeprefix("torch."), _bytes(tensor))
+        for name, (start, tensor) in rows.items()
     }
 
 
@@ -36,7 +38,7 @@ def unpack(pieces: Pieces) -> Iterator[tuple[str, int, Tensor]]:
 
 def _read_only(data: np.ndarray) -> Tensor:
     # torch.from_numpy warns about arrays that may not be written; nothing here writes.
-    return torch.frombuffer(memoryview(data).cast("B"), dtype=torch.uint8).reshape(data.shape)
+    return torch.frombuffer(data.reshape(-1), dtype=torch.uint8).reshape(data.shape)
 
 
 class Broadcaster:
@@ -44,8 +46,9 @@ class Broadcaster:
 
     def __init__(self, store: dist.Store, *, rank: int, size: int, device: torch.device) -> None:
         prefixed = dist.PrefixStore("weights", store)
+        self._group: Any
         if device.type == "cuda":
-            self._group = dist.ProcessGroupNCCL(prefixed, rank, size)
+            self._group = dist.ProcessGroupNCCL(prefixed, rank, size, dist.ProcessGroupNCCL.Options())
         else:
             self._group = dist.ProcessGroupGloo(prefixed, rank, size, _TIMEOUT)
 

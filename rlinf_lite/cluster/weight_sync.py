@@ -52,7 +52,7 @@ class CollectiveSync:
 
 
 def build_weight_sync(session: Session, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> WeightSync:
-    """The road that ``cluster.weight_sync`` names; ``auto``: the collective where actor and rollout have GPUs of their own.
+    """The road that ``cluster.weight_sync`` names; ``auto``: the collective where actor and rollout have own GPUs.
 
     Raises:
         ConfigError: a collective was asked for between workers that share a GPU, which NCCL cannot do.
@@ -65,7 +65,7 @@ def build_weight_sync(session: Session, actors: WorkerGroup, rollouts: WorkerGro
         return ObjectStoreSync(actors, rollouts, precision)
     if shared:
         raise ConfigError(
-            "cluster.weight_sync=collective: actor and rollout share GPUs in cluster.component_placement, and NCCL needs "
-            "one GPU a process; use object_store, or give them different slots"
+            "cluster.weight_sync=collective: actor and rollout share GPUs in cluster.component_placement, and NCCL "
+            "needs one GPU a process; use object_store, or give them different slots"
         )
     return CollectiveSync(actors, rollouts, precision)

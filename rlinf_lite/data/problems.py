@@ -56,9 +56,7 @@ def load_problems(config: DataConfig, split: Split, tokenizer: PreTrainedTokeniz
         raise DataError(_nothing_left(source, len(pairs), config))
     problems = _numbered(kept)
     num_filtered = len(pairs) - len(kept)
-    return ProblemSet(
-        problems=problems, fingerprint=fingerprint(problems), num_filtered=num_filtered, source=source
-    )
+    return ProblemSet(problems=problems, fingerprint=fingerprint(problems), num_filtered=num_filtered, source=source)
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:
@@ -71,9 +69,7 @@ def fingerprint(problems: Iterable[Problem]) -> str:
     return digest.hexdigest()
 
 
-def _questions(
-    config: DataConfig, split: Split, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Sequence[Question], str]:
+def _questions(config: DataConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Question], str]:
     if config.type == "arithmetic":
         return sums(config.arithmetic, split), "arithmetic"
     if config.type != "math":

@@ -160,9 +160,7 @@ def _mode(wandb: Any) -> str:
 
 
 def _init(wandb: Any, config: LoggerConfig, run_id: str, config_dict: Mapping[str, Any], mode: str) -> Any:
-    settings = wandb.Settings(
-        console="off", quiet=True, init_timeout=_START_SECONDS, finish_timeout=_FINISH_SECONDS
-    )
+    settings = wandb.Settings(console="off", quiet=True, init_timeout=_START_SECONDS, finish_timeout=_FINISH_SECONDS)
     return wandb.init(
         project=config.project_name,
         name=config.experiment_name,

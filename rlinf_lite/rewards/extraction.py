@@ -16,9 +16,7 @@ _HASHES = re.compile(r"####[ \t]*([^\sA-Za-z#][^\n]*)")
 _ANSWER_IS = re.compile(r"\banswer(?:\s+is\b|\s*:)[ \t]*:?[ \t]*\**[ \t]*", re.IGNORECASE)
 _AMOUNT = rf"\\?\$?(?=\.?[0-9]){NUMBER}(?:/[0-9]+)?\\?%?"
 _LAST_NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-\u2212])?{_AMOUNT}")
-_LEADING_NUMBER = re.compile(
-    rf"([-+\u2212]?{_AMOUNT})(?=\s*\**\s*$|[.,;:!?)*]+(?:\s|$)|\s+(?!(?:or|and)\b)[A-Za-z])"
-)
+_LEADING_NUMBER = re.compile(rf"([-+\u2212]?{_AMOUNT})(?=\s*\**\s*$|[.,;:!?)*]+(?:\s|$)|\s+(?!(?:or|and)\b)[A-Za-z])")
 _LEADING_MATH = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+)(?<!\s)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
 

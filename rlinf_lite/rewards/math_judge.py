@@ -35,10 +35,7 @@ class MathJudge:
         self._verifier = Verifier(verifier_timeout)
 
     def score(self, responses: Sequence[str], answers: Sequence[str], finished: Sequence[bool]) -> list[Score]:
-        return [
-            self._judge(response, answer)
-            for response, answer, _ in zip(responses, answers, finished, strict=True)
-        ]
+        return [self._judge(response, answer) for response, answer, _ in zip(responses, answers, finished, strict=True)]
 
     def close(self) -> None:
         self._verifier.close()

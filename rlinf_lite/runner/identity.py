@@ -51,10 +51,10 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
         raise ConfigError(f"runner.resume_allow_changes: {unused[0]!r} is not a key that a resume compares")
     refused = [line for key, line in changes.items() if key not in allowed]
     if refused:
-        names = ",".join(key for key in changes if key not in allowed)
+        names = ",".join(f"'{key}'" for key in changes if key not in allowed)
         listed = "\n  ".join(refused)
         raise ConfigError(
             f"resuming from {source} would not give the same numbers, because this changed:\n  {listed}\n"
-            f'change it back, or allow it by name: runner.resume_allow_changes=["{names.replace(",", chr(34) + "," + chr(34))}"]'
+            f'change it back, or allow it by name: "runner.resume_allow_changes=[{names}]"'
         )
     return [line for key, line in changes.items() if key in allowed]

@@ -161,7 +161,10 @@ def _describe(session: Session) -> str:
 
 
 def _last_words(runner: Runner, folders: Folders) -> None:
-    say(f"done: {runner.progress.step} steps, {runner.progress.num_samples} responses, {runner.progress.num_tokens} tokens")
+    say(
+        f"done: {runner.progress.step} steps, {runner.progress.num_samples} responses, "
+        f"{runner.progress.num_tokens} tokens"
+    )
     say(f"  metrics      {folders.log / 'metrics.jsonl'}")
     say(f"  checkpoints  {folders.checkpoints}")
     say("  go on        the same command with runner.resume_dir=auto and a larger runner.max_steps")

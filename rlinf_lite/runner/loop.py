@@ -130,7 +130,8 @@ class Runner:
         With one mini-batch the policy does not change between a recomputation and its use, so the update's own forward
         pass (detached) is the recomputation.
         """
-        algorithm, found = self.config.algorithm, {}
+        algorithm = self.config.algorithm
+        found: dict[str, list[Any]] = {}
         if not algorithm.recompute_logprobs:
             found["old_logprobs_BT"] = [rollout.logprobs for rollout in batch.rollouts]
         recompute = algorithm.recompute_logprobs and algorithm.n_minibatches > 1

@@ -35,11 +35,11 @@ def update_metrics(reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
         reports: for each mini-batch, every rank's report.
     """
     per_minibatch = [_minibatch(ranks) for ranks in reports]
-    metrics: Metrics = {
-        key: float(np.mean([values[key] for values in per_minibatch])) for key in per_minibatch[0]
-    }
+    metrics: Metrics = {key: float(np.mean([values[key] for values in per_minibatch])) for key in per_minibatch[0]}
     metrics["optim/lr"] = reports[-1][0].lr
-    metrics["optim/grad_norm"] = float(np.mean([ranks[0].grad_norm for ranks in reports]))
+    norms = [ranks[0].grad_norm for ranks in reports if not ranks[0].skipped]
+    if norms:
+        metrics["optim/grad_norm"] = float(np.mean(norms))
     metrics["optim/skipped"] = sum(ranks[0].skipped for ranks in reports)
     return metrics
 

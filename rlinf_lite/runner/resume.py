@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, Selection, read_data, select
-from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, Selection, layout, read_data, select
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import Config
 from rlinf_lite.observability import say
@@ -82,13 +81,14 @@ def restore(start: Start, actors: WorkerGroup, facts: Mapping[str, Any], config:
     say(f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); going on with step {manifest.step + 1}")
     if not report.rng_restored:
         say(
-            f"!! saved by {manifest.world_size} actor ranks, now {actors.size}: weights, moments, data order and sampling noise "
-            "are the same; sums are taken in another order, and each rank's generators start anew from (seed, step, rank)"
+            f"!! saved by {manifest.world_size} actor ranks, now {actors.size}: weights, moments, data order and "
+            "sampling noise are the same; sums are taken in another order, and each rank's generators start anew from "
+            "(seed, step, rank)"
         )
     if manifest.info.get("compute") != facts["compute"]:
         say(
-            f"!! saved on {manifest.info.get('compute')}, now {facts['compute']}: other kernels round differently, so numbers "
-            "will not be bit-equal"
+            f"!! saved on {manifest.info.get('compute')}, now {facts['compute']}: other kernels round differently, so "
+            "numbers will not be bit-equal"
         )
     _supersede_newer(path, manifest.step, checkpoints)
 

@@ -1,4 +1,4 @@
-"""The promise: killed anywhere and started again the same way, a run ends in the bits of the run that was never killed."""
+"""The promise: killed anywhere and started again, a run ends in the bits of the run that was never killed."""
 
 from __future__ import annotations
 

@@ -7,7 +7,11 @@ import torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-ON_GPU = {"cluster.device": "cuda", "cluster.component_placement.actor": "0", "cluster.component_placement.rollout": "0"}
+ON_GPU = {
+    "cluster.device": "cuda",
+    "cluster.component_placement.actor": "0",
+    "cluster.component_placement.rollout": "0",
+}
 
 
 def test_killed_run_ends_in_the_same_bits(new_run, same_run):

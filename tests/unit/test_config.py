@@ -83,6 +83,7 @@ def test_a_missing_value_is_named():
         ({"algorithm__group_size": 1}, "use at least 2"),
         ({"data__type": "math"}, "data.train_data_paths=[]"),
         ({"actor__fsdp_config__grad_scaler__enabled": True}, "scaling is for fp16"),
+        ({"actor__model__precision": "fp16"}, "mixed_precision.param_dtype=fp16"),
         ({"runner__save_interval": 0}, "must be positive, or -1"),
         ({"runner__logger__logger_backends": ["swanlab"]}, "'swanlab' is not known"),
     ],
@@ -107,28 +108,30 @@ def test_tables_name_existing_keys():
 def test_every_key_of_the_design_is_known():
     listed = """
     cluster.num_nodes cluster.component_placement runner.task_type runner.logger.log_path runner.logger.project_name
-    runner.logger.experiment_name runner.logger.logger_backends runner.max_epochs runner.max_steps runner.val_check_interval
-    runner.save_interval runner.seq_length runner.enable_dynamic_batch_size runner.max_tokens_per_mbs runner.resume_dir
-    runner.experiment_name runner.output_dir algorithm.group_size algorithm.n_minibatches algorithm.training_batch_size_per_gpu
-    algorithm.logprob_forward_micro_batch_size algorithm.recompute_logprobs algorithm.shuffle_rollout algorithm.loss_type
-    algorithm.loss_agg_func algorithm.kl_beta algorithm.kl_penalty_type algorithm.ratio_clip_eps algorithm.clip_ratio_low
-    algorithm.clip_ratio_high algorithm.clip_ratio_c algorithm.entropy_bonus algorithm.calculate_entropy algorithm.adv_type
-    algorithm.normalize_advantages algorithm.importance_sampling_fix algorithm.importance_sampling_clip
-    algorithm.sampling_params.do_sample algorithm.sampling_params.temperature algorithm.sampling_params.top_k
-    algorithm.sampling_params.top_p algorithm.sampling_params.repetition_penalty algorithm.sampling_params.max_new_tokens
-    rollout.group_name rollout.rollout_backend rollout.gpu_memory_utilization rollout.model.model_path rollout.model.model_type
-    rollout.model.precision rollout.enforce_eager rollout.tensor_parallel_size rollout.max_running_requests
-    rollout.return_logprobs data.type data.max_prompt_length data.filter_prompt_by_length data.rollout_batch_size
+    runner.logger.experiment_name runner.logger.logger_backends runner.max_epochs runner.max_steps
+    runner.val_check_interval runner.save_interval runner.seq_length runner.enable_dynamic_batch_size
+    runner.max_tokens_per_mbs runner.resume_dir runner.experiment_name runner.output_dir algorithm.group_size
+    algorithm.n_minibatches algorithm.training_batch_size_per_gpu algorithm.logprob_forward_micro_batch_size
+    algorithm.recompute_logprobs algorithm.shuffle_rollout algorithm.loss_type algorithm.loss_agg_func
+    algorithm.kl_beta algorithm.kl_penalty_type algorithm.ratio_clip_eps algorithm.clip_ratio_low
+    algorithm.clip_ratio_high algorithm.clip_ratio_c algorithm.entropy_bonus algorithm.calculate_entropy
+    algorithm.adv_type algorithm.normalize_advantages algorithm.importance_sampling_fix
+    algorithm.importance_sampling_clip algorithm.sampling_params.do_sample algorithm.sampling_params.temperature
+    algorithm.sampling_params.top_k algorithm.sampling_params.top_p algorithm.sampling_params.repetition_penalty
+    algorithm.sampling_params.max_new_tokens rollout.group_name rollout.rollout_backend
+    rollout.gpu_memory_utilization rollout.model.model_path rollout.model.model_type rollout.model.precision
+    rollout.enforce_eager rollout.tensor_parallel_size rollout.max_running_requests rollout.return_logprobs
+    data.type data.max_prompt_length data.filter_prompt_by_length data.rollout_batch_size
     data.val_rollout_batch_size data.num_workers data.shuffle data.seed data.train_data_paths data.val_data_paths
-    data.prompt_key data.answer_key data.apply_chat_template actor.group_name actor.training_backend actor.enable_offload
-    actor.seed actor.model.model_path actor.model.model_type actor.model.precision actor.optim.lr actor.optim.adam_beta1
-    actor.optim.adam_beta2 actor.optim.adam_eps actor.optim.weight_decay actor.optim.clip_grad actor.optim.lr_scheduler
-    actor.optim.lr_warmup_steps actor.optim.total_training_steps actor.optim.min_lr actor.tokenizer.tokenizer_model
-    actor.fsdp_config.strategy actor.fsdp_config.gradient_checkpointing actor.fsdp_config.cpu_offload
-    actor.fsdp_config.reshard_after_forward actor.fsdp_config.mixed_precision.param_dtype
-    actor.fsdp_config.mixed_precision.reduce_dtype actor.fsdp_config.grad_scaler.enabled
-    actor.fsdp_config.save_full_model_weights reward.group_name reward.use_reward_model reward.reward_type reward.reward_scale
-    critic.use_critic_model
+    data.prompt_key data.answer_key data.apply_chat_template actor.group_name actor.training_backend
+    actor.enable_offload actor.seed actor.model.model_path actor.model.model_type actor.model.precision
+    actor.optim.lr actor.optim.adam_beta1 actor.optim.adam_beta2 actor.optim.adam_eps actor.optim.weight_decay
+    actor.optim.clip_grad actor.optim.lr_scheduler actor.optim.lr_warmup_steps actor.optim.total_training_steps
+    actor.optim.min_lr actor.tokenizer.tokenizer_model actor.fsdp_config.strategy
+    actor.fsdp_config.gradient_checkpointing actor.fsdp_config.cpu_offload actor.fsdp_config.reshard_after_forward
+    actor.fsdp_config.mixed_precision.param_dtype actor.fsdp_config.mixed_precision.reduce_dtype
+    actor.fsdp_config.grad_scaler.enabled actor.fsdp_config.save_full_model_weights reward.group_name
+    reward.use_reward_model reward.reward_type reward.reward_scale critic.use_critic_model
     """
     assert not set(listed.split()) - set(known_keys())
 
@@ -150,7 +153,9 @@ def test_overrides_reach_keys_that_the_yaml_leaves_out(tmp_path: Path):
     config = load(["runner.max_steps=3", "algorithm.kl_beta=0.5", "data.train_data_paths=[]"])
     assert (config.runner.max_steps, config.algorithm.kl_beta) == (3, 0.5)
     (tmp_path / "mine.yaml").write_text(DOCUMENTED)
-    mine = load([str(tmp_path / "mine.yaml"), "actor.model.model_path=m", "data.type=arithmetic", "runner.resume_dir=auto"])
+    mine = load(
+        [str(tmp_path / "mine.yaml"), "actor.model.model_path=m", "data.type=arithmetic", "runner.resume_dir=auto"]
+    )
     assert mine.runner.resume_dir == "auto"
     with pytest.raises(ConfigError, match="known: grpo-tiny-arithmetic"):
         load(["grpo-tiny"])

@@ -36,5 +36,3 @@ def test_permutations():
     orders = [permutation(50, "order", 1, epoch).tolist() for epoch in range(3)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
-
-

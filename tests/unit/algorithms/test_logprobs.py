@@ -46,9 +46,7 @@ def test_logprob_gradient_equals_autograds(temperature):
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     (token_logprobs(ours, targets, temperature) * weights).sum().backward()
     (autograd_logprobs(theirs, targets, temperature) * weights).sum().backward()
-    assert torch.equal(
-        token_logprobs(logits, targets, temperature), autograd_logprobs(logits, targets, temperature)
-    )
+    assert torch.equal(token_logprobs(logits, targets, temperature), autograd_logprobs(logits, targets, temperature))
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 

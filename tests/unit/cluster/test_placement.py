@@ -33,6 +33,6 @@ def test_sharing():
     ],
 )
 def test_refusals(given, said):
-    with pytest.raises(ConfigError, match="cluster.component_placement") as caught:
+    with pytest.raises(ConfigError, match=r"cluster\.component_placement") as caught:
         parse(given, 8)
     assert said in str(caught.value)

@@ -125,7 +125,7 @@ def test_off_the_main_thread_with_the_signal_blocked(verifier):
 
 def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, tmp_path, monkeypatch):
     fake = tmp_path / "child.py"
-    fake.write_text("print('{\"error\": \"ImportError: no antlr\"}')\n")
+    fake.write_text('print(\'{"error": "ImportError: no antlr"}\')\n')
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierStartError, match="no antlr"):
         MathJudge(1.0, 2.0).score([r"\boxed{\frac12}"], ["0.5"], [True])

@@ -25,8 +25,8 @@ def test_progress_round_trip():
 def test_total_steps_is_the_nearer_limit():
     config = load(["runner.max_steps=10", "runner.max_epochs=2"])
     assert total_steps(config, num_problems=2048) == 10
-    assert total_steps(config, num_problems=100) == 6  # 200 prompts, 32 a step
-    with pytest.raises(ConfigError, match="raise runner.max_epochs to 32"):
+    assert total_steps(config, num_problems=100) == 3  # 200 prompts, 64 a step
+    with pytest.raises(ConfigError, match=r"raise runner\.max_epochs to 64"):
         total_steps(config, num_problems=1)
 
 
@@ -38,7 +38,8 @@ def test_total_updates():
 
 
 @pytest.mark.parametrize(
-    ("step", "interval", "last", "expected"), [(50, 50, 100, True), (49, 50, 100, False), (7, -1, 7, True), (6, -1, 7, False)]
+    ("step", "interval", "last", "expected"),
+    [(50, 50, 100, True), (49, 50, 100, False), (7, -1, 7, True), (6, -1, 7, False)],
 )
 def test_due(step, interval, last, expected):
     assert due(step, interval, last) is expected
@@ -56,7 +57,7 @@ def test_identity_refuses_by_name_and_allows_by_name():
     assert "data (training problems): b -> c" in str(caught.value) and "actor.optim.lr:" not in str(caught.value)
     allowed = refuse_changes(saved, now, ["actor.optim.lr", "data (training problems)"], "global_step_5")
     assert len(allowed) == 2
-    with pytest.raises(ConfigError, match="'actor.lr' is not a key"):
+    with pytest.raises(ConfigError, match=r"'actor\.lr' is not a key"):
         refuse_changes(saved, now, ["actor.lr"], "global_step_5")
 
 
