@@ -49,16 +49,12 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def start(self, *extra: str, faults: list[dict] | None = None) -> subprocess.Popen[str]:
+    def arguments(self, *extra: str) -> list[str]:
         settings = {**TINY, **self.overrides, "runner.output_dir": str(self.root)}
-        command = [
-            sys.executable,
-            "-u",
-            "-m",
-            "rlinf_lite.main_math",
-            *(f"{k}={v}" for k, v in settings.items()),
-            *extra,
-        ]
+        return [*(f"{key}={value}" for key, value in settings.items()), *extra]
+
+    def start(self, *extra: str, faults: list[dict] | None = None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *self.arguments(*extra)]
         env = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
         if faults:
             env["RLINF_LITE_FAULTS"] = json.dumps(faults)
@@ -88,12 +84,6 @@ class Run:
             if text in line:
                 return printed
         raise AssertionError(f"{text!r} never came:\n{printed}")
-
-    def oneline(self, *extra: str) -> str:
-        """Start what must be refused; returns what was printed: no traceback, no wall."""
-        printed = self.finish(*extra, expect=2)
-        assert "Traceback" not in printed and len(printed.splitlines()) <= 8, printed
-        return printed
 
     def kill_when(self, text: str, *extra: str) -> str:
         """kill -9 the driver as soon as it prints ``text``; returns what was printed until then."""
@@ -157,19 +147,13 @@ def new_run(tmp_path: Path):
         run.end()
 
 
-@pytest.fixture(scope="module")
-def module_run(tmp_path_factory: pytest.TempPathFactory):
-    """Runs that the tests of a module share, by name."""
-    made: dict[str, Run] = {}
-
-    def get(name: str, overrides: dict[str, str]) -> Run:
-        if name not in made:
-            made[name] = Run(tmp_path_factory.mktemp(name), overrides)
-        return made[name]
-
-    yield get
-    for run in made.values():
-        run.end()
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory):
+    """2 actor ranks, 1 rollout worker, 8 steps, never killed. Tests only read it."""
+    run = Run(tmp_path_factory.mktemp("straight"), {})
+    run.finish()
+    yield run
+    run.end()
 
 
 @pytest.fixture

@@ -88,6 +88,8 @@ def _connect(config: ClusterConfig) -> str:
         except ConnectionError as error:
             if wanted != "auto":
                 raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there ({error})") from None
+    # Idle workers that Ray would start in advance do not fit ours (other environment), and take the cores they need.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     seats = max(os.cpu_count() or 1, _seats(config))
     ray.init(
         address="local",

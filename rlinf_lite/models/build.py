@@ -69,3 +69,12 @@ def tied_names(model: nn.Module) -> dict[str, str]:
         else:
             first[id(param)] = name
     return tied
+
+
+def named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters (each once, ties under their first name) and persistent buffers: what a checkpoint must hold."""
+    yield from model.named_parameters()
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rsplit(".", 1)[-1] not in module._non_persistent_buffers_set:
+                yield name, buffer

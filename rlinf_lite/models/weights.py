@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rlinf_lite.config import ConfigError
-from rlinf_lite.models.build import tied_names
+from rlinf_lite.models.build import named_state, tied_names
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -34,15 +33,6 @@ def fill(model: nn.Module, folder: Path) -> None:
             if stored is None:
                 raise ConfigError(f"actor.model.model_path={folder}: its weights lack {name}")
             _copy_rows(opened[index[stored]].get_slice(stored), target, f"actor.model.model_path={folder}: {stored}")
-
-
-def named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters (each once, ties under their first name) and persistent buffers: what a checkpoint must hold."""
-    yield from model.named_parameters()
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(prefix, recurse=False):
-            if name.rsplit(".", 1)[-1] not in module._non_persistent_buffers_set:
-                yield name, buffer
 
 
 def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -78,17 +78,14 @@ def make_folders(config: Config) -> Folders:
 
 def spawn(config: Config, session: Session) -> dict[str, WorkerGroup]:
     """Start every worker process. They import what they need while the driver reads the data."""
-    workers = "rlinf_lite.cluster.workers"
+    workers = {
+        "actor": (config.actor.group_name, "actor_worker:ActorWorker", (config, session.device)),
+        "rollout": (config.rollout.group_name, "rollout_worker:RolloutWorker", (config, session.device)),
+        "reward": (config.reward.group_name, "reward_worker:RewardWorker", (config.reward,)),
+    }
     return {
-        "actor": WorkerGroup(
-            config.actor.group_name, "actor", f"{workers}:ActorWorker", session, config, session.device
-        ),
-        "rollout": WorkerGroup(
-            config.rollout.group_name, "rollout", f"{workers}:RolloutWorker", session, config, session.device
-        ),
-        "reward": WorkerGroup(
-            config.reward.group_name, "reward", "rlinf_lite.cluster.reward_worker:RewardWorker", session, config.reward
-        ),
+        component: WorkerGroup(name, component, f"rlinf_lite.cluster.{target}", session, *arguments)
+        for component, (name, target, arguments) in workers.items()
     }
 
 

@@ -17,7 +17,7 @@ from rlinf_lite.config import Config, SamplingConfig
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
 from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, say
-from rlinf_lite.rollout import cut, join
+from rlinf_lite.rollout.chunks import cut, join
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.schedule import due

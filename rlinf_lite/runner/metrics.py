@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlinf_lite.training import UpdateReport
 from rlinf_lite.types import Rollout, Score
+
+if TYPE_CHECKING:
+    from rlinf_lite.training.trainer import UpdateReport
 
 Metrics = dict[str, float | int]
 

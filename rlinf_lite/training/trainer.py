@@ -109,7 +109,7 @@ class PolicyTrainer:
     def state(self) -> dict[str, Any]:
         """Everything that training changes, as live tensors (sharded ones as DTensors) and `Stateful` objects."""
         state: dict[str, Any] = {
-            "model": dict(weights.named_state(self.model)),
+            "model": dict(build.named_state(self.model)),
             "optim": optimizer_state(self.model, self.optimizer),
             "lr_scheduler": {"num_updates": self.num_updates},
         }
@@ -123,14 +123,14 @@ class PolicyTrainer:
         In CPU memory; where nothing had to be cast or moved they are the live weights, not a copy.
         """
         rows = {}
-        for name, tensor in weights.named_state(self.model):
+        for name, tensor in build.named_state(self.model):
             local, start = weights.local_rows(tensor.detach())
             rows[name] = (start, local.to(device="cpu", dtype=dtype if local.is_floating_point() else None))
         return rows
 
     def full_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Every weight whole, one at a time, cast to ``dtype``. Collective: every rank must exhaust it."""
-        for name, tensor in weights.named_state(self.model):
+        for name, tensor in build.named_state(self.model):
             placed = tensor.detach().to(self.device)
             whole = placed.full_tensor() if isinstance(placed, DTensor) else placed
             yield name, whole.to(dtype) if whole.is_floating_point() else whole

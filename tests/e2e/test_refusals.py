@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
+
+from rlinf_lite.main_math import load
+from rlinf_lite.runner.failures import EXIT_USER_ERROR, explain
+from rlinf_lite.runner.prepare import prepare
+
+AUTO = "runner.resume_dir=auto"
 
 
 @pytest.mark.parametrize(
@@ -15,42 +22,51 @@ import pytest
         ("algorithm.n_minibatches=3", "algorithm.n_minibatches=3: does not divide data.rollout_batch_size=8"),
         ("actor.enable_offload=true", "actor.enable_offload=True: is not implemented"),
         ("cluster.component_placement.critic=0", "unknown component 'critic'"),
-        ("runner.output_dir=/dev/null/logs", "runner.logger.log_path: cannot write in /dev/null/logs"),
+        ("runner.output_dir=/dev/null/logs", "cannot write in /dev/null/logs"),
     ],
 )
 def test_before_anything_is_started(new_run, override, said):
     printed = new_run({}).finish(override, expect=2)
-    assert f"error: {said}" in printed or said in printed
+    assert said in printed
     assert "Traceback" not in printed and len(printed.splitlines()) <= 3
 
 
-def test_nothing_silently_starts_over(new_run, module_run):
-    run = module_run("short", {"runner.max_steps": "1", "runner.val_check_interval": "-1"})
-    run.finish()
-    kept = run.data_digest(1)
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "already holds global_step_8 and 7 more; go on with runner.resume_dir=auto"),
+        (["runner.resume_dir={checkpoints}/global_step_70"], "no such checkpoint"),
+        (["runner.resume_dir={checkpoints}"], "not a global_step_N directory"),
+        ([AUTO, "actor.optim.adam_beta2=0.9"], "actor.optim.adam_beta2: 0.95 -> 0.9"),
+        ([AUTO, "runner.max_steps=9"], "actor.optim.total_training_steps: 8 -> 9"),
+        ([AUTO, "data.arithmetic.num_problems=25"], "data (training problems)"),
+        ([AUTO, "data.type=math", "data.train_data_paths=[none.jsonl]", "data.val_data_paths=[x]"], "none.jsonl"),
+        ([AUTO, "actor.model.model_path=/nowhere"], "actor.model.model_path=/nowhere: no model there"),
+    ],
+)
+def test_nothing_silently_starts_over_or_changes(straight, overrides, said):
+    before = straight.data_digest(8)
+    config = load(straight.arguments(*(text.format(checkpoints=straight.checkpoints) for text in overrides)))
+    with pytest.raises(Exception) as caught:
+        prepare(config, straight.checkpoints)
+    message, code = explain(caught.value)
+    assert message is not None and said in message and code == EXIT_USER_ERROR
+    assert len(message.splitlines()) <= 5
+    assert straight.data_digest(8) == before
 
-    assert "already holds global_step_1; go on with runner.resume_dir=auto" in run.oneline()
-    missing = run.oneline(f"runner.resume_dir={run.checkpoints / 'global_step_7'}")
-    assert "no such checkpoint" in missing and "holds global_step_1" in missing
-    changed = run.oneline("runner.resume_dir=auto", "actor.optim.adam_beta2=0.9")
-    assert "actor.optim.adam_beta2: 0.95 -> 0.9" in changed and "runner.resume_allow_changes" in changed
-    more = run.oneline("runner.resume_dir=auto", "runner.max_steps=2")
-    assert "actor.optim.total_training_steps: 1 -> 2" in more
-    files = run.oneline(
-        "runner.resume_dir=auto", "data.type=math", f"data.train_data_paths=[{run.root / 'none.jsonl'}]"
-    )
-    assert "data.train_data_paths" in files and "none.jsonl" in files
 
-    assert run.data_digest(1) == kept
-    assert "nothing to do" in run.finish("runner.resume_dir=auto")
+def test_the_launcher_refuses_and_a_finished_run_has_nothing_to_do(straight):
+    copy = replace(straight, processes=[])
+    printed = copy.finish(expect=2)
+    assert "already holds" in printed and "Traceback" not in printed and len(printed.splitlines()) == 1
+    assert "nothing to do" in copy.finish(AUTO)
+    assert [row["step"] for row in straight.rows()] == list(range(1, 9))
 
 
-def test_checkpoint_of_another_model(new_run, module_run, other_model):
-    run = module_run("short", {"runner.max_steps": "1", "runner.val_check_interval": "-1"})
-    other = new_run({"actor.model.model_path": str(other_model), "runner.max_steps": "1"})
-    shutil.copytree(run.checkpoints / "global_step_1", other.checkpoints / "global_step_1")
-    said = other.oneline("runner.resume_dir=auto", "runner.val_check_interval=-1")
-    assert "actor.model (base weights)" in said
+def test_checkpoint_of_another_model(straight, new_run, other_model):
+    other = new_run({"actor.model.model_path": str(other_model)})
+    shutil.copytree(straight.checkpoints / "global_step_8", other.checkpoints / "global_step_8")
     allowed = "runner.resume_allow_changes=['actor.model (base weights)']"
-    said = other.oneline("runner.resume_dir=auto", "runner.val_check_interval=-1", allowed)
-    assert "checkpoint of another model" in said and "model.layers.0" in said
+    printed = other.finish(AUTO, "runner.max_steps=8", allowed, expect=2)
+    assert "checkpoint of another model" in printed and "model.embed_tokens.weight" in printed
+    assert "Traceback" not in printed

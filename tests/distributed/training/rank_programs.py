@@ -14,7 +14,7 @@ from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config
 from rlinf_lite.data.batching import StepBatch
 from rlinf_lite.models import build
-from rlinf_lite.training import PolicyTrainer
+from rlinf_lite.training.trainer import PolicyTrainer
 from rlinf_lite.types import Rollout
 
 

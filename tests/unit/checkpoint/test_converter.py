@@ -12,8 +12,7 @@ import torch.distributed.checkpoint as dcp
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlinf_lite.checkpoint import Checkpointer
-from rlinf_lite.models.build import tied_names
-from rlinf_lite.models.weights import named_state
+from rlinf_lite.models.build import named_state, tied_names
 
 SCRIPT = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor" / "convert_dcp_to_state_dict.py"
 INPUT_IDS = torch.tensor([[1, 5, 3, 2]])

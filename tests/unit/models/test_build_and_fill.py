@@ -61,7 +61,7 @@ def test_a_tie_is_one_tensor(tiny_folder):
     model = ours(tiny_folder("llama"))
     assert build.tied_names(model) == {"lm_head.weight": "model.embed_tokens.weight"}
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert "lm_head.weight" not in dict(weights.named_state(model))
+    assert "lm_head.weight" not in dict(build.named_state(model))
 
 
 def test_weights_of_the_bare_base_model(tiny_model, tmp_path):
@@ -106,7 +106,7 @@ def test_persistent_buffers_are_filled_and_computed_ones_left_alone(tmp_path):
     save_file({name: tensor.detach() for name, tensor in Model(3.0).state_dict().items()}, tmp_path / "m.safetensors")
     model = Model(1.0)
     weights.fill(model, tmp_path)
-    assert [name for name, _ in weights.named_state(model)] == ["weight", "gain", "kept"]
+    assert [name for name, _ in build.named_state(model)] == ["weight", "gain", "kept"]
     assert {n: t.unique().item() for n, t in [*model.named_parameters(), *model.named_buffers()]} == {
         "weight": 3.0,
         "gain": 3.0,

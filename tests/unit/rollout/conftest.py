@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.models import folder
-from rlinf_lite.rollout import BuiltinEngine
+from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.types import GenerationChunk, Problem, Prompt, Sampling
 
 COMMON = {

@@ -1,9 +1,8 @@
-"""The remote classes: shells of a few lines around plain objects that know no Ray."""
+"""The remote actor: a shell of a few lines a method around a `PolicyTrainer` and a `Checkpointer`."""
 
 from __future__ import annotations
 
 import resource
-import socket
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -15,39 +14,14 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from rlinf_lite.checkpoint import Checkpointer, LoadReport, SaveReport, flatten, state_digest
 from rlinf_lite.checkpoint import rng as rngs
-from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack, unpack
+from rlinf_lite.cluster.process import prepare, serve_store
+from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack
 from rlinf_lite.config import Config
-from rlinf_lite.models import build, folder, weights
-from rlinf_lite.rollout import BuiltinEngine, RolloutEngine
-from rlinf_lite.training import PolicyTrainer, UpdateReport
-from rlinf_lite.types import GenerationChunk, MicroBatch, MiniBatch, Rollout
+from rlinf_lite.models import build, folder
+from rlinf_lite.training.trainer import PolicyTrainer, UpdateReport
+from rlinf_lite.types import MicroBatch, MiniBatch
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-
-
-def _prepare(config: Config, device: str) -> torch.device:
-    torch.set_num_threads(config.cluster.threads_per_worker)
-    if device == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        return torch.device("cuda", 0)  # Ray shows each worker its own GPU as number 0
-    return torch.device("cpu")
-
-
-def _node_address() -> str:
-    import ray
-
-    return ray.util.get_node_ip_address()
-
-
-def serve_store(world_size: int) -> tuple[dist.TCPStore, tuple[str, int]]:
-    """A rendezvous on a port that the system chooses."""
-    host = _node_address()
-    listener = socket.create_server(("", 0))
-    port = listener.getsockname()[1]
-    store = dist.TCPStore(
-        host, port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
-    return store, (host, port)
 
 
 class ActorWorker:
@@ -55,7 +29,7 @@ class ActorWorker:
 
     def __init__(self, rank: int, world_size: int, config: Config, device: str) -> None:
         self.rank, self.world_size, self.config = rank, world_size, config
-        self.device = _prepare(config, device)
+        self.device = prepare(config, device)
         self.store: dist.TCPStore | None = None
         self.channel: Broadcaster | None = None
 
@@ -130,51 +104,6 @@ class ActorWorker:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-class RolloutWorker:
-    """One rollout engine."""
-
-    def __init__(self, rank: int, world_size: int, config: Config, device: str) -> None:
-        self.rank, self.config = rank, config
-        self.device = _prepare(config, device)
-        self.channel: Broadcaster | None = None
-
-    def setup(self) -> None:
-        """Build the engine. Its weights are empty until the first publish."""
-        self.model = self._build_model()
-        model_dir = folder.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-        tokenizer = folder.load_tokenizer(model_dir)
-        self.engine: RolloutEngine = BuiltinEngine(
-            self.model,
-            tokenizer,
-            eos_ids=folder.eos_ids(folder.resolve(self.config.rollout.model.model_path), tokenizer),
-            return_logprobs=self.config.rollout.return_logprobs,
-        )
-
-    def _build_model(self):  # type: ignore[no-untyped-def]
-        settings = self.config.rollout.model
-        model_dir = folder.resolve(settings.model_path, "rollout.model.model_path")
-        model = build.build_on_meta(folder.load_config(model_dir, settings.model_type), settings.precision)
-        build.materialize(model, self.device)
-        return model
-
-    def load_weights(self, *pieces: Pieces) -> None:
-        """From every actor rank's rows."""
-        self.engine.load_weights(piece for packed in pieces for piece in unpack(packed))
-
-    def join_channel(self, address: tuple[str, int], num_receivers: int) -> None:
-        store = dist.TCPStore(*address, is_master=False)
-        self.channel = Broadcaster(store, rank=1 + self.rank, size=1 + num_receivers, device=self.device)
-
-    def receive(self) -> None:
-        """The other end of `ActorWorker.broadcast`: the same weights in the same order."""
-        assert self.channel is not None
-        for name, target in weights.named_state(self.model):
-            self.engine.load_weights([(name, 0, self.channel.broadcast(torch.empty_like(target)))])
-
-    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
-        return self.engine.generate(chunk)
 
 
 def _compute_capability(device: torch.device) -> str:

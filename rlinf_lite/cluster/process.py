@@ -1,0 +1,31 @@
+"""What every worker process does first, and how processes of one job meet."""
+
+from __future__ import annotations
+
+import socket
+
+import ray
+import torch
+import torch.distributed as dist
+
+from rlinf_lite.config import Config
+
+
+def prepare(config: Config, device: str) -> torch.device:
+    """Fix threads and kernels, before anything is computed; returns the device of this process."""
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    if device == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return torch.device("cuda", 0)  # Ray shows each worker its own GPU as number 0
+    return torch.device("cpu")
+
+
+def serve_store(world_size: int) -> tuple[dist.TCPStore, tuple[str, int]]:
+    """A rendezvous on a port that the system chooses."""
+    host = ray.util.get_node_ip_address()
+    listener = socket.create_server(("", 0))
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(
+        host, port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    return store, (host, port)
