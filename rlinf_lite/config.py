@@ -34,8 +34,8 @@ class ClusterConfig:
     """Nodes the run waits for."""
     component_placement: dict[str, Any] = neutral({})
     """Which slots each component gets, one process a slot, as ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``;
-    empty: one slot for all. A slot is a GPU on a GPU cluster and a CPU seat otherwise. ``all``: every GPU (or one seat a
-    CPU core). Components that name the same slot share it."""
+    empty: one slot for all. A slot is a GPU on a GPU cluster and a CPU seat otherwise. ``all``: every GPU (or one seat
+    a CPU core). Components that name the same slot share it."""
     device: str = "auto"
     """``cpu``, ``cuda``, or ``auto``: cuda where the cluster has GPUs."""
     threads_per_worker: int = 1
