@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -93,7 +94,20 @@ class WorkerGroup:
         except ray_errors.RayTaskError as error:
             raise _cause(error, f"in {self.name} rank {rank}") from None
         except _GONE as error:
-            raise WorkerLost(self.name, rank, _first_line(error)) from None
+            if isinstance(error, ray_errors.ActorDiedError) and error._actor_init_failed:
+                raise RuntimeError(f"{self.name} rank {rank} could not start: {error}") from None
+            raise WorkerLost(self.name, rank, _reason(error)) from None
+
+    def lost(self, seconds: float) -> WorkerLost | None:
+        """The lowest rank that is gone, if one is; asks for at most ``seconds``."""
+        asked = {handle.__ray_ready__.remote(): rank for rank, handle in enumerate(self._handles)}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+        for ref in sorted(answered, key=asked.__getitem__):
+            try:
+                self.result(ref, asked[ref])
+            except WorkerLost as lost:
+                return lost
+        return None
 
     def kill(self) -> None:
         """End every process of the group, by handle."""
@@ -127,8 +141,12 @@ def _cause(error: ray_errors.RayTaskError, where: str) -> BaseException:
     return cause
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(
-        (line for line in lines if "died" in line or "exit" in line.lower()), lines[0] if lines else repr(error)
+def _reason(error: BaseException) -> str:
+    """The one sentence of Ray's report that says what happened, and to which process."""
+    text = " ".join(str(error).split())
+    process = re.search(r"pid: (\d+) .*?ip: (\S+)", text)
+    where = f"process {process[1]} on {process[2]}: " if process else ""
+    detail = re.search(
+        r"(?:Worker exit detail:|because) (.*?)(?: Some common causes|$)", text.rpartition("exit type")[2]
     )
+    return f"{where}{(detail[1] if detail else text)[:300]}"

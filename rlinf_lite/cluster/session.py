@@ -79,24 +79,21 @@ def open_session(config: ClusterConfig) -> Iterator[Session]:
 
 
 def _connect(config: ClusterConfig) -> str:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each worker prints a FutureWarning
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     if wanted != "local":
         try:
-            ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=wanted, logging_level=logging.CRITICAL, log_to_driver=False)
             return wanted if wanted != "auto" else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
             if wanted != "auto":
                 raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there ({error})") from None
-    # Idle workers that Ray would start in advance do not fit ours (other environment), and take the cores they need.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     seats = max(os.cpu_count() or 1, _seats(config))
     ray.init(
         address="local",
         num_cpus=seats,
         object_store_memory=config.object_store_memory,
         include_dashboard=False,
-        logging_level=logging.ERROR,
+        logging_level=logging.CRITICAL,
         log_to_driver=False,
     )
     return "local"

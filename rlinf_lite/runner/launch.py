@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.session import Session, open_session
 from rlinf_lite.config import Config, ConfigError, flatten
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from rlinf_lite.runner.loop import Runner
     from rlinf_lite.runner.prepare import Prepared
     from rlinf_lite.runner.resume import Start
+
+
+_BLAME_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +53,24 @@ def launch(config: Config) -> bool:
         runner = build_runner(config, session, groups, prepared, folders, stack)
         if runner.progress.step >= runner.last_step:
             say(f"nothing to do: step {runner.progress.step} of {runner.last_step} is already completed")
-        runner.run()
+        with blame(list(groups.values())):
+            runner.run()
     _last_words(runner, folders)
     return runner.save_failed is None
+
+
+@contextmanager
+def blame(groups: Sequence[WorkerGroup]) -> Iterator[None]:
+    """When a worker dies, those that were talking to it fail too, and may be heard first: name the one that died."""
+    try:
+        yield
+    except Exception as error:
+        deadline = time.monotonic() + _BLAME_SECONDS
+        while not isinstance(error, WorkerLost) and time.monotonic() < deadline:
+            for group in groups:
+                if (lost := group.lost(seconds=0.2)) is not None:
+                    raise lost from None
+        raise
 
 
 def _prepare(config: Config, folders: Folders) -> Prepared:
