@@ -146,7 +146,6 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     process = re.search(r"pid: (\d+) .*?ip: (\S+)", text)
     where = f"process {process[1]} on {process[2]}: " if process else ""
-    detail = re.search(
-        r"(?:Worker exit detail:|because) (.*?)(?: Some common causes|$)", text.rpartition("exit type")[2]
-    )
+    report = text.rpartition("exit type")[2]
+    detail = re.search(r"(?:Worker exit detail:|because) (.*?)(?: Some common causes|$)", report)
     return f"{where}{(detail[1] if detail else text)[:300]}"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+
+# Where the last `ray start` left the address of its cluster. Not ray.init(address="auto"): that also joins the private
+# Ray of any other driver on this machine, and dies with it.
+from ray._private.services import find_bootstrap_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlinf_lite.cluster.errors import ClusterError
@@ -80,23 +85,31 @@ def open_session(config: ClusterConfig) -> Iterator[Session]:
 
 def _connect(config: ClusterConfig) -> str:
     wanted = os.environ.get("RAY_ADDRESS", "auto")
-    if wanted != "local":
-        try:
-            ray.init(address=wanted, logging_level=logging.CRITICAL, log_to_driver=False)
-            return wanted if wanted != "auto" else ray.get_runtime_context().gcs_address
-        except ConnectionError as error:
-            if wanted != "auto":
-                raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there ({error})") from None
-    seats = max(os.cpu_count() or 1, _seats(config))
+    address = find_bootstrap_address(None) if wanted == "auto" else None if wanted == "local" else wanted
+    if address is not None and _answers(address):
+        ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
+        return address
+    if address is not None and wanted != "auto":
+        raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there; correct it, or unset it")
     ray.init(
         address="local",
-        num_cpus=seats,
+        num_cpus=max(os.cpu_count() or 1, _seats(config)),
         object_store_memory=config.object_store_memory,
         include_dashboard=False,
         logging_level=logging.CRITICAL,
         log_to_driver=False,
     )
     return "local"
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens there: Ray itself would ask a cluster that was killed for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _seats(config: ClusterConfig) -> int:
