@@ -296,7 +296,7 @@ class RewardConfig:
     """``math``: plain numbers exactly, everything else by math-verify; ``exact``: the text itself, ended by EOS."""
     reward_scale: float = 1.0
     """Reward of a correct answer; a wrong one gets 0."""
-    verifier_timeout: float = neutral(30.0)
+    verifier_timeout: float = 30.0
     """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one symbolic check is
     given up; that sample then counts as wrong."""
 

@@ -42,7 +42,20 @@ _AT_LEAST: dict[str, float] = {
     "data.max_prompt_length": 1,
     "data.rollout_batch_size": 1,
     "data.num_workers": 0,
+    "data.val_rollout_batch_size": 1,
+    "algorithm.clip_ratio_low": 0,
+    "algorithm.clip_ratio_high": 0,
+    "algorithm.importance_sampling_clip": 0,
     "actor.optim.lr": 0,
+    "actor.optim.min_lr": 0,
+    "actor.optim.adam_beta1": 0,
+    "actor.optim.adam_beta2": 0,
+    "actor.optim.adam_eps": 0,
+    "actor.optim.weight_decay": 0,
+    "actor.optim.total_training_steps": 1,
+    "reward.verifier_timeout": 0.1,
+    "runner.logger.log_rollouts": -1,
+    "cluster.start_timeout": 1,
     "actor.optim.clip_grad": 0,
     "actor.optim.lr_warmup_steps": 0,
     "runner.max_tokens_per_mbs": 1,
@@ -92,8 +105,13 @@ def _values(config: Config) -> Iterator[str]:
         if values[key] not in choices:
             yield f"{key}={values[key]}: not known here; use {' or '.join(str(c) for c in choices)}"
     for key, least in _AT_LEAST.items():
-        if values[key] < least:
+        if values[key] is not None and not values[key] >= least:  # not <: NaN must not pass
             yield f"{key}={values[key]}: must be at least {least:g}"
+    for key in ("actor.optim.adam_beta1", "actor.optim.adam_beta2"):
+        if values[key] >= 1:
+            yield f"{key}={values[key]}: must be below 1"
+    if values["actor.optim.min_lr"] > values["actor.optim.lr"]:
+        yield f"actor.optim.min_lr={values['actor.optim.min_lr']}: is above actor.optim.lr; lower it"
     for key, fine, reason in _UNSUPPORTED:
         if values[key] != fine:
             yield f"{key}={values[key]}: {reason}"

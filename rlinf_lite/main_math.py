@@ -6,8 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; the driver computes next to nothing
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: how the driver sums must not depend on the shell
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -61,9 +62,10 @@ def load(arguments: list[str]) -> Config:
 
 def _compose(folder: Path, stem: str, overrides: list[str]) -> DictConfig:
     try:
+        shipped = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
         with initialize_config_dir(str(folder), version_base="1.3"):
-            return compose(stem, overrides=[_addable(folder, override) for override in overrides])
-    except (HydraException, OmegaConfBaseException) as error:
+            return compose(stem, overrides=[*shipped, *(_addable(folder, override) for override in overrides)])
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         reason = " ".join(line.strip() for line in str(error.__cause__ or error).splitlines()[:3])
         raise ConfigError(f"config {stem!r} with {overrides}: {reason}") from None
 

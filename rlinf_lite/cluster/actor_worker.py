@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from rlinf_lite.checkpoint import Checkpointer, LoadReport, SaveReport, flatten, state_digest
 from rlinf_lite.checkpoint import rng as rngs
-from rlinf_lite.cluster.process import prepare, serve_store
+from rlinf_lite.cluster.process import compute_capability, prepare, serve_store
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack
 from rlinf_lite.config import Config
 from rlinf_lite.models import build, folder
@@ -60,7 +60,8 @@ class ActorWorker:
         return {
             "num_parameters": sum(p.numel() for p in self.trainer.model.parameters()),
             "tied": build.tied_names(self.trainer.model),
-            "compute": _compute_capability(self.device),
+            "compute": compute_capability(self.device),
+            "weights": build.weight_shapes(self.trainer.model),
         }
 
     def weight_rows(self, precision: str) -> Pieces:
@@ -104,8 +105,3 @@ class ActorWorker:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def _compute_capability(device: torch.device) -> str:
-    """What decides which kernels run: the GPU's name, or the CPU's vector instructions."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

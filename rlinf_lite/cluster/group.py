@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.session import Session
+from rlinf_lite.types import MiniBatch
 
 _GONE = (
     ray_errors.RayActorError,
@@ -61,7 +62,9 @@ class WorkerGroup:
         ]
 
     def start(self, method: str, *args: Any) -> list[ray.ObjectRef]:
-        """Call ``method`` on every rank without waiting."""
+        """Call ``method`` on every rank without waiting; batches go into the object store once, for all of them."""
+        if self.size > 1:
+            args = tuple(ray.put(arg) if isinstance(arg, MiniBatch | list) else arg for arg in args)
         return [handle.run.remote(method, *args) for handle in self._handles]
 
     def start_one(self, rank: int, method: str, *args: Any) -> ray.ObjectRef:
@@ -79,13 +82,7 @@ class WorkerGroup:
 
     def results(self, refs: Sequence[ray.ObjectRef]) -> list[Any]:
         """Results of one call a rank. Fails with the first failure: other ranks may be waiting for the failed one."""
-        ranks = {ref: rank for rank, ref in enumerate(refs)}
-        values = {}
-        waiting = list(refs)
-        while waiting:
-            (ref,), waiting = ray.wait(waiting, num_returns=1)
-            values[ref] = self.result(ref, ranks[ref])
-        return [values[ref] for ref in refs]
+        return results_of((self, refs))
 
     def result(self, ref: ray.ObjectRef, rank: int) -> Any:
         """The value behind a reference that rank ``rank`` made."""
@@ -131,6 +128,18 @@ class WorkerGroup:
             index, rank = running.pop(ref)
             yield index, self.result(ref, rank)
             feed(rank)
+
+
+def results_of(*calls: tuple[WorkerGroup, Sequence[ray.ObjectRef]]) -> list[Any]:
+    """Results of calls to ranks 0, 1, ... of several groups at once; fails with the first failure among all of them."""
+    source = {ref: (group, rank) for group, refs in calls for rank, ref in enumerate(refs)}
+    values: dict[ray.ObjectRef, Any] = {}
+    waiting = list(source)
+    while waiting:
+        (ref,), waiting = ray.wait(waiting, num_returns=1)
+        group, rank = source[ref]
+        values[ref] = group.result(ref, rank)
+    return [values[ref] for ref in source]
 
 
 def _cause(error: ray_errors.RayTaskError, where: str) -> BaseException:

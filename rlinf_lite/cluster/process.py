@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import socket
+from pathlib import Path
 
 import ray
 import torch
@@ -29,3 +31,15 @@ def serve_store(world_size: int) -> tuple[dist.TCPStore, tuple[str, int]]:
         host, port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
     return store, (host, port)
+
+
+def compute_capability(device: torch.device) -> str:
+    """What decides which kernels run: the GPU and its libraries, or the processor and its vector instructions."""
+    if device.type == "cuda":
+        return (
+            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        )
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

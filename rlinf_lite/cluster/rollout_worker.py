@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from rlinf_lite.cluster.process import prepare
+from rlinf_lite.cluster.process import compute_capability, prepare
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, unpack
 from rlinf_lite.config import Config
 from rlinf_lite.models import build, folder
@@ -23,8 +25,8 @@ class RolloutWorker:
         self.device = prepare(config, device)
         self.channel: Broadcaster | None = None
 
-    def setup(self) -> None:
-        """Build the engine. Its weights are empty until the first publish."""
+    def setup(self) -> dict[str, Any]:
+        """Build the engine, its weights empty until the first publish. Returns facts to hold against the actor's."""
         self.model = self._build_model()
         model_dir = folder.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
         tokenizer = folder.load_tokenizer(model_dir)
@@ -34,6 +36,7 @@ class RolloutWorker:
             eos_ids=folder.eos_ids(folder.resolve(self.config.rollout.model.model_path), tokenizer),
             return_logprobs=self.config.rollout.return_logprobs,
         )
+        return {"compute": compute_capability(self.device), "weights": build.weight_shapes(self.model)}
 
     def _build_model(self) -> PreTrainedModel:
         settings = self.config.rollout.model

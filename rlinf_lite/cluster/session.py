@@ -15,11 +15,12 @@ import ray
 # Where the last `ray start` left the address of its cluster. Not ray.init(address="auto"): that also joins the private
 # Ray of any other driver on this machine, and dies with it.
 from ray._private.services import find_bootstrap_address
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from rlinf_lite.cluster.errors import ClusterError
 from rlinf_lite.cluster.placement import Placement, parse
 from rlinf_lite.config import ClusterConfig
+from rlinf_lite.observability.notices import say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +33,13 @@ class Session:
     """``cpu`` or ``cuda``."""
     placement: Placement
     group: PlacementGroup
+    bundles: tuple[int, ...]
+    """The group's bundles node by node, so that neighbouring slots, and after a restart the same ones, share a node."""
     config: ClusterConfig
 
     def bundle(self, slot: int) -> int:
         """Index of a slot's bundle in the placement group."""
-        return self.placement.used.index(slot)
+        return self.bundles[self.placement.used.index(slot)]
 
     def gpu_share(self, component: str, slot: int) -> float:
         """What part of the slot's GPU a worker of ``component`` gets."""
@@ -56,7 +59,9 @@ class Session:
             "HF_HUB_OFFLINE": "1",
             "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
         }
-        if self.device == "cuda":
+        if self.device == "cpu":
+            env["CUDA_VISIBLE_DEVICES"] = ""
+        else:
             env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS may choose other sums from run to run
         return env
 
@@ -76,7 +81,14 @@ def open_session(config: ClusterConfig) -> Iterator[Session]:
         placement = parse(config.component_placement, _available(device))
         group = _reserve(config, device, placement)
         try:
-            yield Session(address=address, device=device, placement=placement, group=group, config=config)
+            yield Session(
+                address=address,
+                device=device,
+                placement=placement,
+                group=group,
+                bundles=_by_node(group, len(placement.used)),
+                config=config,
+            )
         finally:
             remove_placement_group(group)
     finally:
@@ -150,6 +162,8 @@ def _reserve(config: ClusterConfig, device: str, placement: Placement) -> Placem
                 f"{have.get(name, 0):g} {name}; use fewer slots or add nodes"
             )
     group = placement_group([bundle] * need, strategy="PACK")
+    if not group.wait(5):
+        say(f"waiting for {need} free slots in the cluster (at most cluster.start_timeout={config.start_timeout} s)")
     if not group.wait(config.start_timeout):
         remove_placement_group(group)
         raise ClusterError(
@@ -157,3 +171,9 @@ def _reserve(config: ClusterConfig, device: str, placement: Placement) -> Placem
             f"(waited cluster.start_timeout={config.start_timeout} s); free them or wait longer"
         )
     return group
+
+
+def _by_node(group: PlacementGroup, num_bundles: int) -> tuple[int, ...]:
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    return tuple(sorted(range(num_bundles), key=lambda index: (addresses[nodes[index]], index)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.group import WorkerGroup, results_of
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.config import ConfigError
 
@@ -41,14 +41,12 @@ class CollectiveSync:
     def __init__(self, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> None:
         self._actors, self._rollouts, self._precision = actors, rollouts, precision
         address = actors.result(actors.start_one(0, "serve_channel", rollouts.size), 0)
-        joining = actors.start_one(0, "join_channel", rollouts.size)
-        rollouts.call("join_channel", address, rollouts.size)
-        actors.result(joining, 0)
+        joining = [actors.start_one(0, "join_channel", rollouts.size)]
+        results_of((actors, joining), (rollouts, rollouts.start("join_channel", address, rollouts.size)))
 
     def publish(self) -> None:
         received = self._rollouts.start("receive")
-        self._actors.call("broadcast", self._precision)
-        self._rollouts.results(received)
+        results_of((self._actors, self._actors.start("broadcast", self._precision)), (self._rollouts, received))
 
 
 def build_weight_sync(session: Session, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> WeightSync:

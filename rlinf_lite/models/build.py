@@ -78,3 +78,8 @@ def named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, buffer in module.named_buffers(prefix, recurse=False):
             if name.rsplit(".", 1)[-1] not in module._non_persistent_buffers_set:
                 yield name, buffer
+
+
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name and whole shape of everything in `named_state`, in its order."""
+    return {name: tuple(tensor.shape) for name, tensor in named_state(model)}

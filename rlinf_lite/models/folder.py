@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ EMBEDDED = "embedded:"
 _EMBEDDED_DIR = Path(__file__).parent / "embedded"
 # RLinf's names of architectures that transformers calls otherwise.
 _ALIASES = {"qwen2.5": "qwen2"}
+_TEXT_ENDINGS = {".json", ".jinja", ".model", ".txt"}
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -75,17 +77,23 @@ def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(found)
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *, weights: bool = True) -> str:
     """sha256 over config, tokenizer, and size and samples of each weight file (whole, if it is below 4 MiB).
 
     Samples, because hashing tens of GB at each start would cost minutes; a fine-tune changes them all.
     """
     digest = hashlib.sha256()
+    endings = _TEXT_ENDINGS | ({".safetensors"} if weights else set())
     for file in sorted(folder.iterdir()):
-        if file.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"} and file.is_file():
+        if file.suffix in endings and file.is_file():
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             _hash_samples(file, digest)
     return digest.hexdigest()
+
+
+def config_digest(config: PretrainedConfig) -> str:
+    """sha256 of an architecture."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _hash_samples(file: Path, digest: hashlib._Hash) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from rlinf_lite.config import ConfigError, LoggerConfig, nearest
 from rlinf_lite.observability.console import ConsoleSink
 from rlinf_lite.observability.jsonl import JsonlSink, read_jsonl_rows
+from rlinf_lite.observability.notices import say
 from rlinf_lite.observability.sinks import Metrics, MetricSink
 from rlinf_lite.observability.tensorboard import TensorBoardSink
 from rlinf_lite.observability.wandb_sink import WandbSink, open_wandb
@@ -34,6 +35,7 @@ class MetricHub:
         self._sinks = list(sinks)
         self._last_step = -1 if committed_step is None else committed_step
         self._wandb_run_id = wandb_run_id
+        self._complained: set[str] = set()
 
     def log(self, step: int, metrics: Metrics) -> None:
         """
@@ -44,8 +46,27 @@ class MetricHub:
             last = self._last_step
             raise ValueError(f"metrics of step {step} after those of step {last}; log each step once, in order")
         for sink in self._sinks:
-            sink.log(step, metrics)
+            try:
+                sink.log(step, metrics)
+            except OSError as error:  # a full disk: no reason to lose the training, and metrics.jsonl keeps the rows
+                self._complain(sink, error)
         self._last_step = step
+
+    def _complain(self, sink: MetricSink, error: OSError) -> None:
+        name = type(sink).__name__
+        if name not in self._complained:
+            self._complained.add(name)
+            say(f"!! {name}: {error.strerror or error}; the run goes on, metrics.jsonl keeps every row")
+
+    def sync(self) -> None:
+        """Make ``metrics.jsonl`` durable up to the last step; called before a checkpoint is begun.
+
+        Raises:
+            OSError: it cannot.
+        """
+        for sink in self._sinks:
+            if isinstance(sink, JsonlSink):
+                sink.sync()
 
     def state(self) -> HubState:
         """For the checkpoint; `build_hub` takes it back."""

@@ -32,20 +32,53 @@ class JsonlSink:
             _move_aside(path)
         else:
             _drop_after(path, committed_step)
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         self.log_rows(step, [metrics])
 
     def log_rows(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Several rows of one step, handed to the operating system before this returns."""
+        """Several rows of one step, handed to the operating system before this returns.
+
+        A full disk does not end the run: the rows wait in memory, and are written with the next ones.
+        """
         for row in rows:
             assert "step" not in row, "the step is the first argument"
-            self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
+            self._waiting += (json.dumps({"step": step, **row}) + "\n").encode()
+        try:
+            self._write()
+        except OSError as error:
+            say(f"!! {self._path}: {error.strerror}; its rows wait in memory from step {step} on")
+
+    def _write(self) -> None:
+        # What gets through may end within a row; the rest of it is what is written next, so the file stays whole.
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+
+    def sync(self) -> None:
+        """Make every row durable, so that a checkpoint committed after this finds its rows even after a power loss.
+
+        Raises:
+            OSError: it cannot.
+        """
+        self._write()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        """
+        Raises:
+            OSError: rows are still waiting, and cannot be written.
+        """
+        if not self._file.closed:
+            try:
+                self._write()
+            finally:
+                self._file.close()
 
 
 def read_jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:

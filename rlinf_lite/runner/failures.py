@@ -9,6 +9,9 @@ EXIT_USER_ERROR = 2
 EXIT_WORKER_LOST = 3
 EXIT_INTERRUPTED = 130
 
+_SAME_AGAIN = (
+    "A resume would come to the same numbers: change something, and allow it by name with runner.resume_allow_changes."
+)
 _GO_ON = "Nothing that was committed is lost: start the same command with runner.resume_dir=auto to go on."
 
 
@@ -22,7 +25,9 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted. {_GO_ON}", EXIT_INTERRUPTED
     if isinstance(error, FloatingPointError):
-        return f"{_lines('error', error)}\n{_GO_ON}", EXIT_USER_ERROR
+        return f"{_lines('error', error)}\n{_SAME_AGAIN}", EXIT_USER_ERROR
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"error: {error.filename}: {error.strerror}", EXIT_USER_ERROR
     if type(error).__module__.startswith(("rlinf_lite.checkpoint", "rlinf_lite.data")):
         return _lines("error", error), EXIT_USER_ERROR
     return None, 1

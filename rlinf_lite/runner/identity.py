@@ -9,16 +9,24 @@ from typing import Any
 from rlinf_lite import __version__
 from rlinf_lite.config import Config, ConfigError, flatten
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "math-verify")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
+_VAL_DATA = "data (validation problems)"
 
 
 def identity(
-    config: Config, *, base_model: str, train_data: str, val_data: str | None, total_updates: int
+    config: Config,
+    *,
+    base_model: str,
+    tokenizer: str,
+    engine: str,
+    train_data: str,
+    val_data: str | None,
+    total_updates: int,
 ) -> dict[str, Any]:
     """Everything that makes the numbers, flat, as JSON values.
 
     Args:
-        base_model, train_data, val_data: fingerprints.
+        base_model, tokenizer, engine, train_data, val_data: fingerprints.
         total_updates: over how many optimizer steps the rate decays.
     """
     made = flatten(config, neutral_keys=False)
@@ -26,8 +34,10 @@ def identity(
     return made | {
         "actor.optim.total_training_steps": total_updates if decays else None,
         "actor.model (base weights)": base_model,
+        "actor.tokenizer (files)": tokenizer,
+        "rollout.model (config and eos)": engine,
         "data (training problems)": train_data,
-        "data (validation problems)": val_data,
+        _VAL_DATA: val_data,
         "versions.rlinf_lite": __version__,
         **{f"versions.{name}": version(name) for name in _PACKAGES},
     }
@@ -45,12 +55,14 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
+        if saved.get(key) != now.get(key) and not (key == _VAL_DATA and None in (saved.get(key), now.get(key)))
     }
     if unused := [key for key in allowed if key not in saved.keys() | now.keys()]:
         raise ConfigError(f"runner.resume_allow_changes: {unused[0]!r} is not a key that a resume compares")
     refused = [line for key, line in changes.items() if key not in allowed]
     if refused:
+        if any("total_training_steps" in line for line in refused):
+            refused.append("(the steps over which the rate decays follow from runner.max_steps and max_epochs)")
         names = ",".join(f"'{key}'" for key in changes if key not in allowed)
         listed = "\n  ".join(refused)
         raise ConfigError(

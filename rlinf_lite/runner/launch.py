@@ -18,6 +18,7 @@ from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.session import Session, open_session
 from rlinf_lite.config import Config, ConfigError, flatten
 from rlinf_lite.observability import JsonlSink, build_hub, say
+from rlinf_lite.runner.lock import hold
 
 if TYPE_CHECKING:
     from rlinf_lite.runner.loop import Runner
@@ -43,6 +44,7 @@ def launch(config: Config) -> bool:
     folders = make_folders(config)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         # Ray takes seconds to start, and so do torch's import and the data: side by side.
+        stack.enter_context(hold(folders.checkpoints))
         preparing = background.submit(_prepare, config, folders)
         session = stack.enter_context(open_session(config.cluster))
         prepared = preparing.result()
@@ -50,10 +52,12 @@ def launch(config: Config) -> bool:
         groups = spawn(config, session)
         for group in groups.values():
             stack.callback(group.kill)
-        runner = build_runner(config, session, groups, prepared, folders, stack)
-        if runner.progress.step >= runner.last_step:
-            say(f"nothing to do: step {runner.progress.step} of {runner.last_step} is already completed")
         with blame(list(groups.values())):
+            runner = build_runner(config, session, groups, prepared, folders, stack)
+            if runner.progress.step < runner.last_step:
+                prepared.before_first_step(folders.checkpoints)
+            else:
+                say(f"nothing to do: step {runner.progress.step} of {runner.last_step} is already completed")
             runner.run()
     _last_words(runner, folders)
     return runner.save_failed is None
@@ -66,7 +70,7 @@ def blame(groups: Sequence[WorkerGroup]) -> Iterator[None]:
         yield
     except Exception as error:
         deadline = time.monotonic() + _BLAME_SECONDS
-        while not isinstance(error, WorkerLost) and time.monotonic() < deadline:
+        while isinstance(error, RuntimeError) and not isinstance(error, WorkerLost) and time.monotonic() < deadline:
             for group in groups:
                 if (lost := group.lost(seconds=0.2)) is not None:
                     raise lost from None
@@ -98,7 +102,10 @@ def make_folders(config: Config) -> Folders:
 
 
 def spawn(config: Config, session: Session) -> dict[str, WorkerGroup]:
-    """Start every worker process. They import what they need while the driver reads the data."""
+    """Start every worker process. Paths are made absolute first: workers of a joined cluster run in other folders."""
+    for settings in (config.actor.model, config.rollout.model):
+        settings.model_path = _absolute(settings.model_path)
+    config.actor.tokenizer.tokenizer_model = _absolute(config.actor.tokenizer.tokenizer_model)
     workers = {
         "actor": (config.actor.group_name, "actor_worker:ActorWorker", (config, session.device)),
         "rollout": (config.rollout.group_name, "rollout_worker:RolloutWorker", (config, session.device)),
@@ -108,6 +115,21 @@ def spawn(config: Config, session: Session) -> dict[str, WorkerGroup]:
         component: WorkerGroup(name, component, f"rlinf_lite.cluster.{target}", session, *arguments)
         for component, (name, target, arguments) in workers.items()
     }
+
+
+def _absolute(model_path: str) -> str:
+    return model_path if model_path.startswith("embedded:") else str(Path(model_path).expanduser().resolve())
+
+
+def _check_weights(actor: dict[str, Any], workers: list[dict[str, Any]]) -> None:
+    """What the actor publishes must be what each engine holds: a weight never sent would be whatever was in memory."""
+    for worker in workers:
+        if worker["weights"] != actor:
+            differing = sorted(dict(worker["weights"].items() ^ actor.items()))
+            raise ConfigError(
+                f"rollout.model.model_path: its architecture is not the actor's ({differing[0]} differs); "
+                "use the same folder"
+            )
 
 
 def build_runner(
@@ -123,16 +145,19 @@ def build_runner(
     from rlinf_lite.cluster.weight_sync import build_weight_sync
     from rlinf_lite.data import PromptStream
     from rlinf_lite.runner.loop import Runner
-    from rlinf_lite.runner.resume import restore
+    from rlinf_lite.runner.resume import restore, sweep
 
     start, actors, rollouts = prepared.start, groups["actor"], groups["rollout"]
     engines = rollouts.start("setup")
     address = actors.result(actors.start_one(0, "rendezvous"), 0)
-    facts = actors.call("setup", address, str(folders.checkpoints.resolve()), prepared.total_updates)[0]
-    rollouts.results(engines)
+    ranks = actors.call("setup", address, str(folders.checkpoints.resolve()), prepared.total_updates)
+    workers, facts = [*ranks, *rollouts.results(engines)], ranks[0]
+    _check_weights(facts["weights"], workers)
+    compute = "; ".join(sorted({worker["compute"] for worker in workers}))
     size = f"{facts['num_parameters'] / 1e6:.2f}M parameters"
     say(f"model: {config.actor.model.model_path}, {size}, {actors.size} actor ranks")
-    restore(start, actors, facts, config, folders.checkpoints)
+    sweep(folders.checkpoints)
+    restore(start, actors, compute)
     save_config(config, folders.log, start)
     return Runner(
         config=config,
@@ -145,7 +170,7 @@ def build_runner(
         **open_sinks(config, folders.log, start, prepared.last_step, stack),
         progress=start.progress,
         last_step=prepared.last_step,
-        manifest_info={"identity": prepared.identity, "compute": facts["compute"], "tied": facts["tied"]},
+        manifest_info={"identity": prepared.identity, "compute": compute, "tied": facts["tied"]},
         pad_id=prepared.pad_id,
     )
 
@@ -185,6 +210,11 @@ def _last_words(runner: Runner, folders: Folders) -> None:
     )
     say(f"  metrics      {folders.log / 'metrics.jsonl'}")
     say(f"  checkpoints  {folders.checkpoints}")
-    say("  go on        the same command with runner.resume_dir=auto and a larger runner.max_steps")
+    allow = (
+        ""
+        if runner.config.actor.optim.lr_scheduler == "constant"
+        else (" runner.resume_allow_changes=[actor.optim.total_training_steps]")
+    )
+    say(f"  go on        the same command with runner.resume_dir=auto runner.max_steps=<more>{allow}")
     if runner.save_failed:
         say(f"!! the last checkpoint is NOT on the disk: {runner.save_failed}")

@@ -170,8 +170,11 @@ class Runner:
         """Checkpoint the run. A failure is loud, and the run goes on: the previous checkpoint stays."""
         data = {"progress": self.progress.state(), "observability": dict(self.hub.state())}
         try:
+            self.hub.sync()
+            if self.samples is not None:
+                self.samples.sync()
             report: SaveReport = self.actors.call("save", self.progress.step, data, self.manifest_info)[0]
-        except SaveError as error:
+        except (SaveError, OSError) as error:
             self.save_failed = str(error)
             say(f"!! SAVE FAILED, the run goes on without it: {error}")
             return

@@ -12,7 +12,7 @@ from rlinf_lite.models import folder
 from rlinf_lite.observability import say
 from rlinf_lite.runner import schedule
 from rlinf_lite.runner.identity import identity
-from rlinf_lite.runner.resume import Start, check_identity, choose_start
+from rlinf_lite.runner.resume import Start, check_identity, choose_start, supersede_newer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +25,9 @@ class Prepared:
     identity: dict[str, Any]
     pad_id: int
 
+    def before_first_step(self, checkpoints: Path) -> None:
+        supersede_newer(self.start, checkpoints)
+
 
 def prepare(config: Config, checkpoints: Path) -> Prepared:
     """Read everything that the driver needs, the soonest to fail first.
@@ -35,9 +38,10 @@ def prepare(config: Config, checkpoints: Path) -> Prepared:
     start = choose_start(config, checkpoints)
     model_dir = folder.resolve(config.actor.model.model_path)
     folder.load_config(model_dir, config.actor.model.model_type)
-    tokenizer = folder.load_tokenizer(
-        folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-    )
+    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    tokenizer = folder.load_tokenizer(tokenizer_dir)
+    engine_dir = folder.resolve(config.rollout.model.model_path, "rollout.model.model_path")
+    engine_config = folder.load_config(engine_dir, config.rollout.model.model_type)
     train = load_problems(config.data, "train", tokenizer)
     val = load_problems(config.data, "val", tokenizer) if config.runner.val_check_interval > 0 else None
     last_step = schedule.total_steps(config, len(train.problems))
@@ -45,11 +49,13 @@ def prepare(config: Config, checkpoints: Path) -> Prepared:
     made_of = identity(
         config,
         base_model=folder.fingerprint(model_dir),
+        tokenizer=folder.fingerprint(tokenizer_dir, weights=False),
+        engine=f"{folder.config_digest(engine_config)} {sorted(folder.eos_ids(engine_dir, tokenizer))}",
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,
         total_updates=total_updates,
     )
-    check_identity(start, made_of, config)
+    start = check_identity(start, made_of, config)
     _say_data(train, val, last_step, config)
     return Prepared(
         start=start,

@@ -47,12 +47,14 @@ def test_a_missing_key_shows_what_the_row_has(load, jsonl, key, config_key):
     assert message == f"{path}:1: no key {key!r}; the row has prompt, answer; set data.{config_key}=..."
 
 
-@pytest.mark.parametrize(("answer", "text"), [(72, "72"), (-1, "-1"), (1.5, "1.5"), ("#### 72", "#### 72")])
+@pytest.mark.parametrize(
+    ("answer", "text"), [(72, "72"), (-1, "-1"), (1.5, "1.5"), ("#### 72", "#### 72"), (["72"], "72")]
+)
 def test_numbers_are_answers_too(load, jsonl, answer, text):
     assert load(jsonl([{"prompt": "1", "answer": answer}])).problems[0].answer == text
 
 
-@pytest.mark.parametrize(("answer", "kind"), [(None, "NoneType"), (["72"], "list"), (True, "bool")])
+@pytest.mark.parametrize(("answer", "kind"), [(None, "NoneType"), (["72", "73"], "list"), (True, "bool")])
 def test_other_answers_are_refused(load, jsonl, answer, kind):
     path = jsonl([ROWS[0], {"prompt": "1", "answer": answer}])
     message = refusal(load, path)

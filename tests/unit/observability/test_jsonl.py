@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -127,3 +129,30 @@ def test_no_file_no_rows(path):
     assert list(read_jsonl_rows(path)) == []
     write(path, 5)
     assert steps(path) == []
+
+
+_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from rlinf_lite.observability import JsonlSink
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sink = JsonlSink(Path(sys.argv[1]), committed_step=None)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))
+for step in range(1, 5):
+    sink.log(step, {"reward": 0.5})
+try:
+    sink.sync()
+except OSError as error:
+    print("not durable:", error.filename == sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+sink.log(5, {"reward": 0.5})
+sink.sync()
+"""
+
+
+def test_a_full_disk_loses_no_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    shown = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert "rows wait in memory from step 2 on" in shown.stdout and "not durable: True" in shown.stdout
+    assert [row["step"] for row in read_jsonl_rows(path)] == [1, 2, 3, 4, 5]

@@ -7,8 +7,11 @@ import pytest
 from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
 from rlinf_lite.runner.identity import identity, refuse_changes
+from rlinf_lite.runner.lock import hold
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.schedule import due, total_steps, total_updates
+
+FACTS = {"base_model": "a", "tokenizer": "t", "engine": "e", "train_data": "b", "val_data": None}
 
 
 def test_progress_round_trip():
@@ -47,7 +50,7 @@ def test_due(step, interval, last, expected):
 
 def test_identity_refuses_by_name_and_allows_by_name():
     config = load([])
-    facts = {"base_model": "a", "train_data": "b", "val_data": None, "total_updates": 100}
+    facts = {**FACTS, "total_updates": 100}
     saved = identity(config, **facts)
     assert refuse_changes(saved, identity(config, **facts), [], "global_step_5") == []
     config.actor.optim.lr = 1.0
@@ -63,5 +66,21 @@ def test_identity_refuses_by_name_and_allows_by_name():
 
 def test_identity_ignores_the_decay_of_a_constant_rate():
     config = load(["actor.optim.lr_scheduler=constant"])
-    facts = {"base_model": "a", "train_data": "b", "val_data": None}
+    facts = FACTS
     assert identity(config, **facts, total_updates=1) == identity(config, **facts, total_updates=2)
+
+
+def test_identity_holds_validation_data_against_each_other_only():
+    config = load([])
+    without = identity(config, **FACTS, total_updates=1)
+    one, other = (identity(config, **{**FACTS, "val_data": name}, total_updates=1) for name in "xy")
+    assert refuse_changes(without, one, [], "c") == []
+    with pytest.raises(ConfigError, match=r"data \(validation problems\): x -> y"):
+        refuse_changes(one, other, [], "c")
+
+
+def test_one_driver_a_folder(tmp_path):
+    with hold(tmp_path), pytest.raises(ConfigError, match=r"is in use by process \d+ on"), hold(tmp_path):
+        pass
+    with hold(tmp_path):
+        pass
