@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ _EMBEDDED_DIR = Path(__file__).parent / "embedded"
 # RLinf's names of architectures that transformers calls otherwise.
 _ALIASES = {"qwen2.5": "qwen2"}
 _TEXT_ENDINGS = {".json", ".jinja", ".model", ".txt"}
+_MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -77,15 +79,23 @@ def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(found)
 
 
-def fingerprint(folder: Path, *, weights: bool = True) -> str:
+def fingerprint(folder: Path) -> str:
     """sha256 over config, tokenizer, and size and samples of each weight file (whole, if it is below 4 MiB).
 
     Samples, because hashing tens of GB at each start would cost minutes; a fine-tune changes them all.
     """
+    return _fingerprint(folder, lambda file: file.suffix in _TEXT_ENDINGS | {".safetensors"})
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """sha256 over the folder's tokenizer files."""
+    return _fingerprint(folder, lambda file: file.suffix in _TEXT_ENDINGS and file.name not in _MODEL_FILES)
+
+
+def _fingerprint(folder: Path, counts: Callable[[Path], bool]) -> str:
     digest = hashlib.sha256()
-    endings = _TEXT_ENDINGS | ({".safetensors"} if weights else set())
     for file in sorted(folder.iterdir()):
-        if file.suffix in endings and file.is_file():
+        if file.is_file() and counts(file):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             _hash_samples(file, digest)
     return digest.hexdigest()

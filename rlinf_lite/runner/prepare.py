@@ -49,7 +49,7 @@ def prepare(config: Config, checkpoints: Path) -> Prepared:
     made_of = identity(
         config,
         base_model=folder.fingerprint(model_dir),
-        tokenizer=folder.fingerprint(tokenizer_dir, weights=False),
+        tokenizer=folder.tokenizer_fingerprint(tokenizer_dir),
         engine=f"{folder.config_digest(engine_config)} {sorted(folder.eos_ids(engine_dir, tokenizer))}",
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,

@@ -66,7 +66,7 @@ def test_the_launcher_refuses_and_a_finished_run_has_nothing_to_do(straight):
 def test_checkpoint_of_another_model(straight, new_run, other_model):
     other = new_run({"actor.model.model_path": str(other_model)})
     shutil.copytree(straight.checkpoints / "global_step_8", other.checkpoints / "global_step_8")
-    allowed = "runner.resume_allow_changes=['actor.model (base weights)']"
+    allowed = "runner.resume_allow_changes=['actor.model (base weights)','rollout.model (config and eos)']"
     printed = other.finish(AUTO, "runner.max_steps=8", allowed, expect=2)
     assert "checkpoint of another model" in printed and "model.embed_tokens.weight" in printed
     assert "Traceback" not in printed
