@@ -42,6 +42,7 @@ def launch(config: Config) -> bool:
         Whether the last checkpoint is on the disk.
     """
     folders = make_folders(config)
+    say(f"run: {config.runner.experiment_name}, in {folders.log}; starting ...")
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         # Ray takes seconds to start, and so do torch's import and the data: side by side.
         stack.enter_context(hold(folders.checkpoints))
