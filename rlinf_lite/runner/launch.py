@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.session import Session, open_session
 from rlinf_lite.config import Config, ConfigError, flatten
@@ -70,8 +69,10 @@ def blame(groups: Sequence[WorkerGroup]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # An error of our own says what it is about; a RuntimeError of a library may be a broken connection.
+        foreign = isinstance(error, RuntimeError) and not type(error).__module__.startswith("rlinf_lite")
         deadline = time.monotonic() + _BLAME_SECONDS
-        while isinstance(error, RuntimeError) and not isinstance(error, WorkerLost) and time.monotonic() < deadline:
+        while foreign and time.monotonic() < deadline:
             for group in groups:
                 if (lost := group.lost(seconds=0.2)) is not None:
                     raise lost from None

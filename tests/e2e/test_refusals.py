@@ -58,7 +58,7 @@ def test_nothing_silently_starts_over_or_changes(straight, overrides, said):
 def test_the_launcher_refuses_and_a_finished_run_has_nothing_to_do(straight):
     copy = replace(straight, processes=[])
     printed = copy.finish(expect=2)
-    assert "already holds" in printed and "Traceback" not in printed and len(printed.splitlines()) == 1
+    assert "already holds" in printed and "Traceback" not in printed and len(printed.splitlines()) == 2
     assert "nothing to do" in copy.finish(AUTO)
     assert [row["step"] for row in straight.rows()] == list(range(1, 9))
 
