@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../toolkits/environment.sh"
 use_environment test
 
 cd "$repo_root"
+export OMP_NUM_THREADS=1 # as every worker process has it: another number of threads gives other bits
 if (($# == 0)); then
     "$python" -m ruff check .
     "$python" -m ruff format --check .

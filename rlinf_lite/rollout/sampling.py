@@ -1,7 +1,9 @@
 """Drawing tokens in integers: from equal probabilities every device draws the same token, in whatever order it adds.
 
-A row of probabilities becomes integer weights (p * 2^40, rounded); the counter's hash modulo their sum points into the
-cumulative weights. Top-k and top-p keep ties, so they do not depend on how a sort breaks them.
+A row of probabilities becomes integer weights (p * 2^40, rounded); the counter's hash, as a fraction of their sum,
+points into the cumulative weights. A fraction, not a remainder: where probabilities differ in their last bits (other
+kernels, another number of ranks) the point hardly moves, so nearly every token stays the same. Top-k and top-p keep
+ties, so they do not depend on how a sort breaks them.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ def draw(logits_BV: Tensor, sampling: Sampling, noise_B: Tensor) -> Tensor:
         return logits_BV.argmax(-1)
     weights_BV = _integer_weights(logits_BV, sampling)
     cumulative_BV = weights_BV.cumsum(-1)
-    point_B1 = noise_B[:, None] % cumulative_BV[:, -1:]
+    total_B1 = cumulative_BV[:, -1:]
+    # 53 bits and a sum below 2^53: one exactly rounded product a row, the same on every device.
+    fraction_B1 = (noise_B[:, None] >> 10).double() * 2.0**-53
+    point_B1 = (fraction_B1 * total_B1.double()).long().minimum(total_B1 - 1)
     return torch.searchsorted(cumulative_BV, point_B1, right=True)[:, 0]
 
 
