@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "learn.py"
 
 

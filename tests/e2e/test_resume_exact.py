@@ -8,6 +8,8 @@ import signal
 import psutil
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # several whole runs a test
+
 # An epoch is 3 steps of these runs: 2 is inside the first, 3 its end, 5 inside the second.
 KILLS = (2, 3, 5)
 TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
