@@ -3,57 +3,111 @@
 from __future__ import annotations
 
 import re
-import shutil
 import uuid
-from pathlib import Path
+
+from rlinf_lite.checkpoint.storage import Folder, is_local, remove_tree
 
 MANIFEST = "manifest.json"
 ACTOR = "actor"
 DATA = "data/data.pt"
 _STEP = re.compile(r"global_step_(0|[1-9][0-9]*)")
-_LEFTOVER = re.compile(r"global_step_[0-9]+\.tmp-[0-9a-f]+")
+_LEFTOVER = re.compile(r"global_step_[0-9]+\.(tmp|deleting)-[0-9a-f]+")
 
 
-def step_dir(root: Path, step: int) -> Path:
+def step_dir(root: Folder, step: int) -> Folder:
     """Where the checkpoint after ``step`` completed steps is committed."""
     return root / f"global_step_{step}"
 
 
-def staging_dir(root: Path, step: int) -> Path:
-    """A new name aside. Nothing reads it, the next start sweeps it."""
-    return root / f"global_step_{step}.tmp-{uuid.uuid4().hex[:8]}"
+def staging_dir(root: Folder, step: int) -> Folder:
+    """Where a save writes: aside, under a new name that nothing reads and the next start sweeps.
+
+    Storage that cannot rename has no aside: there the final name, which is no checkpoint before its manifest is there.
+    """
+    return root / f"global_step_{step}.tmp-{_token()}" if is_local(root) else step_dir(root, step)
 
 
-def step_of(path: Path) -> int | None:
+def step_of(path: Folder) -> int | None:
     """The step that a committed name claims, or None for any other name."""
     match = _STEP.fullmatch(path.name)
     return int(match.group(1)) if match else None
 
 
-def committed(root: Path) -> list[Path]:
+def committed(root: Folder) -> list[Folder]:
     """All ``global_step_N`` directories in ``root``, newest first. Whether they verify is not looked at."""
-    if not root.is_dir():
-        return []
-    found = [(step, path) for path in root.iterdir() if (step := step_of(path)) is not None and path.is_dir()]
-    return [path for _, path in sorted(found, reverse=True)]
+    found = [(step, path) for path in _entries(root) if (step := step_of(path)) is not None and _is_committed(path)]
+    return [path for _, path in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
 
-def sweep(root: Path) -> list[Path]:
-    """Remove what killed saves left aside. Only one process may own ``root``. Returns what was removed."""
-    if not root.is_dir():
-        return []
-    leftovers = sorted(path for path in root.iterdir() if _is_leftover(path))
-    for path in leftovers:
-        shutil.rmtree(path)
-    return leftovers
+def _is_committed(path: Folder) -> bool:
+    """The name says so where a rename gave it; elsewhere the manifest does."""
+    return path.is_dir() and (is_local(path) or (path / MANIFEST).is_file())
 
 
-def _is_leftover(path: Path) -> bool:
-    return bool(_LEFTOVER.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+def leftovers(root: Folder) -> list[Folder]:
+    """What killed saves and half-done deletions left."""
+    return sorted((path for path in _entries(root) if _is_leftover(path)), key=str)
 
 
-def set_aside(path: Path) -> Path:
+def _entries(root: Folder) -> list[Folder]:
+    return list(root.iterdir()) if root.is_dir() else []
+
+
+def _is_leftover(path: Folder) -> bool:
+    if not path.is_dir() or path.is_symlink():
+        return False
+    torso = not is_local(path) and step_of(path) is not None and not _is_committed(path)
+    return torso or bool(_LEFTOVER.fullmatch(path.name))
+
+
+def sweep(root: Folder) -> list[Folder]:
+    """Remove `leftovers`. Only one process may own ``root``. Returns what was removed."""
+    found = leftovers(root)
+    for path in found:
+        remove_tree(path)
+    return found
+
+
+def set_aside(path: Folder) -> Folder:
     """Rename a committed directory so that its name is free and nothing of it is lost."""
-    aside = path.with_name(f"{path.name}.superseded-{uuid.uuid4().hex[:8]}")
-    path.rename(aside)
+    aside = path.with_name(f"{path.name}.superseded-{_token()}")
+    if is_local(path):
+        path.rename(aside)
+    else:
+        _copy(path, aside)
+        delete(path)
     return aside
+
+
+def delete(path: Folder) -> None:
+    """Remove a committed directory, so that at no instant half of it looks like a checkpoint."""
+    if is_local(path):
+        doomed = path.with_name(f"{path.name}.deleting-{_token()}")
+        path.rename(doomed)
+        remove_tree(doomed)
+    else:
+        (path / MANIFEST).unlink(missing_ok=True)
+        remove_tree(path)
+
+
+def _copy(source: Folder, target: Folder) -> None:
+    """Copy a directory within its storage, the manifest last."""
+    files = [file for file in source.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file == source / MANIFEST):
+        copy = target / file.relative_to(source).as_posix()
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.fs.copy(file.path, copy.path)  # type: ignore[attr-defined]
+
+
+def pin_file(path: Folder) -> Folder:
+    """Whose presence keeps a checkpoint for ever. Beside it: a committed directory is not written to."""
+    return path.with_name(f"{path.name}.pinned")
+
+
+def is_pinned(path: Folder) -> bool:
+    """Whether ``path`` is kept for ever."""
+    return pin_file(path).exists()
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:8]

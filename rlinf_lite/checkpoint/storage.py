@@ -1,0 +1,102 @@
+"""Where checkpoints lie: a local folder, or one behind an fsspec URL. What differs between the two is here.
+
+A local folder can be renamed at once and made durable with fsync; a store of objects (``s3://``, ``gs://``,
+``memory://``) can do neither, but shows no object before it is whole. Both are handled as paths: `pathlib.Path`, or
+`upath.UPath`, which looks the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from upath import UPath
+
+if TYPE_CHECKING:
+    Folder = Path  # a UPath answers to the same calls, except where `is_local` is asked first
+else:
+    Folder = Path | UPath
+
+
+def folder(where: str | os.PathLike[str]) -> Folder:
+    """The path object for a local name, a ``file://`` URL, or any other URL that fsspec knows.
+
+    Raises:
+        ValueError: no file system is known for the URL's scheme, or its package is not installed.
+    """
+    text = str(where)
+    if "://" not in text:
+        return Path(text)
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
+    try:
+        found: Folder = UPath(text)  # type: ignore[assignment]
+        found.fs  # type: ignore[attr-defined]  # noqa: B018  (imports the file system's package)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{text}: {error}") from None
+    return found
+
+
+def is_local(path: Folder) -> bool:
+    """Whether ``path`` can be renamed, locked and synced: it is a `pathlib.Path`."""
+    return isinstance(path, Path)
+
+
+def absolute(path: Folder) -> Folder:
+    """``path`` as any process on this machine, or any machine for a URL, finds it."""
+    return path.resolve() if is_local(path) else path
+
+
+def sync_dir(path: Folder) -> None:
+    """Make names in a directory durable."""
+    if not is_local(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_tree(path: Folder, *, quietly: bool = False) -> None:
+    """Remove ``path`` and everything below it."""
+    if is_local(path):
+        shutil.rmtree(path, ignore_errors=quietly)
+        return
+    try:
+        path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
+    except OSError:
+        if not quietly:
+            raise
+
+
+@contextmanager
+def in_use(file: Folder) -> Iterator[None]:
+    """Hold a shared lock on ``file`` while reading what it stands for, so that nobody deletes it meanwhile.
+
+    Only on local storage, and only among those who ask; a file that cannot be opened is not locked.
+    """
+    if not is_local(file) or not file.is_file():
+        yield
+        return
+    with file.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        yield
+
+
+def is_in_use(file: Folder) -> bool:
+    """Whether another process (or another part of this one) holds `in_use` on ``file`` now."""
+    if not is_local(file) or not file.is_file():
+        return False
+    with file.open("rb") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
