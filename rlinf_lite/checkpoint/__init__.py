@@ -1,18 +1,22 @@
 """Checkpoints: tensors, ranks, files, bytes. Knows no RL, Ray, Hydra, wandb, or model."""
 
-from rlinf_lite.checkpoint.checkpointer import Checkpointer, LoadReport, SaveReport
+from rlinf_lite.checkpoint.checkpointer import Checkpointer
 from rlinf_lite.checkpoint.data_file import read_data
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.errors import (
     CheckpointError,
     DamagedCheckpoint,
     NoCheckpoint,
+    RankSilent,
     SaveError,
     StateMismatch,
     UnsafeCheckpoint,
     WouldStartFresh,
 )
+from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.manifest import Manifest
+from rlinf_lite.checkpoint.retention import KeepBest, Retention
+from rlinf_lite.checkpoint.saving import SaveReport
 from rlinf_lite.checkpoint.select import Selection, select
 from rlinf_lite.checkpoint.state import flatten
 
@@ -20,9 +24,12 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "DamagedCheckpoint",
+    "KeepBest",
     "LoadReport",
     "Manifest",
     "NoCheckpoint",
+    "RankSilent",
+    "Retention",
     "SaveError",
     "SaveReport",
     "Selection",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint
 from rlinf_lite.checkpoint.layout import DATA
 from rlinf_lite.checkpoint.safe_reader import UNREADABLE, reading_error
+from rlinf_lite.checkpoint.storage import Folder
 
 
 def encode(data: Mapping[str, Any]) -> bytes:
@@ -31,7 +31,7 @@ def encode(data: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def read_data(path: Path) -> dict[str, Any]:
+def read_data(path: Folder) -> dict[str, Any]:
     """``data/data.pt`` of the checkpoint ``path``: plain values and tensors, the latter on the CPU.
 
     Raises:
@@ -40,7 +40,7 @@ def read_data(path: Path) -> dict[str, Any]:
     """
     file = path / DATA
     try:
-        data = torch.load(file, weights_only=True, map_location="cpu")
+        data = torch.load(io.BytesIO(file.read_bytes()), weights_only=True, map_location="cpu")
     except UNREADABLE as error:
         raise reading_error(str(file), error) from None
     if not isinstance(data, dict):

@@ -11,6 +11,10 @@ class SaveError(CheckpointError):
     """A save did not complete; nothing was committed, earlier checkpoints are untouched."""
 
 
+class RankSilent(CheckpointError, TimeoutError):
+    """Another rank did not come to a common point of a save or load: it died, or hangs."""
+
+
 class DamagedCheckpoint(CheckpointError, ValueError):
     """A checkpoint that does not match its manifest, or cannot be read."""
 

@@ -1,37 +1,63 @@
-"""Bytes on disk: files hashed while they are written, and made durable together with their directories."""
+"""Bytes on storage: files hashed while they are written, and made durable together with their directories."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import io
+import mmap
 import os
-from collections.abc import Callable, Generator, Iterator
+import queue
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-from torch.distributed.checkpoint.filesystem import FileSystem
+from typing import Any, BinaryIO
 
 from rlinf_lite.checkpoint.manifest import FileRecord
+from rlinf_lite.checkpoint.storage import Folder, is_local
+
+BUFFER_BYTES = 8 << 20
+NUM_BUFFERS = 3
+_ALIGNMENT = 4096  # what O_DIRECT asks of addresses, offsets and lengths on every common disk
 
 
 class HashingFile(io.RawIOBase):
-    """A file being written: counts and hashes what passes through."""
+    """A new file, written front to back: bytes are hashed as they pass, and written by a thread of its own.
 
-    def __init__(self, path: Path) -> None:
+    Whoever writes is held up only when the storage is `NUM_BUFFERS` buffers behind. A local file is written past the
+    page cache where its file system allows, which is faster for bytes that nobody reads soon, and takes no memory.
+    """
+
+    def __init__(self, path: Folder) -> None:
         self._path = path
         self._digest = hashlib.sha256()
         self._size = 0
-        self._file = path.open("wb")
+        self._sink = _LocalSink(path) if is_local(path) else _RemoteSink(path)
+        self._buffer = mmap.mmap(-1, BUFFER_BYTES)
+        self._filled = 0
+        self._num_buffers = 1
+        self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[tuple[mmap.mmap, int] | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
         self.failure: OSError | None = None
-        """The first error of the disk. A caller such as ``torch.save`` may turn it into another one, or lose it."""
+        """The first error of the storage. A caller such as ``torch.save`` may turn it into another one, or lose it."""
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
-        with self._noticing():
-            self._file.write(data)
-        self._digest.update(data)
-        num_bytes = memoryview(data).nbytes
-        self._size += num_bytes
-        return num_bytes
+    def write(self, data: Any) -> int:
+        if self.failure is not None:
+            raise self.failure
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        done = 0
+        while done < len(view):
+            count = min(len(view) - done, BUFFER_BYTES - self._filled)
+            self._buffer[self._filled : self._filled + count] = view[done : done + count]
+            self._filled += count
+            done += count
+            if self._filled == BUFFER_BYTES:
+                self._hand_over()
+        self._size += len(view)
+        return len(view)
 
     def writable(self) -> bool:
         return True
@@ -39,105 +65,167 @@ class HashingFile(io.RawIOBase):
     def tell(self) -> int:
         return self._size
 
-    def fileno(self) -> int:
-        # Asked for right before an fsync: what is still in Python's buffer must reach the kernel first.
-        self.flush()
-        return self._file.fileno()
+    def _hand_over(self) -> None:
+        """Give the full buffer to the writer and take a free one."""
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._drain, name=f"write {self._path.name}", daemon=True)
+            self._writer.start()
+        self._full.put((self._buffer, self._filled))
+        self._filled = 0
+        if self._num_buffers < NUM_BUFFERS:
+            self._num_buffers += 1
+            self._buffer = mmap.mmap(-1, BUFFER_BYTES)
+        else:
+            self._buffer = self._free.get()
+        if self.failure is not None:
+            raise self.failure
 
-    def flush(self) -> None:
-        if not self.closed and not self._file.closed:
-            with self._noticing():
-                self._file.flush()
+    def _drain(self) -> None:
+        while (filled := self._full.get()) is not None:
+            buffer, count = filled
+            if self.failure is None:
+                self._to_sink(buffer, count)
+            self._free.put(buffer)
+
+    def _to_sink(self, buffer: mmap.mmap, count: int) -> None:
+        try:
+            with memoryview(buffer) as view:
+                self._sink.write(view[:count])
+        except OSError as error:
+            error.filename = error.filename or str(self._path)  # errors of a write do not name their file
+            self.failure = error
+
+    def finish(self) -> FileRecord:
+        """Everything written is durable (its directory entry is not), and the file is closed.
+
+        Raises:
+            OSError: names the file.
+        """
+        self._stop_writer()
+        if self.failure is None and self._filled:
+            self._to_sink(self._buffer, self._filled)
+        if self.failure is None:
+            try:
+                self._sink.finish()
+            except OSError as error:
+                error.filename = error.filename or str(self._path)
+                self.failure = error
+        self.close()
+        if self.failure is not None:
+            raise self.failure
+        return self.record()
+
+    def _stop_writer(self) -> None:
+        if self._writer is not None:
+            self._full.put(None)
+            self._writer.join()
+            self._writer = None
 
     def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            with self._noticing():
-                self._file.close()
-        finally:
+        """Without `finish` before: what was written is given up."""
+        if not self.closed:
+            self._stop_writer()
+            self._sink.close()
             super().close()
 
     def record(self) -> FileRecord:
+        """Size and hash of everything written so far."""
         return FileRecord(size=self._size, sha256=self._digest.hexdigest())
 
-    @contextmanager
-    def _noticing(self) -> Iterator[None]:
-        """Errors of a write do not name their file by themselves."""
+
+class _LocalSink:
+    """A local file, written past the page cache (O_DIRECT) as long as lengths allow."""
+
+    def __init__(self, path: Folder) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._direct = True
         try:
-            yield
+            self._file = os.open(path, flags | os.O_DIRECT, 0o666)
         except OSError as error:
-            error.filename = error.filename or str(self._path)
-            self.failure = self.failure or error
-            raise
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            self._direct = False
+            self._file = os.open(path, flags, 0o666)
+
+    def write(self, view: memoryview) -> None:
+        while len(view):
+            if self._direct and len(view) < _ALIGNMENT:
+                self._to_page_cache()
+            # What O_DIRECT cannot take (the odd end of a file) is left over, and goes through the page cache.
+            count = len(view) - len(view) % _ALIGNMENT if self._direct else len(view)
+            try:
+                written = os.write(self._file, view[:count])
+            except OSError as error:
+                if not (self._direct and error.errno == errno.EINVAL):
+                    raise
+                written = 0
+                self._to_page_cache()  # this file system has wishes of its own
+            if written % _ALIGNMENT:
+                self._to_page_cache()
+            view = view[written:]
+
+    def _to_page_cache(self) -> None:
+        """From here on lengths are odd."""
+        if self._direct:
+            fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~os.O_DIRECT)
+            self._direct = False
+
+    def finish(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            os.close(file)
 
 
-class HashingFileSystem(FileSystem):
-    """DCP's local file system; remembers size and hash of each file written through it.
+class _RemoteSink:
+    """A file behind a URL: it appears, whole, when it is closed."""
 
-    ``before_write(path)`` is called before each file is opened.
-    """
+    def __init__(self, path: Folder) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._finished = False
 
-    def __init__(self, before_write: Callable[[str], None]) -> None:
-        self._before_write = before_write
-        self.records: dict[Path, FileRecord] = {}
+    def write(self, view: memoryview) -> None:
+        self._file.write(bytes(view))  # some stores keep what they are given, and the buffer is used again
 
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase, None, None]:
-        if mode != "wb":
-            with super().create_stream(path, mode) as stream:
-                yield stream
-            return
-        self._before_write(str(path))
-        with hashed(Path(path)) as file:
-            yield file
-        self.records[Path(path)] = file.record()
+    def finish(self) -> None:
+        self._file.close()
+        self._finished = True
 
-    def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
-        super().rename(path, new_path)
-        self.records[Path(new_path)] = self.records.pop(Path(path))
+    def close(self) -> None:
+        if not self._finished:
+            self._finished = True
+            try:
+                self._file.close()
+            except OSError:
+                return  # given up: what could not be written then cannot be written now
 
 
 @contextmanager
-def hashed(path: Path) -> Iterator[HashingFile]:
-    """A new file to write to, closed in any case; an error of the disk comes out as itself, naming the file."""
-    file = HashingFile(path)
+def hashed(path: Folder) -> Iterator[HashingFile]:
+    """A new file to write to, durable and closed at the end; an error of the storage comes out as itself, named.
+
+    ``record()`` of what it yields is complete after the block.
+    """
+    try:
+        file = HashingFile(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     try:
         yield file
-        file.close()
-    except Exception as error:
+        file.finish()
+    except Exception:
         if file.failure is not None:
             raise file.failure from None
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)
         raise
     finally:
-        if not file.closed:
-            _close_quietly(file)
-    if file.failure is not None:
-        raise file.failure
-
-
-def _close_quietly(file: HashingFile) -> None:
-    """After a failure: what could not be written then cannot be written now."""
-    try:
         file.close()
-    except OSError:
-        return
 
 
-def write_durably(path: Path, data: bytes) -> FileRecord:
+def write_durably(path: Folder, data: bytes) -> FileRecord:
     """Write a small file and fsync it; its directory is not synced."""
     with hashed(path) as file:
         file.write(data)
-        os.fsync(file.fileno())
     return file.record()
-
-
-def sync_dir(path: Path) -> None:
-    """Make names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,16 +12,19 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.layout import MANIFEST, step_of
+from rlinf_lite.checkpoint.storage import Folder, is_local
 
 FORMAT = 1
 LEVELS = ("full", "size", "off")
 _CHUNK = 1 << 20
+_HASH_THREADS = min(8, os.cpu_count() or 1)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -54,7 +57,7 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def hash_file(path: Path) -> FileRecord:
+def hash_file(path: Folder) -> FileRecord:
     """Size and sha256 of a file, read once."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
@@ -64,7 +67,7 @@ def hash_file(path: Path) -> FileRecord:
     return FileRecord(size=size, sha256=digest.hexdigest())
 
 
-def read(path: Path) -> Manifest:
+def read(path: Folder) -> Manifest:
     """Read the manifest of the checkpoint directory ``path`` and check it against itself.
 
     Raises:
@@ -114,7 +117,7 @@ def _count(value: int) -> int:
     return value
 
 
-def _check_names(path: Path, manifest: Manifest) -> None:
+def _check_names(path: Folder, manifest: Manifest) -> None:
     claimed = step_of(path)
     if claimed is not None and claimed != manifest.step:
         raise DamagedCheckpoint(f"{path}: the directory says step {claimed}, its manifest says {manifest.step}")
@@ -124,14 +127,14 @@ def _check_names(path: Path, manifest: Manifest) -> None:
             raise UnsafeCheckpoint(f"{path / MANIFEST}: names {name!r}, outside of the checkpoint")
 
 
-def read_verified(path: Path, level: str) -> Manifest:
+def read_verified(path: Folder, level: str) -> Manifest:
     """The manifest of a checkpoint whose files agree with it. Raises as `read` and `verify`."""
     manifest = read(path)
     verify(path, manifest, level)
     return manifest
 
 
-def verify(path: Path, manifest: Manifest, level: str) -> None:
+def verify(path: Folder, manifest: Manifest, level: str) -> None:
     """Check every file of the checkpoint: ``full`` (size and sha256), ``size``, or ``off``.
 
     Raises:
@@ -148,18 +151,30 @@ def verify(path: Path, manifest: Manifest, level: str) -> None:
         raise DamagedCheckpoint(f"{error.filename or path}: cannot be read ({error.strerror})") from None
 
 
-def _verify_files(path: Path, manifest: Manifest, level: str) -> None:
+def _verify_files(path: Folder, manifest: Manifest, level: str) -> None:
     present = set(_walk(path)) - {MANIFEST}
     if missing := sorted(manifest.files.keys() - present):
         raise DamagedCheckpoint(f"{path}: {missing[0]} is missing")
     if foreign := sorted(present - manifest.files.keys()):
         raise DamagedCheckpoint(f"{path}: {foreign[0]} is not in the manifest")
-    for name, record in sorted(manifest.files.items()):
-        _verify_file(path / name, record, level)
+    with ThreadPoolExecutor(_HASH_THREADS) as threads:  # hashlib lets go of the interpreter while it hashes
+        for _ in threads.map(lambda item: _verify_file(path / item[0], item[1], level), sorted(manifest.files.items())):
+            pass
 
 
-def _walk(path: Path) -> Iterator[str]:
+def verify_file(path: Folder, name: str, manifest: Manifest) -> None:
+    """Check size and sha256 of one file. Raises as `verify`."""
+    try:
+        _verify_file(path / name, manifest.files[name], "full")
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path / name}: cannot be read ({error.strerror})") from None
+
+
+def _walk(path: Folder) -> Iterator[str]:
     """Everything below ``path`` that is not a directory, as paths inside it; refuses links, to files or directories."""
+    if not is_local(path):
+        yield from (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        return
     for folder, subfolders, files in os.walk(path, onerror=_raise):
         for name in subfolders + files:
             if (entry := Path(folder, name)).is_symlink():
@@ -171,11 +186,10 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _verify_file(file: Path, record: FileRecord, level: str) -> None:
-    status = file.lstat()
-    if not stat.S_ISREG(status.st_mode):
+def _verify_file(file: Folder, record: FileRecord, level: str) -> None:
+    if is_local(file) and not stat.S_ISREG(file.lstat().st_mode):
         raise UnsafeCheckpoint(f"{file}: is no ordinary file")
-    if status.st_size != record.size:
-        raise DamagedCheckpoint(f"{file}: {status.st_size} bytes, the manifest says {record.size}")
+    if (size := file.stat().st_size) != record.size:
+        raise DamagedCheckpoint(f"{file}: {size} bytes, the manifest says {record.size}")
     if level == "full" and hash_file(file).sha256 != record.sha256:
         raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")

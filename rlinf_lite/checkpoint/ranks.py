@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+from rlinf_lite.checkpoint.errors import RankSilent
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """All ranks of a process group. No rank waits for one that failed: failures travel as values."""
+    """All ranks of a process group. No rank waits for one that failed: failures travel as values.
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    No rank waits for ever either: `RankSilent` after the timeout says who did not answer, as far as can be known.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, timeout_seconds: float = 1800.0) -> None:
         self.group = group
+        self.timeout = timedelta(seconds=timeout_seconds)
         self.distributed = dist.is_initialized()
         self.rank = dist.get_rank(group) if self.distributed else 0
         self.size = dist.get_world_size(group) if self.distributed else 1
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, in rank order, on every rank."""
+        """Everyone's value, in rank order, on every rank.
+
+        Raises:
+            RankSilent: a rank is gone, or did not come within the timeout.
+        """
         if not self.distributed:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
+        try:
+            dist.monitored_barrier(self.group, timeout=self.timeout, wait_all_ranks=True)  # names who is missing
+            dist.all_gather_object(values, value, group=self.group)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RankSilent(f"rank {self.rank} waited in vain for the others: {reason}") from None
         return values
 
     def together(self, act: Callable[[], T]) -> T:

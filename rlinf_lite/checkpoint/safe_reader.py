@@ -1,28 +1,22 @@
-"""Reading DCP files without running what they say: an allow-list for ``.metadata``, and tensors only.
+"""Reading ``.metadata`` without running what it says: an allow-list, and a structure that holds together.
 
-Stock DCP unpickles both freely (``FileSystemReader.read_metadata``, ``DefaultLoadPlanner.load_bytes``).
+Stock DCP unpickles it freely (``FileSystemReader.read_metadata``).
 """
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
 import re
 import struct
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
 
-from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.errors import DamagedCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.storage import Folder
 
 # What torch writes into `.metadata`, and nothing else. `posix`/`pathlib` paths appear in `storage_meta`.
 _ALLOWED: dict[str, frozenset[str]] = {
@@ -73,7 +67,7 @@ def reading_error(what: str, error: Exception) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"{what}: cannot be read ({type(error).__name__}: {reason})")
 
 
-def read_metadata(actor_dir: Path) -> Metadata:
+def read_metadata(actor_dir: Folder) -> Metadata:
     """The ``.metadata`` of a DCP folder.
 
     Raises:
@@ -90,7 +84,10 @@ def read_metadata(actor_dir: Path) -> Metadata:
     except UNREADABLE as error:
         raise reading_error(str(file), error) from None
     for info in metadata.storage_data.values():
-        if Path(info.relative_path).name != info.relative_path or (actor_dir / info.relative_path).is_symlink():
+        if (
+            PurePosixPath(info.relative_path).name != info.relative_path
+            or (actor_dir / info.relative_path).is_symlink()
+        ):
             raise UnsafeCheckpoint(f"{file}: names {info.relative_path!r}, outside of its folder")
     return metadata
 
@@ -126,49 +123,3 @@ def _check_tensor(name: str, entry: TensorStorageMetadata) -> None:
 def _expect(value: Any, kind: Any) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} where {kind} was expected")
-
-
-class SafeReader(FileSystemReader):
-    """DCP's file reader over `read_metadata`, which is read once, when the reader is made."""
-
-    def __init__(self, actor_dir: Path) -> None:
-        super().__init__(actor_dir)
-        self.metadata = read_metadata(actor_dir)
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self.metadata
-
-
-class TensorsOnlyPlanner(DefaultLoadPlanner):
-    """DCP's planner for states that hold tensors and nothing else, as ours do: no entry is ever unpickled."""
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise UnsafeCheckpoint(f"entry {read_item.dest_index.fqn!r} is a pickled object where a tensor was asked for")
-
-
-@contextmanager
-def dcp_errors(actor_dir: Path) -> Iterator[None]:
-    """Around ``dcp.load``: its own exception, which is no `Exception`, becomes one of ours.
-
-    Raises:
-        UnsafeCheckpoint: a tensor's bytes ask for something else than a tensor.
-        DamagedCheckpoint: a tensor cannot be read.
-        CheckpointError: anything else; names the rank.
-    """
-    try:
-        yield
-    except CheckpointException as failure:
-        rank, (error, _) = min(failure.failures.items(), key=lambda item: item[0])
-        if isinstance(error, UNREADABLE):
-            raise reading_error(f"{actor_dir}: on rank {rank}", error) from None
-        if not isinstance(error, Exception):
-            raise error from None
-        raise CheckpointError(f"{actor_dir}: rank {rank} could not load it: {error}") from None
-
-
-@contextmanager
-def without_single_process_warning() -> Iterator[None]:
-    """DCP warns of every load and save without a process group, which is what one process means to do."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

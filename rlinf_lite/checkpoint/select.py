@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.data_file import read_data
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, WouldStartFresh
 from rlinf_lite.checkpoint.manifest import Manifest
+from rlinf_lite.checkpoint.storage import Folder, folder
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    path: Path | None
+    path: Folder | None
     """None: a fresh start."""
     manifest: Manifest | None
+    data: dict[str, Any]
+    """What ``data/data.pt`` holds."""
     skipped: tuple[str, ...] = ()
     """Newer checkpoints that did not verify, each with its reason."""
 
 
-def select(resume_dir: str | None, root: Path, *, verify: str) -> Selection:
+def select(
+    resume_dir: str | None, root: Folder, *, verify: str, damaged: Mapping[Folder, str] | None = None
+) -> Selection:
     """Find the checkpoint to go on from.
 
     Args:
         resume_dir: None for a new run, a ``global_step_N`` directory, or ``auto`` for the newest that verifies.
         root: the run's own checkpoints folder.
         verify: ``full``, ``size`` or ``off``.
+        damaged: checkpoints already found damaged, with the reasons: not looked at again.
 
     Raises:
         WouldStartFresh: a new run was asked for, but ``root`` holds checkpoints.
@@ -43,27 +51,38 @@ def select(resume_dir: str | None, root: Path, *, verify: str) -> Selection:
                 f"{f' and {len(existing) - 1} more' if len(existing) > 1 else ''}; "
                 "go on with runner.resume_dir=auto, or choose another runner.experiment_name"
             )
-        return Selection(path=None, manifest=None)
+        return Selection(path=None, manifest=None, data={})
     if resume_dir == AUTO:
-        return _newest_that_verifies(existing, root, verify)
-    return _given(Path(resume_dir), verify)
+        return _newest_that_verifies(existing, root, verify, damaged or {})
+    return _given(folder(resume_dir), verify)
 
 
-def _given(path: Path, verify: str) -> Selection:
+def _open(path: Folder, verify: str, skipped: tuple[str, ...] = ()) -> Selection:
+    """Raises as `manifest.read_verified` and `read_data`."""
+    manifest = manifests.read_verified(path, verify)
+    return Selection(path=path, manifest=manifest, data=read_data(path), skipped=skipped)
+
+
+def _given(path: Folder, verify: str) -> Selection:
     if not path.is_dir():
         near = layout.committed(path.parent)
         hint = f"; {path.parent} holds {', '.join(p.name for p in near)}" if near else ""
         raise NoCheckpoint(f"runner.resume_dir={path}: no such checkpoint{hint}")
     if layout.step_of(path) is None:
         raise NoCheckpoint(f"runner.resume_dir={path}: not a global_step_N directory; give one, or auto")
-    return Selection(path=path, manifest=manifests.read_verified(path, verify))
+    return _open(path, verify)
 
 
-def _newest_that_verifies(existing: list[Path], root: Path, verify: str) -> Selection:
+def _newest_that_verifies(
+    existing: list[Folder], root: Folder, verify: str, damaged: Mapping[Folder, str]
+) -> Selection:
     skipped: list[str] = []
     for path in existing:
+        if path in damaged:
+            skipped.append(damaged[path])
+            continue
         try:
-            return Selection(path=path, manifest=manifests.read_verified(path, verify), skipped=tuple(skipped))
+            return _open(path, verify, tuple(skipped))
         except CheckpointError as error:
             skipped.append(str(error))
     if skipped:
@@ -71,4 +90,4 @@ def _newest_that_verifies(existing: list[Path], root: Path, verify: str) -> Sele
         raise DamagedCheckpoint(
             f"runner.resume_dir=auto: none of the {len(skipped)} checkpoints in {root} verifies:{reasons}"
         )
-    return Selection(path=None, manifest=None)
+    return Selection(path=None, manifest=None, data={})

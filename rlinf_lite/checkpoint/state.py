@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from rlinf_lite.checkpoint.errors import StateMismatch, UnsafeCheckpoint
 from rlinf_lite.checkpoint.rng import PREFIX as RNG_PREFIX
+from rlinf_lite.checkpoint.storage import Folder
 
 State = Mapping[str, Any]
 """Nested dicts of tensors (plain or DTensor), or `Stateful` objects that give and take such dicts."""
@@ -56,8 +56,11 @@ def _flat(taken: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     return flat
 
 
-def check_keys(actor_dir: Path, metadata: Metadata, state: State) -> None:
+def check_keys(actor_dir: Folder, metadata: Metadata, state: State, *, whole: bool = True) -> None:
     """Compare what ``state`` asks for with what the DCP folder holds, other ranks' generators aside.
+
+    Args:
+        whole: False: top-level names that ``state`` does not have may be there.
 
     Raises:
         StateMismatch: lists missing keys, extra keys, different shapes and types.
@@ -66,6 +69,8 @@ def check_keys(actor_dir: Path, metadata: Metadata, state: State) -> None:
     wanted, held = flatten(state), metadata.state_dict_metadata
     missing = sorted(wanted.keys() - held.keys())
     extra = sorted(key for key in held.keys() - wanted.keys() if not key.startswith(RNG_PREFIX))
+    if not whole:
+        extra = [key for key in extra if key.split(".")[0] in state]
     problems = [f"missing: {_some(missing)}"] * bool(missing) + [f"not asked for: {_some(extra)}"] * bool(extra)
     for key in sorted(wanted.keys() & held.keys()):
         entry = held[key]

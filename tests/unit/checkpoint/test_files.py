@@ -3,13 +3,18 @@
 import errno
 import hashlib
 import os
+import random
+import tempfile
+import threading
 from array import array
+from pathlib import Path
 
 import pytest
 import torch
 
-from rlinf_lite.checkpoint.files import HashingFileSystem, hashed, write_durably
+from rlinf_lite.checkpoint.files import BUFFER_BYTES, hashed, write_durably
 from rlinf_lite.checkpoint.manifest import hash_file
+from rlinf_lite.checkpoint.storage import folder
 
 
 def open_files():
@@ -38,14 +43,6 @@ def test_write_durably(tmp_path):
     assert record.sha256 == hashlib.sha256(b"content").hexdigest()
 
 
-def test_the_record_follows_a_rename(tmp_path):
-    files = HashingFileSystem(lambda path: None)
-    with files.create_stream(tmp_path / "x.tmp", "wb") as stream:
-        stream.write(b"abc")
-    files.rename(tmp_path / "x.tmp", tmp_path / "x")
-    assert files.records == {tmp_path / "x": hash_file(tmp_path / "x")}
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("num_bytes", [1, 10**6])
 def test_a_full_device_is_named_and_the_file_closed(tmp_path, num_bytes):
@@ -61,20 +58,50 @@ def test_a_full_device_is_named_and_the_file_closed(tmp_path, num_bytes):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_an_error_that_torch_makes_another_one_of_comes_out_as_itself(tmp_path):
     (tmp_path / "x").symlink_to("/dev/full")
-    files, before = HashingFileSystem(lambda path: None), open_files()
+    before = open_files()
     with (
         pytest.raises(OSError, match="No space left on device"),
-        files.create_stream(tmp_path / "x", "wb") as stream,
+        hashed(tmp_path / "x") as stream,
     ):
-        torch.save(torch.ones(10**6), stream)
-    assert files.records == {}
+        torch.save(torch.ones(10**7), stream)
     assert open_files() == before
 
 
-def test_an_error_of_the_caller_closes_the_file_and_records_nothing(tmp_path):
-    files, before = HashingFileSystem(lambda path: None), open_files()
-    with pytest.raises(KeyError), files.create_stream(tmp_path / "x", "wb") as stream:
+def test_an_error_of_the_caller_closes_the_file(tmp_path):
+    before = open_files()
+    with pytest.raises(KeyError), hashed(tmp_path / "x") as stream:
         stream.write(b"half")
         raise KeyError
-    assert files.records == {}
     assert open_files() == before
+
+
+SIZES = [0, 1, 4095, 4096, 4097, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 5 * BUFFER_BYTES + 12345]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("url", ["{}", "local://{}", "memory://{}"])
+def test_any_size_comes_back_as_it_was_written(tmp_path, size, url):
+    path = folder(url.format(tmp_path)) / "x"
+    data = random.Random(size).randbytes(size)
+    with hashed(path) as file:
+        for first in range(0, size, 3_000_001):
+            file.write(data[first : first + 3_000_001])
+    assert path.read_bytes() == data
+    assert file.record() == hash_file(path)
+    assert file.record().sha256 == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a memory file system")
+def test_a_file_system_in_memory():
+    """It may refuse to be written past the page cache."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        record = write_durably(Path(folder, "x"), bytes(10**7 + 1))
+        assert record == hash_file(Path(folder, "x"))
+
+
+def test_threads_end_with_their_files(tmp_path):
+    before = threading.active_count()
+    for index in range(5):
+        with hashed(tmp_path / f"x{index}") as file:
+            file.write(bytes(3 * BUFFER_BYTES))
+    assert threading.active_count() == before

@@ -1,0 +1,92 @@
+"""One load, by all ranks together: what is checked, by whom, and in which order."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rlinf_lite import faults
+from rlinf_lite.checkpoint import layout, rng
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.manifest import Manifest
+from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.reader import ShardReader
+from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
+from rlinf_lite.checkpoint.storage import Folder, in_use
+
+_SHARD = re.compile(r"__([0-9]+)_[0-9]+\.distcp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """A checkpoint that was loaded."""
+
+    path: Folder
+    manifest: Manifest
+    load_seconds: float
+    rng_restored: bool
+    """False: written by another number of ranks, or with a GPU where now is none (or the other way round), so each
+    generator was derived anew from (seed, step, rank); or only a part was loaded, and the generators were left."""
+    num_bytes: int
+    """Read by all ranks together."""
+
+
+def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, whole: bool) -> LoadReport:
+    """See `Checkpointer.load`."""
+    started = time.perf_counter()
+    with in_use(path / layout.MANIFEST):
+        manifest = ranks.first(lambda: _open(path, verify))
+        reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
+        rank, held = ranks.rank, reader.metadata.state_dict_metadata
+        restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
+        wanted = ranks.together(lambda: take(state))
+        asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
+        ranks.together(lambda: check_keys(path / layout.ACTOR, reader.metadata, asked, whole=whole))
+        hashes = _my_hashes(manifest, ranks) if verify == "full" else {}
+        num_bytes = ranks.together(lambda: _read(reader, asked, hashes, manifest.step, rank))
+    ranks.together(lambda: give_back(state, asked))
+    if restorable:
+        rng.restore(asked[rng.key(rank)])
+    elif whole:
+        rng.reseed(seed, manifest.step, rank)
+    return LoadReport(
+        path=path,
+        manifest=manifest,
+        load_seconds=time.perf_counter() - started,
+        rng_restored=restorable,
+        num_bytes=sum(ranks.gather(num_bytes)),
+    )
+
+
+def _open(path: Folder, verify: str) -> Manifest:
+    """Rank 0: the manifest, the sizes, and the hashes of the small files; shards are hashed while they are read."""
+    manifest = manifests.read(path)
+    faults.reach("load.manifest", step=manifest.step, path=str(path))
+    manifests.verify(path, manifest, "size" if verify == "full" else verify)
+    if verify == "full":
+        for name in manifest.files:
+            if _reader_of(name, 1) is None:
+                manifests.verify_file(path, name, manifest)
+    return manifest
+
+
+def _read(reader: ShardReader, asked: dict[str, Any], hashes: dict[str, str], step: int, rank: int) -> int:
+    faults.reach("load.read", step=step, rank=rank, path=str(reader.path))
+    return reader.read(asked, hashes)
+
+
+def _my_hashes(manifest: Manifest, ranks: Ranks) -> dict[str, str]:
+    """The shards that this rank reads whole: its own, if as many ranks load as have saved."""
+    return {
+        name.removeprefix(f"{layout.ACTOR}/"): record.sha256
+        for name, record in manifest.files.items()
+        if _reader_of(name, ranks.size) == ranks.rank
+    }
+
+
+def _reader_of(name: str, num_ranks: int) -> int | None:
+    """The rank that hashes a file of the manifest; None: no shard, rank 0 has done it."""
+    match = _SHARD.fullmatch(name.removeprefix(f"{layout.ACTOR}/"))
+    return int(match.group(1)) % num_ranks if match else None

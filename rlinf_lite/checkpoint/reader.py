@@ -1,0 +1,201 @@
+"""Reading the shards of a DCP folder: only the bytes asked for, hashed on the way where that is wanted.
+
+Tensors and nothing else, each through torch's own allow-list (``weights_only``); no entry is unpickled freely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+
+from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.safe_reader import UNREADABLE, read_metadata, reading_error
+from rlinf_lite.checkpoint.storage import Folder
+
+_PIECE_BYTES = 8 << 20
+
+Span = tuple[int, int]
+"""Offset and length in a file, in bytes."""
+
+
+class ShardReader:
+    """Fills tensors from the DCP folder ``actor_dir``, whose ``.metadata`` is read when the reader is made."""
+
+    def __init__(self, actor_dir: Folder) -> None:
+        """
+        Raises:
+            UnsafeCheckpoint, DamagedCheckpoint: as `read_metadata`.
+        """
+        self.path = actor_dir
+        self.metadata: Metadata = read_metadata(actor_dir)
+
+    def read(self, tensors: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> int:
+        """Fill nested dicts of tensors (plain, or this process's shards of distributed ones) in place.
+
+        Args:
+            sha256: by file name: files that are read whole, and must have this hash. Others are read in part.
+
+        Returns:
+            Bytes read.
+
+        Raises:
+            UnsafeCheckpoint: an entry asks for something else than a tensor.
+            DamagedCheckpoint: a file does not have its hash, or cannot be read, or ends early.
+            CheckpointError: anything else that stands against it.
+        """
+        planner = DefaultLoadPlanner()
+        try:
+            planner.set_up_planner(dict(tensors), self.metadata, is_coordinator=True)
+            (plan,) = planner.create_global_plan([planner.create_local_plan()])
+            planner.finish_plan(plan)
+        except (RuntimeError, ValueError, AssertionError, KeyError) as error:
+            raise CheckpointError(f"{self.path}: cannot be loaded: {error}") from None
+        wanted = self._by_file(plan.items)
+        hashes = dict(sha256 or {})
+        return sum(
+            self._read_file(name, wanted.get(name, {}), planner, hashes.get(name))
+            for name in sorted({*wanted, *hashes})
+        )
+
+    def _by_file(self, items: list[ReadItem]) -> dict[str, dict[Span, list[ReadItem]]]:
+        by_file: dict[str, dict[Span, list[ReadItem]]] = {}
+        for item in items:
+            if item.type == LoadItemType.BYTE_IO:
+                name = item.dest_index.fqn
+                raise UnsafeCheckpoint(f"{self.path}: {name} is a pickled object where a tensor was asked for")
+            info = self.metadata.storage_data.get(item.storage_index)
+            if info is None:
+                raise DamagedCheckpoint(f"{self.path}: .metadata does not say where {item.storage_index.fqn} is")
+            by_file.setdefault(info.relative_path, {}).setdefault((info.offset, info.length), []).append(item)
+        return by_file
+
+    def _read_file(
+        self, name: str, wanted: dict[Span, list[ReadItem]], planner: DefaultLoadPlanner, sha256: str | None
+    ) -> int:
+        file, digest, num_bytes = self.path / name, hashlib.sha256(), 0
+        try:
+            spans = sorted(wanted) if sha256 is None else _cover(sorted(wanted), file.stat().st_size)
+            with closing(read_ahead(file, spans)) as pieces:
+                for span, piece in pieces:
+                    num_bytes += len(piece)
+                    if sha256 is not None:
+                        digest.update(piece)
+                    if span in wanted:
+                        _fill(piece, wanted[span], planner)
+        except UNREADABLE as error:
+            raise reading_error(str(file), error) from None
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")
+        return num_bytes
+
+
+def _cover(wanted: list[Span], size: int) -> list[Span]:
+    """The whole file in order: the wanted spans as they are, what lies between them in pieces."""
+    spans, at = [], 0
+    for offset, length in [*wanted, (size, 0)]:
+        if at > size:
+            raise EOFError(f"ends before byte {at}")
+        if offset < at:
+            raise ValueError("two of its entries lie over each other")
+        spans += [(start, min(_PIECE_BYTES, offset - start)) for start in range(at, offset, _PIECE_BYTES)]
+        spans += [(offset, length)] * bool(length)
+        at = offset + length
+    return spans
+
+
+def _fill(piece: memoryview, items: list[ReadItem], planner: DefaultLoadPlanner) -> None:
+    """Copy one stored tensor to where it, or a part of it, is wanted."""
+    stored = torch.load(cast(BinaryIO, _View(piece)), map_location="cpu", weights_only=True)
+    if not isinstance(stored, torch.Tensor):
+        raise UnsafeCheckpoint(f"a {type(stored).__name__} where a tensor was asked for")
+    for item in items:
+        part = stored
+        for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+            part = part.narrow(dim, start, length)
+        target = planner.resolve_tensor(item).detach()
+        if target.shape != part.shape:
+            raise ValueError(f"{item.dest_index.fqn} is stored as {tuple(part.shape)}, not {tuple(target.shape)}")
+        target.copy_(part)
+
+
+class _View(io.RawIOBase):
+    """Memory as a file, without the copy that `io.BytesIO` makes."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view, self._at = view, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        count = min(len(target), len(self._view) - self._at)
+        target[:count] = self._view[self._at : self._at + count]
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def read_ahead(file: Folder, spans: list[Span]) -> Generator[tuple[Span, memoryview], None, None]:
+    """The pieces of a file, in the order of ``spans``; while one is worked on, the next is read by a thread.
+
+    Yields:
+        The span and its bytes, which are overwritten two pieces later.
+
+    Raises:
+        EOFError: the file ends before a span does.
+    """
+    if not spans:
+        return
+    buffers = [
+        memoryview(bytearray(max(length for _, length in spans[first::2]))) for first in range(min(2, len(spans)))
+    ]
+    with file.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(_read_span, stream, spans[0], buffers[0])
+        for index, span in enumerate(spans):
+            piece = coming.result()
+            if index + 1 < len(spans):
+                coming = ahead.submit(_read_span, stream, spans[index + 1], buffers[(index + 1) % 2])
+            yield span, piece
+
+
+def _read_span(stream: Any, span: Span, buffer: memoryview) -> memoryview:
+    offset, length = span
+    stream.seek(offset)
+    done = 0
+    while done < length:
+        count = stream.readinto(buffer[done:length])
+        if not count:
+            raise EOFError(f"ends before byte {offset + length}")
+        done += count
+    return buffer[:length]
+
+
+def check_size(actor_dir: Folder, entries: Mapping[str, TensorStorageMetadata]) -> None:
+    """Refuse tensors larger than the files that should hold them, before memory is taken for them.
+
+    Raises:
+        DamagedCheckpoint: names the folder and both sizes.
+    """
+    asked = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries.values())
+    there = sum(file.stat().st_size for file in actor_dir.iterdir() if file.is_file())
+    if asked > there:
+        raise DamagedCheckpoint(f"{actor_dir}: names tensors of {asked} bytes, but its files hold {there}")

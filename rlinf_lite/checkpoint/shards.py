@@ -1,0 +1,122 @@
+"""Writing a sharded state as a DCP folder: who writes what, each rank's file, and ``.metadata``.
+
+The plan is torch's own (`DefaultSavePlanner`), and any DCP reader can load the result. The bytes are written here: in
+order, hashed, from tensors that are read where they live.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import torch
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
+
+from rlinf_lite.checkpoint.files import hashed, write_durably
+from rlinf_lite.checkpoint.live import LiveTensors
+from rlinf_lite.checkpoint.manifest import FileRecord
+from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.storage import Folder
+
+Resolve = Callable[[str, torch.Tensor], torch.Tensor]
+Signature = tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPlan:
+    """What this rank writes, and what the whole folder holds."""
+
+    items: list[WriteItem]
+    metadata: Metadata
+    signature: Signature
+
+    def num_bytes(self) -> list[int]:
+        """Of each item, as it lies in memory."""
+        return [_num_bytes(item) for item in self.items]
+
+
+def _num_bytes(item: WriteItem) -> int:
+    assert item.tensor_data is not None
+    return item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
+
+
+class ShardPlanner:
+    """Decides, with the other ranks, who writes what. A state of the same form as the last one is not planned anew."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._last: ShardPlan | None = None
+
+    def plan(self, tensors: Mapping[str, Any]) -> tuple[ShardPlan, Callable[[WriteItem], torch.Tensor]]:
+        """The plan for nested dicts of tensors, and how to find an item's tensor among them. Collective."""
+        planner = DefaultSavePlanner()
+        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.rank == 0)
+        signature = _signature(planner.state_dict)
+        last = self._last
+        if last is None or not all(self._ranks.gather(last.signature == signature)):
+            plans = self._ranks.gather(planner.create_local_plan())
+            global_plan, metadata = planner.create_global_plan(plans)
+            last = ShardPlan(items=global_plan[self._ranks.rank].items, metadata=metadata, signature=signature)
+        self._last = last
+        return last, cast(Callable[[WriteItem], torch.Tensor], planner.resolve_data)
+
+    def forget(self) -> None:
+        """Plan anew next time: after a failure ranks may remember different things."""
+        self._last = None
+
+
+def _signature(flat: Mapping[str, Any]) -> Signature:
+    return tuple(
+        (name, tensor.dtype, tensor.shape, tensor.placements if isinstance(tensor, DTensor) else None)
+        for name, tensor in flat.items()
+    )
+
+
+def write_shard(
+    path: Folder, plan: ShardPlan, live: LiveTensors, halfway: Callable[[], None]
+) -> tuple[FileRecord, list[WriteResult]]:
+    """Write this rank's items to ``path``, durably, each read from ``live`` when its turn comes."""
+    results = []
+    with hashed(path) as file, _without_crc32():
+        for index, item in enumerate(plan.items):
+            if index == len(plan.items) // 2:
+                halfway()
+            offset = file.tell()
+            with live.reading(index) as tensor:
+                torch.save(tensor, cast(IO[bytes], file))
+            info = _StorageInfo(path.name, offset, file.tell() - offset)
+            results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
+    return file.record(), results
+
+
+@contextmanager
+def _without_crc32():  # type: ignore[no-untyped-def]
+    """Without the zip checksums: everything is hashed anyway, and they cost half as much again.
+
+    The setting is the process's own; another thread's ``torch.save`` may go without them too, which is harmless.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def write_metadata(path: Folder, plan: ShardPlan, results: list[list[WriteResult]]) -> FileRecord:
+    """Write ``.metadata``: the same bytes for the same content, so without the time and path DCP puts in."""
+    metadata = Metadata(
+        plan.metadata.state_dict_metadata,
+        planner_data=plan.metadata.planner_data,
+        storage_data={result.index: result.storage_data for of_rank in results for result in of_rank},
+    )
+    metadata.version = CURRENT_DCP_VERSION
+    return write_durably(path, pickle.dumps(metadata))
