@@ -1,7 +1,8 @@
 """Faults as data: tests name a phase, rank and step, and the process fails there. Does nothing unless asked to.
 
 ``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to
-itself), ``hang``, or the name of an errno (``ENOSPC``). A fault that names no ``rank`` strikes every rank.
+itself), ``hang``, ``wait`` (one second), or the name of an errno (``ENOSPC``). A fault that names no ``rank`` strikes
+every rank.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from typing import Any
 
 VARIABLE = "RLINF_LITE_FAULTS"
+_SECONDS = {"hang": 3600, "wait": 1}
 
 
 @functools.cache
@@ -32,8 +34,8 @@ def reach(phase: str, *, step: int, rank: int = 0, path: str | None = None) -> N
 def _strike(action: str, path: str | None) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif action == "hang":
-        time.sleep(3600)
+    elif action in _SECONDS:
+        time.sleep(_SECONDS[action])
     else:
         code = getattr(errno, action)
         raise OSError(code, os.strerror(code), path)

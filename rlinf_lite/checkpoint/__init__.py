@@ -14,6 +14,7 @@ from rlinf_lite.checkpoint.errors import (
     WouldStartFresh,
 )
 from rlinf_lite.checkpoint.loading import LoadReport
+from rlinf_lite.checkpoint.manager import CheckpointManager
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.retention import KeepBest, Retention
 from rlinf_lite.checkpoint.saving import SaveReport
@@ -22,6 +23,7 @@ from rlinf_lite.checkpoint.state import flatten
 
 __all__ = [
     "CheckpointError",
+    "CheckpointManager",
     "Checkpointer",
     "DamagedCheckpoint",
     "KeepBest",

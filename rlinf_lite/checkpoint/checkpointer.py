@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from rlinf_lite.checkpoint import loading, storage
+from rlinf_lite.checkpoint.live import HostBuffer
 from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.retention import Retention
@@ -54,6 +55,7 @@ class Checkpointer:
         if dist.is_initialized():
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         self.ranks = Ranks(group, timeout_seconds)
+        self.host = HostBuffer()
         self._planner = ShardPlanner(self.ranks)
         self._job: SaveJob | None = None
 

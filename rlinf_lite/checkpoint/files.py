@@ -22,6 +22,17 @@ NUM_BUFFERS = 3
 _ALIGNMENT = 4096  # what O_DIRECT asks of addresses, offsets and lengths on every common disk
 
 
+_SPARE: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+"""Buffers that no file uses now. They are aligned, and kept: fresh memory costs more than the copy into it."""
+
+
+def _new_buffer() -> mmap.mmap:
+    try:
+        return _SPARE.get_nowait()
+    except queue.Empty:
+        return mmap.mmap(-1, BUFFER_BYTES)
+
+
 class HashingFile(io.RawIOBase):
     """A new file, written front to back: bytes are hashed as they pass, and written by a thread of its own.
 
@@ -34,7 +45,7 @@ class HashingFile(io.RawIOBase):
         self._digest = hashlib.sha256()
         self._size = 0
         self._sink = _LocalSink(path) if is_local(path) else _RemoteSink(path)
-        self._buffer = mmap.mmap(-1, BUFFER_BYTES)
+        self._buffer = _new_buffer()
         self._filled = 0
         self._num_buffers = 1
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
@@ -74,7 +85,7 @@ class HashingFile(io.RawIOBase):
         self._filled = 0
         if self._num_buffers < NUM_BUFFERS:
             self._num_buffers += 1
-            self._buffer = mmap.mmap(-1, BUFFER_BYTES)
+            self._buffer = _new_buffer()
         else:
             self._buffer = self._free.get()
         if self.failure is not None:
@@ -126,7 +137,13 @@ class HashingFile(io.RawIOBase):
         if not self.closed:
             self._stop_writer()
             self._sink.close()
+            self._give_back_buffers()
             super().close()
+
+    def _give_back_buffers(self) -> None:
+        _SPARE.put(self._buffer)
+        for _ in range(self._num_buffers - 1):
+            _SPARE.put(self._free.get())
 
     def record(self) -> FileRecord:
         """Size and hash of everything written so far."""

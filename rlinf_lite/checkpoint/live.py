@@ -15,15 +15,41 @@ import torch
 from rlinf_lite.checkpoint.errors import SaveError
 
 
+class HostBuffer:
+    """Brings tensors of a GPU to pinned memory, one at a time, on a stream of its own: no kernel of the training waits
+    for the copy, nor the copy for kernels that come later. Grows to the largest tensor, and is kept for the next save.
+    """
+
+    def __init__(self) -> None:
+        self._pinned: torch.Tensor | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def copy(self, tensor: torch.Tensor, ready: torch.cuda.Event) -> torch.Tensor:
+        """``tensor`` in CPU memory, as it is after the event ``ready``; overwritten by the next copy."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(tensor.device)
+        if self._pinned is None or self._pinned.numel() < tensor.nbytes:
+            self._pinned = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
+        host = self._pinned[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        self._stream.wait_event(ready)
+        with torch.cuda.stream(self._stream):
+            host.copy_(tensor, non_blocking=True)
+        self._stream.synchronize()
+        return host
+
+
 class LiveTensors:
     """Tensors to be read one after the other by a save, in a thread of its own, while `fence` guards their owner."""
 
-    def __init__(self, staged_fraction: float) -> None:
-        """
+    def __init__(self, staged_fraction: float, host: HostBuffer) -> None:
+        """To be made by the owner's thread, when the tensors are what they should be.
+
         Args:
             staged_fraction: how much of the bytes `fence` may copy to memory instead of waiting for them to be read.
         """
-        self._staged_fraction = staged_fraction
+        self._staged_fraction, self._host = staged_fraction, host
+        # The optimizer step may still be running on the GPU.
+        self._ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
         self._changed = threading.Condition()
         self._find: Callable[[int], torch.Tensor] = _nothing
         self._num_bytes: dict[int, int] | None = None  # of what was not read yet; None until `open`
@@ -32,8 +58,6 @@ class LiveTensors:
         self._current: int | None = None
         self._closed = False
         self._given_up = False
-        self._pinned: torch.Tensor | None = None
-        self._stream: torch.cuda.Stream | None = None
 
     # -- the save's thread
 
@@ -63,7 +87,8 @@ class LiveTensors:
             if tensor is None:
                 tensor = self._find(index).detach()
                 if tensor.is_cuda:
-                    tensor = self._copy_to_host(tensor)
+                    assert self._ready is not None
+                    tensor = self._host.copy(tensor, self._ready)
                     with self._changed:
                         self._read(index)
             yield exact(tensor)
@@ -76,18 +101,6 @@ class LiveTensors:
         self._num_bytes.pop(index, None)
         self._current = None
         self._changed.notify_all()
-
-    def _copy_to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Through one pinned buffer, on a stream of its own, so that the copy waits for no kernel of the training."""
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(tensor.device)
-        if self._pinned is None or self._pinned.numel() < tensor.nbytes:
-            self._pinned = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
-        host = self._pinned[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        with torch.cuda.stream(self._stream):
-            host.copy_(tensor, non_blocking=True)
-        self._stream.synchronize()
-        return host
 
     def close(self) -> None:
         """Nothing will be read any more, whether or not everything was."""

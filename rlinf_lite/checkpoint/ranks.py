@@ -44,26 +44,34 @@ class Ranks:
             raise RankSilent(f"rank {self.rank} waited in vain for the others: {reason}") from None
         return values
 
-    def together(self, act: Callable[[], T]) -> T:
+    def collect(self, act: Callable[[], T]) -> list[T]:
         """Run ``act`` on each rank; if it failed on any, raise the lowest failing rank's error on all of them.
 
         Returns:
-            This rank's own result.
+            Everyone's result, in rank order.
         """
+        result: T | None = None
         failure: Exception | None = None
         try:
             result = act()
         except Exception as error:  # whatever it is, the others must hear of it instead of waiting
             failure = _portable(error)
-        for rank, raised in enumerate(self.gather(failure)):
+        answers = self.gather((result, failure))
+        for rank, (_, raised) in enumerate(answers):
             if raised is not None:
                 raised.add_note(f"on rank {rank}")
                 raise raised
-        return result
+        return [value for value, _ in answers]  # type: ignore[misc]
+
+    def together(self, act: Callable[[], T]) -> T:
+        """As `collect`, but the results stay where they are: returns this rank's own."""
+        results: list[T] = []
+        self.collect(lambda: results.append(act()))
+        return results[0]
 
     def first(self, act: Callable[[], T]) -> T:
         """Run ``act`` on rank 0 alone; all get its result or its error."""
-        return self.gather(self.together(lambda: act() if self.rank == 0 else None))[0]  # type: ignore[return-value]
+        return self.collect(lambda: act() if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
 
 def _portable(error: Exception) -> Exception:

@@ -96,7 +96,7 @@ class SaveJob:
         self._owner, self._planner, self._step, self._content = owner, planner, step, content
         self._ranks = owner.ranks
         self._final = layout.step_dir(owner.root, step)
-        self._live = LiveTensors(owner.staged_fraction)
+        self._live = LiveTensors(owner.staged_fraction, owner.host)
         self._thread = threading.Thread(target=self._run, name=f"save {self._final.name}", daemon=True)
         self._report: SaveReport | None = None
         self._failure: BaseException | None = None
@@ -146,8 +146,7 @@ class SaveJob:
     def _save(self) -> SaveReport:
         stage: Stage | None = None
         try:
-            content = self._ranks.together(self._taken)
-            plan = self._plan(content)
+            plan, content = self._plan()
             stage = self._ranks.first(lambda: open_stage(self._owner.root, self._step))
             records = self._write(stage.path, plan)
             num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, plan, records, content))
@@ -167,21 +166,26 @@ class SaveJob:
             problems=swept.problems,
         )
 
-    def _taken(self) -> Content:
-        if isinstance(self._content, Exception):
-            raise self._content
-        return self._content
+    def _plan(self) -> tuple[ShardPlan, Content]:
+        """All ranks agree on who writes what; from here on each can read its live tensors."""
 
-    def _plan(self, content: Content) -> ShardPlan:
-        faults.reach("save.plan", step=self._step, rank=self._ranks.rank, path=str(self._final))
-        plan, find = self._planner.plan(content.tensors)
-        resolve = content.resolve
-        if resolve is None:
-            self._live.open(plan.num_bytes(), lambda index: find(plan.items[index]))
-        else:
-            named = resolve  # the closure below outlives this branch
-            self._live.open(plan.num_bytes(), lambda index: named(plan.items[index].index.fqn, find(plan.items[index])))
-        return plan
+        def tensors() -> dict[str, Any]:
+            faults.reach("save.plan", step=self._step, rank=self._ranks.rank, path=str(self._final))
+            if isinstance(self._content, Exception):
+                raise self._content
+            return self._content.tensors
+
+        plan, find = self._planner.plan(tensors)
+        content = self._content
+        assert isinstance(content, Content)
+
+        def read(index: int) -> torch.Tensor:
+            item = plan.items[index]
+            tensor = find(item)
+            return content.resolve(item.index.fqn, tensor) if content.resolve and tensor.is_meta else tensor
+
+        self._live.open(plan.num_bytes(), read)
+        return plan, content
 
     def _write(self, stage: Folder, plan: ShardPlan) -> list[Any]:
         """All ranks write their shards; returns each rank's (file name, record, results)."""

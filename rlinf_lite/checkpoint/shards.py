@@ -55,18 +55,25 @@ class ShardPlanner:
         self._ranks = ranks
         self._last: ShardPlan | None = None
 
-    def plan(self, tensors: Mapping[str, Any]) -> tuple[ShardPlan, Callable[[WriteItem], torch.Tensor]]:
-        """The plan for nested dicts of tensors, and how to find an item's tensor among them. Collective."""
-        planner = DefaultSavePlanner()
-        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.rank == 0)
-        signature = _signature(planner.state_dict)
-        last = self._last
-        if last is None or not all(self._ranks.gather(last.signature == signature)):
-            plans = self._ranks.gather(planner.create_local_plan())
+    def plan(self, take: Callable[[], Mapping[str, Any]]) -> tuple[ShardPlan, Callable[[WriteItem], torch.Tensor]]:
+        """The plan for nested dicts of tensors, and how to find an item's tensor among them. Collective.
+
+        Args:
+            take: gives the tensors of this rank. If it fails on one rank, all raise what it raised.
+        """
+        planner, ranks = DefaultSavePlanner(), self._ranks
+
+        def is_as_last() -> bool:
+            planner.set_up_planner(dict(take()), is_coordinator=ranks.rank == 0)
+            return self._last is not None and self._last.signature == _signature(planner.state_dict)
+
+        if not all(ranks.collect(is_as_last)):
+            plans = ranks.collect(planner.create_local_plan)
             global_plan, metadata = planner.create_global_plan(plans)
-            last = ShardPlan(items=global_plan[self._ranks.rank].items, metadata=metadata, signature=signature)
-        self._last = last
-        return last, cast(Callable[[WriteItem], torch.Tensor], planner.resolve_data)
+            signature = _signature(planner.state_dict)
+            self._last = ShardPlan(items=global_plan[ranks.rank].items, metadata=metadata, signature=signature)
+        assert self._last is not None
+        return self._last, cast(Callable[[WriteItem], torch.Tensor], planner.resolve_data)
 
     def forget(self) -> None:
         """Plan anew next time: after a failure ranks may remember different things."""

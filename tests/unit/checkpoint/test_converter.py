@@ -76,8 +76,9 @@ def rlinf_checkpoint_of(tmp_path):
 
 
 @pytest.fixture
-def convert(capsys):
+def convert(capsys, monkeypatch):
     """``convert(dcp_path, output_path, ...)``: exit code and what was said."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as Python does for a script
     main = runpy.run_path(str(SCRIPT))["main"]
 
     def run(dcp_path, output_path, *more):
@@ -130,6 +131,14 @@ def test_a_checkpoint_of_rlinf(make_model, rlinf_checkpoint_of, convert, tmp_pat
     model = make_model(tied)
     assert convert(rlinf_checkpoint_of(model) / inside, tmp_path / "out.pth")[0] == 0
     assert_same_model(tmp_path / "out.pth", model, make_model(tied, seed=1))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_saved_by_itself(make_model, convert, tmp_path, tied):
+    model = make_model(tied)
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert convert(tmp_path / "dcp", tmp_path / "out.pt")[0] == 0
+    assert_same_model(tmp_path / "out.pt", model, make_model(tied, seed=1))
 
 
 def test_a_folder_gets_a_file(make_model, checkpoint_of, convert, tmp_path):

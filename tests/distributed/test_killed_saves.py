@@ -1,0 +1,74 @@
+"""Ranks that save without pause are killed at random instants: whatever is committed then is whole."""
+
+import os
+import random
+import time
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from rlinf_lite.checkpoint import Checkpointer, Retention, layout, manifest, select
+from rlinf_lite.checkpoint.read_state import read_tensors
+
+SEED = int(os.environ.get("RLINF_LITE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+"""Of the instants and victims; printed when a case fails."""
+
+
+def full_state(step):
+    """Everything in it follows from the step."""
+    generator = torch.Generator().manual_seed(step)
+    return {"model": {"w": torch.randn(1001, 500, generator=generator)}, "optim": {"step": torch.tensor(float(step))}}
+
+
+def save_for_ever(rank, world_size, root):
+    """One checkpoint after the other, from the newest on, as a run does that was started again."""
+    if rank == 0:
+        layout.sweep(root)
+    newest = layout.committed(root)
+    step = layout.step_of(newest[0]) if newest else 0
+    mesh = init_device_mesh("cpu", (world_size,))
+    checkpointer = Checkpointer(root, keep=Retention(keep_last=3), timeout_seconds=20)
+    while True:
+        step += 1
+        whole = full_state(step)
+        sharded = {"model": {"w": distribute_tensor(whole["model"]["w"], mesh, [Shard(0)])}, "optim": whole["optim"]}
+        checkpointer.start(step, sharded, data={"step": step})
+
+
+def newest_step(root):
+    return max((layout.step_of(path) for path in layout.committed(root)), default=0)
+
+
+@pytest.mark.parametrize("num_kills", [6, pytest.param(120, marks=pytest.mark.soak)])
+def test_no_torso_is_ever_taken_for_a_checkpoint(start_ranks, tmp_path, num_kills):
+    chance, torsos = random.Random(SEED), 0
+    for kill in range(num_kills):
+        before = newest_step(tmp_path)
+        ranks = start_ranks(save_for_ever, 2, root=tmp_path)
+        deadline = time.monotonic() + 60
+        while newest_step(tmp_path) == before:
+            assert time.monotonic() < deadline, "the ranks do not save"
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.4))
+        for victim in chance.choice([[0], [1], [0, 1], [1, 0]]):
+            ranks.processes[victim].kill()
+            time.sleep(chance.choice([0, 0.05]))
+        ranks.stop()
+        torsos += len(layout.leftovers(tmp_path))
+        check(tmp_path, f"kill {kill} of RLINF_LITE_TEST_SEED={SEED}")
+    print(f"{num_kills} kills left {torsos} torsos, 0 accepted; seed {SEED}")
+
+
+def check(root, case):
+    """Everything committed verifies, and the newest holds what its step says."""
+    assert layout.committed(root), case
+    for path in layout.committed(root):
+        manifest.verify(path, manifest.read(path), "full")
+    chosen = select("auto", root, verify="full")
+    assert not chosen.skipped and chosen.path == layout.committed(root)[0], case
+    expected, loaded = full_state(chosen.manifest.step), read_tensors(chosen.path / layout.ACTOR)
+    assert torch.equal(loaded["model.w"], expected["model"]["w"]), case
+    assert torch.equal(loaded["optim.step"], expected["optim"]["step"]), case
+    assert chosen.data == {"step": chosen.manifest.step}, case

@@ -1,0 +1,184 @@
+"""Where the model's tensors are in what a user calls a checkpoint, and reading them, one at a time if need be.
+
+Knows checkpoints of rlinf_lite and of RLinf, and plain DCP folders of a model's state dict. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from rlinf_lite.checkpoint import Manifest, NoCheckpoint, StateMismatch, layout
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.reader import ShardReader, check_size
+from rlinf_lite.checkpoint.storage import Folder, in_use
+
+PREFIXES = ("fsdp_checkpoint.model.", "model.")
+"""What the names of model tensors begin with: in RLinf's checkpoints, in ours."""
+BARE = "lm_head.weight"
+"""At the top level only where a model's state dict was saved by itself: there names have no prefix at all."""
+RLINF_FOLDER = "dcp_checkpoint"
+DCP_PATH_HELP = (
+    f"a global_step_N directory, its actor folder, RLinf's actor/{RLINF_FOLDER}, or any DCP folder of a model"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Located:
+    folder: Folder
+    """The DCP folder."""
+    manifest: Manifest | None
+    """Of a checkpoint of ours."""
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names that a checkpoint of ours holds under another name (alias -> name)."""
+        return dict(self.manifest.info.get("tied", {})) if self.manifest else {}
+
+
+@contextmanager
+def located(path: Folder, verify: str = "full") -> Iterator[Located]:
+    """The DCP folder that ``path`` means, kept from being deleted meanwhile. A checkpoint of ours is verified first.
+
+    Raises:
+        NoCheckpoint, DamagedCheckpoint: ``path`` is none of what can be converted, or does not verify.
+    """
+    if not path.is_dir():
+        raise NoCheckpoint(f"--dcp_path {path}: no such directory")
+    checkpoint = path.parent if _is_actor_folder_of_ours(path) else path
+    if (checkpoint / layout.MANIFEST).exists() or _holds_shards(checkpoint / layout.ACTOR):
+        with in_use(checkpoint / layout.MANIFEST):
+            manifest = manifests.read_verified(checkpoint, verify)
+            yield Located(folder=checkpoint / layout.ACTOR, manifest=manifest)
+        return
+    for folder in (path, path / RLINF_FOLDER, path / layout.ACTOR / RLINF_FOLDER):
+        if _holds_shards(folder):
+            yield Located(folder=folder, manifest=None)
+            return
+    raise NoCheckpoint(
+        f"--dcp_path {path}: no checkpoint there; give a global_step_N directory, its {layout.ACTOR} folder, "
+        f"or RLinf's {layout.ACTOR}/{RLINF_FOLDER}"
+    )
+
+
+def _is_actor_folder_of_ours(path: Folder) -> bool:
+    of_checkpoint = path.parent.name.startswith("global_step_") or (path.parent / layout.MANIFEST).exists()
+    return path.name == layout.ACTOR and _holds_shards(path) and of_checkpoint
+
+
+def _holds_shards(folder: Folder) -> bool:
+    return (folder / ".metadata").is_file()
+
+
+def model_prefix(folder: Folder, names: Collection[str]) -> str:
+    """What the names of the model's tensors begin with, told from the ``names`` of all.
+
+    Raises:
+        StateMismatch: none is known.
+    """
+    if BARE in names:
+        return ""
+    prefix = next((known for known in PREFIXES if any(name.startswith(known) for name in names)), None)
+    if prefix is None:
+        groups = sorted({name.split(".")[0] for name in names})
+        raise StateMismatch(
+            f"{folder}: no tensor's name begins with {' or '.join(PREFIXES)}; its top-level groups are: "
+            f"{', '.join(groups) or 'none'}"
+        )
+    return prefix
+
+
+class DcpModel:
+    """The model in a DCP folder: its tensors by their names in the model, read one at a time."""
+
+    def __init__(self, folder: Folder, expected: Collection[str]) -> None:
+        """
+        Args:
+            expected: names in the model; what they begin with in the folder is told from them.
+        """
+        self.folder = folder
+        self._reader = ShardReader(folder)
+        held = {
+            name: entry
+            for name, entry in self._reader.metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        self._prefix = _best_prefix(held, expected)
+        self.entries: dict[str, TensorStorageMetadata] = {
+            name.removeprefix(self._prefix): entry for name, entry in held.items() if name.startswith(self._prefix)
+        }
+        check_size(folder, self.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.entries[name].size)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.entries[name].properties.dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """One whole tensor, put together from all shards, in CPU memory.
+
+        Raises:
+            UnsafeCheckpoint, DamagedCheckpoint: its bytes are no tensor, or cannot be read.
+        """
+        tensors = {f"{self._prefix}{name}": torch.empty(self.shape(name), dtype=self.dtype(name))}
+        self._reader.read(tensors)
+        return tensors.popitem()[1]
+
+
+def _best_prefix(held: Collection[str], expected: Collection[str]) -> str:
+    """Under which most of the ``expected`` are ``held``; if none are, one under which there is anything."""
+
+    def fits(prefix: str) -> tuple[int, bool]:
+        return sum(f"{prefix}{name}" in held for name in expected), any(name.startswith(prefix) for name in held)
+
+    return max((*PREFIXES, ""), key=fits)
+
+
+def check_model(
+    source: DcpModel, shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], tied: Mapping[str, str]
+) -> None:
+    """Compare what a DCP folder holds with what the base model is made of.
+
+    Args:
+        shapes: of every tensor of the base model, by its name.
+        aliases: the base model's further names for some of them (alias -> name).
+        tied: the same of the model that was trained.
+
+    Raises:
+        StateMismatch: lists what is missing, extra, or of another shape, by name; or names a tie that the two
+            models do not share.
+    """
+    held = source.entries.keys()
+    missing = [f"{name}{_why(name, tied)}" for name in shapes if name not in held]
+    extra = sorted(name for name in held if name not in shapes and name not in aliases)
+    other = [
+        f"{name} is {list(source.shape(name))}, the base model's is {list(wanted)}"
+        for name in sorted(held)
+        if (wanted := shapes.get(aliases.get(name, name))) is not None and source.shape(name) != wanted
+    ]
+    problems = [f"missing: {some(missing)}"] * bool(missing) + [f"not in the base model: {some(extra)}"] * bool(extra)
+    problems += [some(other)] * bool(other)
+    if problems:
+        raise StateMismatch(
+            f"{source.folder} is a checkpoint of another model than --base_model: {'; '.join(problems)}"
+        )
+    for alias, name in aliases.items():
+        if alias in held and not torch.equal(source.read(alias), source.read(name)):
+            raise StateMismatch(
+                f"{source.folder}: {alias} differs from {name}, which the base model ties it to; "
+                "give a base model whose config.json says tie_word_embeddings: false"
+            )
+
+
+def _why(name: str, tied: Mapping[str, str]) -> str:
+    return f" (tied to {tied[name]} in the checkpoint, but not in the base model)" if name in tied else ""
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

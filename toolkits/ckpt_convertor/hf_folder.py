@@ -1,0 +1,162 @@
+"""A Hugging Face folder of a causal LM: what is written beside the weights, and which file holds which of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from durable_output import durable_file
+from safetensors import SafetensorError, safe_open
+from safetensors_file import Spec, dtype_of
+
+from rlinf_lite.checkpoint import StateMismatch
+from rlinf_lite.checkpoint.storage import sync_dir
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+_SIDE_FILES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
+_SIDE_FOLDERS = ("additional_chat_templates",)
+# An adapter's config would make `from_pretrained` look for the adapter.
+_NOT_COPIED = {CONFIG, "adapter_config.json"}
+
+
+def file_names(num_files: int) -> list[str]:
+    """What the weight files of a folder are called."""
+    if num_files == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{num_files:05d}.safetensors" for number in range(1, num_files + 1)]
+
+
+def write_index(folder: Path, parts: Mapping[str, Mapping[str, Spec]]) -> None:
+    """Which tensor is in which file.
+
+    Args:
+        parts: what each file holds, by its name.
+    """
+    total = sum(spec.num_bytes for part in parts.values() for spec in part.values())
+    where = {name: file for file, part in parts.items() for name in part}
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+
+
+def write_config(folder: Path, base: Path, dtype: torch.dtype, architecture: str) -> None:
+    """The base model's ``config.json``, but of the type of the weights that were written."""
+    config = json.loads((base / CONFIG).read_text())
+    name = str(dtype).removeprefix("torch.")
+    config["dtype"] = name
+    if "torch_dtype" in config:  # what it was called before, and what older readers look for
+        config["torch_dtype"] = name
+    config.pop("quantization_config", None)  # of the base's weights: the ones written are plain
+    config["architectures"] = config.get("architectures") or [architecture]
+    _write_json(folder / CONFIG, config)
+
+
+def copy_side_files(folder: Path, base: Path) -> None:
+    """Generation config, tokenizer and chat template: all small files of the base model that are no weights."""
+    for file in sorted(base.iterdir()):
+        if file.is_file() and _is_side_file(file.name):
+            _copy(file, folder / file.name)
+        elif file.is_dir() and file.name in _SIDE_FOLDERS:
+            (folder / file.name).mkdir()
+            for template in sorted(file.glob("*.jinja")):
+                _copy(template, folder / file.name / template.name)
+            sync_dir(folder / file.name)
+
+
+def _is_side_file(name: str) -> bool:
+    hidden_or_index = name.startswith(".") or name.endswith(".index.json")
+    return Path(name).suffix in _SIDE_FILES and name not in _NOT_COPIED and not hidden_or_index
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as original, durable_file(target) as copy:
+        shutil.copyfileobj(original, copy)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with durable_file(file) as stream:
+        stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+class HfModel:
+    """The weights in a Hugging Face folder, by their names in the model, read one at a time."""
+
+    def __init__(self, folder: Path, names: Sequence[str], aliases: Mapping[str, str], prefix: str) -> None:
+        """
+        Args:
+            names: of all tensors of the model.
+            aliases: further names for some of them (alias -> name); a folder may keep a tensor under either.
+            prefix: what a file saved from the bare base model leaves out of the names (``transformer.`` of GPT-2).
+
+        Raises:
+            FileNotFoundError, StateMismatch: the folder holds no safetensors, or not all tensors.
+        """
+        self.folder = folder
+        self._files = _index(folder)
+        known = {name: [name, *(alias for alias, first in aliases.items() if first == name)] for name in names}
+        self._stored: dict[str, list[str]] = {
+            name: [stored for own in every for stored in (own, own.removeprefix(prefix)) if stored in self._files]
+            for name, every in known.items()
+        }
+        if missing := [name for name, stored in self._stored.items() if not stored]:
+            raise StateMismatch(f"--hf_path {folder}: its weights lack {', '.join(missing)}")
+        used = {stored for every in self._stored.values() for stored in every}
+        self.unused = sorted(self._files.keys() - used)
+        """What the files hold and the model does not have."""
+        self._check_ties()
+
+    def _check_ties(self) -> None:
+        for name, stored in self._stored.items():
+            first, *others = dict.fromkeys(stored)
+            for other in others:
+                if not torch.equal(self._read(first), self._read(other)):
+                    raise StateMismatch(
+                        f"--hf_path {self.folder}: {other} differs from {first}, but is the same tensor of the model "
+                        f"({name}); if it should not be, config.json must say tie_word_embeddings: false"
+                    )
+
+    def spec(self, name: str) -> Spec:
+        """Type and shape as stored."""
+        stored = self._stored[name][0]
+        with _open(self._files[stored]) as opened:
+            found = opened.get_slice(stored)
+            try:
+                return Spec(dtype=dtype_of(found.get_dtype()), shape=tuple(found.get_shape()))
+            except ValueError as error:
+                raise StateMismatch(f"--hf_path {self.folder}: {stored}: {error}") from None
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor as stored."""
+        return self._read(self._stored[name][0])
+
+    def _read(self, stored: str) -> torch.Tensor:
+        # Opened anew each time: what an open file has read stays mapped, until all of it is.
+        with _open(self._files[stored]) as opened:
+            return opened.get_tensor(stored)
+
+
+def _index(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file."""
+    listing = folder / INDEX
+    if listing.is_file():
+        where: dict[str, str] = json.loads(listing.read_text())["weight_map"]
+        return {name: folder / file for name, file in where.items()}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"--hf_path {folder}: no *.safetensors there; convert other formats first")
+    index: dict[str, Path] = {}
+    for file in files:
+        with _open(file) as opened:
+            index.update(dict.fromkeys(opened.keys(), file))
+    return index
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(os.fspath(file), framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"--hf_path {file.parent}: {file.name}: {error}; copy the folder again") from None

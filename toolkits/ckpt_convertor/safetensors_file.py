@@ -1,0 +1,113 @@
+"""Writing safetensors files with no more than one tensor in memory, and cutting a model into several of them.
+
+The format: https://github.com/huggingface/safetensors#format. The package's own writer takes all tensors at once, and
+makes files that only their owner can read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import torch
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """A tensor to be written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type that the format calls ``name``.
+
+    Raises:
+        ValueError: it is none that a model's weights are converted from.
+    """
+    for dtype, known in _DTYPES.items():
+        if known == name:
+            return dtype
+    raise ValueError(f"type {name} is not supported: known are {', '.join(_DTYPES.values())}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes: ``2GB``, ``500MB``, ``1GiB``, or a plain number.
+
+    Raises:
+        ValueError: it is no such thing, or less than one byte.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)", text.strip().upper())
+    if match is None or match.group(2) not in _UNITS or (size := int(float(match[1]) * _UNITS[match[2]])) < 1:
+        raise ValueError(f"{text!r} is no size; write it as 2GB, 500MB or 1GiB")
+    return size
+
+
+def split(specs: Mapping[str, Spec], max_bytes: int) -> list[dict[str, Spec]]:
+    """Cut into parts, in order, each of at most ``max_bytes`` unless it is a single tensor."""
+    parts: list[dict[str, Spec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if parts[-1] and filled + spec.num_bytes > max_bytes:
+            parts.append({})
+            filled = 0
+        parts[-1][name] = spec
+        filled += spec.num_bytes
+    return parts
+
+
+def write(stream: BinaryIO, specs: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> None:
+    """Write a whole file; each tensor is ``read`` when its turn comes, and dropped before the next.
+
+    Raises:
+        TypeError: a tensor is of a type that the format does not have.
+    """
+    # The widest first, so that every tensor begins at a multiple of its item size.
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    stream.write(_header(specs, order))
+    for name in order:
+        _write_tensor(stream, read(name), specs[name])
+
+
+def _write_tensor(stream: BinaryIO, tensor: torch.Tensor, spec: Spec) -> None:
+    assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape)
+    if tensor.numel():
+        stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _header(specs: Mapping[str, Spec], order: list[str]) -> bytes:
+    """Its length in 8 bytes, then names, types, shapes and places as JSON, filled up to a multiple of 8."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        spec = specs[name]
+        if spec.dtype not in _DTYPES:
+            raise TypeError(f"{name} is {spec.dtype}, which is not written to safetensors; give --dtype")
+        start, end = end, end + spec.num_bytes
+        entries[name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
