@@ -69,8 +69,11 @@ def sweep(root: Folder) -> list[Folder]:
 
 
 def set_aside(path: Folder) -> Folder:
-    """Rename a committed directory so that its name is free and nothing of it is lost."""
+    """Rename a committed directory so that its name is free and nothing of it is lost; its pin goes with it."""
     aside = path.with_name(f"{path.name}.superseded-{_token()}")
+    if is_pinned(path):
+        pin_file(aside).touch()
+        pin_file(path).unlink()
     if is_local(path):
         path.rename(aside)
     else:

@@ -79,3 +79,11 @@ def test_what_is_set_aside_keeps_its_content(root):
     assert (aside / "manifest.json").read_text() == "content"
     assert layout.committed(root) == []
     assert layout.sweep(root) == []
+
+
+def test_a_pin_goes_with_what_was_pinned(tmp_path):
+    path = layout.step_dir(tmp_path, 5)
+    path.mkdir()
+    layout.pin_file(path).touch()
+    aside = layout.set_aside(path)
+    assert layout.is_pinned(aside) and not layout.is_pinned(path)
