@@ -62,9 +62,38 @@ class LoggerConfig:
 
 
 @dataclass
+class KeepBestConfig:
+    metric: str | None = neutral(None)
+    """Keep the checkpoints that are best by this metric of ``metrics.jsonl``, for example ``val/accuracy``."""
+    mode: str = neutral("max")
+    """Which value is better: ``max`` or ``min``."""
+    n: int = neutral(1)
+    """How many of the best to keep."""
+
+
+@dataclass
 class CheckpointConfig:
+    mode: str = neutral("async")
+    """``async``: written while the training goes on, which waits only for what the next update would change;
+    ``sync``: the training waits for each save."""
+    root: str | None = neutral(None)
+    """Where checkpoints go: a folder, or an fsspec URL that every process can reach (``s3://bucket/run``); null:
+    ``{output_dir}/{experiment_name}/checkpoints``. One run a root."""
     verify: str = neutral("full")
     """What loading checks against the manifest: ``full`` (size and sha256), ``size``, ``off``."""
+    staged_fraction: float = neutral(0.1)
+    """How much of its state a rank may copy aside when an update comes before an async save has read all of it, so
+    that the update need not wait."""
+    timeout: float = neutral(1800.0)
+    """Seconds that a rank waits for the others in a save or load."""
+    keep_last: int | None = neutral(None)
+    """Keep the newest so many. With none of the ``keep_*`` rules all checkpoints are kept; with any, those that no rule
+    keeps are deleted once a newer one is committed, but for pinned ones and the one that the run started from."""
+    keep_every: int | None = neutral(None)
+    """Keep those at multiples of this many steps."""
+    keep_best: KeepBestConfig = field(default_factory=KeepBestConfig)
+    save_on_best: bool = neutral(False)
+    """Also save whenever ``keep_best.metric`` is better than ever before."""
 
 
 @dataclass
@@ -79,7 +108,13 @@ class RunnerConfig:
     val_check_interval: int = neutral(-1)
     """Steps between validations; -1: never."""
     save_interval: int = neutral(-1)
-    """Steps between checkpoints; -1: only after the last step, which is always saved."""
+    """Steps between checkpoints; -1: only after the last step, which is always saved. The signal SIGUSR2 to the driver
+    asks for one more, after the step in hand."""
+    save_interval_minutes: float = neutral(-1.0)
+    """Minutes after which a checkpoint is due again, whatever began the last one; -1: none by the clock."""
+    max_time: str | int | float | None = neutral(None)
+    """Save and stop before this much time since the start has passed, and exit with code 75: ``"HH:MM:SS"`` or
+    ``"DD:HH:MM:SS"`` (in YAML in quotes), or minutes; null: no limit. At least one step is made."""
     seq_length: int = 2048
     """Longest prompt plus response, in tokens."""
     enable_dynamic_batch_size: bool = False
@@ -88,6 +123,10 @@ class RunnerConfig:
     """Padded tokens in a micro-batch, when the batch size is dynamic."""
     resume_dir: str | None = neutral(None)
     """null: a new run; a ``global_step_N`` directory: go on from it; ``auto``: go on from the newest that verifies."""
+    resume_mode: str = neutral("full")
+    """``full``: go on with the run. ``weights``: a new run that starts at step 0 with nothing but the model weights of
+    the checkpoint ``resume_dir``; once it has checkpoints of its own, the same command goes on from the newest of them
+    in full. The frozen reference of the KL term is ``actor.model.model_path`` in both."""
     resume_allow_changes: list[str] = neutral([])
     """Keys (as a refusal names them) that this resume may change although they change the numbers."""
     experiment_name: str = neutral(MISSING)
@@ -351,6 +390,27 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any, bool]]:
             yield from _leaves(value, f"{key}.")
         else:
             yield key, value, bool(spec.metadata.get("neutral"))
+
+
+def seconds_of(max_time: str | float | None) -> float | None:
+    """``runner.max_time`` in seconds; None: no limit.
+
+    Raises:
+        ConfigError: it is no duration, or YAML may have read ``12:30:00`` without quotes as the number 45000.
+    """
+    if max_time is None:
+        return None
+    if isinstance(max_time, str):
+        if not (match := re.fullmatch(r"(?:(\d+):)?(\d+):([0-5]\d):([0-5]\d)", max_time)):
+            raise ConfigError(f'runner.max_time={max_time}: use "HH:MM:SS", "DD:HH:MM:SS", or a number of minutes')
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return 60.0 * (60 * (24 * days + hours) + minutes) + seconds
+    if not 0 < max_time < 3600:
+        raise ConfigError(
+            f"runner.max_time={max_time}: as minutes it must be above 0 and below 3600 (YAML reads 12:30:00 without "
+            'quotes as 45000); write "HH:MM:SS" or "DD:HH:MM:SS" in quotes'
+        )
+    return 60.0 * max_time
 
 
 def known_keys() -> list[str]:

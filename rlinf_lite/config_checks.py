@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlinf_lite.config import Config, ConfigError, SamplingConfig, flatten
+from rlinf_lite.config import Config, ConfigError, SamplingConfig, flatten, seconds_of
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "runner.task_type": ("math",),
+    "runner.resume_mode": ("full", "weights"),
+    "runner.checkpoint.mode": ("async", "sync"),
     "runner.checkpoint.verify": ("full", "size", "off"),
+    "runner.checkpoint.keep_best.mode": ("max", "min"),
     "cluster.device": ("auto", "cpu", "cuda"),
     "cluster.weight_sync": ("auto", "object_store", "collective"),
     "algorithm.loss_type": ("actor",),
@@ -59,7 +62,15 @@ _AT_LEAST: dict[str, float] = {
     "actor.optim.clip_grad": 0,
     "actor.optim.lr_warmup_steps": 0,
     "runner.max_tokens_per_mbs": 1,
+    "runner.checkpoint.staged_fraction": 0,
+    "runner.checkpoint.timeout": 1,
+    "runner.checkpoint.keep_last": 1,
+    "runner.checkpoint.keep_every": 1,
+    "runner.checkpoint.keep_best.n": 1,
 }
+
+# Metrics that a resumed run does not repeat, so no checkpoint is better by them.
+OF_THE_MACHINE = ("time/", "throughput/", "memory/", "save/")
 
 # Accepted keys of RLinf whose feature is not here: (key, the value that is fine, why, what to do).
 _UNSUPPORTED: tuple[tuple[str, object, str], ...] = (
@@ -94,6 +105,8 @@ def check(config: Config) -> None:
         *_sampling(config),
         *_algorithm(config),
         *_data(config),
+        *_checkpoint(config),
+        *_time(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -121,6 +134,45 @@ def _values(config: Config) -> Iterator[str]:
     for backend in config.runner.logger.logger_backends:
         if backend not in ("tensorboard", "wandb"):
             yield f"runner.logger.logger_backends: {backend!r} is not known; use tensorboard, wandb"
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    runner, checkpoint = config.runner, config.runner.checkpoint
+    if checkpoint.staged_fraction > 1:
+        yield f"runner.checkpoint.staged_fraction={checkpoint.staged_fraction}: is a part of the state; use at most 1"
+    if (checkpoint.root or "").startswith("memory:"):
+        yield (
+            f"runner.checkpoint.root={checkpoint.root}: every process of a run has a memory of its own, which ends "
+            "with it; use a folder, or the URL of a store"
+        )
+    metric = checkpoint.keep_best.metric
+    if metric is None and checkpoint.save_on_best:
+        yield "runner.checkpoint.save_on_best=true: best by what? set runner.checkpoint.keep_best.metric"
+    if metric is not None and metric.startswith("val/") and runner.val_check_interval <= 0:
+        yield (
+            f"runner.checkpoint.keep_best.metric={metric}: nothing is validated; set runner.val_check_interval, or "
+            "take another metric"
+        )
+    if metric is not None and metric.startswith(OF_THE_MACHINE):
+        yield f"runner.checkpoint.keep_best.metric={metric}: says nothing about the model; take another metric"
+    if runner.resume_mode == "weights" and runner.resume_dir in (None, "auto"):
+        yield (
+            f"runner.resume_mode=weights with runner.resume_dir={runner.resume_dir}: name the global_step_N directory "
+            "whose weights the new run starts with; to go on with a run, set runner.resume_mode=full"
+        )
+
+
+def _time(config: Config) -> Iterator[str]:
+    minutes = config.runner.save_interval_minutes
+    if not (minutes > 0 or minutes == -1):
+        yield f"runner.save_interval_minutes={minutes}: must be positive, or -1 for none"
+    try:
+        seconds = seconds_of(config.runner.max_time)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if seconds == 0:
+        yield f"runner.max_time={config.runner.max_time}: leaves no time; null is no limit"
 
 
 def _batches(config: Config) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: how the driver sums must not depend on the shell
@@ -23,13 +24,14 @@ DEFAULT = "grpo-tiny-arithmetic"
 
 def main(arguments: list[str]) -> int:
     """Run the config named by the first argument (or the embedded default) with the overrides that follow it."""
+    started = time.monotonic()
     from rlinf_lite.runner.failures import explain
 
     try:
         config = load(arguments)
         from rlinf_lite.runner.launch import launch
 
-        return 0 if launch(config) else 1
+        return launch(config, started=started)
     except BaseException as error:
         message, code = explain(error)
         if message is None:

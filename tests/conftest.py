@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.read_state import read_tensors
 
@@ -30,7 +31,7 @@ TINY = {
     "algorithm.training_batch_size_per_gpu": "8",
     "rollout.max_running_requests": "16",
 }
-_SECONDS = ("time/", "throughput/", "memory/")
+_SECONDS = ("time/", "throughput/", "memory/", "save/")
 
 
 @dataclass
@@ -85,16 +86,20 @@ class Run:
                 return printed
         raise AssertionError(f"{text!r} never came:\n{printed}")
 
-    def kill_when(self, text: str, *extra: str) -> str:
+    def kill_when(self, text: str, *extra: str, faults: list[dict] | None = None) -> str:
         """kill -9 the driver as soon as it prints ``text``; returns what was printed until then."""
-        process = self.start(*extra)
+        process = self.start(*extra, faults=faults)
         printed = self.read_until(process, text)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
         return printed
 
+    def steps(self) -> list[int]:
+        """Of the committed checkpoints."""
+        return sorted(layout.step_of(path) or 0 for path in layout.committed(self.checkpoints))
+
     def rows(self) -> list[dict]:
-        """Metric rows without seconds, speeds and memory."""
+        """Metric rows without seconds, speeds, memory and which save had ended by then."""
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if not k.startswith(_SECONDS)} for line in lines]
 

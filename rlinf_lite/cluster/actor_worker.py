@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from rlinf_lite.checkpoint import Checkpointer, LoadReport, SaveReport, flatten, state_digest
+from rlinf_lite.checkpoint import (
+    Checkpointer,
+    KeepBest,
+    LoadReport,
+    Retention,
+    SaveError,
+    SaveReport,
+    flatten,
+    state_digest,
+)
 from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.cluster.process import compute_capability, prepare, serve_store
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack
-from rlinf_lite.config import Config
+from rlinf_lite.config import CheckpointConfig, Config
 from rlinf_lite.models import build, folder
 from rlinf_lite.training.trainer import PolicyTrainer, UpdateReport
 from rlinf_lite.types import MicroBatch, MiniBatch
@@ -55,8 +64,16 @@ class ActorWorker:
             device=self.device,
             total_updates=total_updates,
         )
-        group = dist.new_group(backend="gloo") if self.device.type == "cuda" else None
-        self.checkpointer = Checkpointer(Path(checkpoints), seed=self.config.actor.seed, group=group)
+        settings = self.config.runner.checkpoint
+        self.checkpointer = Checkpointer(
+            checkpoints,
+            seed=self.config.actor.seed,
+            keep=_retention(settings),
+            staged_fraction=settings.staged_fraction,
+            timeout_seconds=settings.timeout,
+        )
+        # From here on the weights change: a save in flight must have read them.
+        self.trainer.optimizer.register_step_pre_hook(lambda *_: self.checkpointer.fence())
         return {
             "num_parameters": sum(p.numel() for p in self.trainer.model.parameters()),
             "tied": build.tied_names(self.trainer.model),
@@ -93,8 +110,26 @@ class ActorWorker:
     def save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> SaveReport:
         return self.checkpointer.save(step, self.trainer.state(), data=data, info=info)
 
+    def start_save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> float:
+        """Begin a save; returns the seconds that it took."""
+        began = time.perf_counter()
+        self.checkpointer.start(step, self.trainer.state(), data=data, info=info)
+        return time.perf_counter() - began
+
+    def poll_save(self) -> SaveReport | SaveError | None:
+        """How the save in flight ended on this rank, once; None: it has not."""
+        return _outcome(self.checkpointer.poll)
+
+    def finish_save(self) -> SaveReport | SaveError | None:
+        """Wait for the save in flight, then as `poll_save`; None too when its end was told before."""
+        return _outcome(self.checkpointer.finish)
+
     def load(self, path: str, verify: str) -> LoadReport:
-        return self.checkpointer.load(Path(path), self.trainer.state(), verify=verify)
+        return self.checkpointer.load(path, self.trainer.state(), verify=verify)
+
+    def load_weights(self, path: str, verify: str) -> LoadReport:
+        """Only the model; moments, counters and generators stay as they are."""
+        return self.checkpointer.load(path, {"model": self.trainer.state()["model"]}, verify=verify, whole=False)
 
     def state_digest(self) -> str:
         """sha256 of parameters, moments and counters. Collective."""
@@ -105,3 +140,20 @@ class ActorWorker:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _outcome(ask: Callable[[], SaveReport | None]) -> SaveReport | SaveError | None:
+    # A value, because a call to all ranks ends with the first that raises, and each of them tells only once.
+    try:
+        return ask()
+    except SaveError as error:
+        return error
+
+
+def _retention(config: CheckpointConfig) -> Retention:
+    best = config.keep_best
+    return Retention(
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        keep_best=KeepBest(metric=best.metric, mode=best.mode, n=best.n) if best.metric is not None else None,
+    )

@@ -26,7 +26,7 @@ COLUMNS = (
     Column("lr", "optim/lr", 7, ".1e"),
 )
 _PHASE = "time/"
-_WHOLE_STEP = "time/step"
+_NO_PHASES = ("time/step", "time/save_stall", "time/save_durable")  # saves have a line of their own
 
 
 def step_line(step: int, metrics: Metrics, num_steps: int | None = None) -> str:
@@ -46,7 +46,7 @@ def _columns(metrics: Metrics) -> list[str]:
 
 
 def _phases(metrics: Metrics) -> str:
-    phases = {key: value for key, value in metrics.items() if key.startswith(_PHASE) and key != _WHOLE_STEP}
+    phases = {key: value for key, value in metrics.items() if key.startswith(_PHASE) and key not in _NO_PHASES}
     shown = [f"{key.removeprefix(_PHASE)} {_fit(seconds, 5, '.2f')}" for key, seconds in phases.items()]
     return f"{' '.join(shown)} s" if shown else ""
 

@@ -7,6 +7,8 @@ from rlinf_lite.config import ConfigError
 
 EXIT_USER_ERROR = 2
 EXIT_WORKER_LOST = 3
+EXIT_OUT_OF_TIME = 75
+"""EX_TEMPFAIL: stopped before the end by ``runner.max_time``, saved; start again with ``runner.resume_dir=auto``."""
 EXIT_INTERRUPTED = 130
 
 _SAME_AGAIN = (

@@ -11,6 +11,8 @@ from rlinf_lite.config import Config, ConfigError, flatten
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
 _VAL_DATA = "data (validation problems)"
+_INITIAL_WEIGHTS = "actor.model (initial weights)"
+_ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
 
 
 def identity(
@@ -21,12 +23,15 @@ def identity(
     engine: str,
     train_data: str,
     val_data: str | None,
+    initial_weights: str | None,
     total_updates: int,
 ) -> dict[str, Any]:
     """Everything that makes the numbers, flat, as JSON values.
 
     Args:
         base_model, tokenizer, engine, train_data, val_data: fingerprints.
+        initial_weights: fingerprint of the checkpoint whose weights the run began with; None: the base model's, or it
+            is not known any more.
         total_updates: over how many optimizer steps the rate decays.
     """
     made = flatten(config, neutral_keys=False)
@@ -34,6 +39,7 @@ def identity(
     return made | {
         "actor.optim.total_training_steps": total_updates if decays else None,
         "actor.model (base weights)": base_model,
+        _INITIAL_WEIGHTS: initial_weights,
         "actor.tokenizer (files)": tokenizer,
         "rollout.model (config and eos)": engine,
         "data (training problems)": train_data,
@@ -55,7 +61,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key) and not (key == _VAL_DATA and None in (saved.get(key), now.get(key)))
+        if saved.get(key) != now.get(key) and not (key in _ONE_SIDED and None in (saved.get(key), now.get(key)))
     }
     if unused := [key for key in allowed if key not in saved.keys() | now.keys()]:
         raise ConfigError(f"runner.resume_allow_changes: {unused[0]!r} is not a key that a resume compares")
@@ -70,3 +76,8 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
             f'change it back, or allow it by name: "runner.resume_allow_changes=[{names}]"'
         )
     return [line for key, line in changes.items() if key in allowed]
+
+
+def carried_on(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity that later checkpoints get: what the run began with stays known when it is not configured again."""
+    return {**now, _INITIAL_WEIGHTS: now[_INITIAL_WEIGHTS] or saved.get(_INITIAL_WEIGHTS)}

@@ -10,16 +10,16 @@ import psutil
 import torch
 
 from rlinf_lite.algorithms import ADVANTAGES, pick, whiten
-from rlinf_lite.checkpoint import SaveError, SaveReport
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.weight_sync import WeightSync
 from rlinf_lite.config import Config, SamplingConfig
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
-from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, say
+from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer
 from rlinf_lite.rollout.chunks import cut, join
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics
 from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.saving import Saver
 from rlinf_lite.runner.schedule import due
 from rlinf_lite.types import Problem, Prompt, Rollout, Sampling, Score
 
@@ -41,21 +41,20 @@ class Runner:
     samples: JsonlSink | None
     progress: Progress
     last_step: int
-    manifest_info: dict[str, Any]
+    saver: Saver
     pad_id: int
-    save_failed: str | None = None
-    """Why the newest checkpoint that was due is not there; None when it is."""
 
     def run(self) -> None:
-        """Train until ``last_step`` steps are completed."""
-        while self.progress.step < self.last_step:
-            timer = PhaseTimer()
-            metrics = self.step(timer)
-            if self.val_problems and due(self.progress.step, self.config.runner.val_check_interval, self.last_step):
-                metrics |= self.validate(timer)
-            self.hub.log(self.progress.step, metrics | timer.metrics() | self.throughput(metrics, timer))
-            if due(self.progress.step, self.config.runner.save_interval, self.last_step):
-                self.save()
+        """Train until ``last_step`` steps are completed, or the time is up."""
+        with self.saver.drained():
+            while self.progress.step < self.last_step and not self.saver.stopped:
+                timer = PhaseTimer()
+                metrics = self.step(timer)
+                if self.val_problems and due(self.progress.step, self.config.runner.val_check_interval, self.last_step):
+                    metrics |= self.validate(timer)
+                metrics |= self.saver.poll()
+                self.hub.log(self.progress.step, metrics | timer.metrics() | self.throughput(metrics, timer))
+                self.saver.between_steps(metrics, self.state)
 
     def step(self, timer: PhaseTimer) -> Metrics:
         """One step: the eight acts that change the run's numbers."""
@@ -166,23 +165,9 @@ class Runner:
         self.progress.validated(metrics["val/accuracy"])
         return metrics
 
-    def save(self) -> None:
-        """Checkpoint the run. A failure is loud, and the run goes on: the previous checkpoint stays."""
-        data = {"progress": self.progress.state(), "observability": dict(self.hub.state())}
-        try:
-            self.hub.sync()
-            if self.samples is not None:
-                self.samples.sync()
-            report: SaveReport = self.actors.call("save", self.progress.step, data, self.manifest_info)[0]
-        except (SaveError, OSError) as error:
-            self.save_failed = str(error)
-            say(f"!! SAVE FAILED, the run goes on without it: {error}")
-            return
-        self.save_failed = None
-        if report.superseded:
-            say(f"   an older directory of the same name is now {report.superseded.name}")
-        size, seconds = report.num_bytes / 1e6, report.save_seconds
-        say(f"   saved {report.path} ({size:.1f} MB in {seconds:.2f} s)")
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the driver."""
+        return {"progress": self.progress.state(), "observability": dict(self.hub.state())}
 
     def throughput(self, metrics: Metrics, timer: PhaseTimer) -> Metrics:
         """Speed and memory of the step that just ended."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from rlinf_lite.checkpoint.storage import Folder
 from rlinf_lite.config import Config
 from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.models import folder
 from rlinf_lite.observability import say
 from rlinf_lite.runner import schedule
 from rlinf_lite.runner.identity import identity
-from rlinf_lite.runner.resume import Start, check_identity, choose_start, supersede_newer
+from rlinf_lite.runner.resume import Start, check_identity, choose_start, initial_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,13 +23,11 @@ class Prepared:
     last_step: int
     total_updates: int
     identity: dict[str, Any]
+    """As configured now."""
     pad_id: int
 
-    def before_first_step(self, checkpoints: Path) -> None:
-        supersede_newer(self.start, checkpoints)
 
-
-def prepare(config: Config, checkpoints: Path) -> Prepared:
+def prepare(config: Config, checkpoints: Folder) -> Prepared:
     """Read everything that the driver needs, the soonest to fail first.
 
     Raises:
@@ -53,6 +51,7 @@ def prepare(config: Config, checkpoints: Path) -> Prepared:
         engine=f"{folder.config_digest(engine_config)} {sorted(folder.eos_ids(engine_dir, tokenizer))}",
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,
+        initial_weights=initial_weights(config),
         total_updates=total_updates,
     )
     start = check_identity(start, made_of, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -20,6 +20,8 @@ class Progress:
     best_val_accuracy: float = -1.0
     """-1 before the first validation."""
     best_val_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """Best value so far of each metric that a save may wait for."""
 
     def advance(self, *, num_prompts: int, num_samples: int, num_tokens: int) -> None:
         """Count one completed step."""
@@ -32,6 +34,14 @@ class Progress:
         """Remember the best validation; of equal ones the first."""
         if accuracy > self.best_val_accuracy:
             self.best_val_accuracy, self.best_val_step = accuracy, self.step
+
+    def improved(self, metric: str, value: float, mode: str) -> bool:
+        """Whether ``value`` is better (``max`` or ``min``) than any before; remembers it. NaN is never better."""
+        best = self.best.get(metric)
+        better = value == value if best is None else (value > best if mode == "max" else value < best)
+        if better:
+            self.best[metric] = value
+        return better
 
     def state(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, Selection, layout, read_data, select
+from rlinf_lite.checkpoint import CheckpointError, DamagedCheckpoint, LoadReport, Selection, layout, select
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.select import AUTO
+from rlinf_lite.checkpoint.storage import Folder, absolute, folder
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import Config
 from rlinf_lite.observability import say
 from rlinf_lite.observability.hub import HubState
 from rlinf_lite.runner.identity import refuse_changes
 from rlinf_lite.runner.progress import Progress
+
+_NO_CHECKPOINT = Selection(path=None, manifest=None, data={})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +28,11 @@ class Start:
 
     selection: Selection
     progress: Progress
-    hub_state: HubState | None
+    hub_state: HubState | None = None
+    weights: Selection | None = None
+    """A new run's model weights, where they are not the base model's."""
+    automatic: bool = False
+    """Whether an older checkpoint will do if this one turns out to be damaged."""
 
     @property
     def committed_step(self) -> int | None:
@@ -30,30 +40,87 @@ class Start:
         return None if self.selection.path is None else self.progress.step
 
 
-def choose_start(config: Config, checkpoints: Path) -> Start:
-    """Select and verify the checkpoint that ``runner.resume_dir`` asks for, and read its counters.
+def choose_start(
+    config: Config, checkpoints: Folder, damaged: dict[Folder, str] | None = None, said: Sequence[str] = ()
+) -> Start:
+    """Find the checkpoint that ``runner.resume_dir`` asks for, and read its counters.
+
+    Nothing is hashed here: the ranks hash what they read, in `restore`.
+
+    Args:
+        checkpoints: the run's own folder.
+        damaged: what is known not to verify, with the reason; `auto` does not look at it again.
+        said: reasons that the user has read already.
 
     Raises:
         CheckpointError: as `checkpoint.select`; or its ``data.pt`` is not what this version writes.
     """
-    selection = select(config.runner.resume_dir, checkpoints, verify=config.runner.checkpoint.verify)
+    wanted, verify = config.runner.resume_dir, config.runner.checkpoint.verify
+    level = "size" if verify == "full" else verify
+    if config.runner.resume_mode == "weights":
+        if not layout.committed(checkpoints):
+            return Start(
+                selection=_NO_CHECKPOINT, progress=Progress(), weights=select(wanted, checkpoints, verify=level)
+            )
+        if not damaged:
+            say("runner.resume_mode=weights: this run has checkpoints of its own, and goes on from the newest of them")
+        wanted = AUTO
+    damaged = {} if damaged is None else damaged
+    while True:
+        selection = select(wanted, checkpoints, verify=level, damaged=damaged)
+        _say_skipped(selection, {*said, *damaged.values()})
+        try:
+            return _start(selection, checkpoints, automatic=wanted == AUTO)
+        except DamagedCheckpoint as error:
+            if wanted != AUTO:
+                raise
+            step_over(selection, error, damaged)
+
+
+def _say_skipped(selection: Selection, said: Collection[str]) -> None:
     for reason in selection.skipped:
-        say(f"!! stepped over a damaged checkpoint: {reason}")
-    if selection.path is None or selection.manifest is None:
-        if config.runner.resume_dir is not None:
+        if reason not in said:
+            say(f"!! stepped over a damaged checkpoint: {reason}")
+
+
+def step_over(selection: Selection, error: DamagedCheckpoint, damaged: dict[Folder, str]) -> None:
+    """Remember, and say, that a checkpoint that `auto` has chosen is no good after all."""
+    assert selection.path is not None
+    damaged[selection.path] = str(error)
+    say(f"!! stepped over a damaged checkpoint: {error}")
+
+
+def _start(selection: Selection, checkpoints: Folder, *, automatic: bool) -> Start:
+    path, manifest, data = selection.path, selection.manifest, selection.data
+    if path is None or manifest is None:
+        if automatic:
             say(f"runner.resume_dir=auto: no checkpoint in {checkpoints} yet, so this is a new run")
-        return Start(selection=selection, progress=Progress(), hub_state=None)
-    data = read_data(selection.path)
+        return Start(selection=selection, progress=Progress())
     try:
         progress, hub_state = Progress.from_state(data["progress"]), data["observability"]
     except (KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{selection.path / layout.DATA}: {error}; it was written by another version") from None
-    if progress.step != selection.manifest.step:
-        raise DamagedCheckpoint(
-            f"{selection.path}: {layout.DATA} says step {progress.step}, the manifest {selection.manifest.step}"
-        )
-    elsewhere = selection.path.resolve().parent != checkpoints.resolve()
-    return Start(selection=selection, progress=progress, hub_state=None if elsewhere else hub_state)
+        raise DamagedCheckpoint(f"{path / layout.DATA}: {error}; it was written by another version") from None
+    if progress.step != manifest.step:
+        raise DamagedCheckpoint(f"{path}: {layout.DATA} says step {progress.step}, the manifest {manifest.step}")
+    elsewhere = absolute(path).parent != absolute(checkpoints)
+    return Start(
+        selection=selection, progress=progress, hub_state=None if elsewhere else hub_state, automatic=automatic
+    )
+
+
+def initial_weights(config: Config) -> str | None:
+    """Fingerprint of the weights that a run with ``resume_mode=weights`` began with; None for any other.
+
+    None too when that checkpoint is gone: a run that has begun does not need it any more.
+    """
+    if config.runner.resume_mode != "weights" or config.runner.resume_dir is None:
+        return None
+    try:
+        files = manifests.read(folder(config.runner.resume_dir)).files
+    except CheckpointError:
+        return None
+    shards = sorted((name, file.sha256) for name, file in files.items() if name.startswith(f"{layout.ACTOR}/"))
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
 def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Start:
@@ -65,16 +132,21 @@ def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Star
     Raises:
         ConfigError: what changed, key by key.
     """
-    if start.selection.manifest is None or start.selection.path is None:
+    if start.selection.path is None:
         return start
-    saved = start.selection.manifest.info.get("identity", {})
-    changes = refuse_changes(saved, now, config.runner.resume_allow_changes, start.selection.path.name)
+    changes = refuse_changes(saved_identity(start), now, config.runner.resume_allow_changes, start.selection.path.name)
     for change in changes:
         say(f"!! allowed by runner.resume_allow_changes, numbers will differ: {change}")
     return replace(start, hub_state=None) if changes else start
 
 
-def sweep(checkpoints: Path) -> None:
+def saved_identity(start: Start) -> Mapping[str, Any]:
+    """The identity in the checkpoint that the run goes on from; empty for a new run."""
+    manifest = start.selection.manifest
+    return {} if manifest is None else manifest.info.get("identity", {})
+
+
+def sweep(checkpoints: Folder) -> None:
     """Remove what killed saves left aside; late in a start, when workers of the killed run have had time to end."""
     try:
         swept = layout.sweep(checkpoints)
@@ -85,19 +157,55 @@ def sweep(checkpoints: Path) -> None:
         say(f"removed {len(swept)} unfinished save(s) of a killed run: {', '.join(path.name for path in swept)}")
 
 
-def restore(start: Start, actors: WorkerGroup, compute: str) -> None:
-    """Load the chosen checkpoint into the actors, and say what is exact and what is not."""
-    path, manifest = start.selection.path, start.selection.manifest
-    if path is None or manifest is None:
-        return
-    # The driver has verified the files moments ago; ranks need not read everything a second time.
-    report: LoadReport = actors.call("load", str(path.resolve()), "off")[0]
+def restore(
+    start: Start, actors: WorkerGroup, config: Config, checkpoints: Folder, now: Mapping[str, Any], compute: str
+) -> Start:
+    """Load the chosen checkpoint into the actors, and say what is exact and what is not.
+
+    Args:
+        now: the identity as configured.
+        compute: what the workers compute on.
+
+    Returns:
+        Where the run really begins: with ``resume_dir=auto``, a checkpoint that the ranks find damaged is stepped over.
+
+    Raises:
+        CheckpointError: the given checkpoint does not verify, or none does.
+        ConfigError: an older one that verifies would not give the same numbers.
+    """
+    damaged: dict[Folder, str] = {}
+    if start.weights is not None:
+        _load_weights(start.weights, actors, config)
+    while (path := start.selection.path) is not None:
+        try:
+            report: LoadReport = actors.call("load", str(absolute(path)), config.runner.checkpoint.verify)[0]
+        except DamagedCheckpoint as error:
+            if not start.automatic:
+                raise
+            step_over(start.selection, error, damaged)
+            older = choose_start(config, checkpoints, damaged, start.selection.skipped)
+            start = check_identity(older, now, config)
+        else:
+            _say_restored(report, actors.size, compute)
+            return start
+    return start
+
+
+def _load_weights(weights: Selection, actors: WorkerGroup, config: Config) -> None:
+    path, manifest = weights.path, weights.manifest
+    assert path is not None and manifest is not None
+    report: LoadReport = actors.call("load_weights", str(absolute(path)), config.runner.checkpoint.verify)[0]
+    say(f"a new run, with the model weights of step {manifest.step} of {path} ({report.load_seconds:.2f} s)")
+
+
+def _say_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
+    path, manifest = report.path, report.manifest
     say(f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); going on with step {manifest.step + 1}")
-    if not report.rng_restored and manifest.world_size == actors.size:
+    if not report.rng_restored and manifest.world_size == num_ranks:
         say("!! saved on another kind of device: each rank's generators start anew from (seed, step, rank)")
     elif not report.rng_restored:
         say(
-            f"!! saved by {manifest.world_size} actor ranks, now {actors.size}: weights, moments, data order and "
+            f"!! saved by {manifest.world_size} actor ranks, now {num_ranks}: weights, moments, data order and "
             "sampling noise are the same; sums are taken in another order, and each rank's generators start anew from "
             "(seed, step, rank)"
         )
@@ -108,16 +216,16 @@ def restore(start: Start, actors: WorkerGroup, compute: str) -> None:
         )
 
 
-def supersede_newer(start: Start, checkpoints: Path) -> None:
+def supersede_newer(start: Start, checkpoints: Folder) -> None:
     """Going back to an older checkpoint starts another future: what the old one left must not be picked by ``auto``.
 
     Done last, when the run is about to take its first step: a start that fails must leave everything where it is.
     """
     path, step = start.selection.path, start.progress.step
-    if path is None:
+    if path is None or start.automatic:  # what `auto` has stepped over stays as it is
         return
     for newer in layout.committed(checkpoints):
-        if (layout.step_of(newer) or 0) > step and newer.resolve() != path.resolve():
+        if (layout.step_of(newer) or 0) > step and absolute(newer) != absolute(path):
             aside = layout.set_aside(newer)
             say(
                 f"!! {newer.name} is newer than {path.name}, from which this run goes on; it is now {aside.name} "

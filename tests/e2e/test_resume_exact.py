@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
+
+from rlinf_lite.runner.failures import EXIT_OUT_OF_TIME
 
 pytestmark = pytest.mark.timeout(900)  # several whole runs a test
 
@@ -20,28 +23,31 @@ AUTO = "runner.resume_dir=auto"
 
 
 def test_everything_killed_in_turn(straight, new_run, same_run):
-    """Against 1 rollout worker over the object store, never killed: 2 workers over the broadcast, killed five times."""
+    """Against 1 rollout worker over the object store, never ended: 2 workers over the broadcast, ended four times."""
     run = new_run({**TWO_ROLLOUTS, "cluster.weight_sync": "collective"})
-    run.kill_when("global_step_2 (")
+    # The save of step 3 never ends, and the driver dies while it is in flight: steps 3 and 4 have to be done again.
+    run.kill_when("step    4/8", faults=[{"phase": "save.manifest", "step": 3, "action": "hang"}])
+    assert run.steps() == [1, 2] and len(run.rows()) == 4
 
     printed = run.finish(AUTO, faults=[{"phase": "save.manifest", "step": 4, "action": "kill"}], expect=3)
     assert "resumed from global_step_2" in printed and "Traceback" not in printed
+    assert "removed 1 unfinished save(s) of a killed run" in printed
     assert "ActorGroup rank 0 was lost" in printed and AUTO in printed
-    assert max(path.name for path in run.checkpoints.glob("global_step_?")) == "global_step_3"
+    assert run.steps() == [1, 2, 3]
 
-    process = run.start(AUTO)
+    process = run.start(AUTO, "runner.checkpoint.mode=sync")
     assert "resumed from global_step_3" in run.read_until(process, "global_step_5 (")
     next(filter(_is_rollout_worker, psutil.Process(process.pid).children(recursive=True))).kill()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 3 and "RolloutGroup rank" in printed and "was lost" in printed, printed
 
-    process = run.start(AUTO)
-    assert "resumed from global_step_5" in run.read_until(process, "global_step_6 (")
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "interrupted" in printed and "Traceback" not in printed, printed
+    printed = run.finish(AUTO, "runner.max_time=00:00:01", expect=EXIT_OUT_OF_TIME)
+    assert "resumed from global_step_5" in printed and "stopped by runner.max_time: 6 of 8 steps" in printed
+    assert run.steps() == [1, 2, 3, 4, 5, 6]
 
-    run.finish(AUTO)
+    printed = run.finish(AUTO, "runner.checkpoint.keep_last=2", "runner.checkpoint.keep_every=3")
+    assert "removed global_step_1, global_step_2, global_step_4, global_step_5" in printed
+    assert run.steps() == [3, 6, 7, 8]
     same_run(straight, run, 8)
 
 
@@ -56,8 +62,20 @@ def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
     assert not (one.checkpoints / "global_step_2").exists() and (one.checkpoints / "global_step_3").exists()
 
     two = new_run({**ONE_ACTOR, **TWO_ROLLOUTS})
-    two.kill_when("global_step_3 (")
-    two.finish(AUTO)
+    process = two.start()
+    two.read_until(process, "global_step_3 (")
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted" in printed and "Traceback" not in printed, printed
+    assert not list(two.checkpoints.glob("*.tmp-*"))  # the save in flight was waited for
+
+    process = two.start(AUTO, "runner.save_interval=-1")
+    first = max(two.steps()) + 1
+    two.read_until(process, f"resumed from global_step_{first - 1}")
+    process.send_signal(signal.SIGUSR2)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "): on SIGUSR2" in printed, printed
+    assert two.steps() == [*range(1, first + 1), 8]
     same_run(one, two, 8)
 
 
@@ -66,12 +84,33 @@ def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
 )
 def test_another_number_of_actor_ranks(straight, new_run, actors):
     run = new_run(actors)
-    shutil.copytree(straight.checkpoints / "global_step_4", run.checkpoints / "global_step_4")
-    given = f"runner.resume_dir={run.checkpoints / 'global_step_4'}"
-    printed = run.finish(given, "runner.max_steps=5", "runner.resume_allow_changes=[actor.optim.total_training_steps]")
-    assert "saved by 2 actor ranks" in printed
+    for name in ("global_step_4", "global_step_6"):
+        shutil.copytree(straight.checkpoints / name, run.checkpoints / name)
+    _flip_a_bit(run.checkpoints / "global_step_6" / "actor" / "__1_0.distcp")
+    printed = run.finish(AUTO, "runner.max_steps=5", "runner.resume_allow_changes=[actor.optim.total_training_steps]")
+    assert "stepped over a damaged checkpoint" in printed and "__1_0.distcp" in printed
+    assert "resumed from global_step_4" in printed and "saved by 2 actor ranks" in printed
     # The weights are the same, the prompts and the noise too: so are the tokens of the first step after the resume.
     assert run.samples() == [row for row in straight.samples() if row["step"] == 5]
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.soak
+def test_a_new_run_from_old_weights(straight, new_run, same_run):
+    weights = (f"runner.resume_dir={straight.checkpoints / 'global_step_8'}", "runner.resume_mode=weights")
+    whole, killed = new_run(ONE_ACTOR), new_run(ONE_ACTOR)
+    printed = whole.finish(*weights)
+    assert "a new run, with the model weights of step 8" in printed and "saved by 2 actor ranks" not in printed
+    assert whole.digest(8) != straight.digest(8)
+    killed.kill_when("global_step_3 (", *weights)
+    assert "and goes on from the newest of them" in killed.finish(*weights, "runner.max_time=00:00:01", expect=75)
+    killed.finish(AUTO)
+    same_run(whole, killed, 8)
 
 
 @pytest.mark.soak

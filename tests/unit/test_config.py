@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys
+from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, seconds_of
 from rlinf_lite.config_checks import _AT_LEAST, _CHOICES, _UNSUPPORTED, check
 from rlinf_lite.main_math import CONFIGS, load
 
@@ -86,12 +86,36 @@ def test_a_missing_value_is_named():
         ({"actor__model__precision": "fp16"}, "mixed_precision.param_dtype=fp16"),
         ({"runner__save_interval": 0}, "must be positive, or -1"),
         ({"runner__logger__logger_backends": ["swanlab"]}, "'swanlab' is not known"),
+        ({"runner__checkpoint__mode": "later"}, "use async or sync"),
+        ({"runner__checkpoint__root": "memory://checkpoints"}, "every process of a run has a memory of its own"),
+        ({"runner__checkpoint__staged_fraction": 1.5}, "use at most 1"),
+        ({"runner__checkpoint__keep_last": 0}, "runner.checkpoint.keep_last=0: must be at least 1"),
+        (
+            {"runner__checkpoint__keep_best__metric": "val/accuracy"},
+            "nothing is validated; set runner.val_check_interval",
+        ),
+        ({"runner__checkpoint__keep_best__metric": "time/step"}, "says nothing about the model"),
+        ({"runner__checkpoint__save_on_best": True}, "set runner.checkpoint.keep_best.metric"),
+        ({"runner__save_interval_minutes": 0.0}, "must be positive, or -1"),
+        ({"runner__max_time": "90m"}, 'use "HH:MM:SS", "DD:HH:MM:SS", or a number of minutes'),
+        ({"runner__max_time": "00:00:00"}, "leaves no time"),
+        ({"runner__max_time": 45000}, "YAML reads 12:30:00 without quotes as 45000"),
+        ({"runner__resume_mode": "weights"}, "name the global_step_N directory"),
+        ({"runner__resume_mode": "weights", "runner__resume_dir": "auto"}, "set runner.resume_mode=full"),
     ],
 )
 def test_a_contradiction_is_named_with_its_remedy(values, said):
     with pytest.raises(ConfigError) as caught:
         check(small(**values))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("null", None), ("'12:30:00'", 45000), ("01:30:00", 5400), ("'2:00:00:30'", 172830), ("90", 5400), ("0.5", 30)],
+)
+def test_max_time_as_yaml_reads_it(written, seconds):
+    assert seconds_of(small(**yaml.safe_load(f"runner__max_time: {written}")).runner.max_time) == seconds
 
 
 def test_all_problems_are_said_at_once():
@@ -139,7 +163,13 @@ def test_every_key_of_the_design_is_known():
 def test_only_what_changes_numbers_is_in_the_identity():
     made_of = flatten(small(), neutral_keys=False)
     assert "actor.optim.lr" in made_of and "actor.seed" in made_of and "cluster.threads_per_worker" in made_of
-    for key in ("runner.output_dir", "runner.save_interval", "runner.resume_dir", "actor.model.model_path"):
+    for key in (
+        "runner.output_dir",
+        "runner.save_interval",
+        "runner.resume_dir",
+        "actor.model.model_path",
+        "runner.checkpoint.mode",
+    ):
         assert key not in made_of
 
 

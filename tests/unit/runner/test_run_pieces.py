@@ -11,7 +11,14 @@ from rlinf_lite.runner.lock import hold
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.schedule import due, total_steps, total_updates
 
-FACTS = {"base_model": "a", "tokenizer": "t", "engine": "e", "train_data": "b", "val_data": None}
+FACTS = {
+    "base_model": "a",
+    "tokenizer": "t",
+    "engine": "e",
+    "train_data": "b",
+    "val_data": None,
+    "initial_weights": None,
+}
 
 
 def test_progress_round_trip():
@@ -21,6 +28,13 @@ def test_progress_round_trip():
     progress.validated(0.5)
     assert Progress.from_state(progress.state()) == progress
     assert (progress.step, progress.cursor, progress.best_val_step) == (1, 4, 1)
+    assert [progress.improved("loss", value, "min") for value in (2.0, 2.0, float("nan"), 1.0)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert not Progress().improved("loss", float("nan"), "max")
     with pytest.raises(TypeError, match="progress holds"):
         Progress.from_state({"step": 1})
 

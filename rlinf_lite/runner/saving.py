@@ -1,0 +1,222 @@
+"""Saves of a run: begun when a policy says so, followed while the training goes on, reported when they end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlinf_lite.checkpoint import SaveError, SaveReport
+from rlinf_lite.checkpoint.retention import METRICS
+from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.config import CheckpointConfig
+from rlinf_lite.config_checks import OF_THE_MACHINE
+from rlinf_lite.observability import say
+from rlinf_lite.runner.metrics import Metrics
+from rlinf_lite.runner.policies import Due, Moment, Policy, SaveRequest, decide
+from rlinf_lite.runner.progress import Progress
+
+
+@dataclass(kw_only=True, slots=True)
+class _InFlight:
+    """A save that was begun, and what is known of it by now."""
+
+    step: int
+    why: str
+    driver_seconds: float = 0.0
+    """That the loop waited for it."""
+    start_seconds: Sequence[float] = ()
+    """Those of them that each rank counts too."""
+    outcomes: list[SaveReport | SaveError | None] = field(default_factory=list)
+    """By rank; None: not ended yet."""
+
+    def add(self, told: Sequence[SaveReport | SaveError | None]) -> None:
+        # Each rank tells once, and not all of them between the same two steps.
+        known = self.outcomes or [None] * len(told)
+        self.outcomes = [new if new is not None else old for old, new in zip(known, told, strict=True)]
+
+    @property
+    def failure(self) -> SaveError | None:
+        """Of the lowest rank that failed."""
+        return next((outcome for outcome in self.outcomes if isinstance(outcome, SaveError)), None)
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.outcomes) and None not in self.outcomes
+
+
+@dataclass(kw_only=True)
+class Saver:
+    """Every checkpoint of the run passes through here; at most one at a time."""
+
+    actors: WorkerGroup
+    policies: Sequence[Policy]
+    checkpoint: CheckpointConfig
+    progress: Progress
+    last_step: int
+    info: Mapping[str, Any]
+    """For each manifest: of the run, not of the step."""
+    flush: Callable[[], None]
+    """Make the rows of the steps so far durable; a checkpoint must not be committed before them."""
+    started: float
+    """When the driver's process began, by ``clock``."""
+    request: SaveRequest
+    clock: Callable[[], float] = time.monotonic
+    failed: str | None = None
+    """Why the newest checkpoint that was due is not there; None when it is."""
+    stopped: bool = False
+    """The time is up: the run ends here, saved."""
+
+    def __post_init__(self) -> None:
+        self._in_flight: _InFlight | None = None
+        self._ended: list[Metrics] = []
+        self._longest_step = self._longest_save = 0.0
+        self._step_began = self._save_began = self.clock()
+
+    @contextmanager
+    def drained(self) -> Iterator[None]:
+        """Leave no save in flight behind, however the block ends: what is nearly written is worth some seconds."""
+        try:
+            yield
+        except BaseException:
+            self._drain_after_error()
+            raise
+        self.drain()
+
+    def _drain_after_error(self) -> None:
+        if (save := self._in_flight) is None:
+            return
+        say(f"waiting for the save of step {save.step}, which is still in flight ...")
+        try:
+            self.drain()
+        except Exception as error:  # the error that ended the run is the one to be told; this one is its echo
+            say(f"!! the save of step {save.step} ended with the run: {(str(error) or repr(error)).splitlines()[0]}")
+
+    def drain(self) -> None:
+        """Wait for the save in flight, if there is one. A failure is said, as everywhere."""
+        if self._in_flight is not None:
+            self._hear(self._in_flight, "finish_save")
+
+    def poll(self) -> Metrics:
+        """Called between the update and its metrics row. Returns what the row tells of a save that has ended."""
+        if self._in_flight is not None:
+            self._hear(self._in_flight, "poll_save")
+        return self._ended.pop(0) if self._ended else {}
+
+    def between_steps(self, metrics: Metrics, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Begin a save if one is due.
+
+        Args:
+            metrics: of the step that just ended.
+            state: makes the values for ``data.pt``.
+        """
+        improved, now = self._improved(metrics), self.clock()
+        self._longest_step = max(self._longest_step, now - self._step_began)
+        if (due := decide(self.policies, self._moment(now, improved))) is not None:
+            self._save_began, self.request.pending = now, False
+            self._begin(due, state, metrics)
+            self.stopped = due.stop
+        self._step_began = self.clock()
+
+    def _moment(self, now: float, improved: bool) -> Moment:
+        return Moment(
+            step=self.progress.step,
+            last_step=self.last_step,
+            seconds_since_start=now - self.started,
+            seconds_since_save=now - self._save_began,
+            longest_step=self._longest_step,
+            longest_save=self._longest_save,
+            signalled=self.request.pending,
+            improved=improved,
+        )
+
+    def _improved(self, metrics: Metrics) -> bool:
+        best = self.checkpoint.keep_best
+        if best.metric is None or not self.checkpoint.save_on_best or best.metric not in metrics:
+            return False
+        return self.progress.improved(best.metric, float(metrics[best.metric]), best.mode)
+
+    def _begin(self, due: Due, state: Callable[[], Mapping[str, Any]], metrics: Metrics) -> None:
+        self.drain()
+        began, step, info = self.clock(), self.progress.step, {**self.info, METRICS: comparable(metrics)}
+        save = self._in_flight = _InFlight(step=step, why=due.why)
+        try:
+            self.flush()
+            if self.checkpoint.mode == "sync":
+                save.add(self.actors.call("save", step, state(), info))
+            else:
+                save.start_seconds = self.actors.call("start_save", step, state(), info)
+        except (SaveError, OSError) as error:
+            self._fail(save, error)
+            return
+        save.driver_seconds = self.clock() - began
+        if save.ended:
+            self._end(save)
+
+    def _hear(self, save: _InFlight, method: str) -> None:
+        began = self.clock()
+        save.add(self.actors.call(method))
+        if save.failure is not None and not save.ended:
+            save.add(self.actors.call("finish_save"))  # the others are about to fail too
+        save.driver_seconds += self.clock() - began
+        if save.failure is not None:
+            self._fail(save, save.failure)
+        elif save.ended:
+            self._end(save)
+
+    def _fail(self, save: _InFlight, error: Exception) -> None:
+        self._in_flight, self.failed = None, str(error)
+        say(f"!! SAVE FAILED, there is no checkpoint of step {save.step}: {error}")
+
+    def _end(self, save: _InFlight) -> None:
+        reports = [outcome for outcome in save.outcomes if isinstance(outcome, SaveReport)]
+        measured = save_metrics(reports, save.driver_seconds, save.start_seconds)
+        self._in_flight, self.failed = None, None
+        self._ended.append(measured)
+        self._longest_save = max(self._longest_save, measured["time/save_durable"])
+        for line in report_lines(reports[0], measured, save.why):
+            say(line)
+
+
+def save_metrics(reports: Sequence[SaveReport], driver_seconds: float, start_seconds: Sequence[float]) -> Metrics:
+    """What one save cost.
+
+    Args:
+        reports: by rank.
+        driver_seconds: that the loop waited for calls about this save.
+        start_seconds: by rank, of these calls, what the rank counts as its stall too; empty: all of it.
+    """
+    durable = max(report.durable_seconds for report in reports)
+    held = [report.stall_seconds - start for report, start in zip(reports, start_seconds, strict=False)]
+    return {
+        "time/save_stall": driver_seconds + max([0.0, *held]),
+        "time/save_durable": durable,
+        "save/num_bytes": reports[0].num_bytes,
+        "save/gb_per_second": reports[0].num_bytes / 1e9 / durable,
+    }
+
+
+def report_lines(report: SaveReport, measured: Metrics, why: str) -> Iterator[str]:
+    """What a user reads of a save that ended."""
+    if report.superseded is not None:
+        yield f"   an older directory of the same name is now {report.superseded.name}"
+    yield (
+        f"   saved {report.path} ({report.num_bytes / 1e6:.1f} MB in {measured['time/save_durable']:.2f} s, "
+        f"{measured['save/gb_per_second']:.3f} GB/s; held the run for {measured['time/save_stall']:.3f} s)"
+        f"{f': {why}' if why else ''}"
+    )
+    if report.removed:
+        yield f"   removed {', '.join(path.name for path in report.removed)}: kept by no runner.checkpoint.keep_* rule"
+    yield from (f"!! {problem}" for problem in report.problems)
+
+
+def comparable(metrics: Metrics) -> dict[str, float]:
+    """The metrics of a step that belong to its checkpoint: numbers that say something about the model."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if math.isfinite(value) and not name.startswith(OF_THE_MACHINE)
+    }

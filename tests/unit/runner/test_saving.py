@@ -1,0 +1,229 @@
+"""The saver between the loop and the ranks: when it begins, waits, hears of the end, and what it says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from rlinf_lite.checkpoint import SaveError, SaveReport
+from rlinf_lite.config import CheckpointConfig, KeepBestConfig
+from rlinf_lite.runner.policies import AtLastStep, EverySteps, OnBest, OnSignal, Policy, SaveRequest
+from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.saving import Saver, comparable
+
+NOTHING = (None, None)
+
+
+def report(step: int, *, stall: float = 0.0, durable: float = 2.0, removed: tuple[Path, ...] = ()) -> SaveReport:
+    return SaveReport(
+        path=Path(f"ckpt/global_step_{step}"),
+        step=step,
+        num_bytes=4_000_000_000,
+        durable_seconds=durable,
+        stall_seconds=stall,
+        superseded=None,
+        removed=removed,
+    )
+
+
+@dataclass
+class TwoRanks:
+    """Stands where the actor group does. Answers are given in advance; what was asked is kept."""
+
+    answers: dict[str, list[object]] = field(default_factory=dict)
+    asked: list[tuple] = field(default_factory=list)
+    clock: float = 0.0
+    seconds: float = 0.0
+    """That each call takes."""
+
+    def call(self, method: str, *args) -> list:
+        self.asked.append((method, *args))
+        self.clock += self.seconds
+        answer = self.answers[method].pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return list(answer)
+
+    def methods(self) -> list[str]:
+        return [method for method, *_ in self.asked]
+
+
+@pytest.fixture
+def make() -> Callable[..., Saver]:
+    def make(ranks: TwoRanks, *policies: Policy, flush: Callable[[], None] = lambda: None, **checkpoint) -> Saver:
+        return Saver(
+            actors=ranks,
+            policies=policies or (EverySteps(1),),
+            checkpoint=CheckpointConfig(**checkpoint),
+            progress=Progress(),
+            last_step=10,
+            info={"tied": {}},
+            flush=flush,
+            started=0.0,
+            request=SaveRequest(),
+            clock=lambda: ranks.clock,
+        )
+
+    return make
+
+
+def end_step(saver: Saver, **metrics: float) -> dict:
+    """One step as the loop ends it; returns what the saver adds to the row."""
+    saver.progress.step += 1
+    row = saver.poll()
+    saver.between_steps({**metrics, **row}, lambda: {"progress": saver.progress.state()})
+    return row
+
+
+def test_an_async_save_is_told_of_in_the_row_of_the_step_in_which_it_ended(make, capsys):
+    ranks = TwoRanks(
+        {
+            "start_save": [(0.5, 0.25)],
+            "poll_save": [NOTHING, (report(1, stall=0.75), None), (None, report(1, stall=2.0, durable=4.0))],
+        }
+    )
+    saver = make(ranks, EverySteps(8), OnSignal())
+    saver.request.pending = True
+    assert end_step(saver) == {}
+    assert not saver.request.pending
+    assert end_step(saver) == {} and end_step(saver) == {}  # one rank has ended, the other has not
+    ranks.seconds = 3.0
+    row = end_step(saver)
+    # The poll held the driver for 3 s; of rank 1's 2 s, 0.25 were the driver's too.
+    assert row == {
+        "time/save_stall": 3.0 + 1.75,
+        "time/save_durable": 4.0,
+        "save/num_bytes": 4_000_000_000,
+        "save/gb_per_second": 1.0,
+    }
+    assert end_step(saver) == {}
+    assert ranks.methods() == ["start_save", "poll_save", "poll_save", "poll_save"]
+    printed = capsys.readouterr().out
+    assert "saved ckpt/global_step_1 (4000.0 MB in 4.00 s, 1.000 GB/s; held the run for 4.750 s): on SIGUSR2" in printed
+
+
+def test_rows_are_durable_before_a_save_begins(make):
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)]})
+    saver = make(ranks, flush=lambda: ranks.asked.append(("flush",)))
+    end_step(saver)
+    assert ranks.methods() == ["flush", "start_save"]
+
+
+def test_a_save_waits_for_the_one_before_it(make):
+    both = [(report(step), report(step)) for step in (1, 2)]
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)] * 3, "poll_save": [NOTHING] * 2, "finish_save": both}, seconds=1.0)
+    saver = make(ranks)
+    end_step(saver)
+    assert end_step(saver) == {}
+    assert ranks.methods() == ["start_save", "poll_save", "finish_save", "start_save"]
+    assert end_step(saver)["time/save_stall"] == 3.0  # start, poll and finish; the start of step 2's save is not in it
+
+
+def test_two_saves_that_end_in_one_step_fill_two_rows(make):
+    ranks = TwoRanks(
+        {
+            "start_save": [(0.0, 0.0)] * 2,
+            "poll_save": [NOTHING, (report(2, durable=5.0),) * 2],
+            "finish_save": [(report(1, durable=4.0),) * 2],
+        }
+    )
+    saver = make(ranks, EverySteps(1))
+    saver.policies = (EverySteps(1),)
+    end_step(saver)
+    end_step(saver)
+    saver.policies = (AtLastStep(),)
+    assert [end_step(saver).get("time/save_durable") for _ in range(3)] == [4.0, 5.0, None]
+
+
+def test_a_failed_save_is_loud_and_the_next_one_is_tried(make, capsys):
+    lost, fine = SaveError("No space left on device"), (report(3), report(3))
+    ranks = TwoRanks(
+        {"start_save": [(0.0, 0.0)] * 3, "poll_save": [(lost, None), fine], "finish_save": [(None, SaveError("echo"))]}
+    )
+    saver = make(ranks)
+    end_step(saver)
+    assert end_step(saver) == {}
+    assert "!! SAVE FAILED, there is no checkpoint of step 1: No space left on device" in capsys.readouterr().out
+    assert saver.failed == "No space left on device"
+    assert end_step(saver)["time/save_durable"] == 2.0
+    assert saver.failed is None
+
+
+def test_a_save_that_cannot_begin_fails_like_any_other(make, capsys):
+    def full():
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    ranks = TwoRanks()
+    saver = make(ranks, flush=full)
+    end_step(saver)
+    assert ranks.asked == [] and saver.failed is not None and "metrics.jsonl" in saver.failed
+    assert "SAVE FAILED" in capsys.readouterr().out
+    saver.flush, ranks.answers = lambda: None, {"save": [SaveError("rank 1")]}
+    saver.checkpoint.mode = "sync"
+    end_step(saver)
+    assert saver.failed == "rank 1"
+
+
+def test_a_sync_save_is_told_of_in_the_next_row(make):
+    ranks = TwoRanks({"save": [(report(step), report(step)) for step in (1, 2)]}, seconds=2.5)
+    saver = make(ranks, mode="sync")
+    assert end_step(saver) == {}
+    assert end_step(saver)["time/save_stall"] == 2.5
+    assert ranks.methods() == ["save", "save"]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), ValueError("of ours")])
+def test_no_save_in_flight_is_left_behind(make, error, capsys):
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)], "finish_save": [(report(1), report(1))]})
+    saver = make(ranks)
+    try:
+        with saver.drained():
+            end_step(saver)
+            if error is not None:
+                raise error
+    except (KeyboardInterrupt, ValueError) as raised:
+        assert raised is error
+    assert ranks.methods() == ["start_save", "finish_save"]
+    assert "saved ckpt/global_step_1" in capsys.readouterr().out
+
+
+def test_the_error_that_ended_the_run_is_told_not_its_echo(make, capsys):
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)], "finish_save": [RuntimeError("rank 0 is gone\nmore")]})
+    saver = make(ranks)
+    with pytest.raises(ValueError, match="the cause"), saver.drained():
+        end_step(saver)
+        raise ValueError("the cause")
+    assert "!! the save of step 1 ended with the run: rank 0 is gone\n" in capsys.readouterr().out
+
+
+def test_the_manifest_gets_the_comparable_metrics_of_the_step(make):
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)]})
+    end_step(make(ranks), **{"reward/mean": 1, "time/step": 3.0, "loss/total": float("nan")})
+    _, step, data, info = ranks.asked[0]
+    assert (step, info) == (1, {"tied": {}, "metrics": {"reward/mean": 1.0}})
+    assert data["progress"]["step"] == 1
+    assert comparable({"a": float("inf"), "save/num_bytes": 1, "memory/x": 1, "throughput/x": 1, "val/x": 0.5}) == {
+        "val/x": 0.5
+    }
+
+
+def test_the_best_so_far_is_remembered_in_the_checkpoint(make, capsys):
+    ranks = TwoRanks({"save": [(report(step), report(step)) for step in (1, 4)]})
+    best = KeepBestConfig(metric="val/loss", mode="min")
+    saver = make(ranks, OnBest("val/loss"), mode="sync", keep_best=best, save_on_best=True)
+    for value in (2.0, 2.0, float("nan"), 1.5):
+        end_step(saver, **{"val/loss": value})
+    end_step(saver)
+    assert [args[1] for args in ranks.asked] == [1, 4]
+    assert ranks.asked[1][2]["progress"]["best"] == {"val/loss": 1.5}
+    assert capsys.readouterr().out.count("best val/loss so far") == 2
+
+
+def test_what_retention_removed_is_said(make, capsys):
+    gone = (Path("ckpt/global_step_1"), Path("ckpt/global_step_2"))
+    ranks = TwoRanks({"save": [(report(3, removed=gone), report(3, removed=gone))]})
+    end_step(make(ranks, mode="sync"))
+    assert "removed global_step_1, global_step_2" in capsys.readouterr().out
