@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,11 @@ import torch
 
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint
 from rlinf_lite.checkpoint.layout import DATA
-from rlinf_lite.checkpoint.safe_reader import UNREADABLE, reading_error
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.storage import Folder, read_small
+from rlinf_lite.checkpoint.tensor_file import decode
+from rlinf_lite.checkpoint.unpickling import UNREADABLE, reading_error
+
+_MOST_BYTES = 1 << 30
 
 
 def encode(data: Mapping[str, Any]) -> bytes:
@@ -23,10 +25,9 @@ def encode(data: Mapping[str, Any]) -> bytes:
     """
     buffer = io.BytesIO()
     torch.save(dict(data), buffer)
-    buffer.seek(0)
     try:
-        torch.load(buffer, weights_only=True)
-    except pickle.UnpicklingError as error:
+        decode(memoryview(bytearray(buffer.getbuffer())))
+    except UNREADABLE as error:
         raise TypeError(f"{DATA} takes plain values and tensors only: {reading_error('it', error)}") from None
     return buffer.getvalue()
 
@@ -40,7 +41,7 @@ def read_data(path: Folder) -> dict[str, Any]:
     """
     file = path / DATA
     try:
-        data = torch.load(io.BytesIO(file.read_bytes()), weights_only=True, map_location="cpu")
+        data = decode(memoryview(bytearray(read_small(file, _MOST_BYTES))))
     except UNREADABLE as error:
         raise reading_error(str(file), error) from None
     if not isinstance(data, dict):

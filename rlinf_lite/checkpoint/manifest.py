@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rlinf_lite.checkpoint.errors import DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.layout import MANIFEST, step_of
-from rlinf_lite.checkpoint.storage import Folder, is_local
+from rlinf_lite.checkpoint.storage import Folder, is_local, read_small
 
 FORMAT = 1
 LEVELS = ("full", "size", "off")
 _CHUNK = 1 << 20
+_MOST_BYTES = 256 << 20
 _HASH_THREADS = min(8, os.cpu_count() or 1)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -76,12 +77,14 @@ def read(path: Folder) -> Manifest:
         UnsafeCheckpoint: it names a file outside the directory, or is a link itself.
     """
     file = path / MANIFEST
-    if file.is_symlink():
-        raise UnsafeCheckpoint(f"{file}: is a symbolic link")
-    if not file.is_file():
-        raise NoCheckpoint(f"{path}: no {MANIFEST}, so this was never committed as a checkpoint")
     try:
-        manifest = _parse(json.loads(file.read_bytes()))
+        if file.is_symlink():
+            raise UnsafeCheckpoint(f"{file}: is a symbolic link")
+        if not file.is_file():
+            raise NoCheckpoint(f"{path}: no {MANIFEST}, so this was never committed as a checkpoint")
+        manifest = _parse(json.loads(read_small(file, _MOST_BYTES)))
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{file}: not a manifest ({type(error).__name__}: {error})") from None
     except OSError as error:
@@ -123,7 +126,7 @@ def _check_names(path: Folder, manifest: Manifest) -> None:
         raise DamagedCheckpoint(f"{path}: the directory says step {claimed}, its manifest says {manifest.step}")
     for name in manifest.files:
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts:
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != name or not pure.name or not name.isprintable():
             raise UnsafeCheckpoint(f"{path / MANIFEST}: names {name!r}, outside of the checkpoint")
 
 

@@ -1,17 +1,16 @@
 """Reading the shards of a DCP folder: only the bytes asked for, hashed on the way where that is wanted.
 
-Tensors and nothing else, each through torch's own allow-list (``weights_only``); no entry is unpickled freely.
+Tensors and nothing else, each through an allow-list; no entry is unpickled freely.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
@@ -19,10 +18,14 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, UnsafeCheckpoint
-from rlinf_lite.checkpoint.safe_reader import UNREADABLE, read_metadata, reading_error
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.safe_reader import read_metadata
+from rlinf_lite.checkpoint.storage import Folder, size_of
+from rlinf_lite.checkpoint.tensor_file import decode
+from rlinf_lite.checkpoint.unpickling import UNREADABLE, reading_error
 
 _PIECE_BYTES = 8 << 20
+_OVERHEAD_BYTES = 1 << 20
+"""At most so much does an entry hold beside its tensor."""
 
 Span = tuple[int, int]
 """Offset and length in a file, in bytes."""
@@ -84,19 +87,52 @@ class ShardReader:
     ) -> int:
         file, digest, num_bytes = self.path / name, hashlib.sha256(), 0
         try:
-            spans = sorted(wanted) if sha256 is None else _cover(sorted(wanted), file.stat().st_size)
+            size = size_of(file)
+            self._check_spans(wanted, size)
+            spans = sorted(wanted) if sha256 is None else _cover(sorted(wanted), size)
             with closing(read_ahead(file, spans)) as pieces:
                 for span, piece in pieces:
                     num_bytes += len(piece)
                     if sha256 is not None:
                         digest.update(piece)
                     if span in wanted:
-                        _fill(piece, wanted[span], planner)
+                        self._fill(piece, wanted[span], planner)
         except UNREADABLE as error:
             raise reading_error(str(file), error) from None
         if sha256 is not None and digest.hexdigest() != sha256:
             raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")
         return num_bytes
+
+    def _check_spans(self, wanted: Mapping[Span, list[ReadItem]], size: int) -> None:
+        """Before memory is taken for them."""
+        for (offset, length), items in wanted.items():
+            most = min(_num_bytes(*self._chunk(item)) for item in items) + _OVERHEAD_BYTES
+            if not 0 < length <= most:
+                raise ValueError(f"an entry of {length} bytes where 1 to {most} were expected")
+            if offset + length > size:
+                raise EOFError(f"ends before byte {offset + length}")
+
+    def _fill(self, piece: memoryview, items: list[ReadItem], planner: DefaultLoadPlanner) -> None:
+        """Copy one stored tensor to where it, or a part of it, is wanted."""
+        stored = decode(piece)
+        if not isinstance(stored, torch.Tensor):
+            raise UnsafeCheckpoint(f"holds a {type(stored).__name__} where a tensor was asked for")
+        for item in items:
+            if (stored.shape, stored.dtype) != self._chunk(item):
+                raise ValueError(f"{item.storage_index.fqn} is stored as {stored.dtype} {list(stored.shape)}")
+            part = stored
+            for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                part = part.narrow(dim, start, length)
+            planner.resolve_tensor(item).detach().copy_(part)
+
+    def _chunk(self, item: ReadItem) -> tuple[torch.Size, torch.dtype]:
+        """Shape and type that ``.metadata`` says a stored tensor has."""
+        entry = cast(TensorStorageMetadata, self.metadata.state_dict_metadata[item.storage_index.fqn])
+        return entry.chunks[cast(int, item.storage_index.index)].sizes, entry.properties.dtype
+
+
+def _num_bytes(shape: torch.Size, dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
 
 
 def _cover(wanted: list[Span], size: int) -> list[Span]:
@@ -111,47 +147,6 @@ def _cover(wanted: list[Span], size: int) -> list[Span]:
         spans += [(offset, length)] * bool(length)
         at = offset + length
     return spans
-
-
-def _fill(piece: memoryview, items: list[ReadItem], planner: DefaultLoadPlanner) -> None:
-    """Copy one stored tensor to where it, or a part of it, is wanted."""
-    stored = torch.load(cast(BinaryIO, _View(piece)), map_location="cpu", weights_only=True)
-    if not isinstance(stored, torch.Tensor):
-        raise UnsafeCheckpoint(f"a {type(stored).__name__} where a tensor was asked for")
-    for item in items:
-        part = stored
-        for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-            part = part.narrow(dim, start, length)
-        target = planner.resolve_tensor(item).detach()
-        if target.shape != part.shape:
-            raise ValueError(f"{item.dest_index.fqn} is stored as {tuple(part.shape)}, not {tuple(target.shape)}")
-        target.copy_(part)
-
-
-class _View(io.RawIOBase):
-    """Memory as a file, without the copy that `io.BytesIO` makes."""
-
-    def __init__(self, view: memoryview) -> None:
-        self._view, self._at = view, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        count = min(len(target), len(self._view) - self._at)
-        target[:count] = self._view[self._at : self._at + count]
-        self._at += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence])
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
 
 
 def read_ahead(file: Folder, spans: list[Span]) -> Generator[tuple[Span, memoryview], None, None]:
@@ -195,7 +190,7 @@ def check_size(actor_dir: Folder, entries: Mapping[str, TensorStorageMetadata]) 
     Raises:
         DamagedCheckpoint: names the folder and both sizes.
     """
-    asked = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries.values())
+    asked = sum(_num_bytes(entry.size, entry.properties.dtype) for entry in entries.values())
     there = sum(file.stat().st_size for file in actor_dir.iterdir() if file.is_file())
     if asked > there:
         raise DamagedCheckpoint(f"{actor_dir}: names tensors of {asked} bytes, but its files hold {there}")

@@ -12,6 +12,7 @@ from typing import Any
 from rlinf_lite.checkpoint.compare import Comparison, TensorDifference, ValueDifference
 from rlinf_lite.checkpoint.tools import COMMITTED, Description, Found, Verified
 
+_TELLING = ("accuracy", "win", "reward/mean", "reward", "loss")
 _FEW_METRICS = 3
 _MANY = 50
 """Lines of one kind in a comparison, before the rest is only counted."""
@@ -81,6 +82,11 @@ def _row(entry: Found, metrics: Sequence[str] | None) -> tuple[str, str, str, st
     )
 
 
+def _interest(name: str) -> tuple[int, str]:
+    """Sorts names of metrics so that those people choose checkpoints by come first."""
+    return next((place for place, word in enumerate(_TELLING) if word in name), len(_TELLING)), name
+
+
 def _notes(entry: Found, metrics: Sequence[str] | None) -> Iterator[str]:
     if entry.state != COMMITTED:
         yield entry.state
@@ -90,7 +96,7 @@ def _notes(entry: Found, metrics: Sequence[str] | None) -> Iterator[str]:
         yield "pinned"
     if entry.in_use:
         yield "in use"
-    names = list(entry.metrics)[:_FEW_METRICS] if metrics is None else metrics
+    names = sorted(entry.metrics, key=_interest)[:_FEW_METRICS] if metrics is None else metrics
     shown = [f"{name} {_number(entry.metrics[name])}" for name in names if name in entry.metrics]
     if shown:
         yield ", ".join(shown)

@@ -5,70 +5,76 @@ Stock DCP unpickles it freely (``FileSystemReader.read_metadata``).
 
 from __future__ import annotations
 
+import itertools
 import math
-import pickle
 import re
-import struct
-from pathlib import PurePosixPath
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint, UnsafeCheckpoint
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.storage import Folder, read_small
+from rlinf_lite.checkpoint.unpickling import DTYPES, UNREADABLE, SafeUnpickler, reading_error
 
-# What torch writes into `.metadata`, and nothing else. `posix`/`pathlib` paths appear in `storage_meta`.
-_ALLOWED: dict[str, frozenset[str]] = {
-    "torch": frozenset({"Size", "device"})
-    | frozenset(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
-    "torch.distributed.checkpoint.metadata": frozenset(
-        {
-            "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
-            "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
-        }
-    ),
-    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo", "SerializationFormat"}),
-    "torch.serialization": frozenset({"_get_layout"}),
-    "torch.distributed._shard.sharded_tensor.metadata": frozenset({"TensorProperties", "MEM_FORMAT_ENCODING"}),
-    "collections": frozenset({"OrderedDict", "defaultdict"}),
-    "builtins": frozenset({"dict", "list", "tuple", "set", "int", "float", "bool", "str"}),
-    "pathlib": frozenset({"PosixPath", "PurePosixPath", "Path"}),
-}  # fmt: skip
-
-UNREADABLE = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
-    RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
-)  # fmt: skip
-"""What unpicklers raise over bytes that nobody meant to be read (found by flipping bits)."""
-
-_FOREIGN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
+_MOST_BYTES = 1 << 30
+_MAX_CUT_DIMS = 4  # shards are cut in one dimension, or in two
+_FILE_NAME = re.compile(r"[\w.-]*[\w-][\w.-]*", re.ASCII)
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        module = "pathlib" if module == "pathlib._local" else module  # so Python 3.13 calls it
-        if name not in _ALLOWED.get(module, frozenset()):
-            raise UnsafeCheckpoint(f"{module}.{name}")
-        return super().find_class(module, name)
+class _Record:
+    """Stands in for an object of torch: what was said of it, and no behaviour."""
+
+    def __init__(self, *args: Any) -> None:
+        self.state: Any = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-def reading_error(what: str, error: Exception) -> DamagedCheckpoint:
-    """The error of this package for one of `UNREADABLE`; torch's own text advises to switch the protection off."""
-    foreign = _FOREIGN.search(str(error))
-    if isinstance(error, UnsafeCheckpoint) or foreign:
-        name = foreign.group(1) if foreign else str(error)
-        return UnsafeCheckpoint(f"{what}: asks for {name}, which no checkpoint needs; it was not run")
-    if isinstance(error, FileNotFoundError):
-        return DamagedCheckpoint(f"{what}: is missing")
-    reason = "not a pickle of tensors and plain values"
-    if not isinstance(error, pickle.UnpicklingError):
-        reason = next(iter(str(error).splitlines()), "")
-    return DamagedCheckpoint(f"{what}: cannot be read ({type(error).__name__}: {reason})")
+class _Tensor(_Record): ...
+
+
+class _Bytes(_Record): ...
+
+
+class _Unpickler(SafeUnpickler):
+    """Knows what torch writes into ``.metadata``, and nothing else."""
+
+    buildable = _Record
+    _records: ClassVar[dict[str, dict[str, type[_Record]]]] = {
+        "torch.distributed.checkpoint.metadata": {
+            "TensorStorageMetadata": _Tensor, "BytesStorageMetadata": _Bytes, "Metadata": _Record,
+            "MetadataIndex": _Record, "ChunkStorageMetadata": _Record, "TensorProperties": _Record,
+            "StorageMeta": _Record, "_MEM_FORMAT_ENCODING": _Record,
+        },
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo": _Record, "SerializationFormat": _Record},
+        "torch.serialization": {"_get_layout": _Record},
+        "torch.distributed._shard.sharded_tensor.metadata": {
+            "TensorProperties": _Record, "MEM_FORMAT_ENCODING": _Record,
+        },
+        # The folder's path, in `storage_meta`; Python 3.13 has another module for it.
+        **dict.fromkeys(("pathlib", "pathlib._local"), dict.fromkeys(("PosixPath", "PurePosixPath", "Path"), _Record)),
+    }  # fmt: skip
+
+    def named(self, module: str, name: str) -> Any:
+        if module == "torch":
+            return self.size if name == "Size" else DTYPES.get(name)
+        return self._records.get(module, {}).get(name)
 
 
 def read_metadata(actor_dir: Folder) -> Metadata:
-    """The ``.metadata`` of a DCP folder.
+    """The ``.metadata`` of a DCP folder: names, shapes, and where each chunk lies. The rest is left out.
 
     Raises:
         UnsafeCheckpoint: it asks for a class or function outside the allow-list, or for a file outside the folder.
@@ -76,50 +82,103 @@ def read_metadata(actor_dir: Folder) -> Metadata:
     """
     file = actor_dir / ".metadata"
     try:
-        with file.open("rb") as stream:
-            metadata = _MetadataUnpickler(stream).load()
-        _check_structure(metadata)
+        content = read_small(file, _MOST_BYTES)
+        metadata = _metadata(_Unpickler(content).load(), len(content))
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedCheckpoint(f"{file}: is missing, so {actor_dir} is no DCP folder") from None
     except UNREADABLE as error:
         raise reading_error(str(file), error) from None
-    for info in metadata.storage_data.values():
-        if (
-            PurePosixPath(info.relative_path).name != info.relative_path
-            or (actor_dir / info.relative_path).is_symlink()
-        ):
-            raise UnsafeCheckpoint(f"{file}: names {info.relative_path!r}, outside of its folder")
+    for name in {info.relative_path for info in metadata.storage_data.values()}:
+        if not _FILE_NAME.fullmatch(name) or (actor_dir / name).is_symlink():
+            raise UnsafeCheckpoint(f"{file}: names {name!r}, outside of its folder")
     return metadata
 
 
-def _check_structure(metadata: Metadata) -> None:
-    """Raises TypeError (or what comes of a missing attribute) for pickles that are no metadata."""
-    _expect(metadata, Metadata)
-    _expect(metadata.state_dict_metadata, dict)
-    for name, entry in metadata.state_dict_metadata.items():
-        _expect(name, str)
-        _expect(entry, TensorStorageMetadata | BytesStorageMetadata)
-        if isinstance(entry, TensorStorageMetadata):
-            _check_tensor(name, entry)
-    _expect(metadata.storage_data, dict)
-    for index, info in metadata.storage_data.items():
-        _expect(index, MetadataIndex)
-        _expect(info.relative_path, str)
-        _expect(info.offset, int)
-        _expect(info.length, int)
+def _metadata(record: _Record, most_chunks: int) -> Metadata:
+    """What a pickle of `Metadata` said, every part of it checked. Raises one of `UNREADABLE`.
+
+    Args:
+        most_chunks: of all tensors together; one that is named often could else take for ever.
+    """
+    entries = {_expect(name, str): entry for name, entry in record.state["state_dict_metadata"].items()}
+    num_chunks = sum(len(entry.state["chunks"]) for entry in entries.values() if isinstance(entry, _Tensor))
+    if num_chunks > most_chunks:
+        raise ValueError(f"has {num_chunks} chunks in {most_chunks} bytes")
+    return Metadata(
+        {name: _entry(name, entry) for name, entry in entries.items()},
+        storage_data={_index(index): _info(info) for index, info in record.state["storage_data"].items()},
+    )
 
 
-def _check_tensor(name: str, entry: TensorStorageMetadata) -> None:
-    """Chunks that do not fill their tensor would leave the rest of it as it was in memory."""
-    _expect(entry.properties.dtype, torch.dtype)
-    for size in (entry.size, *(chunk.sizes for chunk in entry.chunks)):
-        _expect(size, torch.Size)
-        if min(size, default=0) < 0:
-            raise ValueError(f"{name} has a negative size")
-    if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
-        raise ValueError(f"{name} is not covered by its chunks")
+def _entry(name: str, record: _Record) -> TensorStorageMetadata | BytesStorageMetadata:
+    if isinstance(record, _Bytes):
+        return BytesStorageMetadata()
+    state = _expect(record, _Tensor).state
+    properties = state["properties"].state
+    dtype = properties["dtype"] if isinstance(properties, dict) else properties[0]
+    chunks = [
+        ChunkStorageMetadata(_expect(chunk.state["offsets"], torch.Size), _expect(chunk.state["sizes"], torch.Size))
+        for chunk in state["chunks"]
+    ]
+    entry = TensorStorageMetadata(
+        TensorProperties(dtype=_expect(dtype, torch.dtype)), _expect(state["size"], torch.Size), chunks
+    )
+    _check_covered(name, entry)
+    return entry
 
 
-def _expect(value: Any, kind: Any) -> None:
+def _index(record: _Record) -> MetadataIndex:
+    offset = record.state.get("offset")
+    return MetadataIndex(_expect(record.state["fqn"], str), None if offset is None else _expect(offset, torch.Size))
+
+
+def _info(record: _Record) -> _StorageInfo:
+    path, offset, length = (record.state[key] for key in ("relative_path", "offset", "length"))
+    if type(offset) is not int or type(length) is not int:
+        raise TypeError("an entry whose place in its file is no number")
+    if min(offset, length) < 0:
+        raise ValueError(f"an entry of {length} bytes at {offset}")
+    if record.state.get("transform_descriptors"):
+        raise ValueError("its entries are compressed or otherwise transformed")
+    return _StorageInfo(_expect(path, str), offset, length)
+
+
+def _check_covered(name: str, entry: TensorStorageMetadata) -> None:
+    """Chunks that do not fill their tensor, each place once, would leave the rest of it as it was in memory.
+
+    Raises:
+        ValueError: they do not.
+    """
+    whole = ChunkStorageMetadata(torch.Size([0] * len(entry.size)), entry.size)
+    for chunk in (whole, *entry.chunks):
+        if len(chunk.offsets) != len(entry.size) or len(chunk.sizes) != len(entry.size):
+            raise ValueError(f"{name} has a chunk with another number of dimensions")
+        for start, length, end in zip(chunk.offsets, chunk.sizes, entry.size, strict=True):
+            if min(start, length) < 0 or start + length > end:
+                raise ValueError(f"{name} has a chunk of size {list(chunk.sizes)} at {list(chunk.offsets)}")
+    if 0 not in entry.size and any(_corners(name, whole, entry.chunks)):
+        raise ValueError(f"{name} is not covered by its chunks, each place once")
+
+
+def _corners(name: str, whole: ChunkStorageMetadata, chunks: Sequence[ChunkStorageMetadata]) -> Iterable[int]:
+    """All zero just if the chunks fill the whole, each place once: then the corners of the boxes, counted with
+    alternating signs, cancel with its own."""
+    cut = [
+        dim
+        for dim, length in enumerate(whole.sizes)
+        if any((chunk.offsets[dim], chunk.sizes[dim]) != (0, length) for chunk in chunks)
+    ]
+    if len(cut) > _MAX_CUT_DIMS:
+        raise ValueError(f"{name} is cut in {len(cut)} dimensions")
+    counts: Counter[tuple[int, ...]] = Counter()
+    for sign, chunk in ((-1, whole), *((1, chunk) for chunk in chunks)):
+        edges = [((chunk.offsets[dim], 1), (chunk.offsets[dim] + chunk.sizes[dim], -1)) for dim in cut]
+        for corner in itertools.product(*edges):
+            counts[tuple(at for at, _ in corner)] += sign * math.prod(way for _, way in corner)
+    return counts.values()
+
+
+def _expect(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} where {kind} was expected")
+    return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,26 @@ def is_local(path: Folder) -> bool:
 def absolute(path: Folder) -> Folder:
     """``path`` as any process on this machine, or any machine for a URL, finds it."""
     return path.resolve() if is_local(path) else path
+
+
+def size_of(file: Folder) -> int:
+    """Bytes of an ordinary file.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is a pipe, device or folder, which cannot be read, or has no end.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode) if is_local(file) else not file.is_file():
+        raise ValueError("no ordinary file")
+    return status.st_size
+
+
+def read_small(file: Folder, most_bytes: int) -> bytes:
+    """All of a file that should be small. Raises as `size_of`, and ValueError if it has more than ``most_bytes``."""
+    if (size := size_of(file)) > most_bytes:
+        raise ValueError(f"{size} bytes, at most {most_bytes} were expected")
+    return file.read_bytes()
 
 
 def sync_dir(path: Folder) -> None:

@@ -4,14 +4,27 @@ import io
 import os
 import pickle
 import random
+import resource
 import sys
+import time
+import warnings
 import zipfile
+from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
-from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, UnsafeCheckpoint, read_data
+from rlinf_lite.checkpoint import Checkpointer, CheckpointError, DamagedCheckpoint, UnsafeCheckpoint, read_data, select
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.read_state import read_tensors
 from rlinf_lite.checkpoint.safe_reader import read_metadata
@@ -76,7 +89,7 @@ def test_a_hostile_metadata_is_refused(plant, load, marker, protocol):
 
 def test_a_bait_inside_of_good_metadata_is_refused(path, plant, load, marker):
     metadata = read_metadata(path / "actor")
-    metadata.planner_data["model.empty"] = MakesDirectory(marker)
+    metadata.planner_data = {"model.empty": MakesDirectory(marker)}
     plant("actor/.metadata", pickle.dumps(metadata))
     with pytest.raises(UnsafeCheckpoint, match=r"posix\.mkdir"):
         load()
@@ -99,6 +112,7 @@ def test_a_dotted_name_does_not_reach_behind_the_list(plant, load):
         load()
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="there dcp itself writes such metadata")
 def test_metadata_that_dcp_wrote_under_python_3_13_is_read(tmp_path):
     dcp.save({"w": torch.ones(3)}, checkpoint_id=tmp_path, no_dist=True)
@@ -186,11 +200,8 @@ def test_a_hostile_pickle_in_place_of_a_tensors_bytes_is_refused(path, plant, lo
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_hostile_data_is_refused(path, plant, marker, legacy):
-    buffer = io.BytesIO()
-    torch.save({"progress": MakesDirectory(marker)}, buffer, _use_new_zipfile_serialization=not legacy)
-    plant("data/data.pt", buffer.getvalue())
+def test_hostile_data_is_refused(path, plant, marker):
+    plant("data/data.pt", saved_by_torch({"progress": MakesDirectory(marker)}))
     with pytest.raises(UnsafeCheckpoint, match=r"data\.pt: asks for posix\.mkdir.*was not run") as caught:
         read_data(path)
     assert "weights_only" not in str(caught.value)
@@ -256,10 +267,330 @@ def test_a_shard_torn_within_a_verified_size_is_an_error_of_ours(path, plant, lo
         load()
 
 
-def test_a_zip_bomb_is_only_as_large_as_it_says(path, plant):
+class Calls:
+    """Pickled, it is a call that an unpickler of tensors may know."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def tensor_over(storage, size, stride, offset=0):
+    """What torch saves of a tensor, with any geometry over the bytes of ``storage``."""
+    typed = torch.storage.TypedStorage(wrap_storage=storage.untyped_storage(), dtype=storage.dtype, _internal=True)
+    return Calls(torch._utils._rebuild_tensor_v2, typed, offset, size, stride, False, OrderedDict())
+
+
+def compressed(archive):
+    """The same archive with its records compressed: torch reads it, and inflates it."""
+    source, target = zipfile.ZipFile(io.BytesIO(archive)), io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in source.namelist():
+            out.writestr(name, source.read(name))
+    return target.getvalue()
+
+
+def legacy(value):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(10**7))
-    plant("data/data.pt", buffer.getvalue())
-    with pytest.raises(DamagedCheckpoint, match=r"data\.pt"):
+    torch.save(value, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def torchscript():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), buffer)
+    return buffer.getvalue()
+
+
+def quantized():
+    with warnings.catch_warnings(action="ignore"):
+        return torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.quint8)
+
+
+SPARSE = torch.eye(16, 8).to_sparse()
+HUGE = 2**40
+BAD_ENTRIES = {
+    "a bytearray of a terabyte": (saved_by_torch(Calls(bytearray, HUGE)), "bytearray"),
+    "a tensor of a terabyte by its constructor": (saved_by_torch(Calls(torch.Tensor, HUGE)), "Tensor"),
+    "a zip bomb": (compressed(saved_by_torch(torch.zeros(10**6))), "compressed"),
+    "more elements than bytes": (saved_by_torch(tensor_over(torch.ones(4), (16, 8), (8, 1))), "over 4 stored"),
+    "repeated elements": (saved_by_torch(tensor_over(torch.ones(1), (16, 8), (0, 0))), "over 1 stored"),
+    "a terabyte of repeated elements": (saved_by_torch(tensor_over(torch.ones(1), (HUGE,), (0,))), "over 1 stored"),
+    "an offset behind the end": (saved_by_torch(tensor_over(torch.ones(128), (16, 8), (8, 1), 1)), "over 128 stored"),
+    "a negative offset": (saved_by_torch(tensor_over(torch.ones(128), (16, 8), (8, 1), -1)), "no plain one"),
+    "negative strides": (saved_by_torch(tensor_over(torch.ones(128), (16, 8), (-8, 1), 127)), "no plain one"),
+    "a negative size": (saved_by_torch(tensor_over(torch.ones(128), (-16, -8), (8, 1))), "no plain one"),
+    "a shape of too many dimensions": (
+        saved_by_torch(tensor_over(torch.ones(1), (1,) * 100, (1,) * 100)),
+        "100 dimensions",
+    ),
+    "a sparse tensor": (saved_by_torch(SPARSE), "sparse"),
+    "a quantized tensor": (saved_by_torch(quantized()), "qtensor"),
+    "the old format": (legacy(torch.ones(16, 8)), "not a zip file"),
+    "TorchScript": (torchscript(), "(TorchScript|compressed)"),
+    "an empty entry": (b"", "an entry of 0 bytes"),
+    "a list": (saved_by_torch([1, 2]), "holds a list where a tensor"),
+    "another type": (saved_by_torch(torch.ones(16, 8).double()), r"is stored as torch\.float64"),
+    "another shape": (saved_by_torch(torch.ones(17, 8)), r"is stored as torch\.float32 \[17, 8\]"),
+}
+
+
+@pytest.fixture
+def plant_entry(path, plant):
+    """Let the bytes of one tensor of the checkpoint be others."""
+
+    def put(content, name="model.layer.weight"):
+        metadata = read_metadata(path / "actor")
+        shard = (path / "actor" / "__0_0.distcp").read_bytes()
+        for index, info in metadata.storage_data.items():
+            if index.fqn == name:
+                info.offset, info.length = len(shard), len(content)
+        plant("actor/__0_0.distcp", shard + content)
+        plant("actor/.metadata", pickle.dumps(metadata))
+
+    return put
+
+
+@pytest.fixture
+def bounded_memory():
+    """What is asked for beyond two gigabytes is not given."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("what", BAD_ENTRIES)
+def test_an_entry_that_is_no_honest_tensor_is_refused(path, plant_entry, load, bounded_memory, what):
+    content, reason = BAD_ENTRIES[what]
+    plant_entry(content)
+    for read in (load, lambda: read_tensors(path / "actor")):
+        with pytest.raises(DamagedCheckpoint, match=rf"__0_0\.distcp: .*{reason}") as caught:
+            read()
+        assert "MemoryError" not in str(caught.value), "refused before memory was asked for"
+
+
+BAD_DATA = {
+    "a bytearray of a terabyte": (Calls(bytearray, HUGE), "bytearray"),
+    "a tensor of a terabyte by its constructor": (Calls(torch.Tensor, HUGE), "Tensor"),
+    "a terabyte of repeated elements": (tensor_over(torch.ones(1), (HUGE,), (0,)), "over 1 stored"),
+    "a sparse tensor": (SPARSE, "sparse"),
+    "a parameter": (torch.nn.Parameter(torch.ones(1)), "parameter"),
+    "sets of sets": ([Calls(set, shared) for shared in [list(range(100))] for _ in range(1000)], "more memory than"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_DATA)
+def test_data_that_asks_for_more_than_it_is_long_is_refused(path, plant, bounded_memory, what):
+    value, reason = BAD_DATA[what]
+    plant("data/data.pt", saved_by_torch({"x": value}))
+    with pytest.raises(DamagedCheckpoint, match=rf"data\.pt: .*{reason}") as caught:
         read_data(path)
+    assert "MemoryError" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [compressed(saved_by_torch({"x": bytes(10**7)})), legacy({}), torchscript(), b""])
+def test_other_formats_of_data_are_refused(path, plant, content):
+    plant("data/data.pt", content)
+    with pytest.raises(DamagedCheckpoint, match=r"data\.pt: .*(compressed|not a zip file|TorchScript)"):
+        read_data(path)
+
+
+BOMBS = {
+    "a memo of 2**32 entries": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "a memo that is said in digits": b"\x80\x02Np4294967295\n.",
+    "a bytearray of a terabyte": b"\x80\x05\x96" + HUGE.to_bytes(8, "little") + b".",
+    "bytes of a terabyte": b"\x80\x04\x8e" + HUGE.to_bytes(8, "little") + b".",
+    "a frame of a terabyte": b"\x80\x04\x95" + HUGE.to_bytes(8, "little") + b".",
+    "a text of a terabyte": b"\x80\x04\x8d" + HUGE.to_bytes(8, "little") + b".",
+    "nested lists": b"\x80\x02" + b"]" * 300_000 + b"a" * (299_999) + b".",
+    "nested tuples": b"\x80\x02)" + b"\x85" * 300_000 + b".",
+    "a deep tuple in a set": b"\x80\x02c__builtin__\nset\n])" + b"\x85" * 300_000 + b"a\x85R.",
+    "tuples of one tuple as a key": b"\x80\x02})q\x00" + b"0(" + (b"h\x00" * 9 + b"tq\x000(") * 99 + b"h\x00tNs.",
+    "a nested tuple as a key": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+    "a nested tuple as a key of the oldest protocol": b"\x80\x02()" + b"\x85" * 300_000 + b"Nd.",
+    "a nested tuple in a set of a newer protocol": b"\x80\x04\x8f()" + b"\x85" * 300_000 + b"\x90.",
+    "a nested tuple in a frozen set": b"\x80\x04()" + b"\x85" * 300_000 + b"\x91.",
+    "lists of lists of lists": b"\x80\x02]q\x00" + b"".join(b"](" + b"h\x00" * 9 + b"eq\x00" for _ in range(99)) + b".",
+    "a number of a million digits": b"\x80\x02L" + b"9" * 300_000 + b"L\n.",
+    "shapes that are copied": b"\x80\x02ctorch\nSize\nq\x00(" + b"K\x01" * 10**5 + b"tq\x01\x850"
+    + b"h\x00h\x01\x85R0" * 10**5 + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_pickle_that_blows_up_is_refused(path, plant, load, bounded_memory, what):
+    """Of `.metadata`, and of a tensor's bytes."""
+    began = time.monotonic()
+    plant("actor/.metadata", BOMBS[what])
+    with pytest.raises(DamagedCheckpoint, match=r"\.metadata: "):
+        load()
+    plant("data/data.pt", zipped(BOMBS[what]))
+    with pytest.raises(DamagedCheckpoint, match=r"data\.pt: "):
+        read_data(path)
+    assert time.monotonic() - began < 20
+
+
+def zipped(pickled):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return buffer.getvalue()
+
+
+def test_a_pickle_cannot_change_classes(plant, load):
+    """A pickle may set attributes of what it was given: of no class, so that nothing of it stays."""
+    name = b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadataIndex\n"
+    plant("actor/.metadata", name + b"N}X\x05\x00\x00\x00stainK\x01s\x86b.")
+    with pytest.raises(DamagedCheckpoint, match="sets attributes of a type"):
+        load()
+
+
+def change(path, plant, act):
+    """Plant the checkpoint's metadata as ``act`` leaves it."""
+    metadata = read_metadata(path / "actor")
+    infos = {index.fqn: info for index, info in metadata.storage_data.items()}
+    act(metadata.state_dict_metadata["model.layer.weight"], infos["model.layer.weight"])
+    plant("actor/.metadata", pickle.dumps(metadata))
+
+
+def chunk(offsets, sizes):
+    return ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+
+
+BAD_CHUNKS = {
+    "none": [],
+    "twice": [chunk([0, 0], [16, 8])] * 2,
+    "a gap": [chunk([0, 0], [8, 8]), chunk([9, 0], [7, 8])],
+    "an overlap that makes up for a gap": [chunk([0, 0], [8, 8]), chunk([4, 0], [8, 8])],
+    "outside": [chunk([0, 0], [8, 8]), chunk([16, 0], [8, 8])],
+    "a negative offset": [chunk([-8, 0], [16, 8])],
+    "a negative size": [chunk([0, 0], [-16, -8])],
+    "another rank": [chunk([0], [128])],
+    "crossed": [chunk([0, 0], [8, 4]), chunk([8, 4], [8, 4]), chunk([0, 0], [8, 4]), chunk([8, 4], [8, 4])],
+}
+
+
+@pytest.mark.parametrize("what", BAD_CHUNKS)
+def test_chunks_that_do_not_fill_their_tensor_once_are_refused(path, plant, load, what):
+    def act(entry, info):
+        entry.chunks = BAD_CHUNKS[what]
+
+    change(path, plant, act)
+    with pytest.raises(DamagedCheckpoint, match=r"\.metadata: .*model\.layer\.weight (is not covered|has a chunk)"):
+        load()
+
+
+def test_chunks_in_two_dimensions_are_read(tmp_path):
+    """The check of the above is not one that refuses everything."""
+    quarters = [chunk([0, 0], [1, 2]), chunk([0, 2], [1, 1]), chunk([1, 0], [3, 2]), chunk([1, 2], [3, 1])]
+    entry = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([4, 3]), quarters)
+    whole, content, infos = torch.arange(12.0).view(4, 3), b"", {}
+    for part in quarters:
+        (row, column), (rows, columns) = part.offsets, part.sizes
+        piece = saved_by_torch(whole[row : row + rows, column : column + columns].clone())
+        infos[MetadataIndex("w", part.offsets)] = _StorageInfo("__0_0.distcp", len(content), len(piece))
+        content += piece
+    (tmp_path / "__0_0.distcp").write_bytes(content)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata({"w": entry}, None, infos)))
+    assert torch.equal(read_tensors(tmp_path)["w"], whole)
+
+
+BAD_SPANS = {
+    "an absurd length": ({"length": HUGE}, "where 1 to"),
+    "a length within the file that is not the tensor's": (
+        {"length": 700},
+        "not a zip file",
+    ),
+    "an absurd offset": ({"offset": HUGE}, "ends before byte"),
+    "a negative offset": ({"offset": -1}, "at -1"),
+    "a negative length": ({"length": -1}, "of -1 bytes"),
+    "a fraction": ({"length": 1.5}, "is no number"),
+    "a truth": ({"offset": True}, "is no number"),
+    "the folder": ({"relative_path": "."}, "outside of its folder"),
+    "its parent": ({"relative_path": ".."}, "outside of its folder"),
+    "nothing": ({"relative_path": ""}, "outside of its folder"),
+    "a NUL": ({"relative_path": "a\0b"}, "outside of its folder"),
+    "another one's missing file": ({"relative_path": "__7_0.distcp"}, "is missing"),
+    "the metadata": ({"relative_path": ".metadata"}, "ends before|cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SPANS)
+def test_a_place_where_no_tensor_is_is_refused(path, plant, load, bounded_memory, what):
+    changes, reason = BAD_SPANS[what]
+
+    def act(entry, info):
+        for name, value in changes.items():
+            setattr(info, name, value)
+
+    change(path, plant, act)
+    for read in (load, lambda: read_tensors(path / "actor")):
+        with pytest.raises(DamagedCheckpoint, match=reason) as caught:
+            read()
+        assert "MemoryError" not in str(caught.value)
+
+
+def test_an_absurd_number_of_chunks_does_not_take_for_ever(path, plant, load):
+    metadata = read_metadata(path / "actor")
+    entry = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([0]), [chunk([0], [0])] * 100_000)
+    metadata.state_dict_metadata |= {f"x{i}": entry for i in range(20_000)}
+    plant("actor/.metadata", pickle.dumps(metadata))
+    with pytest.raises(DamagedCheckpoint, match="chunks in"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "actor/.metadata", "actor/__0_0.distcp", "data/data.pt"])
+def test_a_pipe_in_a_files_place_is_refused_and_not_waited_for(root, path, make_state, name):
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    for verify in ("full", "size", "off"):
+        with pytest.raises(CheckpointError, match=str(path)):
+            select(str(path), root, verify=verify)
+            Checkpointer(root, seed=7).load(path, make_state(6), verify=verify)
+
+
+@pytest.mark.parametrize("verify", ["full", "size"])
+@pytest.mark.parametrize("name", ["actor", "data", "actor/__0_0.distcp", "data/data.pt", "manifest.json"])
+def test_a_link_out_of_the_checkpoint_is_refused(root, path, tmp_path, make_state, name, verify):
+    """Even to the right bytes."""
+    outside = (path / name).rename(tmp_path / "outside")
+    (path / name).symlink_to(outside)
+    with pytest.raises(UnsafeCheckpoint, match=f"{path / name}: is a symbolic link"):
+        Checkpointer(root, seed=7).load(path, make_state(6), verify=verify)
+    with pytest.raises(DamagedCheckpoint, match=f"{path / name}: is a symbolic link"):
+        select("auto", root, verify=verify)
+
+
+def test_a_checkpoint_that_is_a_link_as_a_whole_is_somebodys_deliberate_arrangement(root, path, tmp_path, make_state):
+    elsewhere = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(elsewhere)
+    assert select("auto", root, verify="full").path == path
+    state = make_state(6)
+    Checkpointer(root, seed=7).load(path, state)
+    assert torch.equal(state["model"]["layer.weight"], make_state(5)["model"]["layer.weight"])
+
+
+@pytest.mark.parametrize("name", ["", ".", "actor/", "./actor/x", "actor//x", "a\nb", "\ud800", "../x", "/x", "a/../b"])
+def test_names_in_a_manifest_have_one_spelling(path, rewrite_manifest, name):
+    files = manifests.read(path).files
+    rewrite_manifest(path, files={**files, name: files["data/data.pt"]})
+    with pytest.raises(UnsafeCheckpoint, match=r"manifest\.json: names"):
+        manifests.read(path)
+
+
+def test_a_manifest_of_terabytes_is_not_read(path, bounded_memory):
+    os.truncate(path / "manifest.json", HUGE)
+    with pytest.raises(DamagedCheckpoint, match=r"manifest\.json: .* at most"):
+        manifests.read(path)
+
+
+@pytest.mark.parametrize("name", ["actor/.metadata", "data/data.pt"])
+def test_small_files_of_terabytes_are_not_read(path, bounded_memory, name):
+    os.truncate(path / name, HUGE)
+    with pytest.raises(DamagedCheckpoint, match=f"{name}: .* at most"):
+        read_data(path) if name == "data/data.pt" else read_metadata(path / "actor")

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from rlinf_lite.checkpoint import Checkpointer, StateMismatch, flatten, layout, manifest, read_data, select
 from rlinf_lite.checkpoint.read_state import read_tensors, tensor_names
-from rlinf_lite.checkpoint.safe_reader import read_metadata
 
 
 class Scale:
@@ -212,5 +212,5 @@ def test_two_saves_of_one_state_hold_the_same_bytes(root, make_state):
 
 
 def test_the_metadata_is_what_stock_tools_expect(save):
-    metadata = read_metadata(save(5) / "actor")
+    metadata = dcp.FileSystemReader(save(5) / "actor").read_metadata()
     assert metadata.planner_data["optim.layer.weight.step"] == ("optim", "layer.weight", "step")
