@@ -75,11 +75,13 @@ def _rename(root: Folder, step: int, stage: Folder) -> Folder | None:
         if not stage.exists():
             final.rename(stage)
         if superseded:
-            superseded.rename(final)
+            layout.put_back(superseded, final)
         raise
     return superseded
 
 
 def abandon(stage: Stage) -> None:
-    """Remove what a failed save wrote, as far as the storage lets us."""
+    """Remove what a failed save wrote, and give back a name that was taken for it, as far as the storage lets us."""
     remove_tree(stage.path, quietly=True)
+    if stage.superseded is not None and not is_local(stage.path):
+        layout.put_back(stage.superseded, stage.path)

@@ -82,6 +82,18 @@ def set_aside(path: Folder) -> Folder:
     return aside
 
 
+def put_back(aside: Folder, path: Folder) -> None:
+    """Undo `set_aside`."""
+    if is_pinned(aside):
+        pin_file(path).touch()
+        pin_file(aside).unlink()
+    if is_local(path):
+        aside.rename(path)
+    else:
+        _copy(aside, path)
+        delete(aside)
+
+
 def delete(path: Folder) -> None:
     """Remove a committed directory, so that at no instant half of it looks like a checkpoint."""
     if is_local(path):

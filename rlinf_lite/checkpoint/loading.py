@@ -14,9 +14,9 @@ from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reader import ShardReader
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
-from rlinf_lite.checkpoint.storage import Folder, in_use
+from rlinf_lite.checkpoint.storage import Folder, in_use, will_read
 
-_SHARD = re.compile(r"__([0-9]+)_[0-9]+\.distcp")
+_SHARD = re.compile(rf"{layout.ACTOR}/__([0-9]+)_[0-9]+\.distcp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +38,15 @@ def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, wh
     started = time.perf_counter()
     with in_use(path / layout.MANIFEST):
         manifest = ranks.first(lambda: _open(path, verify))
+        hashes = _my_hashes(manifest, ranks) if verify == "full" else {}
+        for name in hashes:
+            will_read(path / layout.ACTOR / name)
         reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
         rank, held = ranks.rank, reader.metadata.state_dict_metadata
         restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
         wanted = ranks.together(lambda: take(state))
         asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
         ranks.together(lambda: check_keys(path / layout.ACTOR, reader.metadata, asked, whole=whole))
-        hashes = _my_hashes(manifest, ranks) if verify == "full" else {}
         num_bytes = ranks.together(lambda: _read(reader, asked, hashes, manifest.step, rank))
     ranks.together(lambda: give_back(state, asked))
     if restorable:
@@ -88,5 +90,5 @@ def _my_hashes(manifest: Manifest, ranks: Ranks) -> dict[str, str]:
 
 def _reader_of(name: str, num_ranks: int) -> int | None:
     """The rank that hashes a file of the manifest; None: no shard, rank 0 has done it."""
-    match = _SHARD.fullmatch(name.removeprefix(f"{layout.ACTOR}/"))
+    match = _SHARD.fullmatch(name)
     return int(match.group(1)) % num_ranks if match else None

@@ -40,8 +40,8 @@ class CheckpointManager:
     checkpoint computes the same bits as one that never stopped, if all that it needs besides (the epoch, the state of a
     learning-rate scheduler, where it is in its data) is in the metadata.
 
-    Buffers of a replicated or sharded model are saved once, so ranks should agree on them. Only one script at a time may
-    save to a folder: its first save removes what killed ones left unfinished.
+    Buffers of a replicated or sharded model are saved once, so ranks should agree on them. Only one script at a time
+    may save to a folder: its first save removes what killed ones left unfinished.
 
     Example::
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
+import os
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,11 +21,12 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.safe_reader import read_metadata
-from rlinf_lite.checkpoint.storage import Folder, size_of
-from rlinf_lite.checkpoint.tensor_file import decode
+from rlinf_lite.checkpoint.storage import Folder, is_local, size_of
+from rlinf_lite.checkpoint.tensor_file import EntryDecoder
 from rlinf_lite.checkpoint.unpickling import UNREADABLE, reading_error
 
 _PIECE_BYTES = 8 << 20
+_READ_BYTES = 1 << 20  # at a time: more keeps the kernel from reading ahead
 _OVERHEAD_BYTES = 1 << 20
 """At most so much does an entry hold beside its tensor."""
 
@@ -41,6 +44,7 @@ class ShardReader:
         """
         self.path = actor_dir
         self.metadata: Metadata = read_metadata(actor_dir)
+        self._decoder = EntryDecoder()
 
     def read(self, tensors: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> int:
         """Fill nested dicts of tensors (plain, or this process's shards of distributed ones) in place.
@@ -114,7 +118,7 @@ class ShardReader:
 
     def _fill(self, piece: memoryview, items: list[ReadItem], planner: DefaultLoadPlanner) -> None:
         """Copy one stored tensor to where it, or a part of it, is wanted."""
-        stored = decode(piece)
+        stored = self._decoder.decode(piece)
         if not isinstance(stored, torch.Tensor):
             raise UnsafeCheckpoint(f"holds a {type(stored).__name__} where a tensor was asked for")
         for item in items:
@@ -160,10 +164,12 @@ def read_ahead(file: Folder, spans: list[Span]) -> Generator[tuple[Span, memoryv
     """
     if not spans:
         return
-    buffers = [
-        memoryview(bytearray(max(length for _, length in spans[first::2]))) for first in range(min(2, len(spans)))
-    ]
+    # Fresh memory, which nobody has to fill with zeros first.
+    longest = [max(length for _, length in spans[first::2]) for first in range(min(2, len(spans)))]
+    buffers = [memoryview(mmap.mmap(-1, max(1, length))) for length in longest]
     with file.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as ahead:
+        if is_local(file):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         coming = ahead.submit(_read_span, stream, spans[0], buffers[0])
         for index, span in enumerate(spans):
             piece = coming.result()
@@ -177,7 +183,7 @@ def _read_span(stream: Any, span: Span, buffer: memoryview) -> memoryview:
     stream.seek(offset)
     done = 0
     while done < length:
-        count = stream.readinto(buffer[done:length])
+        count = stream.readinto(buffer[done : min(length, done + _READ_BYTES)])
         if not count:
             raise EOFError(f"ends before byte {offset + length}")
         done += count

@@ -15,7 +15,12 @@ from typing import IO, Any, cast
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
@@ -120,10 +125,44 @@ def _without_crc32():  # type: ignore[no-untyped-def]
 
 def write_metadata(path: Folder, plan: ShardPlan, results: list[list[WriteResult]]) -> FileRecord:
     """Write ``.metadata``: the same bytes for the same content, so without the time and path DCP puts in."""
+    one = _Sharing()
+    held = plan.metadata
     metadata = Metadata(
-        plan.metadata.state_dict_metadata,
-        planner_data=plan.metadata.planner_data,
-        storage_data={result.index: result.storage_data for of_rank in results for result in of_rank},
+        {one.text(name): one.entry(entry) for name, entry in held.state_dict_metadata.items()},
+        planner_data={one.text(name): tuple(map(one.text, parts)) for name, parts in held.planner_data.items()},
+        storage_data={one.index(result.index): one.info(result.storage_data) for part in results for result in part},
     )
     metadata.version = CURRENT_DCP_VERSION
     return write_durably(path, pickle.dumps(metadata))
+
+
+class _Sharing:
+    """Makes equal parts of a `Metadata` one object, which a pickle holds once.
+
+    Otherwise the bytes would tell which equal parts happened to be one; and most parts of a model are equal.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, Any] = {}
+
+    def text(self, value: Any) -> Any:
+        """Names; the parts of a path may be numbers."""
+        return self._seen.setdefault((type(value), value), value)
+
+    def size(self, value: torch.Size) -> torch.Size:
+        return self._seen.setdefault((torch.Size, tuple(value)), torch.Size(value))
+
+    def entry(self, value: Any) -> TensorStorageMetadata:
+        chunks = [self._chunk(self.size(chunk.offsets), self.size(chunk.sizes)) for chunk in value.chunks]
+        properties = self._seen.setdefault(repr(value.properties), value.properties)
+        return TensorStorageMetadata(properties=properties, size=self.size(value.size), chunks=chunks)
+
+    def _chunk(self, offsets: torch.Size, sizes: torch.Size) -> ChunkStorageMetadata:
+        return self._seen.setdefault((offsets, sizes), ChunkStorageMetadata(offsets=offsets, sizes=sizes))
+
+    def index(self, value: MetadataIndex) -> MetadataIndex:
+        offset = None if value.offset is None else self.size(value.offset)
+        return MetadataIndex(self.text(value.fqn), offset, value.index)
+
+    def info(self, value: _StorageInfo) -> _StorageInfo:
+        return _StorageInfo(self.text(value.relative_path), value.offset, value.length)

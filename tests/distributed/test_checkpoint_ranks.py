@@ -248,6 +248,6 @@ def test_a_rank_killed_in_the_middle_of_a_save(start_ranks, run_ranks, tmp_path,
     assert ranks.processes[killed].exitcode == -9
     ranks.stop()
     assert select("auto", tmp_path, verify="full").manifest.step == 4
-    assert len(layout.sweep(tmp_path)) == 1
+    assert len(layout.sweep(tmp_path)) <= 1  # none if the survivor has noticed and cleaned up
     run_ranks(save_both, 2, root=tmp_path, steps=[8])
     assert select("auto", tmp_path, verify="full").manifest.step == 8

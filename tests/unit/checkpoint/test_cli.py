@@ -101,7 +101,7 @@ def test_ls_for_a_person(mixed, cli):
         "60", "50", "40", "30", "20", "10", "5",
     ]  # fmt: skip
     assert lines[5].endswith("pinned")
-    assert re.search(r" s +\d+\.\d kB +1  loss nan, reward 0\.25$", lines[6])
+    assert re.search(r" s +\d+\.\d kB +1  reward 0\.25, loss nan$", lines[6])
     assert lines[6].index(" s ") == lines[5].index(" s ")
 
 
