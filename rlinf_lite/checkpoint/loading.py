@@ -14,7 +14,7 @@ from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reader import ShardReader
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
-from rlinf_lite.checkpoint.storage import Folder, in_use, will_read
+from rlinf_lite.checkpoint.storage import Folder, in_use
 
 _SHARD = re.compile(rf"{layout.ACTOR}/__([0-9]+)_[0-9]+\.distcp")
 
@@ -39,8 +39,6 @@ def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, wh
     with in_use(path / layout.MANIFEST):
         manifest = ranks.first(lambda: _open(path, verify))
         hashes = _my_hashes(manifest, ranks) if verify == "full" else {}
-        for name in hashes:
-            will_read(path / layout.ACTOR / name)
         reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
         rank, held = ranks.rank, reader.metadata.state_dict_metadata
         restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)

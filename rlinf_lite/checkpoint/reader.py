@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
-import os
-from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any, cast
 
@@ -20,18 +17,14 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.read_ahead import PIECE_BYTES, Span, read_ahead
 from rlinf_lite.checkpoint.safe_reader import read_metadata
-from rlinf_lite.checkpoint.storage import Folder, is_local, size_of
+from rlinf_lite.checkpoint.storage import Folder, size_of
 from rlinf_lite.checkpoint.tensor_file import EntryDecoder
 from rlinf_lite.checkpoint.unpickling import UNREADABLE, reading_error
 
-_PIECE_BYTES = 8 << 20
-_READ_BYTES = 1 << 20  # at a time: more keeps the kernel from reading ahead
 _OVERHEAD_BYTES = 1 << 20
 """At most so much does an entry hold beside its tensor."""
-
-Span = tuple[int, int]
-"""Offset and length in a file, in bytes."""
 
 
 class ShardReader:
@@ -125,8 +118,9 @@ class ShardReader:
             if (stored.shape, stored.dtype) != self._chunk(item):
                 raise ValueError(f"{item.storage_index.fqn} is stored as {stored.dtype} {list(stored.shape)}")
             part = stored
-            for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                part = part.narrow(dim, start, length)
+            if item.lengths != stored.shape:
+                for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                    part = part.narrow(dim, start, length)
             planner.resolve_tensor(item).detach().copy_(part)
 
     def _chunk(self, item: ReadItem) -> tuple[torch.Size, torch.dtype]:
@@ -147,47 +141,10 @@ def _cover(wanted: list[Span], size: int) -> list[Span]:
             raise EOFError(f"ends before byte {at}")
         if offset < at:
             raise ValueError("two of its entries lie over each other")
-        spans += [(start, min(_PIECE_BYTES, offset - start)) for start in range(at, offset, _PIECE_BYTES)]
+        spans += [(start, min(PIECE_BYTES, offset - start)) for start in range(at, offset, PIECE_BYTES)]
         spans += [(offset, length)] * bool(length)
         at = offset + length
     return spans
-
-
-def read_ahead(file: Folder, spans: list[Span]) -> Generator[tuple[Span, memoryview], None, None]:
-    """The pieces of a file, in the order of ``spans``; while one is worked on, the next is read by a thread.
-
-    Yields:
-        The span and its bytes, which are overwritten two pieces later.
-
-    Raises:
-        EOFError: the file ends before a span does.
-    """
-    if not spans:
-        return
-    # Fresh memory, which nobody has to fill with zeros first.
-    longest = [max(length for _, length in spans[first::2]) for first in range(min(2, len(spans)))]
-    buffers = [memoryview(mmap.mmap(-1, max(1, length))) for length in longest]
-    with file.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as ahead:
-        if is_local(file):
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        coming = ahead.submit(_read_span, stream, spans[0], buffers[0])
-        for index, span in enumerate(spans):
-            piece = coming.result()
-            if index + 1 < len(spans):
-                coming = ahead.submit(_read_span, stream, spans[index + 1], buffers[(index + 1) % 2])
-            yield span, piece
-
-
-def _read_span(stream: Any, span: Span, buffer: memoryview) -> memoryview:
-    offset, length = span
-    stream.seek(offset)
-    done = 0
-    while done < length:
-        count = stream.readinto(buffer[done : min(length, done + _READ_BYTES)])
-        if not count:
-            raise EOFError(f"ends before byte {offset + length}")
-        done += count
-    return buffer[:length]
 
 
 def check_size(actor_dir: Folder, entries: Mapping[str, TensorStorageMetadata]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -30,6 +29,7 @@ from rlinf_lite.checkpoint.live import LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.tensor_file import EntryEncoder
 
 Resolve = Callable[[str, torch.Tensor], torch.Tensor]
 Signature = tuple[tuple[Any, ...], ...]
@@ -96,31 +96,17 @@ def write_shard(
     path: Folder, plan: ShardPlan, live: LiveTensors, halfway: Callable[[], None]
 ) -> tuple[FileRecord, list[WriteResult]]:
     """Write this rank's items to ``path``, durably, each read from ``live`` when its turn comes."""
-    results = []
-    with hashed(path) as file, _without_crc32():
+    results, encoder = [], EntryEncoder()
+    with hashed(path) as file:
         for index, item in enumerate(plan.items):
             if index == len(plan.items) // 2:
                 halfway()
             offset = file.tell()
             with live.reading(index) as tensor:
-                torch.save(tensor, cast(IO[bytes], file))
+                encoder.write(tensor, cast(IO[bytes], file))
             info = _StorageInfo(path.name, offset, file.tell() - offset)
             results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
     return file.record(), results
-
-
-@contextmanager
-def _without_crc32():  # type: ignore[no-untyped-def]
-    """Without the zip checksums: everything is hashed anyway, and they cost half as much again.
-
-    The setting is the process's own; another thread's ``torch.save`` may go without them too, which is harmless.
-    """
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
 
 
 def write_metadata(path: Folder, plan: ShardPlan, results: list[list[WriteResult]]) -> FileRecord:

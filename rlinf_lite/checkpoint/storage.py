@@ -11,17 +11,13 @@ import fcntl
 import os
 import shutil
 import stat
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from upath import UPath
-
-_MOST_READ_AHEAD_BYTES = 2 << 30
-_READ_AHEAD_BYTES = 1 << 20  # the kernel forgets what exceeds its own window
 
 if TYPE_CHECKING:
     Folder = Path  # a UPath answers to the same calls, except where `is_local` is asked first
@@ -76,19 +72,6 @@ def read_small(file: Folder, most_bytes: int) -> bytes:
     if (size := size_of(file)) > most_bytes:
         raise ValueError(f"{size} bytes, at most {most_bytes} were expected")
     return file.read_bytes()
-
-
-def will_read(file: Folder) -> None:
-    """Have the kernel read a file, while we still find out what is in it."""
-    if is_local(file):
-        threading.Thread(target=_read_ahead, args=(file,), name=f"read ahead {file.name}", daemon=True).start()
-
-
-def _read_ahead(file: Folder) -> None:
-    with suppress(OSError), file.open("rb") as stream:  # who really reads it will say what is wrong with it
-        size = min(os.fstat(stream.fileno()).st_size, _MOST_READ_AHEAD_BYTES)
-        for offset in range(0, size, _READ_AHEAD_BYTES):
-            os.posix_fadvise(stream.fileno(), offset, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def sync_dir(path: Folder) -> None:

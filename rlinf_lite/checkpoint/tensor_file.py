@@ -1,4 +1,5 @@
-"""Reading what ``torch.save`` wrote, in memory, so that nothing in it runs and it takes no more memory than it is long.
+"""The format of ``torch.save``, read in memory so that nothing in it runs and it takes no more memory than it is long;
+and written, where many tensors of one form follow each other.
 
 ``torch.load(weights_only=True)`` runs nothing either, but inflates compressed records and calls ``bytearray(10**12)``.
 """
@@ -10,7 +11,7 @@ import math
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -82,6 +83,51 @@ class EntryDecoder:
             start = value.data_ptr() - torch.frombuffer(content, dtype=torch.uint8).data_ptr()
             self._forms[key] = _Form(head=bytes(content[:start]), dtype=value.dtype, shape=value.shape)
         return value
+
+
+class EntryEncoder:
+    """Writes tensors as ``torch.save`` would, byte for byte: only the first of each form goes through it.
+
+    Without the zip checksums, which are of no use beside a hash of the file.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]] = {}
+
+    def write(self, tensor: torch.Tensor, file: IO[bytes]) -> None:
+        """
+        Args:
+            tensor: on the CPU, its storage no larger than itself.
+        """
+        key = tensor.dtype, tensor.shape
+        if tensor.nbytes == 0 or not tensor.is_contiguous():
+            file.write(_saved(tensor))
+            return
+        values = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+        if key not in self._forms:
+            self._forms[key] = _around_values(tensor)
+        head, tail = self._forms[key]
+        for part in (head, values, tail):
+            file.write(part)
+
+
+def _saved(tensor: torch.Tensor) -> bytes:
+    stream = io.BytesIO()
+    # A setting of the process; another thread's torch.save may go without checksums too, which is harmless.
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensor, stream)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    return stream.getvalue()
+
+
+def _around_values(tensor: torch.Tensor) -> tuple[bytes, bytes]:
+    """What stands before and after the values of a contiguous tensor of this form."""
+    content = memoryview(bytearray(_saved(tensor)))
+    start = decode(content).data_ptr() - torch.frombuffer(content, dtype=torch.uint8).data_ptr()
+    return bytes(content[:start]), bytes(content[start + tensor.nbytes :])
 
 
 def _records(content: memoryview) -> dict[str, memoryview]:
