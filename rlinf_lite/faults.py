@@ -1,7 +1,7 @@
 """Faults as data: tests name a phase, rank and step, and the process fails there. Does nothing unless asked to.
 
 ``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to
-itself), ``hang``, ``wait`` (one second), or the name of an errno (``ENOSPC``). A fault that names no ``rank`` strikes
+itself), ``hang``, ``wait`` (three seconds), or the name of an errno (``ENOSPC``). A fault without ``rank`` strikes
 every rank.
 """
 
@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 VARIABLE = "RLINF_LITE_FAULTS"
-_SECONDS = {"hang": 3600, "wait": 1}
+_SECONDS = {"hang": 3600, "wait": 3}
 
 
 @functools.cache

@@ -77,8 +77,7 @@ class LiveTensors:
         """
         assert self._num_bytes is not None
         with self._changed:
-            if self._given_up:
-                raise SaveError("given up: the next optimizer step could not wait any longer")
+            self._check()
             self._current = index
             tensor = self._staged.pop(index, None)
             if tensor is not None:
@@ -95,6 +94,12 @@ class LiveTensors:
         finally:
             with self._changed:
                 self._read(index)
+        with self._changed:
+            self._check()  # the owner may have gone on while this very tensor was written
+
+    def _check(self) -> None:
+        if self._given_up:
+            raise SaveError("given up: the next optimizer step could not wait any longer")
 
     def _read(self, index: int) -> None:
         assert self._num_bytes is not None

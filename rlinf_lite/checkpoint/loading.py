@@ -10,8 +10,10 @@ from typing import Any
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout, rng
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.errors import DamagedCheckpoint
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.read_ahead import warming
 from rlinf_lite.checkpoint.reader import ShardReader
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
 from rlinf_lite.checkpoint.storage import Folder, in_use
@@ -39,12 +41,13 @@ def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, wh
     with in_use(path / layout.MANIFEST):
         manifest = ranks.first(lambda: _open(path, verify))
         hashes = _my_hashes(manifest, ranks) if verify == "full" else {}
-        reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
-        rank, held = ranks.rank, reader.metadata.state_dict_metadata
-        restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
-        wanted = ranks.together(lambda: take(state))
-        asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
-        ranks.together(lambda: check_keys(path / layout.ACTOR, reader.metadata, asked, whole=whole))
+        with warming([path / layout.ACTOR / name for name in hashes]):
+            reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
+            rank, held = ranks.rank, reader.metadata.state_dict_metadata
+            restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
+            wanted = ranks.together(lambda: take(state))
+            asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
+            ranks.together(lambda: check_keys(path / layout.ACTOR, reader.metadata, asked, whole=whole))
         num_bytes = ranks.together(lambda: _read(reader, asked, hashes, manifest.step, rank))
     ranks.together(lambda: give_back(state, asked))
     if restorable:
@@ -63,7 +66,7 @@ def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, wh
 def _open(path: Folder, verify: str) -> Manifest:
     """Rank 0: the manifest, the sizes, and the hashes of the small files; shards are hashed while they are read."""
     manifest = manifests.read(path)
-    faults.reach("load.manifest", step=manifest.step, path=str(path))
+    _reach("load.manifest", manifest.step, 0, path)
     manifests.verify(path, manifest, "size" if verify == "full" else verify)
     if verify == "full":
         for name in manifest.files:
@@ -73,8 +76,16 @@ def _open(path: Folder, verify: str) -> Manifest:
 
 
 def _read(reader: ShardReader, asked: dict[str, Any], hashes: dict[str, str], step: int, rank: int) -> int:
-    faults.reach("load.read", step=step, rank=rank, path=str(reader.path))
+    _reach("load.read", step, rank, reader.path)
     return reader.read(asked, hashes)
+
+
+def _reach(phase: str, step: int, rank: int, path: Folder) -> None:
+    """An injected error of the storage is what a real one is made into."""
+    try:
+        faults.reach(phase, step=step, rank=rank, path=str(path))
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _my_hashes(manifest: Manifest, ranks: Ranks) -> dict[str, str]:

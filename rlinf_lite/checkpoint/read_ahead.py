@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,7 @@ PIECE_BYTES = 8 << 20
 _AHEAD_BYTES = 4 * PIECE_BYTES
 _READ_BYTES = 1 << 20  # in one request: more keeps the kernel from reading ahead
 _NUM_THREADS = 2
+_MOST_WARM_BYTES = 1 << 30
 
 Span = tuple[int, int]
 """Offset and length in a file, in bytes."""
@@ -38,7 +40,8 @@ def read_ahead(file: Folder, spans: list[Span]) -> Generator[tuple[Span, memoryv
         EOFError: the file ends before a span does.
         OSError: it cannot be read.
     """
-    with _Source(file) as source:
+    extent = sum(spans[-1]) - spans[0][0] if spans else 0
+    with _Source(file, in_order=2 * sum(length for _, length in spans) >= extent) as source:
         coming: deque[_Piece] = deque()
         waiting = deque(_group(spans))
         while coming or waiting:
@@ -47,6 +50,27 @@ def read_ahead(file: Folder, spans: list[Span]) -> Generator[tuple[Span, memoryv
             piece = coming.popleft()
             yield from piece.parts()
             source.give_back(piece)
+
+
+@contextmanager
+def warming(files: list[Folder]) -> Iterator[None]:
+    """Bring the beginning of local files to the page cache, by a thread, until the end of the block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_warm, args=(files, stop), name="warm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _warm(files: list[Folder], stop: threading.Event) -> None:
+    scratch, left = bytearray(_READ_BYTES), _MOST_WARM_BYTES
+    for path in filter(is_local, files):
+        with suppress(OSError), path.open("rb", buffering=0) as file:  # who really reads it will say what is wrong
+            while left > 0 and not stop.is_set() and (count := file.readinto(scratch)):
+                left -= count
 
 
 def _group(spans: list[Span]) -> Iterator[list[Span]]:
@@ -86,8 +110,8 @@ class _Piece:
 class _Source(AbstractContextManager["_Source"]):
     """An open file, the threads that read it, and their buffers."""
 
-    def __init__(self, file: Folder) -> None:
-        self._handle = _LocalHandle(file) if is_local(file) else _RemoteHandle(file)
+    def __init__(self, file: Folder, *, in_order: bool) -> None:
+        self._handle = _LocalHandle(file, in_order) if is_local(file) else _RemoteHandle(file)
         self._threads = ThreadPoolExecutor(_NUM_THREADS if is_local(file) else 1)
         self._spare: list[mmap.mmap] = []
 
@@ -115,9 +139,13 @@ class _Source(AbstractContextManager["_Source"]):
 
 
 class _LocalHandle:
-    def __init__(self, file: Folder) -> None:
+    def __init__(self, file: Folder, in_order: bool) -> None:
+        """
+        Args:
+            in_order: most of the file is read; else the kernel must not read on after each part.
+        """
         self._file = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL if in_order else os.POSIX_FADV_RANDOM)
 
     def read(self, offset: int, view: memoryview) -> None:
         """Fill ``view``. For several threads at a time."""

@@ -62,10 +62,9 @@ class ShardReader:
             raise CheckpointError(f"{self.path}: cannot be loaded: {error}") from None
         wanted = self._by_file(plan.items)
         hashes = dict(sha256 or {})
-        return sum(
-            self._read_file(name, wanted.get(name, {}), planner, hashes.get(name))
-            for name in sorted({*wanted, *hashes})
-        )
+        # First what this rank needs most of: by then others have brought the rest to the page cache.
+        names = sorted({*wanted, *hashes}, key=lambda name: -sum(length for _, length in wanted.get(name, ())))
+        return sum(self._read_file(name, wanted.get(name, {}), planner, hashes.get(name)) for name in names)
 
     def _by_file(self, items: list[ReadItem]) -> dict[str, dict[Span, list[ReadItem]]]:
         by_file: dict[str, dict[Span, list[ReadItem]]] = {}

@@ -100,6 +100,7 @@ class SaveJob:
         self._thread = threading.Thread(target=self._run, name=f"save {self._final.name}", daemon=True)
         self._report: SaveReport | None = None
         self._failure: BaseException | None = None
+        self._abandoned = False
         self._held_seconds = 0.0
         self._began = 0.0
 
@@ -125,6 +126,7 @@ class SaveJob:
         # Every wait inside has its own timeout, save for a write that the kernel does not return from.
         self._thread.join(2 * self._owner.timeout_seconds)
         if self._thread.is_alive():
+            self._abandoned = True
             raise SaveError(f"checkpoint {self._final} was not saved: rank {self._ranks.rank} hangs in writing it")
         if self._failure is not None:
             raise self._failure
@@ -150,6 +152,7 @@ class SaveJob:
             stage = self._ranks.first(lambda: open_stage(self._owner.root, self._step))
             records = self._write(stage.path, plan)
             num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, plan, records, content))
+            durable_seconds = time.perf_counter() - self._began
             swept = self._ranks.first(self._retain)
         except (OSError, CheckpointError) as error:
             if stage is not None and self._ranks.rank == 0:
@@ -159,7 +162,7 @@ class SaveJob:
             path=self._final,
             step=self._step,
             num_bytes=num_bytes,
-            durable_seconds=time.perf_counter() - self._began,
+            durable_seconds=durable_seconds,
             stall_seconds=0.0,
             superseded=superseded,
             removed=swept.removed,
@@ -201,6 +204,8 @@ class SaveJob:
                 return None
             record, results = write_shard(path, plan, self._live, lambda: reach("save.halfway"))
             reach("save.written")
+            if self._abandoned:
+                raise SystemExit  # hours late: the others are elsewhere by now, and must not meet this thread
             return path.name, record, results
 
         mine = self._ranks.together(write)

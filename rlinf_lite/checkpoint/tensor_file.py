@@ -25,6 +25,7 @@ _STORAGES = {
 }  # fmt: skip
 _LOCAL_HEADER_BYTES = 30
 _KEY_BYTES = 256
+_MOST_FORM_BYTES = 4 << 20  # of larger ones there are few, and to find out their form takes their size in memory
 
 
 def decode(content: memoryview) -> Any:
@@ -100,8 +101,8 @@ class EntryEncoder:
             tensor: on the CPU, its storage no larger than itself.
         """
         key = tensor.dtype, tensor.shape
-        if tensor.nbytes == 0 or not tensor.is_contiguous():
-            file.write(_saved(tensor))
+        if not 0 < tensor.nbytes <= _MOST_FORM_BYTES or not tensor.is_contiguous():
+            _save(tensor, file)
             return
         values = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
         if key not in self._forms:
@@ -111,8 +112,7 @@ class EntryEncoder:
             file.write(part)
 
 
-def _saved(tensor: torch.Tensor) -> bytes:
-    stream = io.BytesIO()
+def _save(tensor: torch.Tensor, stream: IO[bytes]) -> None:
     # A setting of the process; another thread's torch.save may go without checksums too, which is harmless.
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
@@ -120,12 +120,13 @@ def _saved(tensor: torch.Tensor) -> bytes:
         torch.save(tensor, stream)
     finally:
         torch.serialization.set_crc32_options(before)
-    return stream.getvalue()
 
 
 def _around_values(tensor: torch.Tensor) -> tuple[bytes, bytes]:
     """What stands before and after the values of a contiguous tensor of this form."""
-    content = memoryview(bytearray(_saved(tensor)))
+    stream = io.BytesIO()
+    _save(tensor, stream)
+    content = stream.getbuffer()
     start = decode(content).data_ptr() - torch.frombuffer(content, dtype=torch.uint8).data_ptr()
     return bytes(content[:start]), bytes(content[start + tensor.nbytes :])
 

@@ -61,6 +61,12 @@ class RunningRanks:
             raise RankError("\n".join(failed))
         return [result for result, _ in answers]
 
+    def result_of(self, rank, timeout=TIMEOUT_SECONDS):
+        """What one rank returned, whatever became of the others; call `stop` (or let the fixture) for those."""
+        result, text = self._answer(rank, time.monotonic() + timeout)
+        assert text is None, text
+        return result
+
     def _answer(self, rank, deadline):
         pipe = self._pipes[rank]
         try:

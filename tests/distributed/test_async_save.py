@@ -91,13 +91,13 @@ def test_the_content_is_that_of_the_instant_although_training_went_on(run_ranks,
 
 
 def step_during_a_slow_save(rank, world_size, root, staged_fraction, fenced):
-    """The storage takes a second before it takes the first byte; one training step comes meanwhile."""
+    """The storage takes three seconds before it takes the first byte; one training step comes meanwhile."""
     training = Training(rank, world_size, root, staged_fraction=staged_fraction)
     if not fenced:
         training.checkpointer.fence = lambda: None
     before = training.copy()
-    training.checkpointer.start(1, training.state())
     began = time.perf_counter()
+    training.checkpointer.start(1, training.state())
     training.step()
     step_seconds = time.perf_counter() - began
     in_flight = training.checkpointer.poll() is None
@@ -115,8 +115,7 @@ def test_the_optimizer_waits_until_everything_is_read(run_ranks, tmp_path):
         step_during_a_slow_save, 2, root=tmp_path, staged_fraction=0.0, fenced=True, environment=SLOW
     ):
         assert as_before and not as_after
-        assert seconds >= 0.9
-        assert 0.9 <= stall <= seconds + 0.1
+        assert 2.5 <= stall <= seconds
 
 
 def test_or_has_the_rest_copied_and_goes_on(run_ranks, tmp_path):
@@ -124,8 +123,7 @@ def test_or_has_the_rest_copied_and_goes_on(run_ranks, tmp_path):
         step_during_a_slow_save, 2, root=tmp_path, staged_fraction=1.0, fenced=True, environment=SLOW
     ):
         assert as_before and not as_after
-        assert seconds < 0.5 and in_flight
-        assert stall < 0.5
+        assert in_flight and stall <= seconds < 2.5
 
 
 def test_without_the_fence_the_content_would_be_another(run_ranks, tmp_path):
@@ -160,7 +158,7 @@ def test_a_rank_that_hangs_holds_nobody_for_ever(run_ranks, tmp_path):
     )
     assert "global_step_2 was not saved: rank 0 waited in vain for the others" in first and "Ranks 1" in first
     assert "global_step_2 was not saved: rank 1 hangs in writing it" in second
-    assert max(first_step, second_step) < 5 and max(first_all, second_all) < 15
+    assert max(first_step, second_step) < 20 and max(first_all, second_all) < 40  # of the hour that it hangs
     assert [path.name for path in layout.committed(tmp_path)] == ["global_step_1"]
     assert select("auto", tmp_path, verify="full").path == tmp_path / "global_step_1"
 
