@@ -34,14 +34,6 @@ TINY = {
 _SECONDS = ("time/", "throughput/", "memory/", "save/")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Whole runs take the machine for themselves: one at a time, even where tests run side by side."""
-    for item in items:
-        if "e2e" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-
-
 @dataclass
 class Run:
     """One run's folder, over as many processes as it takes."""

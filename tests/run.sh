@@ -12,6 +12,6 @@ if (($# == 0)); then
     "$python" -m ruff check .
     "$python" -m ruff format --check .
     "$python" -m mypy rlinf_lite
-    set -- -n 2 --dist loadgroup # the rest beside the whole runs, of which there is one at a time (tests/conftest.py)
+    set -- -n 2 --dist loadgroup # the rest beside the whole runs, of which there is one at a time
 fi
 exec "$python" -m pytest "$@"

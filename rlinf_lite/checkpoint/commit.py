@@ -81,7 +81,12 @@ def _rename(root: Folder, step: int, stage: Folder) -> Folder | None:
 
 
 def abandon(stage: Stage) -> None:
-    """Remove what a failed save wrote, and give back a name that was taken for it, as far as the storage lets us."""
+    """Remove what a failed save wrote, and give back a name that was taken for it, as far as the storage lets us.
+
+    Where nothing is renamed it may be a checkpoint by now, of whose commit some ranks did not hear: that stays.
+    """
+    if not is_local(stage.path) and (stage.path / layout.MANIFEST).is_file():
+        return
     remove_tree(stage.path, quietly=True)
     if stage.superseded is not None and not is_local(stage.path):
         layout.put_back(stage.superseded, stage.path)

@@ -153,11 +153,11 @@ class SaveJob:
             records = self._write(stage.path, plan)
             num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, plan, records, content))
             durable_seconds = time.perf_counter() - self._began
-            swept = self._ranks.first(self._retain)
         except (OSError, CheckpointError) as error:
             if stage is not None and self._ranks.rank == 0:
                 abandon(stage)
             raise SaveError(f"checkpoint {self._final} was not saved: {_explain(error)}") from error
+        swept = self._retain()
         return SaveReport(
             path=self._final,
             step=self._step,
@@ -224,7 +224,12 @@ class SaveJob:
         return sum(record.size for record in records.values()), superseded
 
     def _retain(self) -> retention.RetentionReport:
-        return retention.apply(self._owner.root, self._owner.keep, protect=(self._final,))
+        """Rank 0 deletes what is not kept. The checkpoint is committed: whatever happens here is no failure of it."""
+        root, keep = self._owner.root, self._owner.keep
+        try:
+            return self._ranks.first(lambda: retention.apply(root, keep, protect=(self._final,)))
+        except CheckpointError as error:
+            return retention.RetentionReport(problems=(f"{root}: nothing was deleted: {error}",))
 
 
 def _explain(error: OSError | CheckpointError) -> str:
