@@ -11,6 +11,8 @@ from rlinf_lite.main_math import load
 from rlinf_lite.runner.failures import EXIT_USER_ERROR, explain
 from rlinf_lite.runner.prepare import prepare
 
+pytestmark = pytest.mark.xdist_group("e2e")
+
 AUTO = "runner.resume_dir=auto"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rlinf_lite.runner.failures import EXIT_OUT_OF_TIME
 
-pytestmark = pytest.mark.timeout(900)  # several whole runs a test
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
 
 # An epoch is 3 steps of these runs: 2 is inside the first, 3 its end, 5 inside the second.
 KILLS = (2, 3, 5)
