@@ -177,8 +177,14 @@ def fail_then_save(rank, world_size, root):
     return said
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EACCES"])
-@pytest.mark.parametrize("phase", ["save.plan", "save.write", "save.halfway", "save.written"])
+FAULTS = [
+    (phase, error) if error == "ENOSPC" or phase == "save.write" else pytest.param(phase, error, marks=pytest.mark.soak)
+    for phase in ("save.plan", "save.write", "save.halfway", "save.written")
+    for error in ("ENOSPC", "EIO", "EACCES")
+]
+
+
+@pytest.mark.parametrize("phase, error", FAULTS)
 def test_an_error_on_one_rank_is_told_to_all_and_the_next_save_works(run_ranks, tmp_path, phase, error):
     table = f'[{{"phase": "{phase}", "rank": 1, "step": 2, "action": "{error}"}}]'
     for first, second, third in run_ranks(fail_then_save, 2, root=tmp_path, environment={faults.VARIABLE: table}):
