@@ -47,6 +47,16 @@ class ClusterConfig:
     """Bytes for the object store of a Ray started by this run; null: Ray's choice."""
     start_timeout: int = neutral(300)
     """Seconds to wait for nodes, slots and worker start-up."""
+    warm_spares: int = neutral(0)
+    """Processes kept ready on each node, their imports done, to take the place of a lost worker within a second or two
+    (about 0.5 GB each). On CPUs only: a GPU worker is always a new process."""
+    elastic: bool = neutral(False)
+    """Go on with fewer actor ranks when a node is lost and does not come back, and with more when it returns. Prompts,
+    global batch and sampling noise stay the same; sums are taken in another order, so numbers are not bit-equal."""
+    min_actor_ranks: int = neutral(1)
+    """With ``elastic``: fewer actor ranks than this are not enough to go on."""
+    elastic_timeout: float = neutral(30.0)
+    """With ``elastic``: seconds to wait for a lost node before going on without it."""
 
 
 @dataclass
@@ -92,6 +102,10 @@ class CheckpointConfig:
     keep_every: int | None = neutral(None)
     """Keep those at multiples of this many steps."""
     keep_best: KeepBestConfig = field(default_factory=KeepBestConfig)
+    memory_replicas: int = neutral(0)
+    """1: after each step every actor rank's state is also kept in memory (Ray's object store; of another node where
+    there is one), so that the death of a worker or node costs no completed step; 0: only checkpoints. Takes about twice
+    the size of a checkpoint in memory, and the time to copy and hash it in each step."""
     save_on_best: bool = neutral(False)
     """Also save whenever ``keep_best.metric`` is better than ever before."""
 
@@ -115,6 +129,16 @@ class RunnerConfig:
     max_time: str | int | float | None = neutral(None)
     """Save and stop before this much time since the start has passed, and exit with code 75: ``"HH:MM:SS"`` or
     ``"DD:HH:MM:SS"`` (in YAML in quotes), or minutes; null: no limit. At least one step is made."""
+    max_restarts: int = neutral(10)
+    """How often within ``restart_window`` the run may go on by itself after it has lost a worker, a node or Ray; 0: it
+    ends with the first loss."""
+    restart_window: float = neutral(3600.0)
+    """Seconds."""
+    hang_timeout: float = neutral(1800.0)
+    """Seconds without an answer from any worker after which their stacks are printed and those that hang are replaced;
+    0: never. Must be longer than the longest single piece of work (a chunk of responses, a mini-batch, a save)."""
+    preemption_grace: float = neutral(30.0)
+    """Seconds between SIGTERM or SIGUSR1 and the end of the machine: an update that is not done by then is given up."""
     seq_length: int = 2048
     """Longest prompt plus response, in tokens."""
     enable_dynamic_batch_size: bool = False

@@ -13,6 +13,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "runner.checkpoint.verify": ("full", "size", "off"),
     "runner.checkpoint.keep_best.mode": ("max", "min"),
     "cluster.device": ("auto", "cpu", "cuda"),
+    "runner.checkpoint.memory_replicas": (0, 1),
     "cluster.weight_sync": ("auto", "object_store", "collective"),
     "algorithm.loss_type": ("actor",),
     "algorithm.adv_type": ("grpo",),
@@ -67,6 +68,13 @@ _AT_LEAST: dict[str, float] = {
     "runner.checkpoint.keep_last": 1,
     "runner.checkpoint.keep_every": 1,
     "runner.checkpoint.keep_best.n": 1,
+    "runner.max_restarts": 0,
+    "runner.restart_window": 1,
+    "runner.hang_timeout": 0,
+    "runner.preemption_grace": 0,
+    "cluster.warm_spares": 0,
+    "cluster.min_actor_ranks": 1,
+    "cluster.elastic_timeout": 0,
 }
 
 # Metrics that a resumed run does not repeat, so no checkpoint is better by them.

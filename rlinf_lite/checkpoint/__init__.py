@@ -16,6 +16,7 @@ from rlinf_lite.checkpoint.errors import (
 from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.manager import CheckpointManager
 from rlinf_lite.checkpoint.manifest import Manifest
+from rlinf_lite.checkpoint.replica import MemoryCheckpoints, Replica
 from rlinf_lite.checkpoint.retention import KeepBest, Retention
 from rlinf_lite.checkpoint.saving import SaveReport
 from rlinf_lite.checkpoint.select import Selection, select
@@ -29,8 +30,10 @@ __all__ = [
     "KeepBest",
     "LoadReport",
     "Manifest",
+    "MemoryCheckpoints",
     "NoCheckpoint",
     "RankSilent",
+    "Replica",
     "Retention",
     "SaveError",
     "SaveReport",

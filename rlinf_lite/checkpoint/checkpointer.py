@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
-
-import torch.distributed as dist
 
 from rlinf_lite.checkpoint import loading, storage
 from rlinf_lite.checkpoint.live import HostBuffer
@@ -51,10 +48,7 @@ class Checkpointer:
         self.seed = seed
         self.keep = keep or Retention()
         self.staged_fraction, self.timeout_seconds = staged_fraction, timeout_seconds
-        group = None
-        if dist.is_initialized():
-            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
-        self.ranks = Ranks(group, timeout_seconds)
+        self.ranks = Ranks.of_all(timeout_seconds)
         self.host = HostBuffer()
         self._planner = ShardPlanner(self.ranks)
         self._job: SaveJob | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlinf_lite.checkpoint.errors import DamagedCheckpoint
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.read_ahead import warming
-from rlinf_lite.checkpoint.reader import ShardReader
+from rlinf_lite.checkpoint.reader import ReadPlan, ShardReader
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
 from rlinf_lite.checkpoint.storage import Folder, in_use
 
@@ -41,14 +42,37 @@ def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, wh
     with in_use(path / layout.MANIFEST):
         manifest = ranks.first(lambda: _open(path, verify))
         hashes = _my_hashes(manifest, ranks) if verify == "full" else {}
-        with warming([path / layout.ACTOR / name for name in hashes]):
-            reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
-            rank, held = ranks.rank, reader.metadata.state_dict_metadata
-            restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
-            wanted = ranks.together(lambda: take(state))
-            asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
-            ranks.together(lambda: check_keys(path / layout.ACTOR, reader.metadata, asked, whole=whole))
-        num_bytes = ranks.together(lambda: _read(reader, asked, hashes, manifest.step, rank))
+        return fill(ranks, path, manifest, state, seed=seed, whole=whole, hashes=hashes, started=started)
+
+
+def fill(
+    ranks: Ranks,
+    path: Folder,
+    manifest: Manifest,
+    state: State,
+    *,
+    seed: int,
+    whole: bool,
+    hashes: Mapping[str, str],
+    started: float,
+    bring: Callable[[ReadPlan], None] = lambda plan: None,
+) -> LoadReport:
+    """What `load` does once the manifest is read. Collective.
+
+    Args:
+        hashes: sha256 of the shards that this rank reads whole.
+        started: `time.perf_counter` at the beginning of the load.
+        bring: called on all ranks with what each will read, before it does.
+    """
+    with warming([path / layout.ACTOR / name for name in hashes]):
+        reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
+        rank, held = ranks.rank, reader.metadata.state_dict_metadata
+        restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
+        wanted = ranks.together(lambda: take(state))
+        asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
+        plan = ranks.together(lambda: _plan(reader, asked, whole))
+    bring(plan)
+    num_bytes = ranks.together(lambda: _read(reader, plan, hashes, manifest.step, rank))
     ranks.together(lambda: give_back(state, asked))
     if restorable:
         rng.restore(asked[rng.key(rank)])
@@ -70,14 +94,19 @@ def _open(path: Folder, verify: str) -> Manifest:
     manifests.verify(path, manifest, "size" if verify == "full" else verify)
     if verify == "full":
         for name in manifest.files:
-            if _reader_of(name, 1) is None:
+            if reader_of(name, 1) is None:
                 manifests.verify_file(path, name, manifest)
     return manifest
 
 
-def _read(reader: ShardReader, asked: dict[str, Any], hashes: dict[str, str], step: int, rank: int) -> int:
+def _plan(reader: ShardReader, asked: dict[str, Any], whole: bool) -> ReadPlan:
+    check_keys(reader.path, reader.metadata, asked, whole=whole)
+    return reader.plan(asked)
+
+
+def _read(reader: ShardReader, plan: ReadPlan, hashes: Mapping[str, str], step: int, rank: int) -> int:
     _reach("load.read", step, rank, reader.path)
-    return reader.read(asked, hashes)
+    return reader.fill(plan, hashes)
 
 
 def _reach(phase: str, step: int, rank: int, path: Folder) -> None:
@@ -93,11 +122,11 @@ def _my_hashes(manifest: Manifest, ranks: Ranks) -> dict[str, str]:
     return {
         name.removeprefix(f"{layout.ACTOR}/"): record.sha256
         for name, record in manifest.files.items()
-        if _reader_of(name, ranks.size) == ranks.rank
+        if reader_of(name, ranks.size) == ranks.rank
     }
 
 
-def _reader_of(name: str, num_ranks: int) -> int | None:
+def reader_of(name: str, num_ranks: int) -> int | None:
     """The rank that hashes a file of the manifest; None: no shard, rank 0 has done it."""
     match = _SHARD.fullmatch(name)
     return int(match.group(1)) % num_ranks if match else None

@@ -27,6 +27,13 @@ class Ranks:
         self.rank = dist.get_rank(group) if self.distributed else 0
         self.size = dist.get_world_size(group) if self.distributed else 1
 
+    @classmethod
+    def of_all(cls, timeout_seconds: float) -> Ranks:
+        """All ranks there are, in a group of their own (gloo), so that no other collective is met. Collective."""
+        timeout = timedelta(seconds=timeout_seconds)
+        group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        return cls(group, timeout_seconds)
+
     def gather(self, value: T) -> list[T]:
         """Everyone's value, in rank order, on every rank.
 

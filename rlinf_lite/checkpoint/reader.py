@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,14 @@ from rlinf_lite.checkpoint.unpickling import UNREADABLE, reading_error
 
 _OVERHEAD_BYTES = 1 << 20
 """At most so much does an entry hold beside its tensor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadPlan:
+    """Which parts of which files of a folder belong into which tensors."""
+
+    planner: DefaultLoadPlanner
+    by_file: dict[str, dict[Span, list[ReadItem]]]
 
 
 class ShardReader:
@@ -53,6 +62,10 @@ class ShardReader:
             DamagedCheckpoint: a file does not have its hash, or cannot be read, or ends early.
             CheckpointError: anything else that stands against it.
         """
+        return self.fill(self.plan(tensors), sha256)
+
+    def plan(self, tensors: Mapping[str, Any]) -> ReadPlan:
+        """What `fill` has to read for ``tensors``. Raises as `read`; no shard is touched."""
         planner = DefaultLoadPlanner()
         try:
             planner.set_up_planner(dict(tensors), self.metadata, is_coordinator=True)
@@ -60,11 +73,14 @@ class ShardReader:
             planner.finish_plan(plan)
         except (RuntimeError, ValueError, AssertionError, KeyError) as error:
             raise CheckpointError(f"{self.path}: cannot be loaded: {error}") from None
-        wanted = self._by_file(plan.items)
-        hashes = dict(sha256 or {})
+        return ReadPlan(planner=planner, by_file=self._by_file(plan.items))
+
+    def fill(self, plan: ReadPlan, sha256: Mapping[str, str] | None = None) -> int:
+        """The second half of `read`."""
+        wanted, hashes = plan.by_file, dict(sha256 or {})
         # First what this rank needs most of: by then others have brought the rest to the page cache.
         names = sorted({*wanted, *hashes}, key=lambda name: -sum(length for _, length in wanted.get(name, ())))
-        return sum(self._read_file(name, wanted.get(name, {}), planner, hashes.get(name)) for name in names)
+        return sum(self._read_file(name, wanted.get(name, {}), plan.planner, hashes.get(name)) for name in names)
 
     def _by_file(self, items: list[ReadItem]) -> dict[str, dict[Span, list[ReadItem]]]:
         by_file: dict[str, dict[Span, list[ReadItem]]] = {}

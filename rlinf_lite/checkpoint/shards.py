@@ -6,6 +6,7 @@ order, hashed, from tensors that are read where they live.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from rlinf_lite.checkpoint.storage import Folder
 from rlinf_lite.checkpoint.tensor_file import EntryEncoder
 
 Resolve = Callable[[str, torch.Tensor], torch.Tensor]
+Find = Callable[[WriteItem], torch.Tensor]
 Signature = tuple[tuple[Any, ...], ...]
 
 
@@ -60,7 +62,7 @@ class ShardPlanner:
         self._ranks = ranks
         self._last: ShardPlan | None = None
 
-    def plan(self, take: Callable[[], Mapping[str, Any]]) -> tuple[ShardPlan, Callable[[WriteItem], torch.Tensor]]:
+    def plan(self, take: Callable[[], Mapping[str, Any]]) -> tuple[ShardPlan, Find]:
         """The plan for nested dicts of tensors, and how to find an item's tensor among them. Collective.
 
         Args:
@@ -69,8 +71,7 @@ class ShardPlanner:
         planner, ranks = DefaultSavePlanner(), self._ranks
 
         def is_as_last() -> bool:
-            planner.set_up_planner(dict(take()), is_coordinator=ranks.rank == 0)
-            return self._last is not None and self._last.signature == _signature(planner.state_dict)
+            return self._is_as_last(planner, take())
 
         if not all(ranks.collect(is_as_last)):
             plans = ranks.collect(planner.create_local_plan)
@@ -78,7 +79,24 @@ class ShardPlanner:
             signature = _signature(planner.state_dict)
             self._last = ShardPlan(items=global_plan[ranks.rank].items, metadata=metadata, signature=signature)
         assert self._last is not None
-        return self._last, cast(Callable[[WriteItem], torch.Tensor], planner.resolve_data)
+        return self._last, cast(Find, planner.resolve_data)
+
+    def last(self, tensors: Mapping[str, Any]) -> tuple[ShardPlan, Find] | None:
+        """As `plan`, if on this rank the last plan fits. Not collective: on others it may not."""
+        planner = DefaultSavePlanner()
+        if not self._is_as_last(planner, tensors):
+            return None
+        assert self._last is not None
+        return self._last, cast(Find, planner.resolve_data)
+
+    def _is_as_last(self, planner: DefaultSavePlanner, tensors: Mapping[str, Any]) -> bool:
+        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.rank == 0)
+        return self._last is not None and self._last.signature == _signature(planner.state_dict)
+
+    def current(self) -> ShardPlan:
+        """The last plan."""
+        assert self._last is not None
+        return self._last
 
     def forget(self) -> None:
         """Plan anew next time: after a failure ranks may remember different things."""
@@ -96,21 +114,39 @@ def write_shard(
     path: Folder, plan: ShardPlan, live: LiveTensors, halfway: Callable[[], None]
 ) -> tuple[FileRecord, list[WriteResult]]:
     """Write this rank's items to ``path``, durably, each read from ``live`` when its turn comes."""
-    results, encoder = [], EntryEncoder()
     with hashed(path) as file:
-        for index, item in enumerate(plan.items):
-            if index == len(plan.items) // 2:
-                halfway()
-            offset = file.tell()
-            with live.reading(index) as tensor:
-                encoder.write(tensor, cast(IO[bytes], file))
-            info = _StorageInfo(path.name, offset, file.tell() - offset)
-            results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
+        results = write_items(file, path.name, plan, live, EntryEncoder(), halfway)
     return file.record(), results
 
 
+def write_items(
+    file: io.RawIOBase,
+    name: str,
+    plan: ShardPlan,
+    live: LiveTensors,
+    encoder: EntryEncoder,
+    halfway: Callable[[], None] = lambda: None,
+) -> list[WriteResult]:
+    """As `write_shard`, to a file that is open and will have this name."""
+    results = []
+    for index, item in enumerate(plan.items):
+        if index == len(plan.items) // 2:
+            halfway()
+        offset = file.tell()
+        with live.reading(index) as tensor:
+            encoder.write(tensor, cast(IO[bytes], file))
+        info = _StorageInfo(name, offset, file.tell() - offset)
+        results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
+    return results
+
+
 def write_metadata(path: Folder, plan: ShardPlan, results: list[list[WriteResult]]) -> FileRecord:
-    """Write ``.metadata``: the same bytes for the same content, so without the time and path DCP puts in."""
+    """Write ``.metadata`` durably."""
+    return write_durably(path, encode_metadata(plan, results))
+
+
+def encode_metadata(plan: ShardPlan, results: list[list[WriteResult]]) -> bytes:
+    """What ``.metadata`` holds: the same bytes for the same content, so without the time and path DCP puts in."""
     one = _Sharing()
     held = plan.metadata
     metadata = Metadata(
@@ -119,7 +155,7 @@ def write_metadata(path: Folder, plan: ShardPlan, results: list[list[WriteResult
         storage_data={one.index(result.index): one.info(result.storage_data) for part in results for result in part},
     )
     metadata.version = CURRENT_DCP_VERSION
-    return write_durably(path, pickle.dumps(metadata))
+    return pickle.dumps(metadata)
 
 
 class _Sharing:

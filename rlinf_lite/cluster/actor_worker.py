@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,6 +18,7 @@ from rlinf_lite.checkpoint import (
     Checkpointer,
     KeepBest,
     LoadReport,
+    MemoryCheckpoints,
     Retention,
     SaveError,
     SaveReport,
@@ -72,6 +75,7 @@ class ActorWorker:
             staged_fraction=settings.staged_fraction,
             timeout_seconds=settings.timeout,
         )
+        self.replicas = MemoryCheckpoints(seed=self.config.actor.seed, timeout_seconds=settings.timeout)
         # From here on the weights change: a save in flight must have read them.
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.checkpointer.fence())
         return {
@@ -80,6 +84,15 @@ class ActorWorker:
             "compute": compute_capability(self.device),
             "weights": build.weight_shapes(self.trainer.model),
         }
+
+    def reset(self) -> None:
+        """Other ranks are gone: let go of everything that was shared with them, to be set up again."""
+        self.store = self.channel = None
+        for shared in ("trainer", "checkpointer", "replicas", "channel_store"):
+            self.__dict__.pop(shared, None)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        gc.collect()
 
     def weight_rows(self, precision: str) -> Pieces:
         """This rank's rows of every weight, for the object store."""
@@ -126,6 +139,18 @@ class ActorWorker:
 
     def load(self, path: str, verify: str) -> LoadReport:
         return self.checkpointer.load(path, self.trainer.state(), verify=verify)
+
+    def replicate(
+        self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The state as files in memory. Returns the small ones (of rank 0), and this rank's shard."""
+        replica = self.replicas.take(step, self.trainer.state(), data=data, info=info)
+        return replica.small, replica.shard
+
+    def load_replica(self, step: int, *files: Mapping[str, np.ndarray]) -> LoadReport:
+        """Go back to a state that `replicate` took."""
+        given = {name: data for part in files for name, data in part.items()}
+        return self.replicas.load(step, given, self.trainer.state())
 
     def load_weights(self, path: str, verify: str) -> LoadReport:
         """Only the model; moments, counters and generators stay as they are."""

@@ -1,18 +1,21 @@
-"""A group of like workers: spawned into slots, called together, torn down by handle. Ray's exceptions end here."""
+"""A group of like workers: spawned into slots, called together, mended, ended by handle. Ray's exceptions end here."""
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import exceptions as ray_errors
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlinf_lite.cluster.errors import WorkerLost
+from rlinf_lite.cluster.errors import Hung, WorkerHung, WorkerLost
 from rlinf_lite.cluster.session import Session
+from rlinf_lite.cluster.shell import Seat
+from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.types import MiniBatch
 
 _GONE = (
@@ -20,56 +23,125 @@ _GONE = (
     ray_errors.WorkerCrashedError,
     ray_errors.NodeDiedError,
     ray_errors.ObjectLostError,
+    ray_errors.OutOfMemoryError,
     ray_errors.RaySystemError,
 )
 
 
-class _Shell:
-    """The one remote class. It imports its worker by name, so that the driver need not import what workers need."""
+@dataclass(kw_only=True, slots=True)
+class _Member:
+    """The process that is rank r now."""
 
-    def __init__(self, target: str, *args: Any) -> None:
-        module, name = target.split(":")
-        self._worker = getattr(importlib.import_module(module), name)(*args)
-
-    def run(self, method: str, *args: Any) -> Any:
-        return getattr(self._worker, method)(*args)
+    handle: Any
+    prepared: list[ray.ObjectRef]
+    """Calls that made it what it is; the first of them gives its `Seat`."""
 
 
 class WorkerGroup:
-    """Workers of one class, rank 0 first. Rank r sits in slot ``slots[r]``."""
+    """Workers of one class, rank 0 first. Rank r sits in slot ``slots[r]`` of the session's placement."""
 
-    def __init__(self, name: str, component: str, target: str, session: Session, *args: Any) -> None:
+    def __init__(self, name: str, component: str, target: str, session: Session, spares: Spares, *args: Any) -> None:
         """Spawn ``target(rank, world_size, *args)`` in each slot of ``component``; returns before the processes are up.
 
         Args:
             name: for messages.
             target: ``"module:Class"``.
         """
-        self.name = name
-        slots = session.placement.slots[component]
-        self.size = len(slots)
-        named = type(name, (_Shell,), {})  # the class's name is what `ps` and `ray list actors` show
-        self._handles: list[Any] = [
-            ray.remote(named)
-            .options(
-                num_cpus=0,
-                num_gpus=session.gpu_share(component, slot),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(session.group, session.bundle(slot)),
-                runtime_env={"env_vars": session.worker_env()},
-            )
-            .remote(target, rank, len(slots), *args)
-            for rank, slot in enumerate(slots)
-        ]
+        self.name, self.component = name, component
+        self._target, self._session, self._spares, self._args = target, session, spares, args
+        self.mend: Callable[[WorkerLost], None] | None = None
+        """Called by `map_unordered` when a worker is lost: must `replace` and prepare it, or raise. None: a loss
+        is an error."""
+        self._members: list[_Member] = []
+        self.respawn()
+
+    @property
+    def size(self) -> int:
+        return len(self._members)
+
+    # -- processes
+
+    def respawn(self) -> None:
+        """New processes for every rank, as many as the session's placement has slots for; old ones are ended."""
+        self.kill()
+        slots = self._session.placement.slots[self.component]
+        self._members = [self._spawn(rank, len(slots)) for rank in range(len(slots))]
+
+    def replace(self, rank: int) -> None:
+        """A new process for one rank: a spare if there is one. The old one, if it still lives, is ended."""
+        old, self._members[rank] = self._members[rank], self._spawn(rank, self.size)
+        ray.kill(old.handle)
+
+    def _spawn(self, rank: int, size: int) -> _Member:
+        slot = self._session.placement.slots[self.component][rank]
+        handle = self._spares.take(slot) or self._session.start_process(self.name, self.component, slot)
+        return _Member(handle=handle, prepared=[handle.adopt.remote(self._target, rank, size, *self._args)])
+
+    def prepare_one(self, rank: int, method: str, *args: Any) -> None:
+        """Call ``method`` on a rank that was replaced, without waiting; a failure comes out of the next call to it."""
+        member = self._members[rank]
+        member.prepared.append(member.handle.run.remote(method, *args))
+
+    def seats(self) -> list[Seat]:
+        """Where each rank lives. Waits until all are up; raises as `call`."""
+        return self.results([member.prepared[0] for member in self._members])
+
+    def seat(self, rank: int) -> Seat:
+        """Where one rank lives; it must have answered once."""
+        return self.result(self._members[rank].prepared[0], rank)
+
+    def gone(self, seconds: float) -> list[WorkerLost]:
+        """The ranks that are gone; asks for at most ``seconds``, which those that are busy use up."""
+        asked = {member.handle.__ray_ready__.remote(): rank for rank, member in enumerate(self._members)}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+        return [lost for ref in answered if (lost := self._loss(ref, asked[ref])) is not None]
+
+    def reset(self, seconds: float) -> list[int]:
+        """Let every rank drop what it shared with the others; returns the ranks that did not, in ``seconds``."""
+        asked = {ref: rank for rank, ref in enumerate(self.start("reset"))}
+        deadline = time.monotonic() + seconds
+        waiting, failed = list(asked), []
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+            failed += [asked[ref] for ref in done if not self._succeeded(ref, asked[ref])]
+        return sorted(failed + [asked[ref] for ref in waiting])
+
+    def _succeeded(self, ref: ray.ObjectRef, rank: int) -> bool:
+        try:
+            self.result(ref, rank)
+        except Exception:  # whatever it is: this process is not used any more
+            return False
+        return True
+
+    def _loss(self, ref: ray.ObjectRef, rank: int) -> WorkerLost | None:
+        try:
+            self.result(ref, rank)
+        except WorkerLost as lost:
+            return lost
+        return None
+
+    def kill(self) -> None:
+        """End every process of the group, by handle."""
+        for member in self._members:
+            ray.kill(member.handle)
+        self._members = []
+
+    # -- calls
 
     def start(self, method: str, *args: Any) -> list[ray.ObjectRef]:
         """Call ``method`` on every rank without waiting; batches go into the object store once, for all of them."""
         if self.size > 1:
             args = tuple(ray.put(arg) if isinstance(arg, MiniBatch | list) else arg for arg in args)
-        return [handle.run.remote(method, *args) for handle in self._handles]
+        return [member.handle.run.remote(method, *args) for member in self._members]
+
+    def start_in_two(self, method: str, *args: Any) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
+        """As `start`, for a method that returns a pair: so that the first can be had without fetching the second."""
+        pairs = [member.handle.run.options(num_returns=2).remote(method, *args) for member in self._members]
+        return [first for first, _ in pairs], [second for _, second in pairs]
 
     def start_one(self, rank: int, method: str, *args: Any) -> ray.ObjectRef:
         """Call ``method`` on one rank without waiting."""
-        return self._handles[rank].run.remote(method, *args)
+        return self._members[rank].handle.run.remote(method, *args)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call ``method`` on every rank; results in rank order.
@@ -80,74 +152,96 @@ class WorkerGroup:
         """
         return self.results(self.start(method, *args))
 
+    def call_one(self, rank: int, method: str, *args: Any) -> Any:
+        """Call ``method`` on one rank; raises as `call`."""
+        return self.await_one(self.start_one(rank, method, *args), rank)
+
+    def await_one(self, ref: ray.ObjectRef, rank: int) -> Any:
+        """The value behind a reference that rank ``rank`` makes; raises as `call`."""
+        self._session.watch.wait_one([ref], lambda _: (self.component, rank))
+        return self.result(ref, rank)
+
     def results(self, refs: Sequence[ray.ObjectRef]) -> list[Any]:
         """Results of one call a rank. Fails with the first failure: other ranks may be waiting for the failed one."""
         return results_of((self, refs))
 
     def result(self, ref: ray.ObjectRef, rank: int) -> Any:
-        """The value behind a reference that rank ``rank`` made."""
+        """The value behind a reference that rank ``rank`` made, and that is there."""
         try:
             return ray.get(ref)
         except ray_errors.RayTaskError as error:
-            raise _cause(error, f"in {self.name} rank {rank}") from None
+            raise self._cause(error, ref, rank) from None
         except _GONE as error:
-            if isinstance(error, ray_errors.ActorDiedError) and error._actor_init_failed:
-                raise RuntimeError(f"{self.name} rank {rank} could not start: {error}") from None
             raise WorkerLost(self.name, rank, _reason(error)) from None
 
-    def lost(self, seconds: float) -> WorkerLost | None:
-        """The lowest rank that is gone, if one is; asks for at most ``seconds``."""
-        asked = {handle.__ray_ready__.remote(): rank for rank, handle in enumerate(self._handles)}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-        for ref in sorted(answered, key=asked.__getitem__):
-            try:
-                self.result(ref, asked[ref])
-            except WorkerLost as lost:
-                return lost
-        return None
-
-    def kill(self) -> None:
-        """End every process of the group, by handle."""
-        for handle in self._handles:
-            ray.kill(handle)
+    def _cause(self, error: ray_errors.RayTaskError, ref: ray.ObjectRef, rank: int) -> BaseException:
+        for earlier in self._members[rank].prepared:  # what it could not become explains what it could not do
+            if earlier is not ref and ray.wait([earlier], timeout=0)[0]:
+                try:
+                    ray.get(earlier)
+                except ray_errors.RayTaskError as first:
+                    error = first
+                    break
+        cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError(str(error))
+        cause.add_note(f"in {self.name} rank {rank}")
+        cause.__cause__ = None
+        cause.add_note(str(error))
+        return cause
 
     def map_unordered(self, method: str, items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Hand items to whichever worker is free; yields (item index, result) as they finish."""
-        queue = iter(enumerate(items))
-        running: dict[ray.ObjectRef, tuple[int, int]] = {}
+        """Hand items to whichever worker is free; yields (item index, result) as they finish.
+
+        With `mend`, a worker that is lost, or hangs, is replaced, and what it had in hand is done again.
+        """
+        queue = deque(enumerate(items))
+        running: dict[ray.ObjectRef, tuple[int, Any, int]] = {}
 
         def feed(rank: int) -> None:
-            if (following := next(queue, None)) is not None:
-                index, item = following
-                running[self.start_one(rank, method, item)] = (index, rank)
+            if queue:
+                index, item = queue.popleft()
+                running[self.start_one(rank, method, item)] = (index, item, rank)
+
+        def again(ref: ray.ObjectRef, lost: WorkerLost) -> None:
+            if self.mend is None:
+                raise lost
+            index, item, rank = running.pop(ref)
+            queue.appendleft((index, item))
+            self.mend(lost)
+            feed(rank)
 
         for rank in range(self.size):
             feed(rank)
         while running:
-            (ref,), _ = ray.wait(list(running), num_returns=1)
-            index, rank = running.pop(ref)
-            yield index, self.result(ref, rank)
-            feed(rank)
+            try:
+                ref = self._session.watch.wait_one(list(running), lambda ref: (self.component, running[ref][2]))
+                value = self.result(ref, running[ref][2])
+            except WorkerLost as lost:
+                again(ref, lost)
+            except Hung as hung:
+                for ref in list(running):
+                    again(ref, WorkerHung(self.name, running[ref][2], hung.seconds))
+            else:
+                index, _, rank = running.pop(ref)
+                yield index, value
+                feed(rank)
 
 
 def results_of(*calls: tuple[WorkerGroup, Sequence[ray.ObjectRef]]) -> list[Any]:
     """Results of calls to ranks 0, 1, ... of several groups at once; fails with the first failure among all of them."""
     source = {ref: (group, rank) for group, refs in calls for rank, ref in enumerate(refs)}
     values: dict[ray.ObjectRef, Any] = {}
-    waiting = list(source)
+    waiting = set(source)
+    watch = calls[0][0]._session.watch
     while waiting:
-        (ref,), waiting = ray.wait(waiting, num_returns=1)
+        ref = watch.wait_one([ref for ref in source if ref in waiting], lambda ref: _name(source[ref]))
+        waiting.remove(ref)
         group, rank = source[ref]
         values[ref] = group.result(ref, rank)
     return [values[ref] for ref in source]
 
 
-def _cause(error: ray_errors.RayTaskError, where: str) -> BaseException:
-    cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError(str(error))
-    cause.add_note(where)
-    cause.__cause__ = None
-    cause.add_note(str(error))
-    return cause
+def _name(source: tuple[WorkerGroup, int]) -> tuple[str, int]:
+    return source[0].component, source[1]
 
 
 def _reason(error: BaseException) -> str:

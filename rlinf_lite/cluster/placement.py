@@ -54,6 +54,37 @@ def parse(component_placement: Mapping[str, Any], num_available: int) -> Placeme
     return Placement(slots=slots)
 
 
+def shrink(placement: Placement, num_slots: int, min_actor_ranks: int) -> Placement:
+    """The same job on the first ``num_slots`` of its slots, for ``cluster.elastic``.
+
+    Each component keeps those of its slots that remain, in their order: actors lose ranks from the highest slot down.
+    One that would keep none moves onto what remains, its n-th slot counted modulo ``num_slots``. Slots keep their
+    numbers, and each that remains is still used, so ``used`` of the result is the first ``num_slots`` of ``used``: a
+    placement group of so many bundles fits it. Always shrink the configured placement: that is how ranks come back.
+
+    Raises:
+        ConfigError: fewer than ``min_actor_ranks`` actor ranks would remain.
+    """
+    used = placement.used
+    if num_slots >= len(used):
+        return placement
+    kept = used[: max(num_slots, 0)]
+    num_ranks = len(_remaining(placement.slots["actor"], used, kept))
+    if num_ranks < max(min_actor_ranks, 1):
+        raise ConfigError(
+            f"cluster.min_actor_ranks={min_actor_ranks}: the {len(kept)} slots that are left of {len(used)} hold "
+            f"{num_ranks} actor ranks; add nodes or lower it"
+        )
+    return Placement(slots={name: _remaining(old, used, kept) for name, old in placement.slots.items()})
+
+
+def _remaining(old: tuple[int, ...], used: tuple[int, ...], kept: tuple[int, ...]) -> tuple[int, ...]:
+    remaining = tuple(slot for slot in old if slot in kept)
+    if remaining or not kept:
+        return remaining
+    return tuple(dict.fromkeys(kept[used.index(slot) % len(kept)] for slot in old))
+
+
 def _slots(name: str, text: str, num_available: int) -> tuple[int, ...]:
     if text == "all":
         return tuple(range(num_available))

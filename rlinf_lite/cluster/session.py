@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -16,32 +16,164 @@ import ray
 # Ray of any other driver on this machine, and dies with it.
 from ray._private.services import find_bootstrap_address
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlinf_lite.cluster.errors import ClusterError
-from rlinf_lite.cluster.placement import Placement, parse
+from rlinf_lite.cluster.placement import Placement, parse, shrink
+from rlinf_lite.cluster.shell import Shell
+from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.config import ClusterConfig
 from rlinf_lite.observability.notices import say
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
     """A joined cluster with this job's slots reserved."""
 
-    address: str
-    """Where the cluster is, or ``local``."""
-    device: str
-    """``cpu`` or ``cuda``."""
-    placement: Placement
-    group: PlacementGroup
-    bundles: tuple[int, ...]
-    """The group's bundles node by node, so that neighbouring slots, and after a restart the same ones, share a node."""
-    config: ClusterConfig
+    def __init__(self, config: ClusterConfig, address: str, device: str, watch: Watch) -> None:
+        """
+        Args:
+            address: where the cluster is, or ``local``.
+            device: ``cpu`` or ``cuda``.
+            watch: what looks around while the driver waits.
+        """
+        self.config, self.address, self.device, self.watch = config, address, device, watch
+        self.wanted = parse(config.component_placement, _available(device))
+        """As configured."""
+        self.placement = self.wanted
+        """As it is now: less with ``cluster.elastic``, while nodes are missing."""
+        self._group: PlacementGroup | None = None
+        self._bundles: tuple[int, ...] = ()
+        self._nodes: tuple[str, ...] = ()
 
-    def bundle(self, slot: int) -> int:
-        """Index of a slot's bundle in the placement group."""
-        return self.bundles[self.placement.used.index(slot)]
+    # -- slots
 
-    def gpu_share(self, component: str, slot: int) -> float:
+    def reserve(self) -> None:
+        """Take this job's slots, on whatever nodes the cluster has now; what was reserved before is given back.
+
+        Raises:
+            ClusterError: there are not enough.
+            ConfigError: fewer than ``cluster.min_actor_ranks`` would be left.
+        """
+        self.release()
+        self._wait_for_nodes()
+        self.placement = self._fitting()
+        group = self._new_group()
+        table, nodes = placement_group_table(group)["bundles_to_node_id"], ray.nodes()
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+        # Node by node, so that neighbouring slots, and after a restart the same ones, share a node.
+        order = sorted(range(len(table)), key=lambda index: (addresses[table[index]], table[index], index))
+        self._group, self._bundles = group, tuple(order)
+        self._nodes = tuple(table[index] for index in order)
+
+    def _wait_for_nodes(self) -> None:
+        config = self.config
+        seconds = config.elastic_timeout if config.elastic else config.start_timeout
+        deadline = time.monotonic() + seconds
+        while (alive := sum(node["Alive"] for node in ray.nodes())) < config.num_nodes:
+            self.watch.look()
+            if time.monotonic() > deadline:
+                if config.elastic:
+                    return
+                raise ClusterError(
+                    f"cluster.num_nodes={config.num_nodes}, but {alive} joined within {seconds} s; "
+                    "run ray start --address=... on the others, or lower it"
+                )
+            time.sleep(0.5)
+
+    def _fitting(self) -> Placement:
+        """What is wanted; with ``cluster.elastic`` what of it the living nodes have room for."""
+        need, there = len(self.wanted.used), _slots(self.config, self.device)
+        if not self.config.elastic or there >= need:
+            return self.wanted
+        fitting = shrink(self.wanted, there, self.config.min_actor_ranks)
+        say(
+            f"!! cluster.elastic: {there} of {need} slots are there: going on with {len(fitting.slots['actor'])} of "
+            f"{len(self.wanted.slots['actor'])} actor ranks; prompts, batches and sampling noise stay the same, sums are "
+            "taken in another order"
+        )
+        return fitting
+
+    def _new_group(self) -> PlacementGroup:
+        config, need = self.config, len(self.placement.used)
+        bundle = {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if self.device == "cuda" else {})
+        have = ray.cluster_resources()
+        for name, amount in bundle.items():
+            if have.get(name, 0) < amount * need:
+                raise ClusterError(
+                    f"cluster.component_placement uses {need} slots of {amount:g} {name} each, the cluster has "
+                    f"{have.get(name, 0):g} {name}; use fewer slots or add nodes"
+                )
+        group = placement_group([bundle] * need, strategy="PACK")
+        deadline = time.monotonic() + config.start_timeout
+        if not group.wait(5):
+            say(
+                f"waiting for {need} free slots in the cluster (at most cluster.start_timeout={config.start_timeout} s)"
+            )
+        while not group.wait(0.5):
+            self.watch.look()
+            if time.monotonic() > deadline:
+                remove_placement_group(group)
+                raise ClusterError(
+                    f"the cluster has the {need} slots of cluster.component_placement, but other jobs hold them "
+                    f"(waited cluster.start_timeout={config.start_timeout} s); free them or wait longer"
+                )
+        return group
+
+    def release(self) -> None:
+        """Give the slots back."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group, self._nodes = None, ()
+
+    @property
+    def _held(self) -> PlacementGroup:
+        assert self._group is not None
+        return self._group
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether slots that were missing when they were reserved are there now."""
+        missing = len(self.wanted.used) - len(self.placement.used)
+        if missing == 0:
+            return False
+        free = ray.available_resources().get("GPU" if self.device == "cuda" else "CPU", 0)
+        return free >= missing * (1 if self.device == "cuda" else self.config.threads_per_worker)
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Ids of the nodes that this job has slots on."""
+        return frozenset(self._nodes)
+
+    def node_of_slot(self, slot: int) -> str:
+        return self._nodes[self.placement.used.index(slot)]
+
+    def slot_of_node(self) -> dict[str, int]:
+        """One slot of each node."""
+        return {self.node_of_slot(slot): slot for slot in reversed(self.placement.used)}
+
+    # -- processes
+
+    def start_process(self, name: str, component: str, slot: int, *args: Any) -> Any:
+        """The handle of a new `Shell` in ``slot``; returns before it is up.
+
+        Args:
+            name: what `ps` and `ray list actors` show.
+            args: for `Shell`.
+        """
+        return (
+            ray.remote(type(name, (Shell,), {}))
+            .options(
+                num_cpus=0,
+                num_gpus=self._gpu_share(component, slot),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._held, self._bundles[self.placement.used.index(slot)]
+                ),
+                runtime_env={"env_vars": self.worker_env()},
+            )
+            .remote(*args)
+        )
+
+    def _gpu_share(self, component: str, slot: int) -> float:
         """What part of the slot's GPU a worker of ``component`` gets."""
         if self.device == "cpu" or component == "reward":
             return 0.0
@@ -67,7 +199,7 @@ class Session:
 
 
 @contextmanager
-def open_session(config: ClusterConfig) -> Iterator[Session]:
+def open_session(config: ClusterConfig, watch: Watch) -> Iterator[Session]:
     """Join (or start) Ray and reserve the slots; give both back at the end.
 
     Raises:
@@ -76,26 +208,24 @@ def open_session(config: ClusterConfig) -> Iterator[Session]:
     """
     address = _connect(config)
     try:
-        _wait_for_nodes(config)
-        device = _device(config)
-        placement = parse(config.component_placement, _available(device))
-        group = _reserve(config, device, placement)
+        session = Session(config, address, _device(config), watch)
+        session.reserve()
         try:
-            yield Session(
-                address=address,
-                device=device,
-                placement=placement,
-                group=group,
-                bundles=_by_node(group, len(placement.used)),
-                config=config,
-            )
+            yield session
         finally:
-            remove_placement_group(group)
+            session.release()
     finally:
         ray.shutdown()
 
 
+REJOIN_VARIABLE = "RLINF_LITE_REJOIN"
+"""Environment variable with the address of a cluster that this run was on: it is waited for, nothing else will do."""
+
+
 def _connect(config: ClusterConfig) -> str:
+    if (address := os.environ.pop(REJOIN_VARIABLE, None)) is not None:
+        _wait_for_cluster(address, config.start_timeout)
+        os.environ["RAY_ADDRESS"] = address
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     address = find_bootstrap_address(None) if wanted == "auto" else None if wanted == "local" else wanted
     if address is not None and _answers(address):
@@ -114,6 +244,15 @@ def _connect(config: ClusterConfig) -> str:
     return "local"
 
 
+def _wait_for_cluster(address: str, seconds: float) -> None:
+    say(f"waiting for the Ray cluster at {address} (at most cluster.start_timeout={seconds} s)")
+    deadline = time.monotonic() + seconds
+    while not _answers(address):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"the Ray cluster at {address}, which this run was on, does not answer any more")
+        time.sleep(1)
+
+
 def _answers(address: str) -> bool:
     """Whether something listens there: Ray itself would ask a cluster that was killed for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -130,17 +269,6 @@ def _seats(config: ClusterConfig) -> int:
     return len(placement.used) * config.threads_per_worker
 
 
-def _wait_for_nodes(config: ClusterConfig) -> None:
-    deadline = time.monotonic() + config.start_timeout
-    while (alive := sum(node["Alive"] for node in ray.nodes())) < config.num_nodes:
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"cluster.num_nodes={config.num_nodes}, but {alive} joined within {config.start_timeout} s; "
-                "run ray start --address=... on the others, or lower it"
-            )
-        time.sleep(0.5)
-
-
 def _device(config: ClusterConfig) -> str:
     if config.device != "auto":
         return config.device
@@ -151,29 +279,7 @@ def _available(device: str) -> int:
     return int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
 
 
-def _reserve(config: ClusterConfig, device: str, placement: Placement) -> PlacementGroup:
-    cpus = config.threads_per_worker
-    bundle = {"CPU": float(cpus), "GPU": 1.0} if device == "cuda" else {"CPU": float(cpus)}
-    have, need = ray.cluster_resources(), len(placement.used)
-    for name, amount in bundle.items():
-        if have.get(name, 0) < amount * need:
-            raise ClusterError(
-                f"cluster.component_placement uses {need} slots of {amount:g} {name} each, the cluster has "
-                f"{have.get(name, 0):g} {name}; use fewer slots or add nodes"
-            )
-    group = placement_group([bundle] * need, strategy="PACK")
-    if not group.wait(5):
-        say(f"waiting for {need} free slots in the cluster (at most cluster.start_timeout={config.start_timeout} s)")
-    if not group.wait(config.start_timeout):
-        remove_placement_group(group)
-        raise ClusterError(
-            f"the cluster has the {need} slots of cluster.component_placement, but other jobs hold them "
-            f"(waited cluster.start_timeout={config.start_timeout} s); free them or wait longer"
-        )
-    return group
-
-
-def _by_node(group: PlacementGroup, num_bundles: int) -> tuple[int, ...]:
-    nodes = placement_group_table(group)["bundles_to_node_id"]
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-    return tuple(sorted(range(num_bundles), key=lambda index: (addresses[nodes[index]], index)))
+def _slots(config: ClusterConfig, device: str) -> int:
+    """How many slots the living nodes have, whoever uses them."""
+    name, amount = ("GPU", 1.0) if device == "cuda" else ("CPU", float(config.threads_per_worker))
+    return sum(int(node["Resources"].get(name, 0) // amount) for node in ray.nodes() if node["Alive"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
@@ -37,8 +38,9 @@ def unpack(pieces: Pieces) -> Iterator[tuple[str, int, Tensor]]:
 
 
 def _read_only(data: np.ndarray) -> Tensor:
-    # torch.from_numpy warns about arrays that may not be written; nothing here writes.
-    return torch.frombuffer(data.reshape(-1), dtype=torch.uint8).reshape(data.shape)
+    with warnings.catch_warnings():  # about memory that may not be written; nothing here writes
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.frombuffer(data.reshape(-1), dtype=torch.uint8).reshape(data.shape)
 
 
 class Broadcaster:

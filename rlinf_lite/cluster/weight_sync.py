@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup, results_of
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.config import ConfigError
 
 
 class WeightSync(Protocol):
-    """Called at the top of a step, between an update and the next rollout."""
+    """Between an update and the next rollout."""
 
     def publish(self) -> None:
-        """Return when every rollout engine holds the actor's current weights."""
+        """Called at the top of a step: return when every rollout engine holds the actor's current weights."""
+
+    def bring(self, rank: int) -> None:
+        """Give the weights of the last `publish` to one rollout worker that was replaced since. Does not wait."""
 
 
 class ObjectStoreSync:
@@ -30,9 +34,16 @@ class ObjectStoreSync:
         loads = self._rollouts.start("load_weights", *rows)
         try:
             self._rollouts.results(loads)
-        except Exception:
+        except Exception as error:
             self._actors.results(rows)  # a failed actor fails every load: if it was one, name it
-            raise
+            if not isinstance(error, WorkerLost) or self._rollouts.mend is None:
+                raise
+            self._rollouts.mend(error)
+            self.publish()
+
+    def bring(self, rank: int) -> None:
+        # Until the next update the actors' weights are those of the last publish.
+        self._rollouts.prepare_one(rank, "load_weights", *self._actors.start("weight_rows", self._precision))
 
 
 class CollectiveSync:
@@ -40,13 +51,24 @@ class CollectiveSync:
 
     def __init__(self, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> None:
         self._actors, self._rollouts, self._precision = actors, rollouts, precision
-        address = actors.result(actors.start_one(0, "serve_channel", rollouts.size), 0)
-        joining = [actors.start_one(0, "join_channel", rollouts.size)]
-        results_of((actors, joining), (rollouts, rollouts.start("join_channel", address, rollouts.size)))
+        self._joined = False
 
     def publish(self) -> None:
+        if not self._joined:
+            self._join()
         received = self._rollouts.start("receive")
         results_of((self._actors, self._actors.start("broadcast", self._precision)), (self._rollouts, received))
+
+    def _join(self) -> None:
+        actors, rollouts = self._actors, self._rollouts
+        address = actors.call_one(0, "serve_channel", rollouts.size)
+        joining = [actors.start_one(0, "join_channel", rollouts.size)]
+        results_of((actors, joining), (rollouts, rollouts.start("join_channel", address, rollouts.size)))
+        self._joined = True
+
+    def bring(self, rank: int) -> None:
+        self._joined = False  # the others are busy now: a new channel is made at the next publish
+        ObjectStoreSync(self._actors, self._rollouts, self._precision).bring(rank)
 
 
 def build_weight_sync(session: Session, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> WeightSync:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from rlinf_lite.cluster.errors import ClusterError, WorkerLost
+from rlinf_lite.cluster.errors import ClusterError, RayLost, WorkerLost
 from rlinf_lite.config import ConfigError
 
 EXIT_USER_ERROR = 2
 EXIT_WORKER_LOST = 3
 EXIT_OUT_OF_TIME = 75
-"""EX_TEMPFAIL: stopped before the end by ``runner.max_time``, saved; start again with ``runner.resume_dir=auto``."""
+"""EX_TEMPFAIL: stopped before the end by ``runner.max_time``, SIGTERM, SIGUSR1 or a drained node, and saved; start
+again with ``runner.resume_dir=auto``."""
 EXIT_INTERRUPTED = 130
 
 _SAME_AGAIN = (
     "A resume would come to the same numbers: change something, and allow it by name with runner.resume_allow_changes."
 )
-_GO_ON = "Nothing that was committed is lost: start the same command with runner.resume_dir=auto to go on."
+_NOT_LOST = "Nothing that was committed is lost."
+_GO_ON = f"{_NOT_LOST} Start the same command with runner.resume_dir=auto to go on."
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
     """The message and exit code for ``error``; no message for what is a bug of ours and deserves its traceback."""
-    # Imported late: a typo in a key must not wait for torch.
+    from rlinf_lite.runner.interruption import Interrupted  # it reads the codes above
+    from rlinf_lite.runner.restarts import GaveUp
+
     if isinstance(error, ConfigError | ClusterError):
         return _lines("error", error), EXIT_USER_ERROR
-    if isinstance(error, WorkerLost):
+    if isinstance(error, GaveUp):
+        return f"{_lines('error', error)}\n{_NOT_LOST}", EXIT_WORKER_LOST
+    if isinstance(error, WorkerLost | RayLost):
         return f"{_lines('error', error)}\n{_GO_ON}", EXIT_WORKER_LOST
+    if isinstance(error, Interrupted):
+        return f"interrupted by {error.reason}, before the first step. {_GO_ON}", error.code
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted. {_GO_ON}", EXIT_INTERRUPTED
     if isinstance(error, FloatingPointError):

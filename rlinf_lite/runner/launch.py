@@ -1,34 +1,33 @@
-"""Building a run from its config: folders, cluster, workers; then the loop; then the last words."""
+"""A run from its config to its last words: folders, signals, cluster, workers, the supervised loop, the exit code."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
-from omegaconf import OmegaConf
-
-from rlinf_lite.cluster.group import WorkerGroup
-from rlinf_lite.cluster.session import Session, open_session
-from rlinf_lite.config import Config, ConfigError, flatten
-from rlinf_lite.observability import JsonlSink, MetricHub, build_hub, say
+from rlinf_lite.cluster.errors import NodeLost, RayLost
+from rlinf_lite.cluster.nodes import RayPulse, dead, draining
+from rlinf_lite.cluster.session import REJOIN_VARIABLE, Session, open_session
+from rlinf_lite.cluster.watch import Watch
+from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.observability import say
+from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.failures import EXIT_OUT_OF_TIME
+from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
 from rlinf_lite.runner.lock import hold
 from rlinf_lite.runner.policies import SaveRequest, save_requests
+from rlinf_lite.runner.restarts import BUDGET_VARIABLE, budget_for
 
 if TYPE_CHECKING:
     from rlinf_lite.checkpoint.storage import Folder
     from rlinf_lite.runner.loop import Runner
     from rlinf_lite.runner.prepare import Prepared
-    from rlinf_lite.runner.resume import Start
-
-
-_BLAME_SECONDS = 5.0
+    from rlinf_lite.runner.supervisor import Supervisor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,44 +50,100 @@ def launch(config: Config, *, started: float) -> int:
         started: when the process began, by ``time.monotonic()``.
 
     Returns:
-        The exit code: 0; 1 if the last checkpoint is not on the disk; `EXIT_OUT_OF_TIME`.
+        The exit code: 0; 1 if the last checkpoint is not on the disk; that of the signal or deadline that stopped it.
     """
     folders = make_folders(config)
+    stop = Interruption(config.runner.preemption_grace)
     say(f"run: {config.runner.experiment_name}, in {folders.log}; starting ...")
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        # Ray takes seconds to start, and so do torch's import and the data: side by side.
         for folder in folders.owned:
             stack.enter_context(hold(folder))
         request = stack.enter_context(save_requests())
-        preparing = background.submit(_prepare, config, folders)
-        session = stack.enter_context(open_session(config.cluster))
-        prepared = preparing.result()
-        say(f"ray: {session.address}; device: {session.device}; {_describe(session)}")
-        groups = spawn(config, session)
-        for group in groups.values():
-            stack.callback(group.kill)
-        with blame(list(groups.values())):
-            runner = build_runner(config, session, groups, prepared, folders, stack, started=started, request=request)
-            if runner.progress.step >= runner.last_step:
-                say(f"nothing to do: step {runner.progress.step} of {runner.last_step} is already completed")
-            runner.run()
+        stack.enter_context(on_signals(stop))
+        with stop.immediate():
+            # Ray takes seconds to start, and so do torch's import and the data: side by side.
+            preparing = background.submit(_prepare, config, folders)
+            watch = Watch(config.runner.hang_timeout)
+            session = stack.enter_context(open_session(config.cluster, watch))
+            stop.install()
+            pulse = RayPulse()
+        watch.often.append(stop.check)
+        watch.rarely += [lambda: _check_ray(pulse), lambda: _check_nodes(session, stop)]
+        supervisor = _supervisor(config, folders, session, preparing, stop, request, started, stack)
+        try:
+            runner = supervisor.run()
+        except Interrupted as wish:
+            return _stopped(wish, supervisor, folders)
+        except RayLost as lost:
+            if stop.reason is not None:
+                raise
+            supervisor.admit_ray_lost(lost)
+            _start_anew(config, folders, supervisor, pulse)
     return _last_words(runner, folders)
 
 
-@contextmanager
-def blame(groups: Sequence[WorkerGroup]) -> Iterator[None]:
-    """When a worker dies, those that were talking to it fail too, and may be heard first: name the one that died."""
-    try:
-        yield
-    except Exception as error:
-        # An error of our own says what it is about; a RuntimeError of a library may be a broken connection.
-        foreign = isinstance(error, RuntimeError) and not type(error).__module__.startswith("rlinf_lite")
-        deadline = time.monotonic() + _BLAME_SECONDS
-        while foreign and time.monotonic() < deadline:
-            for group in groups:
-                if (lost := group.lost(seconds=0.2)) is not None:
-                    raise lost from None
-        raise
+def _supervisor(
+    config: Config,
+    folders: Folders,
+    session: Session,
+    preparing: Future[Prepared],
+    stop: Interruption,
+    request: SaveRequest,
+    started: float,
+    stack: ExitStack,
+) -> Supervisor:
+    """Workers on their way, and who looks after them."""
+    with stop.immediate():
+        prepared = preparing.result()
+        say(f"ray: {session.address}; device: {session.device}; {_describe(session)}")
+        _make_paths_absolute(config)
+        crew = Crew(config, session, folders.log / "workers.json")
+        stack.callback(crew.kill)
+        # Imported here, so that worker processes are on their way before the driver spends seconds on its imports.
+        from rlinf_lite.runner.build import Build
+        from rlinf_lite.runner.supervisor import Supervisor
+
+        build = Build(
+            config=config,
+            prepared=prepared,
+            checkpoints=folders.checkpoints,
+            log=folders.log,
+            stop=stop,
+            request=request,
+            started=started,
+        )
+        return Supervisor(build, crew, budget_for(config.runner.max_restarts, config.runner.restart_window))
+
+
+def _check_ray(pulse: RayPulse) -> None:
+    if (lost := pulse.lost()) is not None:
+        raise RayLost(lost)
+
+
+def _check_nodes(session: Session, stop: Interruption) -> None:
+    if len(session.nodes) > 1 and (gone := dead(session.nodes)):
+        raise NodeLost(sorted(gone))
+    for node in draining(session.nodes):
+        stop.ask(f"node {node} is being drained", EXIT_OUT_OF_TIME)
+
+
+def _start_anew(config: Config, folders: Folders, supervisor: Supervisor, pulse: RayPulse) -> NoReturn:
+    """Without Ray nothing of this process's connections is of use: it becomes a new driver, with the same process id.
+
+    Locks and files are given back by that (they are close-on-exec); no clean-up of Ray's is waited for.
+    """
+    from rlinf_lite.checkpoint import layout
+
+    pulse.end()
+    os.environ[BUDGET_VARIABLE] = supervisor.budget.to_json()
+    if not pulse.private:
+        os.environ[REJOIN_VARIABLE] = supervisor.crew.session.address
+    arguments = sys.orig_argv[1:]
+    if config.runner.resume_mode == "full" and layout.committed(folders.checkpoints):
+        arguments = [*arguments, "runner.resume_dir=auto"]
+    say("   the driver starts anew ...")
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def _prepare(config: Config, folders: Folders) -> Prepared:
@@ -135,137 +190,15 @@ def _try(key: str, folder: Folder) -> None:
         raise ConfigError(f"{key}: cannot write in {folder} ({reason}); choose another folder") from None
 
 
-def spawn(config: Config, session: Session) -> dict[str, WorkerGroup]:
-    """Start every worker process. Paths are made absolute first: workers of a joined cluster run in other folders."""
+def _make_paths_absolute(config: Config) -> None:
+    """Workers of a joined cluster run in other folders."""
     for settings in (config.actor.model, config.rollout.model):
         settings.model_path = _absolute(settings.model_path)
     config.actor.tokenizer.tokenizer_model = _absolute(config.actor.tokenizer.tokenizer_model)
-    workers = {
-        "actor": (config.actor.group_name, "actor_worker:ActorWorker", (config, session.device)),
-        "rollout": (config.rollout.group_name, "rollout_worker:RolloutWorker", (config, session.device)),
-        "reward": (config.reward.group_name, "reward_worker:RewardWorker", (config.reward,)),
-    }
-    return {
-        component: WorkerGroup(name, component, f"rlinf_lite.cluster.{target}", session, *arguments)
-        for component, (name, target, arguments) in workers.items()
-    }
 
 
 def _absolute(model_path: str) -> str:
     return model_path if model_path.startswith("embedded:") else str(Path(model_path).expanduser().resolve())
-
-
-def _check_weights(actor: dict[str, Any], workers: list[dict[str, Any]]) -> None:
-    """What the actor publishes must be what each engine holds: a weight never sent would be whatever was in memory."""
-    for worker in workers:
-        if worker["weights"] != actor:
-            differing = sorted(dict(worker["weights"].items() ^ actor.items()))
-            raise ConfigError(
-                f"rollout.model.model_path: its architecture is not the actor's ({differing[0]} differs); "
-                "use the same folder"
-            )
-
-
-def build_runner(
-    config: Config,
-    session: Session,
-    groups: dict[str, WorkerGroup],
-    prepared: Prepared,
-    folders: Folders,
-    stack: ExitStack,
-    *,
-    started: float,
-    request: SaveRequest,
-) -> Runner:
-    """Models, checkpoint and sinks."""
-    # Imported here, so that worker processes are on their way before the driver spends seconds on importing torch.
-    from rlinf_lite.checkpoint.storage import absolute
-    from rlinf_lite.cluster.weight_sync import build_weight_sync
-    from rlinf_lite.data import PromptStream
-    from rlinf_lite.runner.identity import carried_on
-    from rlinf_lite.runner.loop import Runner
-    from rlinf_lite.runner.policies import policies
-    from rlinf_lite.runner.resume import restore, saved_identity, supersede_newer, sweep
-    from rlinf_lite.runner.saving import Saver
-
-    actors, rollouts, checkpoints = groups["actor"], groups["rollout"], folders.checkpoints
-    engines = rollouts.start("setup")
-    address = actors.result(actors.start_one(0, "rendezvous"), 0)
-    ranks = actors.call("setup", address, str(absolute(checkpoints)), prepared.total_updates)
-    workers, facts = [*ranks, *rollouts.results(engines)], ranks[0]
-    _check_weights(facts["weights"], workers)
-    compute = "; ".join(sorted({worker["compute"] for worker in workers}))
-    size = f"{facts['num_parameters'] / 1e6:.2f}M parameters"
-    say(f"model: {config.actor.model.model_path}, {size}, {actors.size} actor ranks")
-    sweep(checkpoints)
-    start = restore(prepared.start, actors, config, checkpoints, prepared.identity, compute)
-    save_config(config, folders.log, start)
-    hub, samples = open_sinks(config, folders.log, start, prepared.last_step, stack)
-
-    def flush() -> None:
-        hub.sync()
-        if samples is not None:
-            samples.sync()
-
-    saver = Saver(
-        actors=actors,
-        policies=policies(config),
-        checkpoint=config.runner.checkpoint,
-        progress=start.progress,
-        last_step=prepared.last_step,
-        info={
-            "identity": carried_on(saved_identity(start), prepared.identity),
-            "compute": compute,
-            "tied": facts["tied"],
-            "model_path": config.actor.model.model_path,
-        },
-        flush=flush,
-        started=started,
-        request=request,
-    )
-    if start.progress.step < prepared.last_step:
-        supersede_newer(start, checkpoints)
-    return Runner(
-        config=config,
-        actors=actors,
-        rollouts=rollouts,
-        rewards=groups["reward"],
-        weights=build_weight_sync(session, actors, rollouts, config.rollout.model.precision),
-        stream=PromptStream(prepared.train.problems, seed=config.data.seed, shuffle=config.data.shuffle),
-        val_problems=prepared.val.problems if prepared.val else (),
-        hub=hub,
-        samples=samples,
-        progress=start.progress,
-        last_step=prepared.last_step,
-        saver=saver,
-        pad_id=prepared.pad_id,
-    )
-
-
-def open_sinks(
-    config: Config, log: Path, start: Start, last_step: int, stack: ExitStack
-) -> tuple[MetricHub, JsonlSink | None]:
-    """The hub and the rollout rows, both cut back to the committed step, closed with ``stack``."""
-    logger = config.runner.logger
-    samples = JsonlSink(log / "rollouts.jsonl", committed_step=start.committed_step) if logger.log_rollouts else None
-    if samples:
-        stack.callback(samples.close)
-    hub = build_hub(
-        logger,
-        committed_step=start.committed_step,
-        config_dict=flatten(config),
-        num_steps=last_step,
-        state=start.hub_state,
-    )
-    stack.callback(hub.close)
-    return hub, samples
-
-
-def save_config(config: Config, log: Path, start: Start) -> None:
-    """The resolved config, as YAML that can be run again. A resume keeps the first and adds its own."""
-    step = start.committed_step
-    name = "config.yaml" if step is None else f"config.from_step_{step}.yaml"
-    (log / name).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
 def _describe(session: Session) -> str:
@@ -285,6 +218,17 @@ def _last_words(runner: Runner, folders: Folders) -> int:
         say(f"!! the last checkpoint is NOT on the disk: {failed}")
         return 1
     return EXIT_OUT_OF_TIME if early else 0
+
+
+def _stopped(wish: Interrupted, supervisor: Supervisor, folders: Folders) -> int:
+    """Say what is saved and how to go on; returns the exit code."""
+    from rlinf_lite.checkpoint import layout
+
+    runner, there = supervisor.runner, layout.committed(folders.checkpoints)
+    done = "before the first step" if runner is None else f"{runner.progress.step} of {runner.last_step} steps"
+    say(f"interrupted by {wish.reason}: {done}; newest checkpoint: {there[0] if there else 'none'}")
+    say(f"  go on        {_go_on(supervisor.build.config, early=True)}")
+    return wish.code
 
 
 def _go_on(config: Config, early: bool) -> str:

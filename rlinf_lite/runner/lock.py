@@ -2,33 +2,88 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.observability.notices import say
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Network file systems without them, or mounted so (Lustre: ENOSYS)."""
+_PATIENCE_SECONDS = 0.5
+_held: set[int] = set()
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep ``folder`` for this process; the kernel gives it back when the process ends, however it ends.
+    """Keep ``folder`` for this process; the kernel gives it back when the process ends or re-executes itself.
+
+    On a file system without locks, says so and goes on.
 
     Raises:
         ConfigError: another process holds it.
     """
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ConfigError(
-                f"runner.output_dir: {folder} is in use by {file.read().strip() or 'another run'}; wait for its end, "
-                "or choose another runner.experiment_name"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(file)
+    try:
+        if _taken(file, folder):
+            os.ftruncate(file, 0)
+            os.pwrite(file, _self().encode(), 0)
         yield
+    finally:
+        if file in _held:
+            _held.remove(file)
+            os.close(file)
+
+
+def _taken(file: int, folder: Path) -> bool:
+    """Whether it is ours now; False: nobody can have it."""
+    try:
+        _flock(file)
+    except BlockingIOError:
+        holder = os.pread(file, 1000, 0).decode(errors="replace").strip()
+        raise ConfigError(
+            f"runner.output_dir: {folder} is in use by {holder or 'another run'}; wait for its end, "
+            "or choose another runner.experiment_name"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        say(
+            f"!! {folder}: its file system has no locks ({error.strerror}): a second run in this folder would not be "
+            "refused, and both would damage each other's checkpoints; start one at a time"
+        )
+        return False
+    return True
+
+
+def _flock(file: int) -> None:
+    """With a little patience: a killed driver that is started again at once may still be giving back its memory."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
+def _self() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+
+
+def _let_go() -> None:
+    """A forked child shares the lock with its parent, and would keep it after the parent's death."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 
 from rlinf_lite.algorithms import ADVANTAGES, pick, whiten
 from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
 from rlinf_lite.config import Config, SamplingConfig
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
 from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer
 from rlinf_lite.rollout.chunks import cut, join
+from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver
@@ -35,6 +37,7 @@ class Runner:
     rollouts: WorkerGroup
     rewards: WorkerGroup
     weights: WeightSync
+    replicas: MemoryReplicas | None
     stream: PromptStream
     val_problems: Sequence[Problem]
     hub: MetricHub
@@ -43,47 +46,80 @@ class Runner:
     last_step: int
     saver: Saver
     pad_id: int
+    stop: Interruption
+    between_steps: Callable[[], None]
+    """Called when a step is completed, logged, and its save begun."""
+    intact: bool = True
+    """Whether the actors hold the state after ``progress.step``: false while an update changes it."""
+
+    def __post_init__(self) -> None:
+        self._made: dict[tuple[str, int, int], list[Rollout]] = {}
 
     def run(self) -> None:
         """Train until ``last_step`` steps are completed, or the time is up."""
-        with self.saver.drained():
-            while self.progress.step < self.last_step and not self.saver.stopped:
-                timer = PhaseTimer()
-                metrics = self.step(timer)
-                if self.val_problems and due(self.progress.step, self.config.runner.val_check_interval, self.last_step):
-                    metrics |= self.validate(timer)
-                metrics |= self.saver.poll()
-                self.hub.log(self.progress.step, metrics | timer.metrics() | self.throughput(metrics, timer))
-                self.saver.between_steps(metrics, self.state)
+        self.saver.settle(self.state)
+        while not self.done:
+            timer = PhaseTimer()
+            if not self.progress.unlogged:
+                self.step(timer)
+            self.conclude(timer)
+        self.saver.drain()
 
-    def step(self, timer: PhaseTimer) -> Metrics:
-        """One step: the eight acts that change the run's numbers."""
+    @property
+    def done(self) -> bool:
+        return self.saver.stopped or (self.progress.step >= self.last_step and not self.progress.unlogged)
+
+    def step(self, timer: PhaseTimer) -> None:
+        """One step: the eight acts that change the run's numbers. What comes before the update may be abandoned."""
         step = self.progress.step + 1
-        with timer.phase("sync"):
-            self.weights.publish()
-        prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
-        with timer.phase("rollout"):
-            rollouts = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
-        with timer.phase("reward"):
-            scores = self.judge(prompts, rollouts)
-        advantages = self.advantages(rollouts, scores)
-        batch = StepBatch(rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config)
-        logprobs = self.logprobs(batch, timer)
+        with self.stop.abandonable():
+            with timer.phase("sync"):
+                self.weights.publish()
+            prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
+            with timer.phase("rollout"):
+                rollouts = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
+            with timer.phase("reward"):
+                scores = self.judge(prompts, rollouts)
+            advantages = self.advantages(rollouts, scores)
+            batch = StepBatch(rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config)
+            logprobs = self.logprobs(batch, timer)
+        self.intact = False
         with timer.phase("update"):
             reports = [self.actors.call("update", minibatch) for minibatch in batch.for_update(logprobs)]
         num_tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
-        self.progress.advance(num_prompts=len(prompts), num_samples=len(rollouts), num_tokens=num_tokens)
-        self.log_samples(step, rollouts, scores)
-        return (
+        after = self.progress.after_step(num_prompts=len(prompts), num_samples=len(rollouts), num_tokens=num_tokens)
+        after.unlogged = (
             rollout_metrics(rollouts, scores)
             | update_metrics(reports)
             | {
                 "progress/epoch": self.stream.epoch_of(prompts[-1].position),
-                "progress/samples": self.progress.num_samples,
-                "progress/tokens": self.progress.num_tokens,
+                "progress/samples": after.num_samples,
+                "progress/tokens": after.num_tokens,
                 "progress/step_tokens": num_tokens,
             }
         )
+        self.complete(after, timer)
+        self.log_samples(step, rollouts, scores)
+
+    def complete(self, after: Progress, timer: PhaseTimer) -> None:
+        """The step is made as soon as nothing can undo it: with replicas, when its state is held."""
+        if self.replicas is not None:
+            with timer.phase("replica"):
+                self.replicas.take(after.step, self.state(after), self.saver.info)
+        self.progress.become(after)
+        self.intact = True
+
+    def conclude(self, timer: PhaseTimer) -> None:
+        """Validate if due, write the row of the step that was completed, begin a save if due."""
+        step, metrics = self.progress.step, dict(self.progress.unlogged)
+        if self.val_problems and due(step, self.config.runner.val_check_interval, self.last_step):
+            with self.stop.abandonable():
+                metrics |= self.validate(timer)
+        metrics |= self.saver.poll()
+        self.hub.log(step, metrics | timer.metrics() | self.throughput(metrics, timer))
+        self.progress.unlogged = {}
+        self.saver.between_steps(metrics, self.state)
+        self.between_steps()
 
     def generate(
         self, prompts: Sequence[Prompt], stream: str, step: int, sampling: SamplingConfig, group_size: int | None = None
@@ -98,7 +134,14 @@ class Runner:
             seed=self.config.actor.seed,
             max_rows=self.config.rollout.max_running_requests,
         )
-        return join(rollouts for _, rollouts in self.rollouts.map_unordered("generate", chunks))
+        # When an actor was lost on the way here, the chunks that were finished by then are still what they were: the
+        # weights that made them are those that are restored.
+        keys = [(stream, step, chunk.prompts[0].position) for chunk in chunks]
+        self._made = {key: made for key, made in self._made.items() if key in keys}
+        missing = [(key, chunk) for key, chunk in zip(keys, chunks, strict=True) if key not in self._made]
+        for index, rollouts in self.rollouts.map_unordered("generate", [chunk for _, chunk in missing]):
+            self._made[missing[index][0]] = rollouts
+        return join(self._made[key] for key in keys)
 
     def judge(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Score]:
         """One score a rollout, in their order."""
@@ -165,9 +208,15 @@ class Runner:
         self.progress.validated(metrics["val/accuracy"])
         return metrics
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the driver."""
-        return {"progress": self.progress.state(), "observability": dict(self.hub.state())}
+    def state(self, progress: Progress | None = None) -> dict[str, Any]:
+        """What a checkpoint keeps of the driver; with ``progress`` instead of the run's own."""
+        return {"progress": (progress or self.progress).state(), "observability": dict(self.hub.state())}
+
+    def flush(self) -> None:
+        """Make every row so far durable."""
+        self.hub.sync()
+        if self.samples is not None:
+            self.samples.sync()
 
     def throughput(self, metrics: Metrics, timer: PhaseTimer) -> Metrics:
         """Speed and memory of the step that just ended."""

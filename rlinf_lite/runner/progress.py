@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -23,12 +24,27 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
     """Best value so far of each metric that a save may wait for."""
 
-    def advance(self, *, num_prompts: int, num_samples: int, num_tokens: int) -> None:
-        """Count one completed step."""
-        self.step += 1
-        self.cursor += num_prompts
-        self.num_samples += num_samples
-        self.num_tokens += num_tokens
+    unlogged: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last completed step while its validation and its row are still to come; empty after that."""
+
+    def after_step(self, *, num_prompts: int, num_samples: int, num_tokens: int) -> Progress:
+        """A copy in which one more step is completed."""
+        after = deepcopy(self)
+        after.step += 1
+        after.cursor += num_prompts
+        after.num_samples += num_samples
+        after.num_tokens += num_tokens
+        return after
+
+    def become(self, other: Progress) -> None:
+        """Take all counters of ``other``: whoever holds this object sees them."""
+        for counter in fields(self):
+            setattr(self, counter.name, deepcopy(getattr(other, counter.name)))
+
+    @property
+    def logged_step(self) -> int:
+        """The last step whose row is written."""
+        return self.step - bool(self.unlogged)
 
     def validated(self, accuracy: float) -> None:
         """Remember the best validation; of equal ones the first."""

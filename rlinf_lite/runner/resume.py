@@ -201,6 +201,12 @@ def _load_weights(weights: Selection, actors: WorkerGroup, config: Config) -> No
 def _say_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
     path, manifest = report.path, report.manifest
     say(f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); going on with step {manifest.step + 1}")
+    say_what_differs(report, num_ranks, compute)
+
+
+def say_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
+    """Why numbers from here on will not be those of a run that was never ended; nothing, where they will."""
+    manifest = report.manifest
     if not report.rng_restored and manifest.world_size == num_ranks:
         say("!! saved on another kind of device: each rank's generators start anew from (seed, step, rank)")
     elif not report.rng_restored:

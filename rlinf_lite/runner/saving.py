@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +63,8 @@ class Saver:
     started: float
     """When the driver's process began, by ``clock``."""
     request: SaveRequest
+    is_committed: Callable[[int], bool]
+    """Whether there is a checkpoint of this step."""
     clock: Callable[[], float] = time.monotonic
     failed: str | None = None
     """Why the newest checkpoint that was due is not there; None when it is."""
@@ -72,21 +73,45 @@ class Saver:
 
     def __post_init__(self) -> None:
         self._in_flight: _InFlight | None = None
+        self._owed: int | None = None
+        self._metrics: Metrics = {}
         self._ended: list[Metrics] = []
         self._longest_step = self._longest_save = 0.0
         self._step_began = self._save_began = self.clock()
 
-    @contextmanager
-    def drained(self) -> Iterator[None]:
-        """Leave no save in flight behind, however the block ends: what is nearly written is worth some seconds."""
-        try:
-            yield
-        except BaseException:
-            self._drain_after_error()
-            raise
-        self.drain()
+    def drain(self) -> None:
+        """Wait for the save in flight, if there is one. A failure is said, as everywhere."""
+        if self._in_flight is not None:
+            self._hear(self._in_flight, "finish_save")
 
-    def _drain_after_error(self) -> None:
+    def cut_off(self) -> None:
+        """Actors were lost: nobody will hear of the save in flight any more. `settle` makes up for it."""
+        if self._in_flight is not None:
+            self._owed, self._in_flight = self._in_flight.step, None
+
+    def settle(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Save now what was in flight when it was cut off, if it did not get there nevertheless.
+
+        Where the run goes on from an older state there is nothing to do: it comes to that step again.
+        """
+        owed, self._owed = self._owed, None
+        if owed is None or self.progress.step < owed:
+            return
+        if self.is_committed(owed):
+            say(f"   the save of step {owed} was committed before its workers were lost")
+            self.failed = None
+        else:
+            self._begin(Due(f"that of step {owed} was cut off"), state, self.progress.unlogged or self._metrics)
+
+    def save_newest(self, why: str, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Wait for the save in flight; if the newest completed step is not saved by then, save it, and wait for it."""
+        self.drain()
+        if self.progress.step > 0 and not self.is_committed(self.progress.step):
+            self._begin(Due(why), state, self.progress.unlogged or self._metrics)
+            self.drain()
+
+    def drain_after_error(self) -> None:
+        """The run ends with an error: what is nearly written is worth some seconds."""
         if (save := self._in_flight) is None:
             return
         say(f"waiting for the save of step {save.step}, which is still in flight ...")
@@ -94,11 +119,6 @@ class Saver:
             self.drain()
         except Exception as error:  # the error that ended the run is the one to be told; this one is its echo
             say(f"!! the save of step {save.step} ended with the run: {(str(error) or repr(error)).splitlines()[0]}")
-
-    def drain(self) -> None:
-        """Wait for the save in flight, if there is one. A failure is said, as everywhere."""
-        if self._in_flight is not None:
-            self._hear(self._in_flight, "finish_save")
 
     def poll(self) -> Metrics:
         """Called between the update and its metrics row. Returns what the row tells of a save that has ended."""
@@ -114,6 +134,7 @@ class Saver:
             state: makes the values for ``data.pt``.
         """
         improved, now = self._improved(metrics), self.clock()
+        self._metrics = metrics
         self._longest_step = max(self._longest_step, now - self._step_began)
         if (due := decide(self.policies, self._moment(now, improved))) is not None:
             self._save_began, self.request.pending = now, False

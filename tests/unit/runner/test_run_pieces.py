@@ -22,8 +22,9 @@ FACTS = {
 
 
 def test_progress_round_trip():
-    progress = Progress()
-    progress.advance(num_prompts=4, num_samples=8, num_tokens=100)
+    before = Progress()
+    progress = before.after_step(num_prompts=4, num_samples=8, num_tokens=100)
+    assert before == Progress()
     progress.validated(0.5)
     progress.validated(0.5)
     assert Progress.from_state(progress.state()) == progress
@@ -37,6 +38,15 @@ def test_progress_round_trip():
     assert not Progress().improved("loss", float("nan"), "max")
     with pytest.raises(TypeError, match="progress holds"):
         Progress.from_state({"step": 1})
+
+
+def test_a_step_whose_row_is_still_to_come():
+    progress = Progress(step=3, unlogged={"reward/mean": 0.1 + 0.2})
+    assert (progress.logged_step, Progress(step=3).logged_step) == (2, 3)
+    held = Progress()
+    held.become(progress)
+    progress.unlogged.clear()
+    assert held == Progress(step=3, unlogged={"reward/mean": 0.30000000000000004})
 
 
 def test_total_steps_is_the_nearer_limit():

@@ -64,6 +64,7 @@ def make() -> Callable[..., Saver]:
             flush=flush,
             started=0.0,
             request=SaveRequest(),
+            is_committed=lambda step: False,
             clock=lambda: ranks.clock,
         )
 
@@ -175,17 +176,12 @@ def test_a_sync_save_is_told_of_in_the_next_row(make):
     assert ranks.methods() == ["save", "save"]
 
 
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), ValueError("of ours")])
-def test_no_save_in_flight_is_left_behind(make, error, capsys):
+def test_an_error_that_ends_the_run_waits_for_the_save_in_flight(make, capsys):
     ranks = TwoRanks({"start_save": [(0.0, 0.0)], "finish_save": [(report(1), report(1))]})
     saver = make(ranks)
-    try:
-        with saver.drained():
-            end_step(saver)
-            if error is not None:
-                raise error
-    except (KeyboardInterrupt, ValueError) as raised:
-        assert raised is error
+    end_step(saver)
+    saver.drain_after_error()
+    saver.drain_after_error()
     assert ranks.methods() == ["start_save", "finish_save"]
     assert "saved ckpt/global_step_1" in capsys.readouterr().out
 
@@ -193,10 +189,57 @@ def test_no_save_in_flight_is_left_behind(make, error, capsys):
 def test_the_error_that_ended_the_run_is_told_not_its_echo(make, capsys):
     ranks = TwoRanks({"start_save": [(0.0, 0.0)], "finish_save": [RuntimeError("rank 0 is gone\nmore")]})
     saver = make(ranks)
-    with pytest.raises(ValueError, match="the cause"), saver.drained():
-        end_step(saver)
-        raise ValueError("the cause")
+    end_step(saver)
+    saver.drain_after_error()
     assert "!! the save of step 1 ended with the run: rank 0 is gone\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("step", "committed", "saved"),
+    [(1, set(), [1]), (2, set(), [2]), (1, {1}, []), (0, set(), [])],
+    ids=["the same step", "a later one", "it got there", "an older state"],
+)
+def test_a_save_that_was_cut_off_is_made_up_for(make, step, committed, saved):
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)] * 2})
+    saver = make(ranks)
+    end_step(saver)
+    saver.cut_off()
+    saver.is_committed = lambda step: step in committed
+    saver.progress.step = step
+    saver.settle(lambda: {})
+    saver.settle(lambda: {})
+    assert [args[1] for args in ranks.asked[1:]] == saved
+
+
+def test_nothing_in_flight_nothing_owed(make):
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)], "finish_save": [(report(1), report(1))]})
+    saver = make(ranks)
+    end_step(saver)
+    saver.drain()
+    saver.cut_off()
+    saver.settle(lambda: {})
+    assert ranks.methods() == ["start_save", "finish_save"]
+
+
+def test_the_newest_step_is_saved_before_leaving(make, capsys):
+    ranks = TwoRanks(
+        {
+            "start_save": [(0.0, 0.0)] * 2,
+            "finish_save": [(report(1), report(1)), (report(2), report(2))],
+            "poll_save": [NOTHING],
+        }
+    )
+    saver = make(ranks, AtLastStep(), EverySteps(3))
+    saver.save_newest("on SIGTERM", dict)
+    assert ranks.methods() == []  # nothing is completed yet
+    end_step(saver, reward=0.5)
+    saver.save_newest("on SIGTERM", dict)
+    assert ranks.methods() == ["start_save", "finish_save"]
+    assert ranks.asked[0][3]["metrics"] == {"reward": 0.5}
+    assert "): on SIGTERM" in capsys.readouterr().out
+    saver.is_committed = lambda step: step == 1
+    saver.save_newest("on SIGTERM", dict)
+    assert len(ranks.asked) == 2  # it is there already
 
 
 def test_the_manifest_gets_the_comparable_metrics_of_the_step(make):

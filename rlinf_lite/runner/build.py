@@ -1,0 +1,184 @@
+"""From a config and running workers to a `Runner`; and back to its last completed step after workers were replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint.select import AUTO
+from rlinf_lite.checkpoint.storage import Folder, absolute
+from rlinf_lite.cluster.replicas import MemoryReplicas
+from rlinf_lite.config import Config, flatten
+from rlinf_lite.data import PromptStream
+from rlinf_lite.observability import JsonlSink, MetricHub, build_hub, say
+from rlinf_lite.runner.crew import Crew
+from rlinf_lite.runner.identity import carried_on
+from rlinf_lite.runner.interruption import Interruption
+from rlinf_lite.runner.loop import Runner
+from rlinf_lite.runner.policies import SaveRequest, policies
+from rlinf_lite.runner.prepare import Prepared
+from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.resume import (
+    Start,
+    choose_start,
+    restore,
+    saved_identity,
+    say_what_differs,
+    supersede_newer,
+    sweep,
+)
+from rlinf_lite.runner.saving import Saver
+
+
+@dataclass(kw_only=True)
+class Build:
+    """What a run is made from; all of it outlives the workers."""
+
+    config: Config
+    prepared: Prepared
+    checkpoints: Folder
+    log: Path
+    stop: Interruption
+    request: SaveRequest
+    started: float
+    """When the driver's process began, by ``time.monotonic``."""
+
+    @property
+    def first_step(self) -> int:
+        """Steps that are completed when the run begins."""
+        return self.prepared.start.progress.step
+
+    def bring_up(self, crew: Crew) -> tuple[dict, str]:
+        """Models in all workers. Raises as `Crew.bring_up`."""
+        return crew.bring_up(str(absolute(self.checkpoints)), self.prepared.total_updates)
+
+    def runner(self, crew: Crew, sinks: ExitStack, between_steps: Callable[[], None]) -> Runner:
+        """Workers, checkpoint, sinks: everything is ready when this returns.
+
+        Args:
+            sinks: closes what the run writes to.
+            between_steps: for the `Runner`.
+        """
+        config, prepared = self.config, self.prepared
+        facts, self._compute = self.bring_up(crew)
+        size = f"{facts['num_parameters'] / 1e6:.2f}M parameters"
+        say(f"model: {config.actor.model.model_path}, {size}, {crew.actors.size} actor ranks")
+        sweep(self.checkpoints)
+        start = self._restore_from(prepared.start, crew)
+        save_config(config, self.log, start)
+        hub, samples = open_sinks(config, self.log, start, prepared.last_step, sinks)
+        info = {
+            "identity": carried_on(saved_identity(start), prepared.identity),
+            "compute": self._compute,
+            "tied": facts["tied"],
+            "model_path": config.actor.model.model_path,
+        }
+        runner = Runner(
+            config=config,
+            actors=crew.actors,
+            rollouts=crew.rollouts,
+            rewards=crew.rewards,
+            weights=crew.weight_sync(),
+            replicas=MemoryReplicas(crew.actors, crew.session) if config.runner.checkpoint.memory_replicas else None,
+            stream=PromptStream(prepared.train.problems, seed=config.data.seed, shuffle=config.data.shuffle),
+            val_problems=prepared.val.problems if prepared.val else (),
+            hub=hub,
+            samples=samples,
+            progress=start.progress,
+            last_step=prepared.last_step,
+            saver=self._saver(crew, start.progress, info),
+            pad_id=prepared.pad_id,
+            stop=self.stop,
+            between_steps=between_steps,
+        )
+        runner.saver.flush = runner.flush
+        if start.progress.step < prepared.last_step:
+            supersede_newer(start, self.checkpoints)
+        self._began_from = replace(start, progress=deepcopy(start.progress))
+        return runner
+
+    def _saver(self, crew: Crew, progress: Progress, info: dict) -> Saver:
+        return Saver(
+            actors=crew.actors,
+            policies=policies(self.config),
+            checkpoint=self.config.runner.checkpoint,
+            progress=progress,
+            last_step=self.prepared.last_step,
+            info=info,
+            flush=lambda: None,
+            started=self.started,
+            request=self.request,
+            is_committed=lambda step: (layout.step_dir(self.checkpoints, step) / layout.MANIFEST).is_file(),
+        )
+
+    def _restore_from(self, start: Start, crew: Crew) -> Start:
+        return restore(start, crew.actors, self.config, self.checkpoints, self.prepared.identity, self._compute)
+
+    def restore(self, runner: Runner, crew: Crew, sinks: ExitStack) -> None:
+        """The newest completed step's state for workers that were replaced: from memory, else from the newest
+        checkpoint, else from the beginning. What was logged of later steps is dropped: they come again.
+        """
+        if runner.replicas is not None and (found := runner.replicas.restore()) is not None:
+            report, data = found
+            say(f"   the state of step {report.manifest.step} was in memory ({report.load_seconds:.2f} s)")
+            say_what_differs(report, crew.actors.size, self._compute)
+            if runner.progress.step != report.manifest.step:
+                self._go_back(runner, replace(self._began_from, progress=Progress.from_state(data["progress"])), sinks)
+            return
+        start = self._restore_from(self._newest(), crew)
+        if start.selection.path is None:
+            say("!! nothing was saved yet: the run begins again")
+        if start.progress.step != runner.progress.step:
+            self._go_back(runner, start, sinks)
+
+    def _newest(self) -> Start:
+        if not layout.committed(self.checkpoints):
+            return replace(self._began_from, progress=deepcopy(self._began_from.progress))
+        settings = replace(self.config.runner, resume_dir=AUTO, resume_mode="full")
+        return choose_start(replace(self.config, runner=settings), self.checkpoints)
+
+    def _go_back(self, runner: Runner, start: Start, sinks: ExitStack) -> None:
+        lost = runner.progress.step - start.progress.step
+        say(f"   {lost} completed step(s) are done again: from step {start.progress.step + 1}")
+        runner.progress.become(start.progress)
+        sinks.close()
+        last = self.prepared.last_step
+        runner.hub, runner.samples = open_sinks(self.config, self.log, start, last, sinks, again=True)
+
+
+def open_sinks(
+    config: Config, log: Path, start: Start, last_step: int, sinks: ExitStack, *, again: bool = False
+) -> tuple[MetricHub, JsonlSink | None]:
+    """The hub and the rollout rows, both cut back to the committed step, closed with ``sinks``.
+
+    Args:
+        again: the run has written there before: what it wrote is cut back even to nothing, instead of moved aside.
+    """
+    logger, progress = config.runner.logger, start.progress
+    new = start.committed_step is None and not again
+    rollouts = log / "rollouts.jsonl"
+    samples = JsonlSink(rollouts, committed_step=None if new else progress.step) if logger.log_rollouts else None
+    if samples:
+        sinks.callback(samples.close)
+    hub = build_hub(
+        logger,
+        committed_step=None if new else progress.logged_step,
+        config_dict=flatten(config),
+        num_steps=last_step,
+        state=start.hub_state,
+    )
+    sinks.callback(hub.close)
+    return hub, samples
+
+
+def save_config(config: Config, log: Path, start: Start) -> None:
+    """The resolved config, as YAML that can be run again. A resume keeps the first and adds its own."""
+    step = start.committed_step
+    name = "config.yaml" if step is None else f"config.from_step_{step}.yaml"
+    (log / name).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")

@@ -1,0 +1,100 @@
+"""How often a run may go on by itself after something died, and when that would only come to the same end again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+BUDGET_VARIABLE = "RLINF_LITE_RESTARTS"
+"""Environment variable in which a driver that starts itself anew hands its budget on."""
+_SAME_END = {False: 2, True: 3}
+"""By death: how many equal ends in a row are a loop. An error that came twice comes again; a kill may strike twice."""
+
+
+class GaveUp(RuntimeError):
+    """The run does not go on by itself; the message says why, and what to do."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RestartBudget:
+    """How often a run may go on by itself.
+
+    It outlives the driver's image: what `to_json` wrote before ``os.execv``, `from_json` reads after it. The clock may
+    be monotonic nevertheless: it counts from the machine's start, for all of its processes alike.
+    """
+
+    max_restarts: int
+    window_seconds: float
+    restarts: list[float] = field(default_factory=list)
+    """When, by the clock."""
+    last_step: int | None = None
+    last_cause: str | None = None
+    times: int = 0
+    """How often in a row the last cause came at the last step."""
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)
+
+    def admit(self, *, step: int, cause: str, death: bool) -> int:
+        """Ask for one restart.
+
+        Args:
+            step: how many steps were completed when it happened.
+            cause: what happened, free of all that differs when the same happens again (process ids, times, hosts).
+            death: a process died, rather than raised an error.
+
+        Returns:
+            The number of this restart within the window: 1, 2, ...
+
+        Raises:
+            GaveUp: no restart.
+        """
+        self._count_same_end(step, cause)
+        if self.max_restarts <= 0:
+            raise GaveUp(
+                f"{cause}\nrunner.max_restarts={self.max_restarts}: the run does not go on by itself; raise it, or "
+                "go on with runner.resume_dir=auto"
+            )
+        if self.times >= _SAME_END[death]:
+            raise GaveUp(
+                f"{cause}\nthis came {self.times} times in a row with {step} steps completed: starting again would end "
+                "the same; remove the cause, then go on with runner.resume_dir=auto"
+            )
+        return self._spend(cause)
+
+    def to_json(self) -> str:
+        """Everything but the clock."""
+        return json.dumps({entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "clock"})
+
+    @classmethod
+    def from_json(cls, text: str, *, clock: Callable[[], float] = time.monotonic) -> Self:
+        """What `to_json` wrote on this machine. A restart that is still to come, by ``clock``, was on another one."""
+        return cls(**json.loads(text), clock=clock)
+
+    def _count_same_end(self, step: int, cause: str) -> None:
+        same = (step, cause) == (self.last_step, self.last_cause)
+        self.times = self.times + 1 if same else 1
+        self.last_step, self.last_cause = step, cause
+
+    def _spend(self, cause: str) -> int:
+        now = self.clock()
+        self.restarts = [then for then in self.restarts if 0 <= now - then < self.window_seconds]
+        if len(self.restarts) >= self.max_restarts:
+            raise GaveUp(
+                f"{cause}\nthe run went on by itself {len(self.restarts)} times within {now - self.restarts[0]:.0f} s: "
+                f"no more than runner.max_restarts={self.max_restarts} within "
+                f"runner.restart_window={self.window_seconds:g} s; remove the cause, or raise runner.max_restarts, "
+                "then go on with runner.resume_dir=auto"
+            )
+        self.restarts.append(now)
+        return len(self.restarts)
+
+
+def budget_for(max_restarts: int, window_seconds: float) -> RestartBudget:
+    """The budget of this run; what this process has spent before it started itself anew counts."""
+    spent = os.environ.pop(BUDGET_VARIABLE, None)
+    if spent is None:
+        return RestartBudget(max_restarts=max_restarts, window_seconds=window_seconds)
+    return RestartBudget.from_json(spent)

@@ -1,0 +1,241 @@
+"""The run goes on by itself: the loop is left when something died, and entered again when that is replaced.
+
+What counts as a failure is decided in `diagnosis`, how often is too often in `restarts`, processes are the `crew`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from rlinf_lite.cluster import stacks
+from rlinf_lite.cluster.errors import Hung, RayLost, WorkerHung, WorkerLost
+from rlinf_lite.observability import say
+from rlinf_lite.runner.build import Build
+from rlinf_lite.runner.crew import Crew
+from rlinf_lite.runner.diagnosis import Failure, Regrow, describe, diagnose
+from rlinf_lite.runner.interruption import Interrupted
+from rlinf_lite.runner.loop import Runner
+from rlinf_lite.runner.restarts import RestartBudget
+
+_SPARES_AFTER_SECONDS = 5.0
+"""Training for so long before spares are started: on a small machine they take its cores for some seconds."""
+_GROW_SECONDS = 5.0
+
+
+@dataclass(kw_only=True)
+class Stopwatch:
+    """Seconds of a recovery, part by part."""
+
+    clock: Callable[[], float] = time.monotonic
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
+
+    def lap(self, name: str) -> None:
+        """What has passed since the last lap was ``name``."""
+        now = self.clock()
+        self.parts[name] = self.parts.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def line(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.parts.items())
+        return f"recovered in {sum(self.parts.values()):.2f} s: {parts}"
+
+
+class Supervisor:
+    """Keeps a run going."""
+
+    def __init__(self, build: Build, crew: Crew, budget: RestartBudget) -> None:
+        self.build, self.crew, self.budget = build, crew, budget
+        self.stop = build.stop
+        self.runner: Runner | None = None
+        self._sinks = ExitStack()
+        self._recovery: Stopwatch | None = None
+        self._began = self._looked = time.monotonic()
+
+    def run(self) -> Runner:
+        """Build, train, and build again what dies, until the run is done.
+
+        Raises:
+            GaveUp: it died too often.
+            Interrupted: somebody asked it to stop; what was completed is saved.
+            RayLost: nothing can be built here any more.
+            Exception: an error that would come again.
+        """
+        failure: Failure | None = None
+        try:
+            while True:
+                try:
+                    runner = self._ready(failure)
+                    runner.run()
+                    return runner
+                except Interrupted as wish:
+                    self._save_before_leaving(wish)
+                    raise
+                except Exception as error:
+                    failure = self._failure(error)
+        finally:
+            self._sinks.close()
+
+    # -- beginning, and beginning again
+
+    def _ready(self, failure: Failure | None) -> Runner:
+        if self.runner is None:
+            with self.stop.immediate():
+                if failure is not None:
+                    self._take_down_all(failure)
+                self.runner = self.build.runner(self.crew, self._sinks, self._between_steps)
+            if self.runner.done:
+                say(f"nothing to do: step {self.runner.progress.step} of {self.runner.last_step} is already completed")
+            self.crew.mend_alone(lambda: self._runner.weights, self._admit_loss)
+        elif failure is not None:
+            self._recover(self.runner, failure)
+        return self.runner
+
+    @property
+    def _runner(self) -> Runner:
+        assert self.runner is not None
+        return self.runner
+
+    def _recover(self, runner: Runner, failure: Failure) -> None:
+        """Everything as it was after the newest completed step whose state is still there."""
+        if self._recovery is None:
+            self._recovery = Stopwatch()
+        watch = self._recovery
+        if failure.actors_too:
+            runner.intact = False
+            runner.saver.cut_off()
+        self._take_down(failure)
+        watch.lap("tear down")
+        if failure.actors_too:
+            self.build.bring_up(self.crew)
+            watch.lap("rebuild")
+            self.build.restore(runner, self.crew, self._sinks)
+            runner.intact = True
+            watch.lap("restore")
+        else:
+            self.crew.bring_up_engines()
+            watch.lap("rebuild")
+        runner.weights = self.crew.weight_sync()
+
+    def _take_down(self, failure: Failure) -> None:
+        if failure.new_nodes:
+            self._take_down_all(failure)
+            return
+        self.crew.replace_lost(failure.losses)
+        if failure.actors_too:
+            self.crew.reset_actors()
+
+    def _take_down_all(self, failure: Failure) -> None:
+        replicas = self.runner.replicas if self.runner is not None else None
+        if replicas is not None:
+            replicas.forget_keepers()
+        if failure.new_nodes:
+            self.crew.rebuild()
+        else:
+            self.crew.restart()
+
+    # -- failures
+
+    def _failure(self, error: Exception) -> Failure:
+        """What can be gone on from; anything else is raised, after the save in flight was given its time."""
+        runner = self.runner
+        step = self.build.first_step if runner is None else runner.progress.step
+        try:
+            failure = diagnose(error, self.crew, intact=runner is not None and runner.intact)
+            if failure.hung is not None:
+                failure = self._end_hung(failure.hung, failure)
+            self._admit(step, failure.text, failure.cause, death=failure.death)
+        except Exception:
+            if runner is not None and runner.intact:
+                runner.saver.drain_after_error()
+            raise
+        return failure
+
+    def admit_ray_lost(self, lost: RayLost) -> None:
+        """Ask for a restart of the whole driver. Raises `GaveUp`."""
+        step = self.build.first_step if self.runner is None else self.runner.progress.step
+        self._admit(step, f"Ray was lost: {lost}", "Ray was lost", death=True)
+
+    def _admit(self, step: int, text: str, cause: str, *, death: bool) -> None:
+        say("\n".join(f"!! {line}" for line in text.splitlines()))
+        if cause:
+            number = self.budget.admit(step=step, cause=cause, death=death)
+            say(f"   going on by itself, with {step} steps completed (restart {number} of {self.budget.max_restarts})")
+
+    def _admit_loss(self, lost: WorkerLost) -> None:
+        """A rollout or reward worker that is replaced while the step goes on."""
+        self._recovery = self._recovery or Stopwatch()
+        if isinstance(lost, WorkerHung):
+            component = "rollout" if lost.group == self.crew.rollouts.name else "reward"
+            self._end([(component, lost.rank)])
+        cause = f"{lost.group} rank {lost.rank} was lost"
+        self._admit(self._runner.progress.step, describe(lost), cause, death=True)
+
+    def _end_hung(self, hung: Hung, failure: Failure) -> Failure:
+        ended = self._end(hung.waiting)
+        losses = [
+            WorkerHung(group.name, rank, hung.seconds)
+            for group in self.crew.groups
+            for component, rank in ended
+            if group.component == component
+        ]
+        return Failure(text=failure.text, cause=failure.cause, losses=losses)
+
+    def _end(self, waiting: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Print where all that do not answer stand, and end those that hang: the stopped ones if there are any."""
+        groups = {group.component: group for group in self.crew.groups}
+        seats = {(component, rank): groups[component].seat(rank) for component, rank in waiting if component in groups}
+        nodes: dict[str, list[stacks.Process]] = {}
+        for seat in seats.values():
+            nodes.setdefault(seat.node_id, []).append(seat.process)
+        found = {stack.pid: stack for on_node in stacks.collect_on(nodes).values() for stack in on_node}
+        for (component, rank), seat in seats.items():
+            stack = found[seat.process.pid]
+            lines = "\n".join(f"      {line}" for line in stack.text.splitlines())
+            say(f"   {component} rank {rank}, process {stack.pid} on {seat.address}, {stack.state}:\n{lines}")
+        stopped = [who for who, seat in seats.items() if found[seat.process.pid].state in ("stopped", "gone")]
+        ended = stopped or list(seats)
+        stacks.end_on({seats[who].node_id: [seats[who].process] for who in ended})
+        return ended
+
+    # -- between steps
+
+    def _between_steps(self) -> None:
+        if self._recovery is not None:
+            self._recovery.lap("first step")
+            say(f"   {self._recovery.line()}")
+            self._recovery = None
+        self.crew.note()
+        now = time.monotonic()
+        if self.crew.spares.started or now - self._began >= _SPARES_AFTER_SECONDS:
+            self.crew.spares.start()
+        if self.crew.session.config.elastic and now - self._looked >= _GROW_SECONDS:
+            self._looked = now
+            self._grow(self._runner)
+
+    def _grow(self, runner: Runner) -> None:
+        if runner.done or not self.crew.session.can_grow:
+            return
+        runner.saver.drain()
+        if runner.replicas is None:
+            runner.saver.save_newest("before nodes that are back are taken in", runner.state)
+        raise Regrow("cluster.elastic: there is room for all actor ranks again; they are taken in")
+
+    def _save_before_leaving(self, wish: Interrupted) -> None:
+        """Within the grace that is left: whoever asked will not wait longer."""
+        if self.runner is None:
+            return
+        self.crew.session.watch.often.clear()  # the wish was heard
+        self.crew.session.watch.rarely.clear()
+        if self.runner.intact:
+            try:
+                self.runner.saver.save_newest(f"on {wish.reason}", self.runner.state)
+            except Exception as error:
+                say(f"!! the newest completed step could not be saved: {(str(error) or repr(error)).splitlines()[0]}")
+        else:
+            say("!! stopped in the middle of an update: what it had changed is given up")

@@ -1,0 +1,155 @@
+"""One case: a run, its kills, what a scheduler would do after each, and what is left of it at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+from _job import Attempt, Job, kill
+from _plan import Kill, Plan, Timeline
+from _victims import Victim, below, strike
+
+if TYPE_CHECKING:  # only a run with --cluster needs it
+    from _nodes import Nodes
+
+_USER_ERROR = 2  # what a scheduler does not start again
+_TICK = 0.01
+_ABSENT_TICK = 0.2
+_LAST_BREATH = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Death:
+    kill: Kill
+    victims: tuple[str, ...]
+    step: int
+    """The last one whose line this driver had printed; 0: none yet."""
+    seconds: float
+    """Since that line, or since the driver's start."""
+
+    def __str__(self) -> str:
+        who = self.victims[0] if len(self.victims) == 1 else f"all {len(self.victims)} processes"
+        return f"{who} {self.seconds:.2f} s {f'after step {self.step}' if self.step else 'into the start'}"
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a case."""
+
+    deaths: list[Death] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
+    """Of the drivers, one after the other."""
+    gave_up: int = 0
+    """Drivers that ended by themselves, with an error, before the run was done."""
+    repeated: int = 0
+    """Steps whose line was printed again: what the kills cost."""
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+    """What differs from the undisturbed run, or why there is nothing to compare."""
+
+
+class Case:
+    """Runs a job under a plan."""
+
+    def __init__(self, job: Job, plan: Plan, timeline: Timeline, nodes: Nodes | None, limit: float) -> None:
+        """
+        Args:
+            limit: seconds after which the run counts as hanging.
+        """
+        self._job, self._timeline, self._nodes, self._limit = job, timeline, nodes, limit
+        self._pending = deque(plan.kills)
+        self._most_restarts = 2 * len(plan.kills) + 2
+        self._last_kill, self._again = 0.0, 0.0
+        self._driver_killed = False
+        self._below: set[psutil.Process] = set()
+        self._attempts: list[Attempt] = []
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """To the end of the run, or until it is clear that it has none."""
+        began = time.monotonic()
+        try:
+            self._start()
+            while not self._ended():
+                if time.monotonic() - began > self._limit:
+                    self.outcome.wrong.append(f"hangs: not at its end after {self._limit:.0f} s")
+                    break
+                self._tend()
+                time.sleep(_TICK)
+        finally:
+            self._attempts[-1].kill()
+        steps = [line.step for attempt in self._attempts for line in attempt.steps]
+        self.outcome.repeated = len(steps) - len(set(steps))
+        self._look_for_orphans()
+        self.outcome.seconds = time.monotonic() - began
+        return self.outcome
+
+    def _start(self) -> None:
+        self._driver_killed = False
+        self._attempts.append(start(self._job, self._nodes))
+
+    def _ended(self) -> bool:
+        """Whether the run is over; starts its driver again where a scheduler would."""
+        code = self._attempts[-1].poll()
+        if code is None:
+            return False
+        self.outcome.exit_codes.append(code)
+        if code == 0:
+            return True
+        if not self._driver_killed:
+            self.outcome.gave_up += 1
+        if code == _USER_ERROR:
+            self.outcome.wrong.append(f"exit code {code}, which says that a restart will not help")
+            return True
+        if len(self._attempts) > self._most_restarts:
+            self.outcome.wrong.append(f"still ends early after {self._most_restarts} restarts")
+            return True
+        self._start()
+        return False
+
+    def _tend(self) -> None:
+        now, attempt = time.monotonic(), self._attempts[-1]
+        if self._nodes is not None:
+            self._nodes.tend()
+        if not self._pending or now < self._again or not self._timeline.due(self._pending[0], attempt, self._last_kill):
+            return
+        kill_ = self._pending[0]
+        self._below.update(below(attempt, self._nodes))
+        if not (victims := strike(kill_, attempt, self._job.folder, self._nodes)):
+            self._again = now + _ABSENT_TICK  # no such process yet
+            return
+        self._last_kill = time.monotonic()
+        self._pending.popleft()
+        self._driver_killed |= any(victim.name == "driver" for victim in victims)
+        self.outcome.deaths.append(_death(kill_, victims, attempt))
+
+    def _look_for_orphans(self) -> None:
+        """Nothing that a killed driver had started may outlive it for long."""
+        deadline = time.monotonic() + _LAST_BREATH
+        while (left := [process for process in self._below if _lives(process)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for process in left:
+            self.outcome.wrong.append(f"left behind: process {process.pid}, {' '.join(process.cmdline())[:60]}")
+            kill(process)
+
+
+def start(job: Job, nodes: Nodes | None) -> Attempt:
+    """A driver of ``job``, on ``nodes`` if there are some, else with a Ray of its own."""
+    return job.start({"RAY_ADDRESS": "local"} if nodes is None else nodes.start())
+
+
+def _death(kill_: Kill, victims: Sequence[Victim], attempt: Attempt) -> Death:
+    step, since = (attempt.steps[-1].step, attempt.steps[-1].at) if attempt.steps else (0, attempt.started)
+    names = tuple(victim.name for victim in victims)
+    return Death(kill=kill_, victims=names, step=step, seconds=time.monotonic() - since)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

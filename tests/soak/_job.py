@@ -1,0 +1,149 @@
+"""The job that is killed: its command, its folder, and what each of its driver processes printed, and when."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+# 24 problems, 8 a step: an epoch is 3 steps. Some 6 s of steps, saves and validation after the start.
+SETTINGS = {
+    "runner.resume_dir": "auto",  # from the first start on: what a scheduler starts again is the same command
+    "runner.max_steps": "24",
+    "runner.save_interval": "1",
+    "runner.val_check_interval": "6",
+    "runner.logger.log_rollouts": "-1",
+    "data.arithmetic.num_problems": "24",
+    "data.arithmetic.num_val_problems": "8",
+    "data.rollout_batch_size": "8",
+    "algorithm.group_size": "4",
+    "algorithm.training_batch_size_per_gpu": "8",
+    "rollout.max_running_requests": "16",
+    "cluster.component_placement.actor": "0-1",
+    "cluster.component_placement.rollout": "0-1",
+    "cluster.component_placement.reward": "0",
+}
+_STEP = re.compile(r"step +(\d+)/(\d+) ")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepLine:
+    step: int
+    at: float
+    """By ``time.monotonic()``."""
+
+
+class Attempt:
+    """One driver process, from its start to its end."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+        """
+        Args:
+            output: everything printed is appended there.
+        """
+        self.started = time.monotonic()
+        self.ended: float | None = None
+        self.steps: list[StepLine] = []
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            env=environment,
+        )
+        self.process = psutil.Process(self._process.pid)
+        self._reader = threading.Thread(target=self._read, args=(output,), daemon=True)
+        self._reader.start()
+
+    def _read(self, output: Path) -> None:
+        assert self._process.stdout is not None
+        with output.open("a") as file:
+            print(f"--- process {self._process.pid}", file=file, flush=True)
+            for line in self._process.stdout:
+                now = time.monotonic()
+                print(f"{now - self.started:7.2f}  {line}", end="", file=file, flush=True)
+                if match := _STEP.match(line):
+                    self.steps.append(StepLine(step=int(match[1]), at=now))
+
+    def poll(self) -> int | None:
+        """The exit code, once the process is gone."""
+        code = self._process.poll()
+        if code is not None and self.ended is None:
+            self.ended = time.monotonic()
+            self._reader.join(timeout=5)  # a process left behind may hold the pipe open: its lines are not waited for
+        return code
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit code; None if the process is still there after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.poll()
+
+    def kill(self) -> None:
+        """End the driver and whatever runs below it."""
+        for process in [*descendants(self.process), self.process]:
+            kill(process)
+        self._process.wait(timeout=60)
+        self.poll()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A run's folder and command, over as many processes as it takes."""
+
+    root: Path
+    settings: Mapping[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """Where metrics, rollouts, checkpoints and ``workers.json`` are."""
+        return self.root / "chaos"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output.txt"
+
+    @property
+    def last_step(self) -> int:
+        return int(self.settings["runner.max_steps"])
+
+    def start(self, joining: Mapping[str, str]) -> Attempt:
+        """Start the command, which is the same each time.
+
+        Args:
+            joining: environment variables that say which Ray cluster to join, or that the driver has one of its own.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        settings = {**self.settings, "runner.output_dir": str(self.root), "runner.experiment_name": "chaos"}
+        command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
+        return Attempt(command, {**os.environ, **joining}, self.output)
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """Every process below; none if it is gone."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(process: psutil.Process) -> bool:
+    """kill -9; whether there was something left to kill."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        process.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True

@@ -1,0 +1,105 @@
+"""Which kills strike a run, and when: drawn from the case's seed alone, on the clock of the undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from _job import Attempt
+
+KINDS = ("driver", "actor", "rollout", "reward", "raylet", "all")
+MOST_KILLS = 3
+START_SHARE = 0.4
+"""Of all kills, those that fall into the start-up. How long that takes beside the steps differs from machine to
+machine, and must not decide what a seed means: instants are uniform within the start-up, and uniform from the line of
+the first step to the end of the process."""
+_SAVE_INTERVALS = ("1", "1", "2", "3", "5")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kill:
+    victim: str
+    """One of `KINDS`."""
+    rank: int
+    """Which of them, modulo their number."""
+    startup: bool
+    share: float
+    """Of the undisturbed run's start-up, or of the time from the line of its first step to the end of its process."""
+    returns: float
+    """Seconds after which a killed node is back."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    kills: tuple[Kill, ...]
+    save_interval: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """The undisturbed run, in seconds since its process began."""
+
+    steps: dict[int, float]
+    """When the line of each step was printed."""
+    end: float
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> Timeline:
+        assert attempt.ended is not None
+        steps = {line.step: line.at - attempt.started for line in attempt.steps}
+        return cls(steps=steps, end=attempt.ended - attempt.started)
+
+    def instant(self, kill: Kill) -> float:
+        """When ``kill`` is due. One in the start-up counts from the start of a process, or from the kill before it."""
+        first = self.steps[1]
+        return kill.share * first if kill.startup else first + kill.share * (self.end - first)
+
+    def due(self, kill: Kill, attempt: Attempt, last_kill: float) -> bool:
+        """Whether it is time for ``kill``.
+
+        In the start-up: of the first process, or of one that starts again after the kill before. Later: on a clock that
+        each line of a step sets, so that a slow machine strikes where a fast one does; it runs on while something is
+        being recovered.
+        """
+        now = time.monotonic()
+        if kill.startup:
+            return now - max(attempt.started, last_kill) >= self.instant(kill)
+        if not attempt.steps:
+            return False
+        line = attempt.steps[-1]
+        return self.steps[line.step] + now - line.at >= self.instant(kill)
+
+
+def draw(seed: int, case: int, victims: Sequence[str], num_kills: int | None, most: int | None = None) -> Plan:
+    """The plan of one case.
+
+    Args:
+        num_kills: None: 1 to `MOST_KILLS`.
+        most: of them; None: no limit.
+    """
+    rng = random.Random(f"{seed}/{case}")
+    save_interval, drawn = rng.choice(_SAVE_INTERVALS), rng.randint(1, MOST_KILLS)
+    kills = [_draw_kill(rng, victims) for _ in range(min(num_kills or drawn, most or sys.maxsize))]
+    return Plan(kills=tuple(_ordered(kills)), save_interval=save_interval)
+
+
+def _draw_kill(rng: random.Random, victims: Sequence[str]) -> Kill:
+    return Kill(
+        victim=rng.choice(victims),
+        rank=rng.randrange(1 << 16),
+        startup=rng.random() < START_SHARE,
+        share=rng.random(),
+        returns=rng.uniform(0, 10),
+    )
+
+
+def _ordered(kills: Sequence[Kill]) -> list[Kill]:
+    """Those after the first step by their instants; those in a start-up before all, or after the end of a driver."""
+    ordered = sorted((kill for kill in kills if not kill.startup), key=lambda kill: kill.share)
+    for kill in (kill for kill in kills if kill.startup):
+        places = [0, *(index + 1 for index, other in enumerate(ordered) if other.victim in ("driver", "all"))]
+        ordered.insert(places[kill.rank % len(places)], kill)
+    return ordered

@@ -1,0 +1,128 @@
+"""The undisturbed run, then case after case, and a line about each."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _case import Case, Outcome, start
+from _compare import differences
+from _job import SETTINGS, Job
+from _plan import KINDS, Timeline, draw
+
+if TYPE_CHECKING:  # only a run with --cluster needs it
+    from _nodes import Nodes
+
+_UNDISTURBED_SECONDS = 300
+_MOST_SHOWN = 8
+_SAVE_INTERVAL = "runner.save_interval"
+
+
+class Suite:
+    """Cases one after the other, until enough kills have struck."""
+
+    def __init__(self, options: argparse.Namespace, overrides: Sequence[str], root: Path, nodes: Nodes | None) -> None:
+        """
+        Args:
+            options: of the command line.
+            overrides: of the job's settings, ``key=value``.
+            root: an empty folder, for the runs.
+        """
+        self._options, self._overrides, self._root, self._nodes = options, overrides, root, nodes
+        self._settings = {
+            **SETTINGS,
+            "cluster.component_placement.actor": f"0-{options.ranks - 1}",
+            **({} if nodes is None else {"cluster.num_nodes": str(nodes.size)}),
+            **dict(override.split("=", 1) for override in overrides),
+        }
+        self._reference = Job(root=root / "undisturbed", settings={**self._settings, _SAVE_INTERVAL: "1"})
+        self._struck: Counter[str] = Counter()
+        self._equal = self._runs = self._failed = 0
+
+    def run(self) -> int:
+        """Returns how many runs were not as they should be."""
+        timeline, wanted = self._undisturbed(), self._options.kills
+        if self._options.case is not None:
+            self._case(self._options.case, None, timeline)
+        else:
+            for number in itertools.count(1):
+                if (left := wanted - self._struck.total()) <= 0 or self._hopeless(number):
+                    break
+                self._case(number, left, timeline)
+        tally = ", ".join(f"{kind} {count}" for kind, count in sorted(self._struck.items()))
+        print(f"{self._struck.total()} kills, {self._equal} bit-equal; {self._runs} runs; {tally}", flush=True)
+        return self._failed
+
+    def _hopeless(self, number: int) -> bool:
+        """Victims that never exist (a raylet that is not there) would keep the suite going for ever."""
+        return number > 20 and not self._struck
+
+    def _undisturbed(self) -> Timeline:
+        """Run the job to its end; every other run is held against it."""
+        attempt = start(self._reference, self._nodes)
+        try:
+            code = attempt.wait(_UNDISTURBED_SECONDS)
+        finally:
+            attempt.kill()
+        if code != 0:
+            sys.exit(f"the run that nothing happened to ended with {code}:\n{self._reference.output.read_text()}")
+        timeline = Timeline.of(attempt)
+        print(
+            f"undisturbed: first step after {timeline.steps[1]:.1f} s, step {self._reference.last_step} after "
+            f"{timeline.steps[self._reference.last_step]:.1f} s, end after {timeline.end:.1f} s; in {self._root}",
+            flush=True,
+        )
+        return timeline
+
+    def _case(self, number: int, most_kills: int | None, timeline: Timeline) -> None:
+        options = self._options
+        plan = draw(options.seed, number, options.victims, options.kills_per_run, most_kills)
+        interval = plan.save_interval if not any(text.startswith(_SAVE_INTERVAL) for text in self._overrides) else None
+        job = Job(
+            root=self._root / f"case{number}",
+            settings={**self._settings, **({} if interval is None else {_SAVE_INTERVAL: interval})},
+        )
+        limit = options.limit or 120 + 3 * timeline.end * (len(plan.kills) + 1)
+        outcome = Case(job, plan, timeline, self._nodes, limit).run()
+        if not outcome.wrong:
+            outcome.wrong += differences(self._reference.folder, job.folder, job.last_step)
+        if options.strict and outcome.gave_up:
+            outcome.wrong.append(f"{outcome.gave_up} drivers ended early that had not been killed")
+        self._count(outcome)
+        print(_line(f"seed {options.seed} case {number}", job.settings[_SAVE_INTERVAL], outcome), flush=True)
+        if outcome.wrong:
+            print(f"    kept: {job.output}\n    again: {self._again(number, len(plan.kills))}", flush=True)
+        elif not options.keep:
+            shutil.rmtree(job.root)
+
+    def _count(self, outcome: Outcome) -> None:
+        self._runs += 1
+        self._struck.update(death.kill.victim for death in outcome.deaths)
+        self._equal += 0 if outcome.wrong else len(outcome.deaths)
+        self._failed += bool(outcome.wrong)
+
+    def _again(self, number: int, num_kills: int) -> str:
+        options = self._options
+        words = [f"--seed {options.seed} --case {number} --kills-per-run {num_kills} --ranks {options.ranks}"]
+        words += [f"--victims {','.join(options.victims)}"] if options.victims != KINDS else []
+        words += [f"--{name}" for name in ("cluster", "strict") if vars(options)[name]]
+        return " ".join(["python tests/soak/chaos.py", *words, *self._overrides])
+
+
+def _line(name: str, save_interval: str, outcome: Outcome) -> str:
+    """One line, and one more for each thing that is wrong."""
+    restarts = f", {len(outcome.exit_codes) - 1} restarts" if len(outcome.exit_codes) > 1 else ""
+    gave_up = f" ({outcome.gave_up} of drivers not killed)" if outcome.gave_up else ""
+    verdict = "DIFFERS" if outcome.wrong else "bit-equal" if outcome.deaths else "bit-equal, but nothing was killed"
+    shown = [f"\n    {text}" for text in outcome.wrong[:_MOST_SHOWN]]
+    more = [f"\n    and {len(outcome.wrong) - _MOST_SHOWN} more"] if len(outcome.wrong) > _MOST_SHOWN else []
+    return (
+        f"{name}, a save every {save_interval}: {'; '.join(map(str, outcome.deaths)) or 'no kill'}{restarts}{gave_up}; "
+        f"{outcome.repeated} steps done again; {outcome.seconds:.1f} s: {verdict}{''.join([*shown, *more])}"
+    )

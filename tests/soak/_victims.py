@@ -1,0 +1,117 @@
+"""Finding the processes that a kill means, by id, and ending them with kill -9."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+from _job import Attempt, descendants, kill
+from _plan import Kill
+
+if TYPE_CHECKING:  # only a run with --cluster needs it
+    from _nodes import Nodes
+
+_CLASSES = {"actor": "ray::ActorGroup", "rollout": "ray::RolloutGroup", "reward": "ray::RewardGroup"}
+_DAEMONS = ("raylet", "gcs_server")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Victim:
+    name: str
+    process: psutil.Process
+
+
+def strike(kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None) -> list[Victim]:
+    """Kill what ``kill_`` names; returns what died, which is nothing as long as no such process is there."""
+    if kill_.victim == "raylet" and nodes is not None:
+        raylet = nodes.kill_one(kill_.rank, returns=kill_.returns)
+        return [] if raylet is None else [Victim(name="raylet", process=raylet)]
+    found = _find(kill_, attempt, folder, nodes)
+    killed = [victim for victim in found if kill(victim.process)]
+    if kill_.victim == "all" and nodes is not None:
+        nodes.kill_all()
+    return killed
+
+
+def below(attempt: Attempt, nodes: Nodes | None) -> list[psutil.Process]:
+    """What must not outlive the driver."""
+    if nodes is None:
+        return descendants(attempt.process)
+    return [victim.process for victim in _seen(nodes.processes())]
+
+
+def _find(kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None) -> list[Victim]:
+    driver = Victim(name="driver", process=attempt.process)
+    if kill_.victim == "driver":
+        return [driver]
+    if kill_.victim == "all":
+        return [driver, *_workers(attempt, folder, nodes), *_daemons(attempt)]
+    found = _daemons(attempt) if kill_.victim == "raylet" else _workers(attempt, folder, nodes, kill_.victim)
+    return [found[kill_.rank % len(found)]] if found else []
+
+
+def _daemons(attempt: Attempt) -> list[Victim]:
+    """Of a driver's own Ray."""
+    return [
+        Victim(name=name, process=each)
+        for each in descendants(attempt.process)
+        if (name := _name(each)).startswith(_DAEMONS)
+    ]
+
+
+def _workers(attempt: Attempt, folder: Path, nodes: Nodes | None, group: str | None = None) -> list[Victim]:
+    """In the order of groups and ranks, where the driver has written them down; else in the order of process ids."""
+    found = _listed(folder / "workers.json", attempt) or _seen(
+        descendants(attempt.process) if nodes is None else nodes.processes()
+    )
+    return [victim for victim in found if group is None or victim.name.startswith(group)]
+
+
+def _listed(path: Path, attempt: Attempt) -> list[Victim]:
+    """From the driver's list; nothing while it is another driver's. A process id used again is no worker."""
+    try:
+        listed = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    if listed["driver"] != attempt.process.pid:
+        return []
+    found = []
+    for worker in listed["workers"]:
+        if (process := _process(worker["pid"])) is not None and _command(process).startswith("ray::"):
+            found.append(Victim(name=f"{worker['group']} {worker['rank']}", process=process))
+    return found
+
+
+def _seen(below: list[psutil.Process]) -> list[Victim]:
+    """By the names of processes."""
+    commands = sorted((each.pid, _command(each), each) for each in below)
+    return [
+        Victim(name=f"{group} pid {pid}", process=each)
+        for group, prefix in _CLASSES.items()
+        for pid, command, each in commands
+        if command.startswith(prefix)
+    ]
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""

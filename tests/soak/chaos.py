@@ -1,0 +1,78 @@
+"""Kills a run with ``kill -9`` again and again, and compares what it ends in with the run that nothing happened to.
+
+    python tests/soak/chaos.py --kills 200 --seed 7 [--victims driver,actor] [--ranks 2] [--cluster] [key=value ...]
+    python tests/soak/chaos.py --seed 7 --case 12       the same victims at the same instants again
+
+A kill strikes the driver, an actor rank, a rollout or reward worker, a raylet, or all of them at once, at a random
+instant of the run's life. A driver that is gone is started again with the same command, as a scheduler would. At the
+end parameters, moments, generators, counters, metric rows and generated tokens must be bit-equal, no step missing or
+done twice, and no process left. Exit code 1 if one run is not so: its folder is kept, and the command that repeats it
+printed. ``key=value`` are hydra overrides for every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _plan import KINDS
+from _suite import Suite
+
+if TYPE_CHECKING:
+    from _nodes import Nodes
+
+
+def main() -> int:
+    options, overrides = _parser().parse_known_args()
+    if unknown := [text for text in overrides if text.startswith("-") or "=" not in text]:
+        _parser().error(f"{unknown[0]!r} is neither an option nor a hydra override key=value")
+    root = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.folder))
+    nodes = _nodes(options.ranks + 1) if options.cluster else None
+    try:
+        failed = Suite(options, overrides, root, nodes).run()
+    finally:
+        if nodes is not None:
+            nodes.end()
+    if not failed and not options.keep:
+        shutil.rmtree(root)
+    return 1 if failed else 0
+
+
+def _nodes(size: int) -> Nodes:
+    sys.path.append(str(Path(__file__).parents[1] / "e2e"))  # where the cluster is at home
+    from _nodes import Nodes
+
+    return Nodes(size)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=12, help="how many in all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the whole suite (default: %(default)s)")
+    parser.add_argument("--case", type=int, help="only this case")
+    parser.add_argument(
+        "--victims", type=_victims, default=KINDS, help=f"some of {','.join(KINDS)} (default: all these)"
+    )
+    parser.add_argument("--kills-per-run", type=int, help="default: drawn for each case")
+    parser.add_argument("--ranks", type=int, default=2, help="actor ranks (default: %(default)s)")
+    parser.add_argument("--cluster", action="store_true", help="on a Ray cluster of --ranks + 1 raylets, here")
+    parser.add_argument("--strict", action="store_true", help="a driver that was not killed may not end early either")
+    parser.add_argument("--limit", type=float, help="seconds after which a run counts as hanging (default: ample)")
+    parser.add_argument("--folder", help="where to work (default: the system's for temporary files)")
+    parser.add_argument("--keep", action="store_true", help="keep every run's folder")
+    return parser
+
+
+def _victims(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    if unknown := set(kinds) - {*KINDS}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {','.join(KINDS)}")
+    return kinds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

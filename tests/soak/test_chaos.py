@@ -1,0 +1,95 @@
+"""Kills at random instants, and every run ends in the bits of the one that nothing happened to; `chaos.py` does it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).parent
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]
+
+
+def chaos(*options: str, seconds: float = 840) -> str:
+    """What the command prints; it must find every run bit-equal."""
+    command = [sys.executable, str(SOAK / "chaos.py"), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_twelve_kills(tmp_path):
+    printed = chaos("--kills", "12", "--kills-per-run", "6", "--seed", "7", "--folder", str(tmp_path))
+    assert "12 kills, 12 bit-equal" in printed, printed
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.parametrize("where", [(), ("--cluster",)], ids=["one node", "several nodes"])
+def test_two_hundred_kills(where, tmp_path):
+    printed = chaos("--kills", "200", "--seed", "1", "--folder", str(tmp_path), *where, seconds=6 * 3600)
+    assert "200 kills, 200 bit-equal" in printed, printed
+
+
+def test_a_seed_says_all(monkeypatch):
+    monkeypatch.syspath_prepend(SOAK)
+    from _plan import KINDS, draw
+
+    assert draw(7, 3, KINDS, None) == draw(7, 3, KINDS, None)
+    assert len({draw(7, case, KINDS, None) for case in range(20)}) == 20
+    kills = [kill for case in range(200) for kill in draw(7, case, KINDS, None).kills]
+    assert {kill.victim for kill in kills} == {*KINDS} and {kill.startup for kill in kills} == {True, False}
+    assert min(kill.share for kill in kills) < 0.05 and max(kill.share for kill in kills) > 0.95
+
+
+@pytest.fixture
+def compared(straight, tmp_path, monkeypatch):
+    """A copy of a run that nothing happened to, and a function that holds it against the original."""
+    monkeypatch.syspath_prepend(SOAK)
+    from _compare import differences
+
+    copy = tmp_path / "copy"
+    shutil.copytree(straight.folder, copy)
+    return copy, lambda: differences(straight.folder, copy, 8)
+
+
+def test_a_copy_is_equal(compared):
+    assert compared[1]() == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
+@pytest.mark.parametrize("damage", ["missing", "doubled", "moved", "changed", "torn"])
+def test_every_row_counts(name, damage, compared):
+    folder, differences = compared
+    file = folder / name
+    lines = file.read_text().splitlines(keepends=True)
+    if damage == "changed":
+        row = json.loads(lines[-2])
+        key = "response_ids" if "response_ids" in row else "optim/grad_norm"
+        lines[-2] = json.dumps(row | {key: [1] if key == "response_ids" else row[key] * (1 + 1e-15)}) + "\n"
+    elif damage == "moved":
+        lines.insert(0, lines.pop())
+    else:
+        lines[-1:] = {"missing": [], "doubled": lines[-1:] * 2, "torn": [lines[-1][:20]]}[damage]
+    file.write_text("".join(lines))
+    assert differences()
+
+
+@pytest.mark.parametrize("damage", ["the last", "an unfinished save", "other tensors", "other counters"])
+def test_every_checkpoint_counts(damage, compared):
+    folder, differences = compared
+    last, before = (folder / "checkpoints" / f"global_step_{step}" for step in (8, 7))
+    if damage == "the last":
+        shutil.rmtree(last)
+    elif damage == "an unfinished save":
+        last.with_name("global_step_8.tmp-00").mkdir()
+    elif damage == "other tensors":
+        shutil.rmtree(last)
+        shutil.copytree(before, last)
+    else:
+        shutil.copy(before / "data" / "data.pt", last / "data" / "data.pt")
+    assert differences()
