@@ -143,12 +143,12 @@ def _listener(path: Path) -> int:
 def _gone(process: psutil.Process) -> bool:
     """Whether it ended; reaps it where it is a child of this process."""
     try:
-        process.wait(timeout=0)
-    except psutil.TimeoutExpired:
+        with suppress(psutil.TimeoutExpired):
+            process.wait(timeout=0)
+            return True
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        pass
-    return True
+        return True
 
 
 def _answers(address: str) -> bool:

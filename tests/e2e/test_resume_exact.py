@@ -29,13 +29,14 @@ def test_everything_killed_in_turn(straight, new_run, same_run):
     run.kill_when("step    4/8", faults=[{"phase": "save.manifest", "step": 3, "action": "hang"}])
     assert run.steps() == [1, 2] and len(run.rows()) == 4
 
-    printed = run.finish(AUTO, faults=[{"phase": "save.manifest", "step": 4, "action": "kill"}], expect=3)
+    once = "runner.max_restarts=0"
+    printed = run.finish(AUTO, once, faults=[{"phase": "save.manifest", "step": 4, "action": "kill"}], expect=3)
     assert "resumed from global_step_2" in printed and "Traceback" not in printed
     assert "removed 1 unfinished save(s) of a killed run" in printed
     assert "ActorGroup rank 0 was lost" in printed and AUTO in printed
     assert run.steps() == [1, 2, 3]
 
-    process = run.start(AUTO, "runner.checkpoint.mode=sync")
+    process = run.start(AUTO, once, "runner.checkpoint.mode=sync")
     assert "resumed from global_step_3" in run.read_until(process, "global_step_5 (")
     next(filter(_is_rollout_worker, psutil.Process(process.pid).children(recursive=True))).kill()
     printed, _ = process.communicate(timeout=120)

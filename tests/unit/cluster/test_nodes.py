@@ -39,7 +39,7 @@ def test_a_killed_child_is_gone_and_reaped(sleeper):
 
 
 def test_a_dead_process_that_its_parent_does_not_reap_is_gone():
-    text = "import subprocess, time; print(subprocess.Popen(['true']).pid, flush=True); time.sleep(60)"
+    text = "import subprocess, time; child = subprocess.Popen(['true']); print(child.pid, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None

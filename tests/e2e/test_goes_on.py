@@ -1,0 +1,106 @@
+"""A run that is started once goes on by itself: whatever of it is killed, the end is that of the run that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from rlinf_lite.runner.failures import EXIT_WORKER_LOST
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
+
+REPLICAS = "runner.checkpoint.memory_replicas=1"
+SPARES = "cluster.warm_spares=1"
+TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
+
+
+def kill(run, group: str, rank: int = 0, number: int = signal.SIGKILL) -> None:
+    workers = json.loads((run.folder / "workers.json").read_text())["workers"]
+    (pid,) = [worker["pid"] for worker in workers if (worker["group"], worker["rank"]) == (group, rank)]
+    os.kill(pid, number)
+
+
+def finish(run, process, expect: int = 0) -> str:
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == expect, f"exit code {process.returncode}\n{printed}"
+    return printed
+
+
+def test_every_kind_of_worker_is_killed(straight, new_run, same_run):
+    """With replicas no completed step is made twice, whatever of the workers dies."""
+    run = new_run({**TWO_ROLLOUTS, "runner.save_interval": "3"})
+    process = run.start(REPLICAS, SPARES)
+    printed = run.read_until(process, "step    2/8")
+    kill(run, "actor", 1)
+    printed += run.read_until(process, "step    4/8")
+    kill(run, "rollout", 1)
+    printed += run.read_until(process, "step    5/8")
+    kill(run, "reward")
+    printed += run.read_until(process, "step    6/8")
+    kill(run, "actor", 0)  # the save of step 6 is in flight, or over
+    kill(run, "rollout", 0)
+    printed += finish(run, process)
+    assert "Traceback" not in printed
+    assert printed.count("ActorGroup rank 1 was lost") == printed.count("RewardGroup rank 0 was lost") == 1
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("step ")] == [
+        f"{step}/8" for step in range(1, 9)
+    ]
+    assert run.steps() == [3, 6, 8]
+    same_run(straight, run, 8)
+
+
+def test_without_replicas_the_newest_checkpoint_is_the_second_line(straight, new_run, same_run):
+    run = new_run({"runner.save_interval": "3"})
+    process = run.start()
+    printed = run.read_until(process, "step    2/8")
+    kill(run, "actor", 0)
+    printed += run.read_until(process, "!! nothing was saved yet: the run begins again")
+    printed += run.read_until(process, "global_step_3 (")
+    printed += run.read_until(process, "step    5/8")
+    kill(run, "actor", 1)
+    printed += finish(run, process)
+    assert "resumed from global_step_3" in printed and "completed step(s) are done again" in printed
+    assert run.steps() == [3, 6, 8]
+    same_run(straight, run, 8)
+
+
+def test_what_kills_a_rank_at_the_same_place_again_is_given_up(new_run):
+    run = new_run({})
+    printed = run.finish(
+        REPLICAS, faults=[{"phase": "save.write", "step": 2, "rank": 1, "action": "kill"}], expect=EXIT_WORKER_LOST
+    )
+    assert printed.count("!! ActorGroup rank 1 was lost") == 3 and "restart 2 of 10" in printed
+    assert "3 times in a row with 2 steps completed" in printed and "Traceback" not in printed
+    assert run.steps() == [1]
+
+
+def test_a_stopped_rank_is_noticed_shown_and_replaced(straight, new_run, same_run):
+    run = new_run({})
+    process = run.start(REPLICAS, SPARES, "runner.hang_timeout=4")
+    run.read_until(process, "step    3/8")
+    kill(run, "actor", 1, signal.SIGSTOP)
+    printed = run.read_until(process, "step    6/8")
+    kill(run, "rollout", 0, signal.SIGSTOP)
+    printed += finish(run, process)
+    assert "no progress for" in printed and "actor rank 1, process" in printed and ", stopped:" in printed
+    assert "rollout rank 0, process" in printed and "most recent call first" in printed
+    same_run(straight, run, 8)
+
+
+@pytest.mark.soak
+def test_ray_itself_is_killed(straight, new_run, same_run, tmp_path: Path):
+    import psutil
+
+    run = new_run({})
+    process = run.start(REPLICAS)
+    run.read_until(process, "step    3/8")
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.name() in ("raylet", "gcs_server"):
+            child.kill()
+    printed = finish(run, process)
+    assert "Ray was lost" in printed and "the driver starts anew" in printed
+    same_run(straight, run, 8)
