@@ -130,6 +130,7 @@ class WorkerGroup:
 
     def start(self, method: str, *args: Any) -> list[ray.ObjectRef]:
         """Call ``method`` on every rank without waiting; batches go into the object store once, for all of them."""
+        self._session.watch.look()  # without a raylet the first ray.put would end this process
         if self.size > 1:
             args = tuple(ray.put(arg) if isinstance(arg, MiniBatch | list) else arg for arg in args)
         return [member.handle.run.remote(method, *args) for member in self._members]

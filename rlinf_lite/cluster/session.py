@@ -86,10 +86,10 @@ class Session:
         if not self.config.elastic or there >= need:
             return self.wanted
         fitting = shrink(self.wanted, there, self.config.min_actor_ranks)
+        ranks, wanted = len(fitting.slots["actor"]), len(self.wanted.slots["actor"])
         say(
-            f"!! cluster.elastic: {there} of {need} slots are there: going on with {len(fitting.slots['actor'])} of "
-            f"{len(self.wanted.slots['actor'])} actor ranks; prompts, batches and sampling noise stay the same, sums are "
-            "taken in another order"
+            f"!! cluster.elastic: {there} of {need} slots are there: going on with {ranks} of {wanted} actor ranks; "
+            "prompts, batches and sampling noise stay the same, sums are taken in another order"
         )
         return fitting
 

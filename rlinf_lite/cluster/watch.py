@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -53,6 +55,20 @@ class Watch:
                 return done[0]
             if 0 < self.hang_timeout < (silent := time.monotonic() - self._last_progress):
                 raise Hung(silent, sorted({whose(ref) for ref in refs}))
+
+    @contextmanager
+    def starting(self, seconds: float) -> Iterator[None]:
+        """Within: processes start, which may take so long, whatever ``hang_timeout`` is."""
+        before = self.hang_timeout
+        self.hang_timeout = max(before, seconds) if before > 0 else before
+        try:
+            yield
+        finally:
+            self.hang_timeout = before
+
+    def hurry(self, *signal: Any) -> None:
+        """Make the next look a thorough one. May be a signal handler: of SIGCHLD, since a Ray of our own is a child."""
+        self._last_rarely = 0.0
 
     def look(self) -> None:
         """Every check, once."""

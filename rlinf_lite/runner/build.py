@@ -56,7 +56,8 @@ class Build:
 
     def bring_up(self, crew: Crew) -> tuple[dict, str]:
         """Models in all workers. Raises as `Crew.bring_up`."""
-        return crew.bring_up(str(absolute(self.checkpoints)), self.prepared.total_updates)
+        with crew.session.watch.starting(self.config.cluster.start_timeout):
+            return crew.bring_up(str(absolute(self.checkpoints)), self.prepared.total_updates)
 
     def runner(self, crew: Crew, sinks: ExitStack, between_steps: Callable[[], None]) -> Runner:
         """Workers, checkpoint, sinks: everything is ready when this returns.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -67,6 +70,7 @@ def launch(config: Config, *, started: float) -> int:
             session = stack.enter_context(open_session(config.cluster, watch))
             stop.install()
             pulse = RayPulse()
+        stack.enter_context(_on_child_death(watch))
         watch.often.append(stop.check)
         watch.rarely += [lambda: _check_ray(pulse), lambda: _check_nodes(session, stop)]
         supervisor = _supervisor(config, folders, session, preparing, stop, request, started, stack)
@@ -113,6 +117,19 @@ def _supervisor(
             started=started,
         )
         return Supervisor(build, crew, budget_for(config.runner.max_restarts, config.runner.restart_window))
+
+
+@contextmanager
+def _on_child_death(watch: Watch) -> Iterator[None]:
+    """A raylet of our own may have died: Ray would end this process at its next word, so we must know before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, watch.hurry)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _check_ray(pulse: RayPulse) -> None:

@@ -80,7 +80,7 @@ def test_what_kills_a_rank_at_the_same_place_again_is_given_up(new_run):
 
 def test_a_stopped_rank_is_noticed_shown_and_replaced(straight, new_run, same_run):
     run = new_run({})
-    process = run.start(REPLICAS, SPARES, "runner.hang_timeout=4")
+    process = run.start(REPLICAS, SPARES, "runner.hang_timeout=8")
     run.read_until(process, "step    3/8")
     kill(run, "actor", 1, signal.SIGSTOP)
     printed = run.read_until(process, "step    6/8")

@@ -66,6 +66,7 @@ class Case:
         self._last_kill, self._again = 0.0, 0.0
         self._driver_killed = False
         self._below: set[psutil.Process] = set()
+        self._struck: set[psutil.Process] = set()
         self._attempts: list[Attempt] = []
         self.outcome = Outcome()
 
@@ -119,11 +120,12 @@ class Case:
             return
         kill_ = self._pending[0]
         self._below.update(below(attempt, self._nodes))
-        if not (victims := strike(kill_, attempt, self._job.folder, self._nodes)):
+        if not (victims := strike(kill_, attempt, self._job.folder, self._nodes, self._struck)):
             self._again = now + _ABSENT_TICK  # no such process yet
             return
         self._last_kill = time.monotonic()
         self._pending.popleft()
+        self._struck.update(victim.process for victim in victims)
         self._driver_killed |= any(victim.name == "driver" for victim in victims)
         self.outcome.deaths.append(_death(kill_, victims, attempt))
 
@@ -143,7 +145,8 @@ def start(job: Job, nodes: Nodes | None) -> Attempt:
 
 
 def _death(kill_: Kill, victims: Sequence[Victim], attempt: Attempt) -> Death:
-    step, since = (attempt.steps[-1].step, attempt.steps[-1].at) if attempt.steps else (0, attempt.started)
+    line = attempt.line
+    step, since = (0, attempt.started) if line is None else (line.step, line.at)
     names = tuple(victim.name for victim in victims)
     return Death(kill=kill_, victims=names, step=step, seconds=time.monotonic() - since)
 

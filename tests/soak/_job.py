@@ -32,6 +32,7 @@ SETTINGS = {
     "cluster.component_placement.reward": "0",
 }
 _STEP = re.compile(r"step +(\d+)/(\d+) ")
+_BEGINS = re.compile(r"run: .*; starting \.\.\.$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +51,11 @@ class Attempt:
             output: everything printed is appended there.
         """
         self.started = time.monotonic()
+        """Its last start: a driver whose Ray is lost starts itself anew, with the same process id."""
         self.ended: float | None = None
         self.steps: list[StepLine] = []
+        self._begins = 0
+        self._first = 0
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -67,13 +71,26 @@ class Attempt:
 
     def _read(self, output: Path) -> None:
         assert self._process.stdout is not None
+        began = self.started
         with output.open("a") as file:
             print(f"--- process {self._process.pid}", file=file, flush=True)
             for line in self._process.stdout:
                 now = time.monotonic()
-                print(f"{now - self.started:7.2f}  {line}", end="", file=file, flush=True)
+                print(f"{now - began:7.2f}  {line}", end="", file=file, flush=True)
                 if match := _STEP.match(line):
                     self.steps.append(StepLine(step=int(match[1]), at=now))
+                elif _BEGINS.match(line):
+                    self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        self._begins += 1
+        if self._begins > 1:
+            self.started, self._first = now, len(self.steps)
+
+    @property
+    def line(self) -> StepLine | None:
+        """Of the last step since its last start."""
+        return self.steps[-1] if len(self.steps) > self._first else None
 
     def poll(self) -> int | None:
         """The exit code, once the process is gone."""

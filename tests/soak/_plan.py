@@ -67,10 +67,8 @@ class Timeline:
         now = time.monotonic()
         if kill.startup:
             return now - max(attempt.started, last_kill) >= self.instant(kill)
-        if not attempt.steps:
-            return False
-        line = attempt.steps[-1]
-        return self.steps[line.step] + now - line.at >= self.instant(kill)
+        line = attempt.line
+        return line is not None and self.steps[line.step] + now - line.at >= self.instant(kill)
 
 
 def draw(seed: int, case: int, victims: Sequence[str], num_kills: int | None, most: int | None = None) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +25,20 @@ class Victim:
     process: psutil.Process
 
 
-def strike(kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None) -> list[Victim]:
-    """Kill what ``kill_`` names; returns what died, which is nothing as long as no such process is there."""
+def strike(
+    kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None, struck: Collection[psutil.Process]
+) -> list[Victim]:
+    """Kill what ``kill_`` names; returns what died, which is nothing as long as no such process is there.
+
+    Args:
+        struck: by earlier kills: they may take a moment to be gone.
+    """
     if kill_.victim == "raylet" and nodes is not None:
         raylet = nodes.kill_one(kill_.rank, returns=kill_.returns)
         return [] if raylet is None else [Victim(name="raylet", process=raylet)]
-    found = _find(kill_, attempt, folder, nodes)
+    found = [victim for victim in _find(kill_, attempt, folder, nodes) if victim.process not in struck]
+    if kill_.victim in _CLASSES or kill_.victim == "raylet":
+        found = found[kill_.rank % len(found) :][:1] if found else []
     killed = [victim for victim in found if kill(victim.process)]
     if kill_.victim == "all" and nodes is not None:
         nodes.kill_all()
@@ -44,13 +53,13 @@ def below(attempt: Attempt, nodes: Nodes | None) -> list[psutil.Process]:
 
 
 def _find(kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None) -> list[Victim]:
+    """All that ``kill_`` may mean: one of them, except for all at once."""
     driver = Victim(name="driver", process=attempt.process)
     if kill_.victim == "driver":
         return [driver]
     if kill_.victim == "all":
         return [driver, *_workers(attempt, folder, nodes), *_daemons(attempt)]
-    found = _daemons(attempt) if kill_.victim == "raylet" else _workers(attempt, folder, nodes, kill_.victim)
-    return [found[kill_.rank % len(found)]] if found else []
+    return _daemons(attempt) if kill_.victim == "raylet" else _workers(attempt, folder, nodes, kill_.victim)
 
 
 def _daemons(attempt: Attempt) -> list[Victim]:
