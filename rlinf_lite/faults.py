@@ -2,7 +2,7 @@
 
 ``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to
 itself), ``hang``, ``wait`` (three seconds), or the name of an errno (``ENOSPC``). A fault without ``rank`` strikes
-every rank.
+every rank. With ``"mark": PATH`` that file is made first: who waits for it knows that the phase was reached.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 VARIABLE = "RLINF_LITE_FAULTS"
@@ -28,6 +29,8 @@ def reach(phase: str, *, step: int, rank: int = 0, path: str | None = None) -> N
     """Called where a fault may strike: at the beginning of ``phase``."""
     for fault in _table():
         if fault["phase"] == phase and fault.get("rank", rank) == rank and fault.get("step", step) == step:
+            if "mark" in fault:
+                Path(fault["mark"]).touch()
             _strike(fault["action"], path)
 
 

@@ -153,12 +153,24 @@ def new_run(tmp_path: Path):
 
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory: pytest.TempPathFactory):
-    """2 actor ranks, 1 rollout worker, 8 steps, never killed. Tests only read it."""
-    run = Run(tmp_path_factory.mktemp("straight"), {})
-    run.finish()
-    yield run
-    run.end()
+def undisturbed():
+    """Makes a run in a folder, and lets it come to its end. Tests only read it."""
+    made: list[Run] = []
+
+    def make(root: Path, overrides: dict[str, str]) -> Run:
+        made.append(Run(root, overrides))
+        made[-1].finish()
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.end()
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory, undisturbed) -> Run:
+    """2 actor ranks, 1 rollout worker, 8 steps, never killed."""
+    return undisturbed(tmp_path_factory.mktemp("straight"), {})
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from rlinf_lite import faults
 from rlinf_lite.checkpoint import (
     Checkpointer,
     KeepBest,
@@ -117,7 +118,8 @@ class ActorWorker:
     def logprobs(self, micro_batches: list[MicroBatch], reference: bool) -> dict[int, torch.Tensor]:
         return self.trainer.logprobs(micro_batches, reference=reference)
 
-    def update(self, batch: MiniBatch) -> UpdateReport:
+    def update(self, step: int, batch: MiniBatch) -> UpdateReport:
+        faults.reach("actor.update", step=step, rank=self.rank)
         return self.trainer.update(batch)
 
     def save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> SaveReport:

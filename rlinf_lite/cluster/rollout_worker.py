@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from rlinf_lite import faults
 from rlinf_lite.cluster.process import compute_capability, prepare
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, unpack
 from rlinf_lite.config import Config
@@ -60,4 +61,5 @@ class RolloutWorker:
             self.engine.load_weights([(name, 0, self.channel.broadcast(torch.empty_like(target)))])
 
     def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+        faults.reach(f"rollout.{chunk.stream}", step=chunk.step, rank=self.rank)
         return self.engine.generate(chunk)

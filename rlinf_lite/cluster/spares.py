@@ -22,11 +22,9 @@ class Spares:
         # A worker's share of a GPU is given when its process starts, so a spare could not take it over.
         self._number = session.config.warm_spares if session.device == "cpu" else 0
         self._ready: dict[str, list[Any]] = {}
-        self._wanted = False
 
     def start(self) -> None:
-        """Start what is missing; from now on what is taken is started anew, by the next call."""
-        self._wanted = True
+        """Start what is missing: at first all, later what was taken or has died since the last call."""
         for node, slot in self._session.slot_of_node().items():
             ready = self._ready.setdefault(node, [])
             ready[:] = [handle for handle in ready if _lives(handle)]
@@ -40,10 +38,6 @@ class Spares:
             if _lives(handle):
                 return handle
         return None
-
-    @property
-    def started(self) -> bool:
-        return self._wanted
 
     def kill(self) -> None:
         """End them all, by handle."""

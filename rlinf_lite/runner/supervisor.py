@@ -20,8 +20,6 @@ from rlinf_lite.runner.interruption import Interrupted
 from rlinf_lite.runner.loop import Runner
 from rlinf_lite.runner.restarts import RestartBudget
 
-_SPARES_AFTER_SECONDS = 5.0
-"""Training for so long before spares are started: on a small machine they take its cores for some seconds."""
 _GROW_SECONDS = 5.0
 
 
@@ -55,7 +53,7 @@ class Supervisor:
         self.runner: Runner | None = None
         self._sinks = ExitStack()
         self._recovery: Stopwatch | None = None
-        self._began = self._looked = time.monotonic()
+        self._looked = time.monotonic()
 
     def run(self) -> Runner:
         """Build, train, and build again what dies, until the run is done.
@@ -211,9 +209,8 @@ class Supervisor:
             say(f"   {self._recovery.line()}")
             self._recovery = None
         self.crew.note()
+        self.crew.spares.start()
         now = time.monotonic()
-        if self.crew.spares.started or now - self._began >= _SPARES_AFTER_SECONDS:
-            self.crew.spares.start()
         if self.crew.session.config.elastic and now - self._looked >= _GROW_SECONDS:
             self._looked = now
             self._grow(self._runner)

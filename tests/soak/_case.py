@@ -45,6 +45,8 @@ class Outcome:
     """Of the drivers, one after the other."""
     gave_up: int = 0
     """Drivers that ended by themselves, with an error, before the run was done."""
+    missed: int = 0
+    """Kills that found nobody any more: the run, or its workers, had ended."""
     repeated: int = 0
     """Steps whose line was printed again: what the kills cost."""
     seconds: float = 0.0
@@ -84,6 +86,7 @@ class Case:
         finally:
             self._attempts[-1].kill()
         steps = [line.step for attempt in self._attempts for line in attempt.steps]
+        self.outcome.missed = len(self._pending)
         self.outcome.repeated = len(steps) - len(set(steps))
         self._look_for_orphans()
         self.outcome.seconds = time.monotonic() - began

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 
-# 24 problems, 8 a step: an epoch is 3 steps. Some 6 s of steps, saves and validation after the start.
+# 24 problems, 8 a step: an epoch is 3 steps. Some 7 s of steps, saves and validation after the start.
 SETTINGS = {
     "runner.resume_dir": "auto",  # from the first start on: what a scheduler starts again is the same command
-    "runner.max_steps": "24",
+    "runner.max_steps": "30",
     "runner.save_interval": "1",
     "runner.val_check_interval": "6",
     "runner.logger.log_rollouts": "-1",

@@ -118,11 +118,13 @@ class Suite:
 def _line(name: str, save_interval: str, outcome: Outcome) -> str:
     """One line, and one more for each thing that is wrong."""
     restarts = f", {len(outcome.exit_codes) - 1} restarts" if len(outcome.exit_codes) > 1 else ""
+    missed = f", {outcome.missed} came too late" if outcome.missed else ""
     gave_up = f" ({outcome.gave_up} of drivers not killed)" if outcome.gave_up else ""
     verdict = "DIFFERS" if outcome.wrong else "bit-equal" if outcome.deaths else "bit-equal, but nothing was killed"
     shown = [f"\n    {text}" for text in outcome.wrong[:_MOST_SHOWN]]
     more = [f"\n    and {len(outcome.wrong) - _MOST_SHOWN} more"] if len(outcome.wrong) > _MOST_SHOWN else []
+    deaths = "; ".join(map(str, outcome.deaths)) or "no kill"
     return (
-        f"{name}, a save every {save_interval}: {'; '.join(map(str, outcome.deaths)) or 'no kill'}{restarts}{gave_up}; "
+        f"{name}, a save every {save_interval}: {deaths}{missed}{restarts}{gave_up}; "
         f"{outcome.repeated} steps done again; {outcome.seconds:.1f} s: {verdict}{''.join([*shown, *more])}"
     )

@@ -22,10 +22,10 @@ def chaos(*options: str, seconds: float = 840) -> str:
     return done.stdout
 
 
-def test_twelve_kills(tmp_path):
+def test_ten_kills(tmp_path):
     """One run, and every kind of victim; what is not the driver dies without ending it."""
-    printed = chaos("--kills", "12", "--kills-per-run", "12", "--seed", "19", "--strict", "--folder", str(tmp_path))
-    assert "12 kills, 12 bit-equal" in printed, printed
+    printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "6869", "--strict", "--folder", str(tmp_path))
+    assert "10 kills, 10 bit-equal" in printed, printed
 
 
 @pytest.mark.soak

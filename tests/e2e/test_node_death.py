@@ -1,0 +1,95 @@
+"""Whole nodes die under a run: it goes on with what the cluster has, and takes in what comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
+
+REPLICAS = "runner.checkpoint.memory_replicas=1"
+SPREAD = {
+    "cluster.num_nodes": "3",
+    "cluster.component_placement.actor": "0-2",
+    "cluster.component_placement.rollout": "0",
+    "cluster.component_placement.reward": "0",
+}
+
+
+@pytest.fixture
+def joined(ray_nodes, monkeypatch):
+    """Makes a cluster of nodes with a seat each, which runs join."""
+
+    def join(cluster) -> None:
+        for name, value in cluster.env.items():
+            monkeypatch.setenv("RLINF_LITE_TEST_RAY" if name == "RAY_ADDRESS" else name, value)
+
+    return join
+
+
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory, undisturbed):
+    """3 actor ranks, never disturbed."""
+    return undisturbed(tmp_path_factory.mktemp("three"), {"cluster.component_placement.actor": "0-2"})
+
+
+def kill_node_of(cluster, run, group: str, head: str) -> int:
+    """Kill a node, not the driver's, on which a worker of ``group`` sits; returns its number."""
+    workers = json.loads((run.folder / "workers.json").read_text())["workers"]
+    nodes = {worker["node"] for worker in workers if worker["group"] == group} - {head}
+    number = next(number for number, node in cluster.nodes.items() if node["id"] in nodes)
+    cluster.kill_node(number)
+    return number
+
+
+def test_a_node_dies_and_another_takes_its_place(three_ranks, new_run, ray_nodes, joined, same_run):
+    with ray_nodes(4) as cluster:
+        joined(cluster)
+        run = new_run({**SPREAD, "runner.save_interval": "4"})
+        process = run.start(REPLICAS)
+        printed = run.read_until(process, "step    3/8")
+        kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
+        rest, _ = process.communicate(timeout=300)
+        printed += rest
+        assert process.returncode == 0, printed
+    assert "the state of step 3 was in memory" in printed and printed.count("step    4/8") == 1
+    same_run(three_ranks, run, 8)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("phase", ["rollout.train", "actor.update", "replica.write", "save.halfway", "rollout.val"])
+def test_a_node_dies_in_each_phase(phase, three_ranks, new_run, ray_nodes, joined, same_run, tmp_path):
+    mark = tmp_path / "reached"
+    with ray_nodes(4) as cluster:
+        joined(cluster)
+        run = new_run({**SPREAD, "runner.save_interval": "4"})
+        process = run.start(REPLICAS, faults=[{"phase": phase, "step": 4, "action": "wait", "mark": str(mark)}])
+        run.read_until(process, "step    3/8")
+        while not mark.exists():
+            assert process.poll() is None, process.communicate()[0]
+        kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+    assert "was in memory" in printed
+    same_run(three_ranks, run, 8)
+
+
+def test_fewer_ranks_and_more_again(three_ranks, new_run, ray_nodes, joined):
+    """3 -> 2 -> 3 ranks: the same prompts in the same order, each step once."""
+    with ray_nodes(3) as cluster:
+        joined(cluster)
+        run = new_run({**SPREAD, "runner.max_steps": "60", "runner.save_interval": "-1", "data.shuffle": "true"})
+        process = run.start(REPLICAS, "cluster.elastic=true", "cluster.elastic_timeout=2", "cluster.min_actor_ranks=2")
+        printed = run.read_until(process, "step    3/60")
+        kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
+        printed += run.read_until(process, "step    8/60")
+        assert "going on with 2 of 3 actor ranks" in printed
+        cluster.add_node()
+        rest, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed + rest
+    assert "there is room for all actor ranks again" in rest
+    assert [row["step"] for row in run.rows()] == list(range(1, 61))
+    prompts = [(row["step"], row["prompt_id"], row["prompt_ids"]) for row in run.samples() if row["step"] <= 8]
+    assert prompts == [(row["step"], row["prompt_id"], row["prompt_ids"]) for row in three_ranks.samples()]
+    assert [row for row in run.samples() if row["step"] <= 3] == [r for r in three_ranks.samples() if r["step"] <= 3]

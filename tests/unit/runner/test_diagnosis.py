@@ -1,0 +1,92 @@
+"""Who is to blame, and what is not tried again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost
+from rlinf_lite.config import ConfigError
+from rlinf_lite.runner import diagnosis
+from rlinf_lite.runner.diagnosis import Regrow, diagnose
+from rlinf_lite.runner.restarts import GaveUp
+
+
+@dataclass
+class Group:
+    name: str
+
+
+@dataclass
+class Crew:
+    """Stands where the crew does: which workers are found dead, by the how-manieth question."""
+
+    deaths: list[list[WorkerLost]] = field(default_factory=list)
+    actors: Group = field(default_factory=lambda: Group("ActorGroup"))
+
+    def gone(self, seconds: float) -> list[WorkerLost]:
+        return self.deaths.pop(0) if self.deaths else []
+
+
+@pytest.fixture(autouse=True)
+def no_long_search(monkeypatch):
+    monkeypatch.setattr(diagnosis, "_BLAME_SECONDS", 0.05)
+    monkeypatch.setattr(diagnosis, "last_lines", lambda pid: [f"last words of {pid}"])
+
+
+ACTOR = WorkerLost("ActorGroup", 1, "process 12 on 10.0.0.1: End of file.")
+ROLLOUT = WorkerLost("RolloutGroup", 0, "process 13 on 10.0.0.1: End of file.")
+
+
+def test_the_dead_are_blamed_not_those_who_cried_first():
+    cry = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]:4242")
+    failure = diagnose(cry, Crew([[], [ACTOR]]), intact=True)
+    assert failure.text == f"{ACTOR}\n      last words of 12"
+    assert (failure.cause, failure.death, failure.actors_too) == ("ActorGroup rank 1 was lost", True, True)
+
+
+def test_all_that_died_are_told_once():
+    failure = diagnose(ROLLOUT, Crew([[ACTOR, ROLLOUT]]), intact=True)
+    assert [lost.rank for lost in failure.losses] == [1, 0]
+    assert failure.cause == "ActorGroup rank 1 was lost, RolloutGroup rank 0 was lost"
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_actors_are_left_alone_only_if_their_state_was_not_touched(intact):
+    assert diagnose(ROLLOUT, Crew(), intact=intact).actors_too is not intact
+
+
+def test_a_broken_connection_without_a_death():
+    one, two = (RuntimeError(f"gloo: Connection closed by peer [10.0.0.1]:{port}") for port in (4242, 31))
+    first, second = diagnose(one, Crew(), intact=False), diagnose(two, Crew(), intact=False)
+    assert first.cause == second.cause != ""
+    assert not first.death and first.actors_too
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RayLost("the raylet is gone"),
+        ConfigError("runner.max_steps=-2: no"),
+        FloatingPointError("loss is nan"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("shape mismatch"),
+        GaveUp("too often"),
+        KeyError("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_would_come_again_is_raised(error):
+    with pytest.raises(type(error)) as caught:
+        diagnose(error, Crew(), intact=True)
+    assert caught.value is error
+
+
+def test_nodes_hangs_and_growth():
+    assert diagnose(NodeLost(["a"]), Crew(), intact=True).new_nodes
+    hung = diagnose(Hung(12.0, [("actor", 1)]), Crew(), intact=True)
+    assert hung.hung is not None and "actor rank 1" in hung.text and not hung.death
+    grown = diagnose(Regrow("room"), Crew(), intact=True)
+    assert grown.new_nodes and grown.cause == ""
