@@ -33,6 +33,7 @@ SETTINGS = {
     "cluster.component_placement.actor": "0-1",
     "cluster.component_placement.rollout": "0-1",
     "cluster.component_placement.reward": "0",
+    "cluster.warm_spares": "1",
 }
 _STEP = re.compile(r"step +(\d+)/\d+ ")
 _RECOVERED = re.compile(r"recovered in ([\d.]+) s(?:: (.*))?$")
@@ -56,7 +57,7 @@ class Recovery:
     told: float | None
     """What the job itself says it took; None: it says nothing."""
     parts: dict[str, float] = field(default_factory=dict)
-    """What the job says where the time went: detect, tear down, rebuild, restore, first step."""
+    """Where the time went: detect (from the kill to the line that says so); the rest is what the job says."""
     steps_lost: int
     """Completed steps that had to be done again."""
     restarts: int
@@ -80,6 +81,7 @@ class Job:
         self._printed: list[str] = []
         self._step = self._restarts = 0
         self._notice: re.Match[str] | None = None
+        self._lost_at: float | None = None
         self._start()
 
     def _start(self) -> None:
@@ -136,7 +138,7 @@ class Job:
         """
         victim = self._victim(group, rank)
         time.sleep(delay)
-        killed, restarts, self._notice = time.perf_counter(), self._restarts, None
+        killed, restarts, self._notice, self._lost_at = time.perf_counter(), self._restarts, None, None
         os.kill(victim, signal.SIGKILL)
         done, line = self._step, self._next_step()
         while line.at <= killed:  # it was on its way
@@ -145,7 +147,8 @@ class Job:
         return Recovery(
             seconds=line.at - killed,
             told=float(told[1]) if told else None,
-            parts={name: float(value) for name, value in _PART.findall(told[2] or "")} if told else {},
+            parts=({"detect": self._lost_at - killed} if self._lost_at is not None else {})
+            | ({name: float(value) for name, value in _PART.findall(told[2] or "")} if told else {}),
             steps_lost=done + 1 - self._step,
             restarts=self._restarts - restarts,
         )
@@ -178,6 +181,8 @@ class Job:
         self._printed.append(line.text)
         if step := _STEP.match(line.text):
             self._step = int(step[1])
+        if " was lost: " in line.text and self._lost_at is None:
+            self._lost_at = line.at
         self._notice = _RECOVERED.search(line.text) or self._notice
         return line
 

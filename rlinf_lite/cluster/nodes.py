@@ -1,4 +1,4 @@
-"""What is known of nodes: dead, being drained, how much they offer; and whether Ray itself is still there.
+"""What is known of nodes: dead, or being drained; and whether Ray itself is still there.
 
 Ask ``RayPulse`` first: without its GCS every other question here waits, and Ray then ends this process.
 """
@@ -31,28 +31,11 @@ def dead(node_ids: Iterable[str]) -> set[str]:
     return set(node_ids) - alive
 
 
-def silent(node_ids: Iterable[str]) -> set[str]:
-    """Those of these nodes whose raylet cannot be reached now: what a killed node shows at once, before it is ``dead``.
-
-    Ray still plans workers onto such a node, where they never start: wait until it is ``dead`` before asking for any.
-    """
-    wanted = set(node_ids)
-    ports = {node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in ray.nodes()}
-    return {node for node, address in ports.items() if node in wanted and not _answers(address)}
-
-
 def draining(node_ids: Iterable[str]) -> dict[str, float]:
     """Those of these nodes that are to be given up, with when (Unix time in seconds; inf: nobody said when)."""
     wanted = set(node_ids)
     deadlines = _draining().items()
     return {node: deadline / 1000 if deadline else math.inf for node, deadline in deadlines if node in wanted}
-
-
-def capacity(resource: str) -> float:
-    """How much of ``CPU``, ``GPU`` ... the nodes have in all that are alive and not being drained."""
-    leaving = _draining()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return sum(node["Resources"].get(resource, 0.0) for node in nodes)
 
 
 def _draining() -> dict[str, int]:

@@ -31,6 +31,7 @@ class Crew:
             workers_file: where `note` writes who is where.
         """
         self.config, self.session, self._workers_file = config, session, workers_file
+        workers_file.unlink(missing_ok=True)  # of an earlier start
         self.spares = Spares(session, "rlinf_lite.cluster.warm_up:warm_up", config)
         actor, rollout, reward = config.actor.group_name, config.rollout.group_name, config.reward.group_name
         self.actors = self._group(actor, "actor", "actor_worker:ActorWorker", config, session.device)

@@ -13,6 +13,7 @@ from rlinf_lite.runner.failures import EXIT_WORKER_LOST
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
 
+AUTO = "runner.resume_dir=auto"
 REPLICAS = "runner.checkpoint.memory_replicas=1"
 SPARES = "cluster.warm_spares=1"
 TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
@@ -30,22 +31,26 @@ def finish(run, process, expect: int = 0) -> str:
     return printed
 
 
-def test_every_kind_of_worker_is_killed(straight, new_run, same_run):
-    """With replicas no completed step is made twice, whatever of the workers dies."""
+def test_every_kind_of_worker_dies(straight, new_run, same_run):
+    """Killed or stopped, alone or two at once: with replicas no completed step is made twice."""
     run = new_run({**TWO_ROLLOUTS, "runner.save_interval": "3"})
-    process = run.start(REPLICAS, SPARES)
+    process = run.start(REPLICAS, SPARES, "runner.hang_timeout=8")
     printed = run.read_until(process, "step    2/8")
     kill(run, "actor", 1)
+    second = run.finish(AUTO, expect=2)
+    assert f"in use by process {process.pid} on " in second and "since" in second
     printed += run.read_until(process, "step    4/8")
     kill(run, "rollout", 1)
     printed += run.read_until(process, "step    5/8")
     kill(run, "reward")
     printed += run.read_until(process, "step    6/8")
-    kill(run, "actor", 0)  # the save of step 6 is in flight, or over
+    kill(run, "actor", 0, signal.SIGSTOP)  # the save of step 6 is in flight, or over
     kill(run, "rollout", 0)
     printed += finish(run, process)
     assert "Traceback" not in printed
     assert printed.count("ActorGroup rank 1 was lost") == printed.count("RewardGroup rank 0 was lost") == 1
+    assert "no progress for" in printed and "actor rank 0, process" in printed and ", stopped:" in printed
+    assert "most recent call first" in printed
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("step ")] == [
         f"{step}/8" for step in range(1, 9)
     ]
@@ -53,6 +58,7 @@ def test_every_kind_of_worker_is_killed(straight, new_run, same_run):
     same_run(straight, run, 8)
 
 
+@pytest.mark.soak
 def test_without_replicas_the_newest_checkpoint_is_the_second_line(straight, new_run, same_run):
     run = new_run({"runner.save_interval": "3"})
     process = run.start()
@@ -78,16 +84,15 @@ def test_what_kills_a_rank_at_the_same_place_again_is_given_up(new_run):
     assert run.steps() == [1]
 
 
-def test_a_stopped_rank_is_noticed_shown_and_replaced(straight, new_run, same_run):
+@pytest.mark.soak
+def test_a_stopped_rollout_worker_is_replaced_alone(straight, new_run, same_run):
     run = new_run({})
-    process = run.start(REPLICAS, SPARES, "runner.hang_timeout=8")
+    process = run.start(SPARES, "runner.hang_timeout=8")
     run.read_until(process, "step    3/8")
-    kill(run, "actor", 1, signal.SIGSTOP)
-    printed = run.read_until(process, "step    6/8")
     kill(run, "rollout", 0, signal.SIGSTOP)
-    printed += finish(run, process)
-    assert "no progress for" in printed and "actor rank 1, process" in printed and ", stopped:" in printed
-    assert "rollout rank 0, process" in printed and "most recent call first" in printed
+    printed = finish(run, process)
+    assert "rollout rank 0, process" in printed and ", stopped:" in printed
+    assert "resumed from" not in printed and printed.count("step    4/8") == 1
     same_run(straight, run, 8)
 
 

@@ -75,6 +75,7 @@ def test_a_node_dies_in_each_phase(phase, three_ranks, new_run, ray_nodes, joine
     same_run(three_ranks, run, 8)
 
 
+@pytest.mark.soak
 def test_fewer_ranks_and_more_again(three_ranks, new_run, ray_nodes, joined):
     """3 -> 2 -> 3 ranks: the same prompts in the same order, each step once."""
     with ray_nodes(3) as cluster:

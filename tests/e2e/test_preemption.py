@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
@@ -60,6 +59,7 @@ def test_stopped_in_every_phase(straight, new_run, same_run, tmp_path):
     same_run(straight, run, 8)
 
 
+@pytest.mark.soak
 def test_an_update_that_takes_longer_than_the_grace_is_given_up(new_run, tmp_path):
     run = new_run({"runner.save_interval": "1"})
     process = start_and_reach(run, tmp_path / "reached", "actor.update", 3, "hang", "runner.preemption_grace=1")
@@ -69,6 +69,7 @@ def test_an_update_that_takes_longer_than_the_grace_is_given_up(new_run, tmp_pat
     assert "in the middle of an update" in printed and run.steps() == [1, 2]
 
 
+@pytest.mark.soak
 def test_stopped_while_starting_and_stopped_twice(new_run, tmp_path):
     run = new_run({})
     process = run.start()
@@ -106,11 +107,3 @@ def test_fifty_random_instants(straight, new_run, same_run):
             newest = max(run.steps(), default=0)
             assert newest >= completed, f"{completed} steps were completed, {newest} is saved\n{printed}"
         same_run(straight, run, 8)
-
-
-def test_a_second_driver_is_refused(new_run, tmp_path):
-    run = new_run({})
-    process = start_and_reach(run, tmp_path / "reached", "actor.update", 2, "hang")
-    printed = run.finish(AUTO, expect=2)
-    assert f"in use by process {process.pid} on " in printed and "since" in printed
-    assert json.loads((run.folder / "workers.json").read_text())["driver"] == process.pid
