@@ -9,6 +9,7 @@ import io
 import mmap
 import os
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,11 +156,11 @@ class _LocalSink:
 
     def __init__(self, path: Folder) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self._direct = True
+        self._direct = sys.platform == "linux"
         try:
-            self._file = os.open(path, flags | os.O_DIRECT, 0o666)
+            self._file = os.open(path, flags | (os.O_DIRECT if self._direct else 0), 0o666)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            if not self._direct or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
             self._direct = False
             self._file = os.open(path, flags, 0o666)

@@ -94,6 +94,8 @@ class ActorWorker:
         if dist.is_initialized():
             dist.destroy_process_group()
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def weight_rows(self, precision: str) -> Pieces:
         """This rank's rows of every weight, for the object store."""

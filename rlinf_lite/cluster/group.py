@@ -86,9 +86,10 @@ class WorkerGroup:
         """Where each rank lives. Waits until all are up; raises as `call`."""
         return self.results([member.prepared[0] for member in self._members])
 
-    def seat(self, rank: int) -> Seat:
-        """Where one rank lives; it must have answered once."""
-        return self.result(self._members[rank].prepared[0], rank)
+    def seat(self, rank: int) -> Seat | None:
+        """Where one rank lives; None: its process is not up yet."""
+        adopted = self._members[rank].prepared[0]
+        return self.result(adopted, rank) if ray.wait([adopted], timeout=0)[0] else None
 
     def gone(self, seconds: float) -> list[WorkerLost]:
         """The ranks that are gone; asks for at most ``seconds``, which those that are busy use up."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -111,12 +112,14 @@ class RayPulse:
 def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+    except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
         return ""
 
 
 def _listener(path: Path) -> int:
-    """Id of the process that listens on a Unix socket."""
+    """Id of the process that listens on a Unix socket: a raylet, which has it on its command line, too."""
+    if sys.platform != "linux":
+        return next(process.pid for process in psutil.process_iter() if str(path) in _command(process))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

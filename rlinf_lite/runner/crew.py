@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.session import Session
+from rlinf_lite.cluster.shell import Seat
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.config import Config, ConfigError
 
@@ -147,6 +148,11 @@ class Crew:
         self.spares.kill()
 
     # -- who is where
+
+    def seat(self, component: str, rank: int) -> Seat | None:
+        """Where a worker lives, if it does."""
+        found = [group for group in self.groups if group.component == component]
+        return found[0].seat(rank) if found else None
 
     def note(self) -> None:
         """Write the workers' file, if it does not say any more what is."""

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from rlinf_lite.runner.supervisor import Supervisor
 
 
+_STARTED_VARIABLE = "RLINF_LITE_STARTED"
+"""Environment variable in which a driver that starts itself anew hands on when it began: ``max_time`` goes on counting."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folders:
     run: Path
@@ -55,6 +59,7 @@ def launch(config: Config, *, started: float) -> int:
     Returns:
         The exit code: 0; 1 if the last checkpoint is not on the disk; that of the signal or deadline that stopped it.
     """
+    started = float(os.environ.pop(_STARTED_VARIABLE, started))
     folders = make_folders(config)
     stop = Interruption(config.runner.preemption_grace)
     say(f"run: {config.runner.experiment_name}, in {folders.log}; starting ...")
@@ -152,6 +157,7 @@ def _start_anew(config: Config, folders: Folders, supervisor: Supervisor, pulse:
     from rlinf_lite.checkpoint import layout
 
     pulse.end()
+    os.environ[_STARTED_VARIABLE] = str(supervisor.build.started)
     os.environ[BUDGET_VARIABLE] = supervisor.budget.to_json()
     if not pulse.private:
         os.environ[REJOIN_VARIABLE] = supervisor.crew.session.address

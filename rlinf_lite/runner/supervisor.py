@@ -186,8 +186,7 @@ class Supervisor:
 
     def _end(self, waiting: list[tuple[str, int]]) -> list[tuple[str, int]]:
         """Print where all that do not answer stand, and end those that hang: the stopped ones if there are any."""
-        groups = {group.component: group for group in self.crew.groups}
-        seats = {(component, rank): groups[component].seat(rank) for component, rank in waiting if component in groups}
+        seats = {who: seat for who in waiting if (seat := self.crew.seat(*who)) is not None}
         nodes: dict[str, list[stacks.Process]] = {}
         for seat in seats.values():
             nodes.setdefault(seat.node_id, []).append(seat.process)
@@ -197,8 +196,10 @@ class Supervisor:
             lines = "\n".join(f"      {line}" for line in stack.text.splitlines())
             say(f"   {component} rank {rank}, process {stack.pid} on {seat.address}, {stack.state}:\n{lines}")
         stopped = [who for who, seat in seats.items() if found[seat.process.pid].state in ("stopped", "gone")]
-        ended = stopped or list(seats)
-        stacks.end_on({seats[who].node_id: [seats[who].process] for who in ended})
+        ended = stopped or waiting
+        for who in ended:
+            if who in seats:
+                stacks.end_on({seats[who].node_id: [seats[who].process]})
         return ended
 
     # -- between steps

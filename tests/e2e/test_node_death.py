@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+
+from rlinf_lite.runner.failures import EXIT_OUT_OF_TIME
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
 
@@ -94,3 +99,30 @@ def test_fewer_ranks_and_more_again(three_ranks, new_run, ray_nodes, joined):
     prompts = [(row["step"], row["prompt_id"], row["prompt_ids"]) for row in run.samples() if row["step"] <= 8]
     assert prompts == [(row["step"], row["prompt_id"], row["prompt_ids"]) for row in three_ranks.samples()]
     assert [row for row in run.samples() if row["step"] <= 3] == [r for r in three_ranks.samples() if r["step"] <= 3]
+
+
+DRAIN = """
+import sys, time
+import ray
+from ray._raylet import GcsClient
+accepted, reason = GcsClient(address=sys.argv[1]).drain_node(sys.argv[2], 2, "test", int((time.time() + 60) * 1000))
+assert accepted, reason
+"""
+
+
+@pytest.mark.soak
+def test_a_node_is_drained(three_ranks, new_run, ray_nodes, joined, same_run):
+    with ray_nodes(3) as cluster:
+        joined(cluster)
+        run = new_run({**SPREAD, "runner.save_interval": "-1", "runner.max_steps": "8"})
+        process = run.start(faults=[{"phase": "rollout.train", "step": 5, "action": "hang"}])
+        run.read_until(process, "step    4/8")
+        order = [sys.executable, "-c", DRAIN, cluster.env["RAY_ADDRESS"], cluster.nodes[2]["id"]]
+        subprocess.run(order, check=True, env={**os.environ, **cluster.env})
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_OUT_OF_TIME, printed
+    assert "is being drained" in printed and run.steps() == [4]
+    with ray_nodes(3) as cluster:
+        joined(cluster)
+        run.finish("runner.resume_dir=auto")
+    same_run(three_ranks, run, 8)

@@ -91,19 +91,28 @@ def test_fifty_random_instants(straight, new_run, same_run):
     """SIGTERM at any instant of a run, again and again: each time the newest completed step is saved."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    instants, stops = random.Random(seed), 0
+    instants, stops, longest = random.Random(seed), 0, 0.0
     while stops < 50:
         run = new_run({**NO_SAVES, "runner.checkpoint.memory_replicas": str(instants.randrange(2))})
         ended = False
         while not ended:
             process = run.start(AUTO)
-            time.sleep(instants.uniform(1.5, 14))
+            if instants.random() < 0.2:
+                time.sleep(instants.uniform(1.5, 12))  # while it starts
+            else:
+                run.read_until(process, "model:")
+                time.sleep(instants.uniform(0, 4))
             process.send_signal(instants.choice([signal.SIGTERM, signal.SIGUSR1]))
+            asked = time.monotonic()
             printed, _ = process.communicate(timeout=120)
+            longest = max(longest, time.monotonic() - asked)
             stops += 1
             ended = process.returncode == 0
             assert process.returncode in (0, EXIT_OUT_OF_TIME) and "Traceback" not in printed, printed
-            completed = max((row["step"] for row in run.rows()), default=0) if run.folder.exists() else 0
+            rows = run.rows() if (run.folder / "metrics.jsonl").exists() else []
+            completed = max((row["step"] for row in rows), default=0)
             newest = max(run.steps(), default=0)
             assert newest >= completed, f"{completed} steps were completed, {newest} is saved\n{printed}"
         same_run(straight, run, 8)
+    print(f"{stops} stops, the longest took {longest:.1f} s")
+    assert longest < 30
