@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _STARTED_VARIABLE = "RLINF_LITE_STARTED"
-"""Environment variable in which a driver that starts itself anew hands on when it began: ``max_time`` goes on counting."""
+"""Environment variable: a driver that starts itself anew hands on when it began, for ``runner.max_time``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
