@@ -28,6 +28,10 @@ _GONE = (
 )
 
 
+_GONE_SECONDS = 2.0
+"""A dead process is known to be dead by then; one that is busy does not answer."""
+
+
 @dataclass(kw_only=True, slots=True)
 class _Member:
     """The process that is rank r now."""
@@ -97,6 +101,10 @@ class WorkerGroup:
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
         return [lost for ref in answered if (lost := self._loss(ref, asked[ref])) is not None]
 
+    def _is_gone(self, rank: int) -> bool:
+        asked, _ = ray.wait([self._members[rank].handle.__ray_ready__.remote()], timeout=_GONE_SECONDS)
+        return any(self._loss(ref, rank) for ref in asked)
+
     def reset(self, seconds: float) -> list[int]:
         """Let every rank drop what it shared with the others; returns the ranks that did not, in ``seconds``."""
         asked = {ref: rank for rank, ref in enumerate(self.start("reset"))}
@@ -116,7 +124,7 @@ class WorkerGroup:
 
     def _loss(self, ref: ray.ObjectRef, rank: int) -> WorkerLost | None:
         try:
-            self.result(ref, rank)
+            self._get(ref, rank)
         except WorkerLost as lost:
             return lost
         return None
@@ -168,7 +176,17 @@ class WorkerGroup:
         return results_of((self, refs))
 
     def result(self, ref: ray.ObjectRef, rank: int) -> Any:
-        """The value behind a reference that rank ``rank`` made, and that is there."""
+        """The value behind a reference that rank ``rank`` made, and that is there.
+
+        A rank that was replaced is believed only if all went well that should have prepared it: an engine whose weights
+        did not come would generate from whatever was in memory.
+        """
+        value, prepared = self._get(ref, rank), self._members[rank].prepared
+        while len(prepared) > 1:
+            self._get(prepared.pop(1), rank)
+        return value
+
+    def _get(self, ref: ray.ObjectRef, rank: int) -> Any:
         try:
             return ray.get(ref)
         except ray_errors.RayTaskError as error:
@@ -204,9 +222,9 @@ class WorkerGroup:
                 running[self.start_one(rank, method, item)] = (index, item, rank)
 
         def again(ref: ray.ObjectRef, lost: WorkerLost) -> None:
-            if self.mend is None:
-                raise lost
             index, item, rank = running.pop(ref)
+            if self.mend is None or not (isinstance(lost, WorkerHung) or self._is_gone(rank)):
+                raise lost  # it lives: what it was given was lost with somebody else
             queue.appendleft((index, item))
             self.mend(lost)
             feed(rank)

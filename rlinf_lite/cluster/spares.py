@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
 
 from rlinf_lite.cluster.session import Session
+
+
+_LOOK_SECONDS = 1.0
 
 
 class Spares:
@@ -22,9 +26,13 @@ class Spares:
         # A worker's share of a GPU is given when its process starts, so a spare could not take it over.
         self._number = session.config.warm_spares if session.device == "cpu" else 0
         self._ready: dict[str, list[Any]] = {}
+        self._next_look = 0.0
 
     def start(self) -> None:
         """Start what is missing: at first all, later what was taken or has died since the last call."""
+        if (now := time.monotonic()) < self._next_look:
+            return
+        self._next_look = now + _LOOK_SECONDS
         for node, slot in self._session.slot_of_node().items():
             ready = self._ready.setdefault(node, [])
             ready[:] = [handle for handle in ready if _lives(handle)]

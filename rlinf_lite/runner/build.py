@@ -125,6 +125,7 @@ class Build:
         """The newest completed step's state for workers that were replaced: from memory, else from the newest
         checkpoint, else from the beginning. What was logged of later steps is dropped: they come again.
         """
+        held = None if runner.replicas is None else runner.replicas.step
         if runner.replicas is not None and (found := runner.replicas.restore()) is not None:
             report, data = found
             say(f"   the state of step {report.manifest.step} was in memory ({report.load_seconds:.2f} s)")
@@ -132,6 +133,8 @@ class Build:
             if runner.progress.step != report.manifest.step:
                 self._go_back(runner, replace(self._began_from, progress=Progress.from_state(data["progress"])), sinks)
             return
+        if held is not None:
+            say(f"!! the state of step {held} in memory is damaged or gone: it is not used")
         start = self._restore_from(self._newest(), crew)
         if start.selection.path is None:
             say("!! nothing was saved yet: the run begins again")

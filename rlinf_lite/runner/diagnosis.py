@@ -60,7 +60,8 @@ def diagnose(error: Exception, crew: Crew, *, intact: bool) -> Failure:
     if isinstance(error, RayLost) or not isinstance(error, RuntimeError):
         raise error
     if isinstance(error, WorkerLost):
-        return _of_losses({(lost.group, lost.rank): lost for lost in [error, *crew.gone(0.3)]}.values(), crew, intact)
+        # Who could not be given what a dead one had made looks dead, too: those that are known to be gone count.
+        return _of_losses(crew.gone(0.3) or [error], crew, intact)
     if type(error).__module__.startswith("rlinf_lite"):
         raise error
     deadline = time.monotonic() + _BLAME_SECONDS

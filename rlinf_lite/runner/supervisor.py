@@ -236,4 +236,4 @@ class Supervisor:
             except Exception as error:
                 say(f"!! the newest completed step could not be saved: {(str(error) or repr(error)).splitlines()[0]}")
         else:
-            say("!! stopped in the middle of an update: what it had changed is given up")
+            say("!! stopped in the middle of an update or a recovery, which is given up: what was saved before stands")

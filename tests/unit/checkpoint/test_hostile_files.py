@@ -393,7 +393,11 @@ def test_data_that_asks_for_more_than_it_is_long_is_refused(path, plant, bounded
     assert "MemoryError" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [compressed(saved_by_torch({"x": bytes(10**7)})), legacy({}), torchscript(), b""])
+@pytest.mark.parametrize(
+    "content",
+    [compressed(saved_by_torch({"x": bytes(10**7)})), legacy({}), torchscript(), b""],
+    ids=["compressed", "legacy", "torchscript", "empty"],  # content holds times, and ids must not
+)
 def test_other_formats_of_data_are_refused(path, plant, content):
     plant("data/data.pt", content)
     with pytest.raises(DamagedCheckpoint, match=r"data\.pt: .*(compressed|not a zip file|TorchScript)"):

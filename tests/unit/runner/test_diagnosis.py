@@ -47,6 +47,11 @@ def test_the_dead_are_blamed_not_those_who_cried_first():
     assert (failure.cause, failure.death, failure.actors_too) == ("ActorGroup rank 1 was lost", True, True)
 
 
+def test_a_worker_that_missed_what_a_dead_one_had_made_is_not_dead():
+    assert diagnose(ROLLOUT, Crew([[ACTOR]]), intact=True).losses == [ACTOR]
+    assert diagnose(ROLLOUT, Crew([[]]), intact=True).losses == [ROLLOUT]
+
+
 def test_all_that_died_are_told_once():
     failure = diagnose(ROLLOUT, Crew([[ACTOR, ROLLOUT]]), intact=True)
     assert [lost.rank for lost in failure.losses] == [1, 0]
