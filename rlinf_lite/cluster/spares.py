@@ -9,7 +9,6 @@ import ray
 
 from rlinf_lite.cluster.session import Session
 
-
 _LOOK_SECONDS = 1.0
 
 
