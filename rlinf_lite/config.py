@@ -136,8 +136,8 @@ class RunnerConfig:
     """Seconds."""
     hang_timeout: float = neutral(1800.0)
     """Seconds without an answer from any worker after which their stacks are printed and those that hang are replaced;
-    0: never. Must be longer than the longest single piece of work (a chunk of responses, a mini-batch, a save) and than
-    a worker takes to start; ``cluster.start_timeout`` holds while the models are built."""
+    0: never. Must be longer than the longest single piece of work (a chunk of responses, a mini-batch, a save);
+    ``cluster.start_timeout`` holds while workers start."""
     preemption_grace: float = neutral(30.0)
     """Seconds between SIGTERM or SIGUSR1 and the end of the machine: an update that is not done by then is given up."""
     seq_length: int = 2048

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,7 +234,7 @@ class WorkerGroup:
             feed(rank)
         while running:
             try:
-                ref = self._session.watch.wait_one(list(running), lambda ref: (self.component, running[ref][2]))
+                ref = self._wait(running)
                 value = self.result(ref, running[ref][2])
             except WorkerLost as lost:
                 again(ref, lost)
@@ -244,6 +245,13 @@ class WorkerGroup:
                 index, _, rank = running.pop(ref)
                 yield index, value
                 feed(rank)
+
+    def _wait(self, running: Mapping[ray.ObjectRef, tuple[int, Any, int]]) -> ray.ObjectRef:
+        """The first that is there; one that was replaced may take as long as a start."""
+        watch, starting = self._session.watch, any(self.seat(rank) is None for _, _, rank in running.values())
+        patience = watch.starting(self._session.config.start_timeout) if starting else nullcontext()
+        with patience:
+            return watch.wait_one(list(running), lambda ref: (self.component, running[ref][2]))
 
 
 def results_of(*calls: tuple[WorkerGroup, Sequence[ray.ObjectRef]]) -> list[Any]:

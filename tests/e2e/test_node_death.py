@@ -48,6 +48,7 @@ def kill_node_of(cluster, run, group: str, head: str) -> int:
     return number
 
 
+@pytest.mark.soak
 def test_a_node_dies_and_another_takes_its_place(three_ranks, new_run, ray_nodes, joined, same_run):
     with ray_nodes(4) as cluster:
         joined(cluster)

@@ -16,12 +16,13 @@ import pytest
 _JOINED = """
 import json, os, sys, time, ray
 from ray._raylet import GcsClient
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 from rlinf_lite.cluster.nodes import RayPulse, dead, draining
 
 ray.init(address=os.environ["RAY_ADDRESS"], logging_level="CRITICAL", log_to_driver=False)
 pulse = RayPulse(patience=1.0)
 
-@ray.remote(num_cpus=0, scheduling_strategy="SPREAD")
+@ray.remote(num_cpus=0)
 class Busy:
     def node(self):
         return ray.get_runtime_context().get_node_id()
@@ -116,11 +117,14 @@ def joined(ray_nodes):
         yield make
 
 
+@pytest.mark.soak
 def test_nodes_that_drain_die_and_join(joined):
     cluster, driver = joined(3)
     ids = [cluster.nodes[number]["id"] for number in range(3)]
     assert driver.ask(f"sorted(dead({ids})) + sorted(draining({ids}))") == []
-    driver.ask("globals().update(kept=[Busy.remote() for _ in range(6)])")
+    driver.ask(
+        f"globals().update(kept=[Busy.options(scheduling_strategy=On(id, soft=False)).remote() for id in {ids}])"
+    )
     assert driver.ask("sorted(set(ray.get([busy.node.remote() for busy in kept])))") == sorted(ids)
 
     assert driver.ask(f"drain({ids[1]!r}, 100)")

@@ -22,6 +22,7 @@ THREE_ACTORS = {"cluster.component_placement.actor": "0-2"}
 AUTO = "runner.resume_dir=auto"
 
 
+@pytest.mark.soak
 def test_everything_killed_in_turn(straight, new_run, same_run):
     """Against 1 rollout worker over the object store, never ended: 2 workers over the broadcast, ended four times."""
     run = new_run({**TWO_ROLLOUTS, "cluster.weight_sync": "collective"})
@@ -56,6 +57,7 @@ def _is_rollout_worker(process: psutil.Process) -> bool:
     return "ray::RolloutGroup" in " ".join(process.cmdline())
 
 
+@pytest.mark.soak
 def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
     one = new_run(ONE_ACTOR)
     printed = one.finish(faults=[{"phase": "save.data", "step": 2, "action": "ENOSPC"}])
