@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.storage import Folder, read_small
-from rlinf_lite.checkpoint.unpickling import DTYPES, UNREADABLE, SafeUnpickler, reading_error
+from rlinf_lite.checkpoint.unpickling import DTYPES, UNREADABLE, ForeignName, SafeUnpickler, reading_error
 
 _MOST_BYTES = 1 << 30
 _MAX_CUT_DIMS = 4  # shards are cut in one dimension, or in two
@@ -48,11 +48,18 @@ class _Tensor(_Record): ...
 class _Bytes(_Record): ...
 
 
+def _enum_member(enum: Any, name: Any) -> _Record:
+    """Stands in for ``getattr``: Python 3.11.0 to 3.11.3 write a member of an enum as that."""
+    if enum is not _Record:
+        raise ForeignName("builtins.getattr")
+    return _Record()
+
+
 class _Unpickler(SafeUnpickler):
     """Knows what torch writes into ``.metadata``, and nothing else."""
 
     buildable = _Record
-    _records: ClassVar[dict[str, dict[str, type[_Record]]]] = {
+    _records: ClassVar[dict[str, dict[str, Any]]] = {
         "torch.distributed.checkpoint.metadata": {
             "TensorStorageMetadata": _Tensor, "BytesStorageMetadata": _Bytes, "Metadata": _Record,
             "MetadataIndex": _Record, "ChunkStorageMetadata": _Record, "TensorProperties": _Record,
@@ -63,6 +70,7 @@ class _Unpickler(SafeUnpickler):
         "torch.distributed._shard.sharded_tensor.metadata": {
             "TensorProperties": _Record, "MEM_FORMAT_ENCODING": _Record,
         },
+        "builtins": {"getattr": _enum_member},
         # The folder's path, in `storage_meta`; Python 3.13 has another module for it.
         **dict.fromkeys(("pathlib", "pathlib._local"), dict.fromkeys(("PosixPath", "PurePosixPath", "Path"), _Record)),
     }  # fmt: skip

@@ -6,6 +6,7 @@ import gc
 import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -89,10 +90,14 @@ class ActorWorker:
     def reset(self) -> None:
         """Other ranks are gone: let go of everything that was shared with them, to be set up again."""
         self.store = self.channel = None
-        for shared in ("trainer", "checkpointer", "replicas", "channel_store"):
+        checkpointer: Checkpointer | None = self.__dict__.pop("checkpointer", None)
+        for shared in ("trainer", "replicas", "channel_store"):
             self.__dict__.pop(shared, None)
         if dist.is_initialized():
             dist.destroy_process_group()
+        if checkpointer is not None:
+            with suppress(SaveError, TypeError):
+                checkpointer.finish()  # it must not commit when the run has gone back
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -76,6 +76,7 @@ class WorkerGroup:
         """A new process for one rank: a spare if there is one. The old one, if it still lives, is ended."""
         old, self._members[rank] = self._members[rank], self._spawn(rank, self.size)
         ray.kill(old.handle)
+        ray.wait([old.handle.__ray_ready__.remote()], timeout=_GONE_SECONDS)
 
     def _spawn(self, rank: int, size: int) -> _Member:
         slot = self._session.placement.slots[self.component][rank]
@@ -184,7 +185,8 @@ class WorkerGroup:
         """
         value, prepared = self._get(ref, rank), self._members[rank].prepared
         while len(prepared) > 1:
-            self._get(prepared.pop(1), rank)
+            self._get(prepared[1], rank)
+            prepared.pop(1)
         return value
 
     def _get(self, ref: ray.ObjectRef, rank: int) -> Any:
@@ -203,6 +205,8 @@ class WorkerGroup:
                 except ray_errors.RayTaskError as first:
                     error = first
                     break
+        if isinstance(error.cause, _GONE):  # of something that it was given
+            return WorkerLost(self.name, rank, _reason(error.cause))
         cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError(str(error))
         cause.add_note(f"in {self.name} rank {rank}")
         cause.__cause__ = None

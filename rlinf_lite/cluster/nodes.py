@@ -74,6 +74,8 @@ class RayPulse:
         self._gcs_address = context.gcs_address
         self._patience = patience
         self._answered = time.monotonic()
+        self.reachable = True
+        """Whether the GCS was there at the last look: questions to one that is not wait for it."""
 
     @property
     def private(self) -> bool:
@@ -86,7 +88,8 @@ class RayPulse:
             return f"the raylet of this node (process {self._raylet.pid}) is gone"
         if self._gcs is not None:
             return f"Ray's GCS (process {self._gcs.pid}) is gone" if _gone(self._gcs) else None
-        if _answers(self._gcs_address):
+        self.reachable = _answers(self._gcs_address)
+        if self.reachable:
             self._answered = time.monotonic()
         elif (seconds := time.monotonic() - self._answered) > self._patience:
             return f"Ray's GCS at {self._gcs_address} has not answered for {seconds:.0f} s"

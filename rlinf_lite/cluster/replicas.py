@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
-from rlinf_lite.cluster.errors import WorkerLost
+from rlinf_lite.cluster.errors import Hung, WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.session import Session
 
@@ -36,7 +36,8 @@ class Keeper:
 class _Held:
     step: int
     data: Mapping[str, Any]
-    small: ray.ObjectRef
+    small: Mapping[str, np.ndarray]
+    """Held here, so that it does not go with the node of rank 0."""
     shards: list[ray.ObjectRef]
     """By rank."""
 
@@ -57,10 +58,10 @@ class MemoryReplicas:
     def take(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Hold the state of all ranks as it is now, instead of the one before. Raises as `WorkerGroup.call`."""
         small, shards = self._actors.start_in_two("replicate", step, data, info)
-        self._actors.results(small)
+        first = self._actors.results(small)[0]
         for rank, shard in enumerate(shards):
             self._keep_elsewhere(step, rank, shard)
-        self._held = _Held(step=step, data=copy.deepcopy(dict(data)), small=small[0], shards=shards)
+        self._held = _Held(step=step, data=copy.deepcopy(dict(data)), small=first, shards=shards)
 
     def _keep_elsewhere(self, step: int, rank: int, shard: ray.ObjectRef) -> None:
         slots = self._session.slot_of_node()
@@ -73,11 +74,14 @@ class MemoryReplicas:
             self._keepers[away] = self._session.start_process("Keeper", "reward", slots[away])
             self._keepers[away].adopt.remote(f"{__name__}:Keeper")
         kept = self._keepers[away].run.remote("keep", step, rank, shard)
-        self._session.watch.wait_one([kept], lambda _: ("keeper", rank))
         try:
+            with self._session.watch.starting(self._session.config.start_timeout):
+                self._session.watch.wait_one([kept], lambda _: ("keeper", rank))
             ray.get(kept)
-        except ray.exceptions.RayActorError:  # a node's death is told by others; this one is replaced at the next step
-            del self._keepers[away]
+        except (ray.exceptions.RayError, Hung):
+            if lost := self._actors.gone(0.5):
+                raise lost[0] from None  # what it should have kept is gone
+            ray.kill(self._keepers.pop(away))  # made anew at the next step
 
     def restore(self) -> tuple[LoadReport, Mapping[str, Any]] | None:
         """Load what is held into the actors, which may be more or fewer by now. Returns it with its ``data``.
@@ -104,10 +108,6 @@ class MemoryReplicas:
             )
             for rank in range(self._actors.size)
         ]
-
-    def drop(self) -> None:
-        """Let go of what is held: the run goes on from an older state."""
-        self._held = None
 
     def forget_keepers(self) -> None:
         """The nodes are others now."""

@@ -134,7 +134,7 @@ class Session:
     def can_grow(self) -> bool:
         """Whether slots that were missing when they were reserved are there now."""
         missing = len(self.wanted.used) - len(self.placement.used)
-        if missing == 0:
+        if missing == 0 or _slots(self.config, self.device) < len(self.wanted.used):
             return False
         free = ray.available_resources().get("GPU" if self.device == "cuda" else "CPU", 0)
         return free >= missing * (1 if self.device == "cuda" else self.config.threads_per_worker)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint import CheckpointError, layout
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import Folder, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
@@ -58,6 +58,13 @@ class Build:
         """Models in all workers. Raises as `Crew.bring_up`."""
         with crew.session.watch.starting(self.config.cluster.start_timeout):
             return crew.bring_up(str(absolute(self.checkpoints)), self.prepared.total_updates)
+
+    def bring_up_again(self, crew: Crew, runner: Runner) -> None:
+        """Models in actors that were reset or replaced. Raises as `Crew.bring_up`."""
+        _, compute = self.bring_up(crew)
+        if compute != self._compute:
+            say(f"!! the run was on {self._compute}, now {compute}: numbers will not be bit-equal")
+            self._compute, runner.saver.info = compute, {**runner.saver.info, "compute": compute}
 
     def runner(self, crew: Crew, sinks: ExitStack, between_steps: Callable[[], None]) -> Runner:
         """Workers, checkpoint, sinks: everything is ready when this returns.
@@ -135,17 +142,30 @@ class Build:
             return
         if held is not None:
             say(f"!! the state of step {held} in memory is damaged or gone: it is not used")
-        start = self._restore_from(self._newest(), crew)
+        start = self._restore_from_newest(runner.progress.step, crew)
         if start.selection.path is None:
             say("!! nothing was saved yet: the run begins again")
         if start.progress.step != runner.progress.step:
             self._go_back(runner, start, sinks)
 
-    def _newest(self) -> Start:
-        if not layout.committed(self.checkpoints):
-            return replace(self._began_from, progress=deepcopy(self._began_from.progress))
+    def saved_by(self, step: int) -> set[Folder]:
+        """The checkpoints that this run has made itself until ``step``; others in the folder are of other runs."""
+        first = self._began_from.progress.step
+        return {path for path in layout.committed(self.checkpoints) if first < (layout.step_of(path) or 0) <= step}
+
+    def _restore_from_newest(self, step: int, crew: Crew) -> Start:
+        others = {path: "not of this run" for path in {*layout.committed(self.checkpoints)} - self.saved_by(step)}
         settings = replace(self.config.runner, resume_dir=AUTO, resume_mode="full")
-        return choose_start(replace(self.config, runner=settings), self.checkpoints)
+        config = replace(self.config, runner=settings)
+        if self.saved_by(step):
+            try:
+                start = choose_start(config, self.checkpoints, others, list(others.values()))
+                return restore(
+                    start, crew.actors, config, self.checkpoints, self.prepared.identity, self._compute, others
+                )
+            except CheckpointError as error:
+                say(f"!! {error}")
+        return self._restore_from(replace(self._began_from, progress=deepcopy(self._began_from.progress)), crew)
 
     def _go_back(self, runner: Runner, start: Start, sinks: ExitStack) -> None:
         lost = runner.progress.step - start.progress.step

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rlinf_lite.checkpoint import RankSilent
 from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost
 from rlinf_lite.cluster.logs import last_lines
 from rlinf_lite.runner.crew import Crew
@@ -56,19 +57,21 @@ def diagnose(error: Exception, crew: Crew, *, intact: bool) -> Failure:
     if isinstance(error, NodeLost):
         return Failure(text=str(error), cause="a node was lost", new_nodes=True)
     if isinstance(error, Hung):
-        return Failure(text=str(error), cause=f"no answer from {sorted(error.waiting)}", hung=error)
+        actors = not intact or any(component == "actor" for component, _ in error.waiting)
+        return Failure(text=str(error), cause=f"no answer from {sorted(error.waiting)}", hung=error, actors_too=actors)
     if isinstance(error, RayLost) or not isinstance(error, RuntimeError):
         raise error
     if isinstance(error, WorkerLost):
         # Who could not be given what a dead one had made looks dead, too: those that are known to be gone count.
         return _of_losses(crew.gone(0.3) or [error], crew, intact)
-    if type(error).__module__.startswith("rlinf_lite"):
+    silent = isinstance(error, RankSilent)  # from a rank that waited for another: it may be heard before the death is
+    if type(error).__module__.startswith("rlinf_lite") and not silent:
         raise error
     deadline = time.monotonic() + _BLAME_SECONDS
     while time.monotonic() < deadline:
         if losses := crew.gone(0.2):
             return _of_losses(losses, crew, intact)
-    if _CONNECTION.search(str(error)):
+    if silent or _CONNECTION.search(str(error)):
         first = str(error).splitlines()[0]
         return Failure(text=f"the process group is broken: {first}", cause=re.sub(r"\d+", "#", first))
     raise error

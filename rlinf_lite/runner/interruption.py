@@ -133,6 +133,7 @@ class Interruption:
             for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, self._note)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a driver that starts itself anew blocks them
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""

@@ -21,7 +21,7 @@ from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.observability import say
 from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.failures import EXIT_OUT_OF_TIME
-from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
+from rlinf_lite.runner.interruption import STOP_SIGNALS, Interrupted, Interruption, on_signals
 from rlinf_lite.runner.lock import hold
 from rlinf_lite.runner.policies import SaveRequest, save_requests
 from rlinf_lite.runner.restarts import BUDGET_VARIABLE, budget_for
@@ -77,17 +77,20 @@ def launch(config: Config, *, started: float) -> int:
             pulse = RayPulse()
         stack.enter_context(_on_child_death(watch))
         watch.often.append(stop.check)
-        watch.rarely += [lambda: _check_ray(pulse), lambda: _check_nodes(session, stop)]
+        watch.rarely += [lambda: _check_ray(pulse), lambda: _check_nodes(session, stop, pulse)]
         supervisor = _supervisor(config, folders, session, preparing, stop, request, started, stack)
         try:
             runner = supervisor.run()
         except Interrupted as wish:
             return _stopped(wish, supervisor, folders)
         except RayLost as lost:
-            if stop.reason is not None:
-                raise
-            supervisor.admit_ray_lost(lost)
-            _start_anew(config, folders, supervisor, pulse)
+            if stop.reason is None:
+                supervisor.admit_ray_lost(lost)
+                pulse.end()
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # from here on one waits for the new driver
+            if stop.reason is None:
+                _start_anew(supervisor, private=pulse.private)
+            return _stopped(Interrupted(stop.reason or str(lost), stop.code), supervisor, folders)
     return _last_words(runner, folders)
 
 
@@ -142,27 +145,26 @@ def _check_ray(pulse: RayPulse) -> None:
         raise RayLost(lost)
 
 
-def _check_nodes(session: Session, stop: Interruption) -> None:
+def _check_nodes(session: Session, stop: Interruption, pulse: RayPulse) -> None:
+    if not pulse.reachable:
+        return
     if len(session.nodes) > 1 and (gone := dead(session.nodes)):
         raise NodeLost(sorted(gone))
     for node in draining(session.nodes):
         stop.ask(f"node {node} is being drained", EXIT_OUT_OF_TIME)
 
 
-def _start_anew(config: Config, folders: Folders, supervisor: Supervisor, pulse: RayPulse) -> NoReturn:
+def _start_anew(supervisor: Supervisor, *, private: bool) -> NoReturn:
     """Without Ray nothing of this process's connections is of use: it becomes a new driver, with the same process id.
 
     Locks and files are given back by that (they are close-on-exec); no clean-up of Ray's is waited for.
     """
-    from rlinf_lite.checkpoint import layout
-
-    pulse.end()
     os.environ[_STARTED_VARIABLE] = str(supervisor.build.started)
     os.environ[BUDGET_VARIABLE] = supervisor.budget.to_json()
-    if not pulse.private:
+    if not private:
         os.environ[REJOIN_VARIABLE] = supervisor.crew.session.address
     arguments = sys.orig_argv[1:]
-    if config.runner.resume_mode == "full" and layout.committed(folders.checkpoints):
+    if supervisor.has_saved:
         arguments = [*arguments, "runner.resume_dir=auto"]
     say("   the driver starts anew ...")
     sys.stderr.flush()

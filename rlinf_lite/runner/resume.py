@@ -158,13 +158,20 @@ def sweep(checkpoints: Folder) -> None:
 
 
 def restore(
-    start: Start, actors: WorkerGroup, config: Config, checkpoints: Folder, now: Mapping[str, Any], compute: str
+    start: Start,
+    actors: WorkerGroup,
+    config: Config,
+    checkpoints: Folder,
+    now: Mapping[str, Any],
+    compute: str,
+    others: Mapping[Folder, str] | None = None,
 ) -> Start:
     """Load the chosen checkpoint into the actors, and say what is exact and what is not.
 
     Args:
         now: the identity as configured.
         compute: what the workers compute on.
+        others: checkpoints that `auto` does not look at, with the reason.
 
     Returns:
         Where the run really begins: with ``resume_dir=auto``, a checkpoint that the ranks find damaged is stepped over.
@@ -173,7 +180,7 @@ def restore(
         CheckpointError: the given checkpoint does not verify, or none does.
         ConfigError: an older one that verifies would not give the same numbers.
     """
-    damaged: dict[Folder, str] = {}
+    damaged: dict[Folder, str] = dict(others or {})
     if start.weights is not None:
         _load_weights(start.weights, actors, config)
     while (path := start.selection.path) is not None:

@@ -74,6 +74,8 @@ class Saver:
     def __post_init__(self) -> None:
         self._in_flight: _InFlight | None = None
         self._owed: int | None = None
+        self._saved = self.progress.step
+        """Newest step that is known to be saved: the run goes on from it, or saved it itself."""
         self._metrics: Metrics = {}
         self._ended: list[Metrics] = []
         self._longest_step = self._longest_save = 0.0
@@ -87,7 +89,7 @@ class Saver:
     def cut_off(self) -> None:
         """Actors were lost: nobody will hear of the save in flight any more. `settle` makes up for it."""
         if self._in_flight is not None:
-            self._owed, self._in_flight = self._in_flight.step, None
+            self._owed, self._in_flight = max(self._in_flight.step, self._owed or 0), None
 
     def settle(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Save now what was in flight when it was cut off, if it did not get there nevertheless.
@@ -95,18 +97,19 @@ class Saver:
         Where the run goes on from an older state there is nothing to do: it comes to that step again.
         """
         owed, self._owed = self._owed, None
+        self._step_began = self.clock()  # what a recovery took is no step
         if owed is None or self.progress.step < owed:
             return
         if self.is_committed(owed):
             say(f"   the save of step {owed} was committed before its workers were lost")
-            self.failed = None
+            self._saved, self.failed = owed, None
         else:
             self._begin(Due(f"that of step {owed} was cut off"), state, self.progress.unlogged or self._metrics)
 
     def save_newest(self, why: str, state: Callable[[], Mapping[str, Any]]) -> None:
         """Wait for the save in flight; if the newest completed step is not saved by then, save it, and wait for it."""
         self.drain()
-        if self.progress.step > 0 and not self.is_committed(self.progress.step):
+        if self.progress.step != self._saved:
             self._begin(Due(why), state, self.progress.unlogged or self._metrics)
             self.drain()
 
@@ -161,8 +164,12 @@ class Saver:
         return self.progress.improved(best.metric, float(metrics[best.metric]), best.mode)
 
     def _begin(self, due: Due, state: Callable[[], Mapping[str, Any]], metrics: Metrics) -> None:
+        self._owed = step = self.progress.step  # the wait for the one before may find that the ranks are gone
         self.drain()
-        began, step, info = self.clock(), self.progress.step, {**self.info, METRICS: comparable(metrics)}
+        self._owed = None
+        if step == self._saved:
+            return  # by a signal, before its validation: what is committed is not written again
+        began, info = self.clock(), {**self.info, METRICS: comparable(metrics)}
         save = self._in_flight = _InFlight(step=step, why=due.why)
         try:
             self.flush()
@@ -171,6 +178,8 @@ class Saver:
             else:
                 save.start_seconds = self.actors.call("start_save", step, state(), info)
         except (SaveError, OSError) as error:
+            if lost := self.actors.gone(0.5):
+                raise lost[0] from None  # no failure of the storage: it can be made up for
             self._fail(save, error)
             return
         save.driver_seconds = self.clock() - began
@@ -195,7 +204,7 @@ class Saver:
     def _end(self, save: _InFlight) -> None:
         reports = [outcome for outcome in save.outcomes if isinstance(outcome, SaveReport)]
         measured = save_metrics(reports, save.driver_seconds, save.start_seconds)
-        self._in_flight, self.failed = None, None
+        self._in_flight, self.failed, self._saved = None, None, save.step
         self._ended.append(measured)
         self._longest_save = max(self._longest_save, measured["time/save_durable"])
         for line in report_lines(reports[0], measured, save.why):

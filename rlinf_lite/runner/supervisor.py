@@ -8,19 +8,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlinf_lite.cluster import stacks
-from rlinf_lite.cluster.errors import Hung, RayLost, WorkerHung, WorkerLost
+from rlinf_lite.cluster.errors import ClusterError, Hung, RayLost, WorkerHung, WorkerLost
 from rlinf_lite.observability import say
 from rlinf_lite.runner.build import Build
 from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.diagnosis import Failure, Regrow, describe, diagnose
 from rlinf_lite.runner.interruption import Interrupted
 from rlinf_lite.runner.loop import Runner
-from rlinf_lite.runner.restarts import RestartBudget
+from rlinf_lite.runner.restarts import GaveUp, RestartBudget
 
 _GROW_SECONDS = 5.0
+_DRAIN_SECONDS = 30.0
 
 
 @dataclass(kw_only=True)
@@ -110,7 +111,7 @@ class Supervisor:
         self._take_down(failure)
         watch.lap("tear down")
         if failure.actors_too:
-            self.build.bring_up(self.crew)
+            self.build.bring_up_again(self.crew, runner)
             watch.lap("rebuild")
             self.build.restore(runner, self.crew, self._sinks)
             runner.intact = True
@@ -122,7 +123,10 @@ class Supervisor:
 
     def _take_down(self, failure: Failure) -> None:
         if failure.new_nodes:
-            self._take_down_all(failure)
+            try:
+                self._take_down_all(failure)
+            except ClusterError as error:
+                raise GaveUp(str(error)) from None
             return
         self.crew.replace_lost(failure.losses)
         if failure.actors_too:
@@ -148,11 +152,28 @@ class Supervisor:
             if failure.hung is not None:
                 failure = self._end_hung(failure.hung, failure)
             self._admit(step, failure.text, failure.cause, death=failure.death)
+        except GaveUp:
+            self._leave_nothing_behind()
+            if self.stop.reason is not None:  # whoever asked may have ended the workers, too
+                raise Interrupted(self.stop.reason, self.stop.code) from None
+            raise
         except Exception:
-            if runner is not None and runner.intact:
-                runner.saver.drain_after_error()
+            self._leave_nothing_behind()
             raise
         return failure
+
+    def _leave_nothing_behind(self) -> None:
+        """A save in flight gets some seconds; ranks that wait for one that failed may never answer."""
+        if self.runner is not None and not self.crew.actors.gone(0.3):
+            watch = self.crew.session.watch
+            watch.hang_timeout = min(watch.hang_timeout, _DRAIN_SECONDS) if watch.hang_timeout > 0 else _DRAIN_SECONDS
+            self.runner.saver.drain_after_error()
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether the run has checkpoints of its own to go on from, and would be told so."""
+        full = self.build.config.runner.resume_mode == "full"
+        return full and self.runner is not None and bool(self.build.saved_by(self.runner.progress.step))
 
     def admit_ray_lost(self, lost: RayLost) -> None:
         """Ask for a restart of the whole driver. Raises `GaveUp`."""
@@ -182,7 +203,7 @@ class Supervisor:
             for component, rank in ended
             if group.component == component
         ]
-        return Failure(text=failure.text, cause=failure.cause, losses=losses)
+        return replace(failure, losses=losses)
 
     def _end(self, waiting: list[tuple[str, int]]) -> list[tuple[str, int]]:
         """Print where all that do not answer stand, and end those that hang: the stopped ones if there are any."""
@@ -190,12 +211,14 @@ class Supervisor:
         nodes: dict[str, list[stacks.Process]] = {}
         for seat in seats.values():
             nodes.setdefault(seat.node_id, []).append(seat.process)
-        found = {stack.pid: stack for on_node in stacks.collect_on(nodes).values() for stack in on_node}
+        collected = stacks.collect_on(nodes)
+        found = {(node, stack.pid): stack for node, on_node in collected.items() for stack in on_node}
         for (component, rank), seat in seats.items():
-            stack = found[seat.process.pid]
+            stack = found[seat.node_id, seat.process.pid]
             lines = "\n".join(f"      {line}" for line in stack.text.splitlines())
             say(f"   {component} rank {rank}, process {stack.pid} on {seat.address}, {stack.state}:\n{lines}")
-        stopped = [who for who, seat in seats.items() if found[seat.process.pid].state in ("stopped", "gone")]
+        states = {who: found[seat.node_id, seat.process.pid].state for who, seat in seats.items()}
+        stopped = [who for who, state in states.items() if state in ("stopped", "gone")]
         ended = stopped or waiting
         for who in ended:
             if who in seats:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from rlinf_lite.checkpoint import RankSilent
 from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost
 from rlinf_lite.config import ConfigError
 from rlinf_lite.runner import diagnosis
@@ -87,6 +88,17 @@ def test_what_would_come_again_is_raised(error):
     with pytest.raises(type(error)) as caught:
         diagnose(error, Crew(), intact=True)
     assert caught.value is error
+
+
+def test_a_rank_that_heard_of_the_death_before_ray_did():
+    silent = RankSilent("rank 1 did not come")
+    assert diagnose(silent, Crew([[], [ACTOR]]), intact=False).losses == [ACTOR]
+    assert diagnose(silent, Crew(), intact=False).actors_too
+
+
+def test_a_hang_of_rollout_workers_leaves_the_actors_alone():
+    assert not diagnose(Hung(9.0, [("rollout", 0)]), Crew(), intact=True).actors_too
+    assert diagnose(Hung(9.0, [("rollout", 0)]), Crew(), intact=False).actors_too
 
 
 def test_nodes_hangs_and_growth():

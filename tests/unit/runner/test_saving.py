@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlinf_lite.checkpoint import SaveError, SaveReport
+from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.config import CheckpointConfig, KeepBestConfig
 from rlinf_lite.runner.policies import AtLastStep, EverySteps, OnBest, OnSignal, Policy, SaveRequest
 from rlinf_lite.runner.progress import Progress
@@ -35,6 +36,7 @@ class TwoRanks:
 
     answers: dict[str, list[object]] = field(default_factory=dict)
     asked: list[tuple] = field(default_factory=list)
+    dead: list = field(default_factory=list)
     clock: float = 0.0
     seconds: float = 0.0
     """That each call takes."""
@@ -46,6 +48,9 @@ class TwoRanks:
         if isinstance(answer, Exception):
             raise answer
         return list(answer)
+
+    def gone(self, seconds: float) -> list:
+        return self.dead
 
     def methods(self) -> list[str]:
         return [method for method, *_ in self.asked]
@@ -237,9 +242,41 @@ def test_the_newest_step_is_saved_before_leaving(make, capsys):
     assert ranks.methods() == ["start_save", "finish_save"]
     assert ranks.asked[0][3]["metrics"] == {"reward": 0.5}
     assert "): on SIGTERM" in capsys.readouterr().out
-    saver.is_committed = lambda step: step == 1
     saver.save_newest("on SIGTERM", dict)
     assert len(ranks.asked) == 2  # it is there already
+
+
+def test_what_is_saved_is_not_saved_again(make):
+    """A signal in the validation of a step whose save is due: it was saved then, and its row comes later."""
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)], "finish_save": [(report(1), report(1))]})
+    saver = make(ranks)
+    saver.progress.step, saver.progress.unlogged = 1, {"reward": 0.5}
+    saver.save_newest("on SIGTERM", dict)
+    saver.between_steps({"reward": 0.5}, dict)
+    assert ranks.methods() == ["start_save", "finish_save"]
+
+
+def test_a_save_that_is_due_while_the_one_before_is_cut_off(make):
+    ranks = TwoRanks({"start_save": [(0.0, 0.0)] * 2, "poll_save": [NOTHING], "finish_save": [WorkerLost("A", 1, "")]})
+    saver = make(ranks)
+    end_step(saver)
+    with pytest.raises(WorkerLost):
+        end_step(saver)
+    saver.cut_off()
+    saver.is_committed = lambda step: step == 1
+    saver.settle(dict)
+    assert [args[1] for args in ranks.asked if args[0] == "start_save"] == [1, 2]
+
+
+def test_a_save_that_failed_because_a_rank_died_is_no_failure_of_the_storage(make, capsys):
+    ranks = TwoRanks({"save": [SaveError("rank 1 is silent"), (report(1), report(1))]}, dead=[WorkerLost("A", 1, "")])
+    saver = make(ranks, mode="sync")
+    with pytest.raises(WorkerLost):
+        end_step(saver)
+    ranks.dead = []
+    saver.cut_off()
+    saver.settle(dict)
+    assert ranks.methods() == ["save", "save"] and "FAILED" not in capsys.readouterr().out
 
 
 def test_the_manifest_gets_the_comparable_metrics_of_the_step(make):
