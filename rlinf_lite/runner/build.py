@@ -49,6 +49,9 @@ class Build:
     started: float
     """When the driver's process began, by ``time.monotonic``."""
 
+    def __post_init__(self) -> None:
+        self._began_from, self._compute = self.prepared.start, ""
+
     @property
     def first_step(self) -> int:
         """Steps that are completed when the run begins."""
