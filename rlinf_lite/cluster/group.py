@@ -93,9 +93,16 @@ class WorkerGroup:
         return self.results([member.prepared[0] for member in self._members])
 
     def seat(self, rank: int) -> Seat | None:
-        """Where one rank lives; None: its process is not up yet."""
-        adopted = self._members[rank].prepared[0]
-        return self.result(adopted, rank) if ray.wait([adopted], timeout=0)[0] else None
+        """Where one rank lives; None: its process is not up yet, or died before it was."""
+        if not self._has_adopted(rank):
+            return None
+        try:
+            return self._get(self._members[rank].prepared[0], rank)
+        except WorkerLost:
+            return None
+
+    def _has_adopted(self, rank: int) -> bool:
+        return bool(ray.wait([self._members[rank].prepared[0]], timeout=0)[0])
 
     def gone(self, seconds: float) -> list[WorkerLost]:
         """The ranks that are gone; asks for at most ``seconds``, which those that are busy use up."""
@@ -252,7 +259,7 @@ class WorkerGroup:
 
     def _wait(self, running: Mapping[ray.ObjectRef, tuple[int, Any, int]]) -> ray.ObjectRef:
         """The first that is there; one that was replaced may take as long as a start."""
-        watch, starting = self._session.watch, any(self.seat(rank) is None for _, _, rank in running.values())
+        watch, starting = self._session.watch, not all(self._has_adopted(rank) for *_, rank in running.values())
         patience = watch.starting(self._session.config.start_timeout) if starting else nullcontext()
         with patience:
             return watch.wait_one(list(running), lambda ref: (self.component, running[ref][2]))
