@@ -58,7 +58,7 @@ def test_every_kind_of_worker_dies(straight, new_run, same_run):
 
 @pytest.mark.soak
 def test_without_replicas_the_newest_checkpoint_is_the_second_line(straight, new_run, same_run):
-    run = new_run({"runner.save_interval": "3"})
+    run = new_run({"runner.save_interval": "3", "runner.checkpoint.memory_replicas": "0"})
     process = run.start()
     printed = run.read_until(process, "step    2/8")
     kill(run, "actor", 0)
