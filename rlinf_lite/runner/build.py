@@ -174,6 +174,7 @@ class Build:
         lost = runner.progress.step - start.progress.step
         say(f"   {lost} completed step(s) are done again: from step {start.progress.step + 1}")
         runner.progress.become(start.progress)
+        runner.saver.went_back()
         sinks.close()
         last = self.prepared.last_step
         runner.hub, runner.samples = open_sinks(self.config, self.log, start, last, sinks, again=True)

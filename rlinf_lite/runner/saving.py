@@ -91,6 +91,10 @@ class Saver:
         if self._in_flight is not None:
             self._owed, self._in_flight = max(self._in_flight.step, self._owed or 0), None
 
+    def went_back(self) -> None:
+        """The run goes on from an older checkpoint: what was saved after it, and could not be used, is saved anew."""
+        self._owed, self._saved = None, self.progress.step
+
     def settle(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Save now what was in flight when it was cut off, if it did not get there nevertheless.
 

@@ -256,6 +256,16 @@ def test_what_is_saved_is_not_saved_again(make):
     assert ranks.methods() == ["start_save", "finish_save"]
 
 
+def test_after_going_back_a_step_is_saved_anew(make):
+    ranks = TwoRanks({"save": [(report(1), report(1))] * 2})
+    saver = make(ranks, mode="sync")
+    end_step(saver)
+    saver.progress.step = 0
+    saver.went_back()
+    end_step(saver)
+    assert ranks.methods() == ["save", "save"]
+
+
 def test_a_save_that_is_due_while_the_one_before_is_cut_off(make):
     ranks = TwoRanks({"start_save": [(0.0, 0.0)] * 2, "poll_save": [NOTHING], "finish_save": [WorkerLost("A", 1, "")]})
     saver = make(ranks)
