@@ -135,6 +135,7 @@ class Build:
         """The newest completed step's state for workers that were replaced: from memory, else from the newest
         checkpoint, else from the beginning. What was logged of later steps is dropped: they come again.
         """
+        sweep(self.checkpoints)  # a rank that died in a save could not: and nobody else saves now
         held = None if runner.replicas is None else runner.replicas.step
         if runner.replicas is not None and (found := runner.replicas.restore()) is not None:
             report, data = found

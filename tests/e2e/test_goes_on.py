@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,20 @@ def finish(run, process, expect: int = 0) -> str:
     return printed
 
 
-def test_every_kind_of_worker_dies(straight, new_run, same_run):
-    """Alone or two at once: with replicas no completed step is made twice."""
+def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
+    """Alone or two at once: with replicas no completed step is made twice, and a save that was cut off is made up for."""
     run = new_run({**TWO_ROLLOUTS, "runner.save_interval": "3"})
-    process = run.start(REPLICAS, SPARES)
+    mark = tmp_path / "saving"
+    slow = {"phase": "save.halfway", "step": 3, "rank": 0, "action": "wait", "mark": str(mark)}
+    process = run.start(REPLICAS, SPARES, faults=[slow])
     printed = run.read_until(process, "step    2/8")
     kill(run, "actor", 1)
     second = run.finish(AUTO, expect=2)
     assert f"in use by process {process.pid} on " in second and "since" in second
+    printed += run.read_until(process, "step    3/8")
+    while not mark.exists():
+        time.sleep(0.01)
+    kill(run, "actor", 0)
     printed += run.read_until(process, "step    4/8")
     kill(run, "rollout", 1)
     printed += run.read_until(process, "step    5/8")
@@ -53,6 +60,8 @@ def test_every_kind_of_worker_dies(straight, new_run, same_run):
         f"{step}/8" for step in range(1, 9)
     ]
     assert run.steps() == [3, 6, 8]
+    assert printed.count("removed 1 unfinished save(s)") in (1, 2) and "global_step_3.tmp-" in printed
+    assert not list((run.folder / "checkpoints").glob("*.tmp-*"))
     same_run(straight, run, 8)
 
 

@@ -23,7 +23,7 @@ def chaos(*options: str, seconds: float = 840) -> str:
 
 
 def test_ten_kills(tmp_path):
-    """One run, and every kind of victim; what is not the driver dies without ending it."""
+    """One run, and every kind of victim; what is neither the driver nor its raylet dies without ending it."""
     printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "720", "--strict", "--folder", str(tmp_path))
     assert "10 kills, 10 bit-equal" in printed, printed
 
