@@ -16,7 +16,7 @@ LEVELS = [
     {"types", "config", "config_checks", "counters", "faults"},
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"data", "models", "rollout"},
-    {"training"},
+    {"training", "eval", "report"},
     {"cluster"},
     {"runner"},
     {"main_math"},
