@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
-from rlinf_lite.cluster.errors import Hung, WorkerHung, WorkerLost
+from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.shell import Seat
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.work import Work
 from rlinf_lite.types import MiniBatch
 
 _GONE = (
@@ -55,7 +55,7 @@ class WorkerGroup:
         self.name, self.component = name, component
         self._target, self._session, self._spares, self._args = target, session, spares, args
         self.mend: Callable[[WorkerLost], None] | None = None
-        """Called by `map_unordered` when a worker is lost: must `replace` and prepare it, or raise. None: a loss
+        """Called by `Work` when a worker is lost: must `replace` and prepare it, or raise. None: a loss
         is an error."""
         self._members: list[_Member] = []
         self.respawn()
@@ -110,7 +110,8 @@ class WorkerGroup:
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
         return [lost for ref in answered if (lost := self._loss(ref, asked[ref])) is not None]
 
-    def _is_gone(self, rank: int) -> bool:
+    def is_gone(self, rank: int) -> bool:
+        """Whether a rank's process is dead; one that is only busy is not."""
         asked, _ = ray.wait([self._members[rank].handle.__ray_ready__.remote()], timeout=_GONE_SECONDS)
         return any(self._loss(ref, rank) for ref in asked)
 
@@ -220,49 +221,20 @@ class WorkerGroup:
         cause.add_note(str(error))
         return cause
 
-    def map_unordered(self, method: str, items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Hand items to whichever worker is free; yields (item index, result) as they finish.
+    def work(self, method: str) -> Work:
+        """Calls of ``method`` on whichever worker is free, to which items are added one by one."""
+        return Work(self, method)
 
-        With `mend`, a worker that is lost, or hangs, is replaced, and what it had in hand is done again.
+    def wait_any(self, running: Mapping[ray.ObjectRef, int]) -> ray.ObjectRef:
+        """The first that is there of calls to ranks; one that was replaced may take as long as a start.
+
+        Raises:
+            Hung: none came in ``runner.hang_timeout``.
         """
-        queue = deque(enumerate(items))
-        running: dict[ray.ObjectRef, tuple[int, Any, int]] = {}
-
-        def feed(rank: int) -> None:
-            if queue:
-                index, item = queue.popleft()
-                running[self.start_one(rank, method, item)] = (index, item, rank)
-
-        def again(ref: ray.ObjectRef, lost: WorkerLost) -> None:
-            index, item, rank = running.pop(ref)
-            if self.mend is None or not (isinstance(lost, WorkerHung) or self._is_gone(rank)):
-                raise lost  # it lives: what it was given was lost with somebody else
-            queue.appendleft((index, item))
-            self.mend(lost)
-            feed(rank)
-
-        for rank in range(self.size):
-            feed(rank)
-        while running:
-            try:
-                ref = self._wait(running)
-                value = self.result(ref, running[ref][2])
-            except WorkerLost as lost:
-                again(ref, lost)
-            except Hung as hung:
-                for ref in list(running):
-                    again(ref, WorkerHung(self.name, running[ref][2], hung.seconds))
-            else:
-                index, _, rank = running.pop(ref)
-                yield index, value
-                feed(rank)
-
-    def _wait(self, running: Mapping[ray.ObjectRef, tuple[int, Any, int]]) -> ray.ObjectRef:
-        """The first that is there; one that was replaced may take as long as a start."""
-        watch, starting = self._session.watch, not all(self._has_adopted(rank) for *_, rank in running.values())
+        watch, starting = self._session.watch, not all(self._has_adopted(rank) for rank in running.values())
         patience = watch.starting(self._session.config.start_timeout) if starting else nullcontext()
         with patience:
-            return watch.wait_one(list(running), lambda ref: (self.component, running[ref][2]))
+            return watch.wait_one(list(running), lambda ref: (self.component, running[ref]))
 
 
 def results_of(*calls: tuple[WorkerGroup, Sequence[ray.ObjectRef]]) -> list[Any]:

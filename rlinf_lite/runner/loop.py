@@ -13,19 +13,19 @@ from rlinf_lite.algorithms import ADVANTAGES, pick, whiten
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
+from rlinf_lite.cluster.work import Work
 from rlinf_lite.config import Config, SamplingConfig
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
 from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer
 from rlinf_lite.rollout.chunks import cut, join
 from rlinf_lite.runner.interruption import Interruption
+from rlinf_lite.runner.judging import in_order, judge
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver
 from rlinf_lite.runner.schedule import due
 from rlinf_lite.types import Problem, Prompt, Rollout, Sampling, Score
-
-_SCORE_BATCH = 256
 
 
 @dataclass(kw_only=True)
@@ -77,9 +77,9 @@ class Runner:
                 self.weights.publish()
             prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
             with timer.phase("rollout"):
-                rollouts = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
+                rollouts, judging = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
             with timer.phase("reward"):
-                scores = self.judge(prompts, rollouts)
+                scores = in_order(judging, rollouts)
             advantages = self.advantages(rollouts, scores)
             batch = StepBatch(rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config)
             logprobs = self.logprobs(batch, timer)
@@ -123,8 +123,10 @@ class Runner:
 
     def generate(
         self, prompts: Sequence[Prompt], stream: str, step: int, sampling: SamplingConfig, group_size: int | None = None
-    ) -> list[Rollout]:
-        """Responses in canonical order, whichever worker made which chunk."""
+    ) -> tuple[list[Rollout], Work]:
+        """Responses in canonical order, whichever worker made which chunk; each chunk is given to the judges as soon as
+        it is there, while others are still generated.
+        """
         chunks = cut(
             prompts,
             stream=stream,
@@ -136,26 +138,18 @@ class Runner:
         )
         # When an actor was lost on the way here, the chunks that were finished by then are still what they were: the
         # weights that made them are those that are restored.
-        keys = [(stream, step, chunk.prompts[0].position) for chunk in chunks]
-        self._made = {key: made for key, made in self._made.items() if key in keys}
-        missing = [(key, chunk) for key, chunk in zip(keys, chunks, strict=True) if key not in self._made]
-        for index, rollouts in self.rollouts.map_unordered("generate", [chunk for _, chunk in missing]):
-            self._made[missing[index][0]] = rollouts
-        return join(self._made[key] for key in keys)
-
-    def judge(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Score]:
-        """One score a rollout, in their order."""
-        answers = {prompt.position: prompt.problem.answer for prompt in prompts}
-        parts = [
-            (
-                [rollout.text for rollout in part],
-                [answers[rollout.position] for rollout in part],
-                [rollout.finished for rollout in part],
-            )
-            for part in (rollouts[first : first + _SCORE_BATCH] for first in range(0, len(rollouts), _SCORE_BATCH))
-        ]
-        scored = dict(self.rewards.map_unordered("score", parts))
-        return [score for index in range(len(parts)) for score in scored[index]]
+        keyed = {(stream, step, chunk.prompts[0].position): chunk for chunk in chunks}
+        self._made = {key: made for key, made in self._made.items() if key in keyed}
+        generating, judging = self.rollouts.work("generate"), self.rewards.work("score")
+        for key, chunk in keyed.items():
+            if key in self._made:
+                judge(judging, chunk.prompts, self._made[key])
+            else:
+                generating.add(key, chunk)
+        for key, rollouts in generating:
+            self._made[key] = rollouts
+            judge(judging, keyed[key].prompts, rollouts)
+        return join(self._made[key] for key in keyed), judging
 
     def advantages(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> torch.Tensor:
         """float32 [N], one a rollout: whole groups are compared here, before anything is cut over ranks."""
@@ -198,11 +192,11 @@ class Runner:
             rollouts, scores = [], []
             for first in range(0, len(prompts), size):
                 part = prompts[first : first + size]
-                made = self.generate(
+                made, judging = self.generate(
                     part, "val", self.progress.step, self.config.algorithm.val_sampling_params, group_size=1
                 )
                 rollouts += made
-                scores += self.judge(part, made)
+                scores += in_order(judging, made)
         metrics = rollout_metrics(rollouts, scores, prefix="val/")
         metrics["val/accuracy"] = metrics.pop("val/reward/accuracy")
         self.progress.validated(metrics["val/accuracy"])
