@@ -1,53 +1,240 @@
-"""The shipped GPU config as far as a CPU can prove it: its model on meta, its batch arithmetic, its memory comment."""
+"""The shipped GPU configs as far as a CPU can prove them: models on meta, batch arithmetic, and the sums of memory in
+their comments, which are made anew here from the numbers in the config."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
-from transformers import Qwen2Config
+from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
 from rlinf_lite.cluster.placement import parse
+from rlinf_lite.config import Config
 from rlinf_lite.data.batching import arrange, micro_rows
 from rlinf_lite.main_math import load
 from rlinf_lite.models import build, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
 
-QWEN = Qwen2Config(
-    vocab_size=151936,
-    hidden_size=1536,
-    intermediate_size=8960,
-    num_hidden_layers=28,
-    num_attention_heads=12,
-    num_key_value_heads=2,
-    tie_word_embeddings=True,
-)
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("qwen*.yaml"))
+
+_QWEN3 = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128}
+MODELS: dict[str, tuple[PretrainedConfig, int]] = {
+    "Qwen2.5-1.5B": (
+        Qwen2Config(
+            vocab_size=151936,
+            num_hidden_layers=28,
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        ),
+        1_543_714_304,
+    ),
+    "Qwen2.5-7B": (
+        Qwen2Config(
+            vocab_size=152064,
+            num_hidden_layers=28,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            tie_word_embeddings=False,
+        ),
+        7_615_616_512,
+    ),
+    "Qwen3-0.6B": (
+        Qwen3Config(
+            **_QWEN3,
+            num_hidden_layers=28,
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_attention_heads=16,
+            tie_word_embeddings=True,
+        ),
+        596_049_920,
+    ),
+    "Qwen3-1.7B": (
+        Qwen3Config(
+            **_QWEN3,
+            num_hidden_layers=28,
+            hidden_size=2048,
+            intermediate_size=6144,
+            num_attention_heads=16,
+            tie_word_embeddings=True,
+        ),
+        1_720_574_976,
+    ),
+    "Qwen3-8B": (
+        Qwen3Config(
+            **_QWEN3,
+            num_hidden_layers=36,
+            hidden_size=4096,
+            intermediate_size=12288,
+            num_attention_heads=32,
+            tie_word_embeddings=False,
+        ),
+        8_190_735_360,
+    ),
+}
+"""As in the models' config.json, with how many parameters each has."""
+
+GB = 1e9
+ENGINE_WORK_SPACE = 2.0
+"""GB that vLLM takes for activations, besides weights and cache: an assumption."""
+
+
+def model_of(config: Config) -> tuple[PretrainedConfig, int]:
+    return MODELS[Path(config.actor.model.model_path).name]
+
+
+def num_ranks(config: Config) -> int:
+    return len(parse(config.cluster.component_placement, 0).slots["actor"])
+
+
+def step_line(config: Config) -> str:
+    algorithm, prompts, ranks = config.algorithm, config.data.rollout_batch_size, num_ranks(config)
+    rows = prompts * algorithm.group_size
+    mini = rows // algorithm.n_minibatches
+    micros = mini // algorithm.training_batch_size_per_gpu
+    return (
+        f"# A step: {prompts} prompts x {algorithm.group_size} responses = {rows} rows -> {algorithm.n_minibatches} "
+        f"mini-batches of {mini} -> {micros} micro-batches of {algorithm.training_batch_size_per_gpu}, "
+        f"{micros // ranks} a rank."
+    )
+
+
+def memory(config: Config, gpu: int) -> list[tuple[float, str]]:
+    """What fills a GPU of ``gpu`` GB at the worst moment, the backward pass of rows of full length: (GB, why)."""
+    return [*training_memory(config), *rollout_memory(config, gpu)]
+
+
+def training_memory(config: Config) -> list[tuple[float, str]]:
+    model, params = model_of(config)
+    layers, hidden, inner, vocab = (
+        model.num_hidden_layers,
+        model.hidden_size,
+        model.intermediate_size,
+        model.vocab_size,
+    )
+    ranks, micro, length = num_ranks(config), config.algorithm.training_batch_size_per_gpu, config.runner.seq_length
+    ends = vocab * hidden * (1 if model.tie_word_embeddings else 2)
+    return [
+        (
+            params * 16 / ranks / GB,
+            f"parameters, gradients and two moments, fp32: {params / GB:.2f}e9 x 16 B / {ranks}",
+        ),
+        (
+            ends * 8 / GB,
+            f"embedding and head gathered in bf16, their gradient in bf16 and fp32: {ends / GB:.2f}e9 x 8 B",
+        ),
+        (
+            2 * micro * length * vocab * 2 / GB,
+            f"logits of a micro-batch and their gradient, bf16: 2 x {micro} x {length} x {vocab} x 2 B",
+        ),
+        (2 * length * vocab * 4 / GB, f"one row of them in fp32, twice: 2 x {length} x {vocab} x 4 B"),
+        (
+            micro * length * (layers * hidden + 4 * inner + 12 * hidden) * 2 / GB,
+            f"activations, checkpointed: {micro} x {length} tokens x "
+            f"({layers} x {hidden} + 4 x {inner} + 12 x {hidden}) x 2 B",
+        ),
+    ]
+
+
+def rollout_memory(config: Config, gpu: int) -> list[tuple[float, str]]:
+    model, params = model_of(config)
+    head_dim = model.hidden_size // model.num_attention_heads if model.model_type == "qwen2" else model.head_dim
+    a_token = 2 * model.num_hidden_layers * model.num_key_value_heads * head_dim * 2
+    rows, length = config.rollout.max_running_requests, config.runner.seq_length
+    weights, share = params * 2 / GB, config.rollout.gpu_memory_utilization
+    if config.rollout.rollout_backend == "builtin":
+        return [
+            (weights, f"weights of the rollout model in bf16: {params / GB:.2f}e9 x 2 B"),
+            (rows * length * a_token / GB, f"its cache: {rows} rows x {length} tokens x {a_token // 1024} KiB"),
+        ]
+    assert share is not None and config.rollout.tensor_parallel_size == 1
+    cache = share * gpu - weights - ENGINE_WORK_SPACE
+    rows = int(cache * GB / a_token / length)
+    return [
+        (
+            share * gpu,
+            f"vLLM, {share:.2f} of the GPU: weights {weights:.1f}, work space {ENGINE_WORK_SPACE:.0f}, "
+            f"cache {cache:.1f} = {rows} rows at {a_token // 1024} KiB a token",
+        )
+    ]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def config():
-    return load(["qwen2.5-1.5b-grpo-fsdp"])
+def config(name):
+    return load([name])
 
 
-def test_model_builds_on_meta(config):
-    model = build.build_on_meta(QWEN, config.actor.model.precision)
-    assert all(param.is_meta for param in model.parameters())
-    assert sum(param.numel() for param in model.parameters()) == 1_543_714_304
-    assert len(shard.blocks(model)) == 28
-    assert build.tied_names(model) == {"lm_head.weight": "model.embed_tokens.weight"}
+def comment(name: str) -> list[str]:
+    lines = (CONFIGS / f"{name}.yaml").read_text().splitlines()
+    return [line for line in lines[: lines.index("defaults:")] if line.startswith("#")]
 
 
-def test_batch_arithmetic(config):
-    algorithm, ranks = config.algorithm, len(parse(config.cluster.component_placement, 8).slots["actor"])
+@pytest.mark.parametrize("model", MODELS)
+def test_models_on_meta(model):
+    architecture, num_params = MODELS[model]
+    built = build.build_on_meta(architecture, "fp32")
+    assert all(param.is_meta for param in built.parameters())
+    assert sum(param.numel() for param in built.parameters()) == num_params
+    assert len(shard.blocks(built)) == architecture.num_hidden_layers
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if architecture.tie_word_embeddings else {}
+    assert build.tied_names(built) == tied
+
+
+def test_memory_comment(name, config):
+    """Where this fails, the comment is wrong: paste what is expected."""
+    gpu = int(re.search(r"of (\d+): what is left", "\n".join(comment(name))).group(1))
+    parts = memory(config, gpu)
+    total = sum(size for size, _ in parts)
+    expected = [
+        step_line(config),
+        "# Memory, in GB a GPU:",
+        *(f"#   {size:5.1f}  {why}" for size, why in parts),
+        f"#   {total:5.1f}  of {gpu}: what is left is for CUDA, NCCL and fragments",
+    ]
+    assert comment(name)[-len(expected) :] == expected
+    assert total < 0.9 * gpu
+
+
+def test_a_step_divides_evenly(config):
+    algorithm, ranks = config.algorithm, num_ranks(config)
     rows = config.data.rollout_batch_size * algorithm.group_size
     minibatches = arrange(rows, 1, config)
-    assert (ranks, rows, [len(m) for m in minibatches]) == (8, 1024, [256] * 4)
     micros = micro_rows(minibatches[0], [100] * rows, algorithm.training_batch_size_per_gpu, None)
-    assert len(micros) == 64 and len(micros) % ranks == 0
+    assert len(micros) % ranks == 0
     assert sorted(row for minibatch in minibatches for row in minibatch) == list(range(rows))
-    assert rows % algorithm.logprob_forward_micro_batch_size == 0
+    assert rows % (algorithm.logprob_forward_micro_batch_size * ranks) == 0
 
 
-def test_length_and_schedule(config):
-    assert config.algorithm.sampling_params.max_new_tokens == 3072
+def test_names_say_what_they_are(name, config):
+    assert f"bash run_main_math.sh {name} " in "\n".join(comment(name))
+    assert config.algorithm.sampling_params.max_new_tokens == config.runner.seq_length - config.data.max_prompt_length
+    if gpus := re.search(r"-(\d+)gpu$", name):
+        assert (num_ranks(config), config.runner.experiment_name) == (int(gpus.group(1)), name)
+        assert config.cluster.num_nodes == max(1, num_ranks(config) // 8)
+        assert name.startswith(Path(config.actor.model.model_path).name.lower())
+
+
+def test_the_engine_is_compared_with_the_trainer(config):
+    """Other kernels give other log-probs: they must be reported, recomputed, and weighed in."""
+    if config.rollout.rollout_backend == "vllm":
+        fixed = (config.rollout.return_logprobs, config.algorithm.recompute_logprobs)
+        assert (*fixed, config.algorithm.importance_sampling_fix) == (True, True, True)
+
+
+def test_schedule_of_the_first_config():
+    config = load(["qwen2.5-1.5b-grpo-fsdp"])
     steps = total_steps(config, num_problems=106_000)
     assert steps == 5 * 106_000 // 128
     assert total_updates(config, steps) == 4 * steps
