@@ -238,18 +238,25 @@ class RolloutModelConfig:
 class RolloutConfig:
     group_name: str = neutral("RolloutGroup")
     rollout_backend: str = "builtin"
-    """``builtin``: the transformers model with counter-based sampling."""
+    """``builtin``: the transformers model with counter-based sampling; ``vllm``: vLLM, which is installed apart (see
+    ``docs/vllm.md``)."""
     model: RolloutModelConfig = field(default_factory=RolloutModelConfig)
     max_running_requests: int = 64
     """Sequences generated together. With ``group_size`` it fixes the canonical chunks, so it changes bits."""
     return_logprobs: bool = False
     """The engine reports log-probs (needed when they are not recomputed)."""
     gpu_memory_utilization: float | None = None
-    """vLLM only."""
+    """vLLM only: part of the GPU's memory (on a CPU: of the machine's) that its weights and cache may fill; null: the
+    cache is just large enough for ``max_running_requests`` sequences of ``runner.seq_length`` tokens."""
     enforce_eager: bool | None = None
-    """vLLM only."""
+    """vLLM only: false: compile the model and capture CUDA graphs; null: true on a CPU, false on a GPU."""
     tensor_parallel_size: int = 1
-    """vLLM only."""
+    """vLLM only: processes (on GPUs: GPUs) that one engine spreads each layer over."""
+    enable_sleep: bool = neutral(False)
+    """vLLM on GPUs only: between generation and the next weights the engine gives up its GPU memory, for an actor on
+    the same GPU."""
+    batch_invariant: bool = False
+    """vLLM on GPUs only: its slower kernels whose bits do not depend on what else is in the batch."""
 
 
 @dataclass
@@ -259,13 +266,29 @@ class ArithmeticConfig:
     num_problems: int = 2048
     num_val_problems: int = 256
     """Held-out sums, disjoint from the training ones."""
+    question: str = "{a}+{b}="
+    """How a sum is asked: ``{a}`` and ``{b}`` are its numbers."""
+
+
+@dataclass
+class ReasoningGymConfig:
+    task: str | None = None
+    """Name of a task, for example ``chain_sum``."""
+    size: int = 2048
+    """Items to train on."""
+    val_size: int = 256
+    """Held-out items: others than the training ones (but a small task may ask the same question twice)."""
+    seed: int = 42
+    config: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task, for example ``{max_terms: 3}``."""
 
 
 @dataclass
 class DataConfig:
     type: str = "math"
-    """``math``: rows of ``train_data_paths``; ``arithmetic``: generated sums."""
+    """``math``: rows of ``train_data_paths``; ``arithmetic``: generated sums; ``reasoning_gym``: items of a task."""
     arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
+    reasoning_gym: ReasoningGymConfig = field(default_factory=ReasoningGymConfig)
     max_prompt_length: int = 1024
     filter_prompt_by_length: bool = True
     """Leave out rows whose prompt is longer than ``max_prompt_length``; false: such a row is an error."""
@@ -278,11 +301,25 @@ class DataConfig:
     shuffle: bool = True
     seed: int = 1234
     train_data_paths: list[str] = neutral([])
-    """jsonl or parquet files, folders written by ``datasets.save_to_disk``, or ``hf:NAME[:CONFIG]:SPLIT``."""
+    """jsonl, json, csv or parquet files, folders written by ``datasets.save_to_disk``, or
+    ``hf:NAME[:CONFIG]:SPLIT``, where a part of a split is ``train[:100]``."""
     val_data_paths: list[str] = neutral([])
     prompt_key: str = "prompt"
-    answer_key: str = "answer"
+    """Where in a row the question is, a text or a list of chat messages: ``key``, or ``key.of.nested.objects``."""
+    answer_key: str | None = "answer"
+    """Likewise the answer; null, for a reward that needs none: no answers are read."""
+    metadata_keys: list[str] = field(default_factory=list)
+    """What else of a row a ``custom`` reward gets, in its ``metadata``."""
+    prompt_template: str = "{prompt}"
+    """What is put around each question; only ``{prompt}`` is replaced."""
+    system_prompt: str | None = None
+    """A first message with the role ``system``; without chat template: a first paragraph."""
+    few_shot: list[Any] = field(default_factory=list)
+    """Examples before each question, ``[{question: ..., answer: ...}]``: turns of the chat; without chat template:
+    paragraphs."""
     apply_chat_template: bool = False
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the tokenizer's chat template gets besides the messages, for example ``{enable_thinking: false}``."""
 
 
 @dataclass
@@ -357,12 +394,16 @@ class RewardConfig:
     group_name: str = neutral("RewardGroup")
     use_reward_model: bool = False
     reward_type: str = "math"
-    """``math``: plain numbers exactly, everything else by math-verify; ``exact``: the text itself, ended by EOS."""
+    """``math``: plain numbers exactly, everything else by math-verify; ``exact``: the text itself, ended by EOS;
+    ``custom``: the function ``path``; ``reasoning_gym``: the task that made the problem."""
+    path: str | None = neutral(None)
+    """``custom`` only: ``my_pkg.my_reward:score`` or ``path/to/my_reward.py:score``, a function of any of ``prompt``,
+    ``response``, ``answer``, ``finished`` and ``metadata`` that returns a number."""
     reward_scale: float = 1.0
-    """Reward of a correct answer; a wrong one gets 0."""
+    """Reward of a correct answer; a wrong one gets 0. A function's or task's score is multiplied by it."""
     verifier_timeout: float = 30.0
-    """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one symbolic check is
-    given up; that sample then counts as wrong."""
+    """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one check by
+    math-verify or reasoning-gym is given up; that sample then counts as wrong."""
 
 
 @dataclass

@@ -19,16 +19,16 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "algorithm.adv_type": ("grpo",),
     "algorithm.loss_agg_func": ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean"),
     "algorithm.kl_penalty_type": ("kl", "abs", "mse", "low_var_kl"),
-    "rollout.rollout_backend": ("builtin",),
+    "rollout.rollout_backend": ("builtin", "vllm"),
     "rollout.model.precision": ("fp32", "bf16", "fp16"),
-    "data.type": ("math", "arithmetic"),
+    "data.type": ("math", "arithmetic", "reasoning_gym"),
     "actor.training_backend": ("fsdp",),
     "actor.model.precision": ("fp32", "bf16", "fp16"),
     "actor.optim.lr_scheduler": ("constant", "linear", "cosine"),
     "actor.fsdp_config.strategy": ("fsdp2",),
     "actor.fsdp_config.mixed_precision.param_dtype": (None, "fp32", "bf16", "fp16"),
     "actor.fsdp_config.mixed_precision.reduce_dtype": (None, "fp32", "bf16", "fp16"),
-    "reward.reward_type": ("math", "exact"),
+    "reward.reward_type": ("math", "exact", "custom", "reasoning_gym"),
 }
 
 _AT_LEAST: dict[str, float] = {
@@ -43,10 +43,13 @@ _AT_LEAST: dict[str, float] = {
     "algorithm.sampling_params.max_new_tokens": 1,
     "algorithm.val_sampling_params.max_new_tokens": 1,
     "rollout.max_running_requests": 1,
+    "rollout.tensor_parallel_size": 1,
     "data.max_prompt_length": 1,
     "data.rollout_batch_size": 1,
     "data.num_workers": 0,
     "data.val_rollout_batch_size": 1,
+    "data.reasoning_gym.size": 1,
+    "data.reasoning_gym.val_size": 0,
     "algorithm.clip_ratio_low": 0,
     "algorithm.clip_ratio_high": 0,
     "algorithm.importance_sampling_clip": 0,
@@ -94,9 +97,15 @@ _UNSUPPORTED: tuple[tuple[str, object, str], ...] = (
     ),
     ("reward.use_reward_model", False, "is not implemented; rewards are computed from rules"),
     ("critic.use_critic_model", False, "is not implemented; GRPO needs no critic"),
-    ("rollout.tensor_parallel_size", 1, "needs the vLLM engine; the builtin one holds a whole model a worker"),
-    ("rollout.gpu_memory_utilization", None, "means something to vLLM only; remove it"),
-    ("rollout.enforce_eager", None, "means something to vLLM only; remove it"),
+)
+
+# What only the vLLM engine knows: (key, the value of those who do not use it).
+_VLLM_ONLY: tuple[tuple[str, object], ...] = (
+    ("rollout.tensor_parallel_size", 1),
+    ("rollout.gpu_memory_utilization", None),
+    ("rollout.enforce_eager", None),
+    ("rollout.enable_sleep", False),
+    ("rollout.batch_invariant", False),
 )
 
 
@@ -112,7 +121,9 @@ def check(config: Config) -> None:
         *_lengths(config),
         *_sampling(config),
         *_algorithm(config),
+        *_rollout(config),
         *_data(config),
+        *_reward(config),
         *_checkpoint(config),
         *_time(config),
     ]
@@ -267,6 +278,29 @@ def _algorithm(config: Config) -> Iterator[str]:
         )
 
 
+def _rollout(config: Config) -> Iterator[str]:
+    rollout, values = config.rollout, flatten(config)
+    if rollout.rollout_backend != "vllm":
+        for key, unused in _VLLM_ONLY:
+            if values[key] != unused:
+                yield f"{key}={values[key]}: is for vLLM only; remove it, or set rollout.rollout_backend=vllm"
+        return
+    share = rollout.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        yield f"rollout.gpu_memory_utilization={share}: is a part of the memory; use a number above 0 and at most 1"
+    for key in ("rollout.enable_sleep", "rollout.batch_invariant"):
+        if values[key] and config.cluster.device == "cpu":
+            yield f"{key}=true: vLLM can do that on GPUs only, and cluster.device=cpu; set it to false"
+    params = config.algorithm.sampling_params
+    cut = params.top_p < 1 or params.top_k > 0 or params.repetition_penalty != 1
+    if rollout.return_logprobs and cut and params.do_sample and params.temperature != 1:
+        yield (
+            f"rollout.return_logprobs=true: with algorithm.sampling_params.temperature={params.temperature} and top_k, "
+            "top_p or repetition_penalty vLLM cannot report the log-probs that training needs (with the temperature, "
+            "without the others); set temperature=1, or turn the others off, or return_logprobs=false"
+        )
+
+
 def _data(config: Config) -> Iterator[str]:
     data = config.data
     if data.type == "math" and not data.train_data_paths:
@@ -276,7 +310,42 @@ def _data(config: Config) -> Iterator[str]:
             f"runner.val_check_interval={config.runner.val_check_interval}: there is nothing to validate on; set "
             "data.val_data_paths, or the interval to -1"
         )
-    if data.type == "arithmetic" and (data.train_data_paths or data.val_data_paths):
-        yield "data.type=arithmetic: sums are generated, files are not read; remove the paths, or set data.type=math"
-    if data.type == "arithmetic" and data.apply_chat_template:
-        yield "data.apply_chat_template=true: generated sums are no chat; set it to false"
+    generated = {"arithmetic": "sums", "reasoning_gym": "items"}.get(data.type)
+    if generated and (data.train_data_paths or data.val_data_paths):
+        yield (
+            f"data.type={data.type}: {generated} are generated, files are not read; remove the paths, or set "
+            "data.type=math"
+        )
+    if data.type == "reasoning_gym" and data.reasoning_gym.task is None:
+        yield "data.reasoning_gym.task=null: no task given; name one, for example data.reasoning_gym.task=chain_sum"
+    if taken := sorted(data.reasoning_gym.config.keys() & {"seed", "size"}):
+        yield f"data.reasoning_gym.config: {taken[0]!r} is a key of its own; set data.reasoning_gym.{taken[0]}"
+    if "{prompt}" not in data.prompt_template:
+        yield f"data.prompt_template={data.prompt_template!r}: no place for the question; write {{prompt}} there"
+    for number, shot in enumerate(data.few_shot, start=1):
+        if not isinstance(shot, dict) or shot.keys() != {"question", "answer"}:
+            yield f"data.few_shot: example {number} is {shot!r:.80}; write {{question: ..., answer: ...}}"
+    if data.chat_template_kwargs and not data.apply_chat_template:
+        yield "data.chat_template_kwargs: there is no chat template; set data.apply_chat_template=true, or remove it"
+
+
+def _reward(config: Config) -> Iterator[str]:
+    reward, data = config.reward, config.data
+    if reward.reward_type == "custom" and reward.path is None:
+        yield "reward.reward_type=custom: whose function? set reward.path=my_pkg.my_reward:score"
+    if reward.reward_type != "custom" and reward.path is not None:
+        yield (
+            f"reward.path={reward.path}: reward.reward_type={reward.reward_type} asks no function; set "
+            "reward.reward_type=custom, or remove the path"
+        )
+    if reward.reward_type == "reasoning_gym" and data.type != "reasoning_gym":
+        yield f"reward.reward_type=reasoning_gym: does not know data.type={data.type}; set data.type=reasoning_gym"
+    if data.type == "reasoning_gym" and reward.reward_type not in ("reasoning_gym", "custom"):
+        yield (
+            f"reward.reward_type={reward.reward_type}: only the task knows what answers it takes; set "
+            "reward.reward_type=reasoning_gym"
+        )
+    if data.answer_key is None and reward.reward_type in ("math", "exact"):
+        yield f"data.answer_key=null: reward.reward_type={reward.reward_type} compares with answers; name their key"
+    if data.metadata_keys and data.type != "math":
+        yield f"data.metadata_keys={data.metadata_keys}: data.type={data.type} has no rows of files; remove it"

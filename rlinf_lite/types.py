@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class Problem:
     """Token ids of ``prompt``."""
     source: str
     """Where the row came from, for messages: ``"train.jsonl:17"``."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else a reward function may want to know: the row's ``data.metadata_keys``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +133,22 @@ class MiniBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One response to a problem, as a judge sees it."""
+
+    prompt: str
+    """`Problem.prompt`."""
+    response: str
+    """Decoded, special tokens left out."""
+    answer: str
+    """`Problem.answer`."""
+    finished: bool
+    """Whether the response ended by itself (True) or was cut."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """`Problem.metadata`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """What a reward worker says about one response."""
 
@@ -137,4 +156,4 @@ class Score:
     """Scaled by ``reward.reward_scale``."""
     correct: bool
     error: str | None = None
-    """Why the verifier gave up on this sample (it then counts as wrong); None when it did not."""
+    """Why this response could not be judged (it then counts as wrong); None when it could."""

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 
 from rlinf_lite.config import RewardConfig
 from rlinf_lite.rewards import build_judge
-from rlinf_lite.types import Score
+from rlinf_lite.types import Attempt, Score
 
 
 class RewardWorker:
     """One judge."""
 
-    def __init__(self, rank: int, world_size: int, config: RewardConfig) -> None:
-        self.judge = build_judge(config.reward_type, config.reward_scale, config.verifier_timeout)
+    def __init__(self, rank: int, world_size: int, config: RewardConfig, search: Sequence[str]) -> None:
+        """
+        Args:
+            search: where the driver looks for a user's function.
+        """
+        self.judge = build_judge(config, search)
 
-    def score(self, batch: tuple[Sequence[str], Sequence[str], Sequence[bool]]) -> list[Score]:
-        """Judge (responses, answers, finished)."""
-        return self.judge.score(*batch)
+    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+        return self.judge.score(attempts)

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from rlinf_lite import faults
 from rlinf_lite.cluster.process import compute_capability, prepare
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, unpack
 from rlinf_lite.config import Config
 from rlinf_lite.models import build, folder
-from rlinf_lite.rollout.builtin import BuiltinEngine
+from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.types import GenerationChunk, Rollout
 
@@ -28,23 +27,25 @@ class RolloutWorker:
 
     def setup(self) -> dict[str, Any]:
         """Build the engine, its weights empty until the first publish. Returns facts to hold against the actor's."""
-        self.model = self._build_model()
-        model_dir = folder.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-        tokenizer = folder.load_tokenizer(model_dir)
-        self.engine: RolloutEngine = BuiltinEngine(
-            self.model,
-            tokenizer,
-            eos_ids=folder.eos_ids(folder.resolve(self.config.rollout.model.model_path), tokenizer),
-            return_logprobs=self.config.rollout.return_logprobs,
-        )
-        return {"compute": compute_capability(self.device), "weights": build.weight_shapes(self.model)}
-
-    def _build_model(self) -> PreTrainedModel:
         settings = self.config.rollout.model
         model_dir = folder.resolve(settings.model_path, "rollout.model.model_path")
-        model = build.build_on_meta(folder.load_config(model_dir, settings.model_type), settings.precision)
-        build.materialize(model, self.device)
-        return model
+        # From this alone the order, shapes and types of the weights are known; it takes no memory.
+        self.model = build.build_on_meta(folder.load_config(model_dir, settings.model_type), settings.precision)
+        shapes = build.weight_shapes(self.model)
+        tokenizer = folder.load_tokenizer(
+            folder.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+        )
+        self.engine: RolloutEngine = build_engine(
+            self.config,
+            self.model,
+            tokenizer,
+            model_dir=model_dir,
+            shapes=shapes,
+            eos_ids=folder.eos_ids(model_dir, tokenizer),
+            device=self.device,
+            materialize=build.materialize,
+        )
+        return {"compute": compute_capability(self.device), "weights": shapes}
 
     def load_weights(self, *pieces: Pieces) -> None:
         """From every actor rank's rows."""
@@ -56,10 +57,17 @@ class RolloutWorker:
 
     def receive(self) -> None:
         """The other end of `ActorWorker.broadcast`: the same weights in the same order."""
-        assert self.channel is not None
-        for name, target in build.named_state(self.model):
-            self.engine.load_weights([(name, 0, self.channel.broadcast(torch.empty_like(target)))])
+        channel = self.channel
+        assert channel is not None
+        self.engine.load_weights(
+            (name, 0, channel.broadcast(torch.empty_like(target, device=self.device)))
+            for name, target in build.named_state(self.model)
+        )
 
     def generate(self, chunk: GenerationChunk) -> list[Rollout]:
         faults.reach(f"rollout.{chunk.stream}", step=chunk.step, rank=self.rank)
         return self.engine.generate(chunk)
+
+    def sleep(self) -> None:
+        """Nothing more is generated before the next weights come."""
+        self.engine.sleep()

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-
-# Where the last `ray start` left the address of its cluster. Not ray.init(address="auto"): that also joins the private
-# Ray of any other driver on this machine, and dies with it.
-from ray._private.services import find_bootstrap_address
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlinf_lite.cluster.errors import ClusterError
+from rlinf_lite.cluster.joining import connect
 from rlinf_lite.cluster.placement import Placement, parse, shrink
 from rlinf_lite.cluster.shell import Shell
 from rlinf_lite.cluster.watch import Watch
@@ -206,7 +200,7 @@ def open_session(config: ClusterConfig, watch: Watch) -> Iterator[Session]:
         ClusterError: too few nodes, GPUs or CPUs for ``cluster.component_placement``.
         ConfigError: the placement cannot be read.
     """
-    address = _connect(config)
+    address = connect(config)
     try:
         session = Session(config, address, _device(config), watch)
         session.reserve()
@@ -216,57 +210,6 @@ def open_session(config: ClusterConfig, watch: Watch) -> Iterator[Session]:
             session.release()
     finally:
         ray.shutdown()
-
-
-REJOIN_VARIABLE = "RLINF_LITE_REJOIN"
-"""Environment variable with the address of a cluster that this run was on: it is waited for, nothing else will do."""
-
-
-def _connect(config: ClusterConfig) -> str:
-    if (address := os.environ.pop(REJOIN_VARIABLE, None)) is not None:
-        _wait_for_cluster(address, config.start_timeout)
-        os.environ["RAY_ADDRESS"] = address
-    wanted = os.environ.get("RAY_ADDRESS", "auto")
-    address = find_bootstrap_address(None) if wanted == "auto" else None if wanted == "local" else wanted
-    if address is not None and _answers(address):
-        ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
-        return address
-    if address is not None and wanted != "auto":
-        raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there; correct it, or unset it")
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, _seats(config)),
-        object_store_memory=config.object_store_memory,
-        include_dashboard=False,
-        logging_level=logging.CRITICAL,
-        log_to_driver=False,
-    )
-    return "local"
-
-
-def _wait_for_cluster(address: str, seconds: float) -> None:
-    say(f"waiting for the Ray cluster at {address} (at most cluster.start_timeout={seconds} s)")
-    deadline = time.monotonic() + seconds
-    while not _answers(address):
-        if time.monotonic() > deadline:
-            raise ClusterError(f"the Ray cluster at {address}, which this run was on, does not answer any more")
-        time.sleep(1)
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens there: Ray itself would ask a cluster that was killed for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _seats(config: ClusterConfig) -> int:
-    """CPUs that the placement needs: a Ray of our own is told it has them, since slots are seats, not cores."""
-    placement = parse(config.component_placement, os.cpu_count() or 1)
-    return len(placement.used) * config.threads_per_worker
 
 
 def _device(config: ClusterConfig) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlinf_lite.config import ArithmeticConfig, ConfigError
 from rlinf_lite.counters import counter_hash
-from rlinf_lite.data.prompts import Question
+from rlinf_lite.data.questions import Question
 
 MAX_DIGITS = 9
 """Pairs of longer operands cannot be numbered in an int64."""
@@ -21,7 +21,7 @@ def sums(config: ArithmeticConfig, split: Literal["train", "val"]) -> list[Quest
     """The sums of one split: distinct pairs of operands with exactly ``num_digits`` digits, none in both splits.
 
     Raises:
-        ConfigError: operands of no or too many digits, or more sums than there are.
+        ConfigError: operands of no or too many digits, more sums than there are, or a question without them.
     """
     _check(config)
     held_out = config.num_val_problems
@@ -29,12 +29,13 @@ def sums(config: ArithmeticConfig, split: Literal["train", "val"]) -> list[Quest
     pairs = drawn[:held_out] if split == "val" else drawn[held_out:]
     low, high = _operand_range(config.num_digits)
     operands = [(low + pair // (high - low), low + pair % (high - low)) for pair in pairs.tolist()]
-    return [_question(left, right, number) for number, (left, right) in enumerate(operands, start=1)]
+    return [_question(config.question, *pair, number) for number, pair in enumerate(operands, start=1)]
 
 
-def _question(left: int, right: int, number: int) -> Question:
+def _question(wording: str, left: int, right: int, number: int) -> Question:
     name = f"arithmetic:{number}"
-    return Question(where=name, source=name, prompt=f"{left}+{right}=", answer=str(left + right))
+    content = wording.replace("{a}", str(left)).replace("{b}", str(right))
+    return Question(where=name, source=name, content=content, answer=str(left + right))
 
 
 def _operand_range(num_digits: int) -> tuple[int, int]:
@@ -61,6 +62,8 @@ def _distinct_pairs(num_digits: int, count: int) -> np.ndarray:
 def _check(config: ArithmeticConfig) -> None:
     if not 1 <= config.num_digits <= MAX_DIGITS:
         raise ConfigError(f"data.arithmetic.num_digits: {config.num_digits}; choose 1 to {MAX_DIGITS}")
+    if "{a}" not in config.question or "{b}" not in config.question:
+        raise ConfigError(f"data.arithmetic.question: {config.question!r}; write {{a}} and {{b}} where the numbers go")
     for key, value in (("num_problems", config.num_problems), ("num_val_problems", config.num_val_problems)):
         if value < 0:
             raise ConfigError(f"data.arithmetic.{key}: {value}; choose 0 or more")

@@ -61,7 +61,10 @@ def read_saved(path: str) -> Iterator[Row]:
         names = ", ".join(sorted(child.name for child in Path(path).iterdir() if child.is_dir()))
         raise DataError(f"{path}: a folder of splits ({names}); name one of them, as {path}/SPLIT")
     if not Path(path, "state.json").exists():
-        raise DataError(f"{path}: a folder not written by datasets.save_to_disk (no state.json); name a file in it")
+        raise DataError(
+            f"{path}: a folder not written by datasets.save_to_disk (no state.json); name a file in it, or "
+            f"hf:{path}:SPLIT"
+        )
     datasets = _datasets(path)
     try:
         table = datasets.load_from_disk(path)

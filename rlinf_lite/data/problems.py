@@ -1,4 +1,4 @@
-"""The problems of a split, in order: rows or generated sums, tokenized, checked for length, fingerprinted."""
+"""The problems of a split, in order: rows or generated ones, put into words, tokenized, checked, fingerprinted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from rlinf_lite.config import ConfigError, DataConfig
 from rlinf_lite.data.arithmetic import sums
 from rlinf_lite.data.errors import DataError
-from rlinf_lite.data.prompts import Question, question_reader
+from rlinf_lite.data.prompts import prompt_writer
+from rlinf_lite.data.questions import Question, canonical, question_reader
+from rlinf_lite.data.reasoning_gym import items
 from rlinf_lite.data.sources import read_rows
 from rlinf_lite.data.tokenization import TokenIds, tokenize
 from rlinf_lite.types import Problem
@@ -29,7 +31,7 @@ class ProblemSet:
     problems: tuple[Problem, ...]
     """``problems[i].problem_id == i``."""
     fingerprint: str
-    """sha256 (hex) over prompts, their token ids and answers, in order; not over paths."""
+    """sha256 (hex) over prompts, their token ids, answers and ``data.metadata_keys``, in order; not over paths."""
     num_filtered: int
     """Rows left out because their prompt is longer than ``data.max_prompt_length``."""
     source: str
@@ -43,47 +45,52 @@ def load_problems(config: DataConfig, split: Split, tokenizer: PreTrainedTokeniz
         DataError: something is wrong with a file or a row, or no problem is left.
         ConfigError: an unknown ``data.type``, or more generated sums than there are.
     """
-    questions, source = _questions(config, split, tokenizer)
+    write = prompt_writer(config, tokenizer)
+    questions, source = _questions(config, split)
+    prompts = [write(question) for question in questions]
     token_ids = tokenize(
-        [question.prompt for question in questions],
-        tokenizer,
-        add_special_tokens=not config.apply_chat_template,
-        num_threads=config.num_workers,
+        prompts, tokenizer, add_special_tokens=not config.apply_chat_template, num_threads=config.num_workers
     )
-    pairs = list(zip(questions, token_ids, strict=True))
-    kept = [(question, ids) for question, ids in pairs if _usable(question, ids, config)]
+    kept = [found for found in zip(questions, prompts, token_ids, strict=True) if _usable(found[0], found[2], config)]
     if not kept:
-        raise DataError(_nothing_left(source, len(pairs), config))
-    problems = _numbered(kept)
-    num_filtered = len(pairs) - len(kept)
-    return ProblemSet(problems=problems, fingerprint=fingerprint(problems), num_filtered=num_filtered, source=source)
+        raise DataError(_nothing_left(source, token_ids, config))
+    problems = tuple(_problem(index, *found) for index, found in enumerate(kept))
+    return ProblemSet(
+        problems=problems,
+        fingerprint=fingerprint(problems, with_metadata=bool(config.metadata_keys)),
+        num_filtered=len(questions) - len(kept),
+        source=source,
+    )
 
 
-def fingerprint(problems: Iterable[Problem]) -> str:
+def fingerprint(problems: Iterable[Problem], *, with_metadata: bool = False) -> str:
     """sha256 (hex) over what the model sees and is judged by, in order; ids and sources do not count."""
     digest = hashlib.sha256()
     for problem in problems:
-        for field in (problem.prompt, problem.answer, ",".join(map(str, problem.prompt_ids))):
+        fields = [problem.prompt, problem.answer, ",".join(map(str, problem.prompt_ids))]
+        for field in [*fields, canonical(problem.metadata)] if with_metadata else fields:
             encoded = field.encode("utf-8")
             digest.update(f"{len(encoded)}:".encode() + encoded)
     return digest.hexdigest()
 
 
-def _questions(config: DataConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Question], str]:
+def _questions(config: DataConfig, split: Split) -> tuple[Sequence[Question], str]:
     if config.type == "arithmetic":
         return sums(config.arithmetic, split), "arithmetic"
+    if config.type == "reasoning_gym":
+        return items(config.reasoning_gym, split), f"reasoning_gym:{config.reasoning_gym.task}"
     if config.type != "math":
-        raise ConfigError(f"data.type: {config.type!r}; choose math or arithmetic")
+        raise ConfigError(f"data.type: {config.type!r}; choose math, arithmetic or reasoning_gym")
     paths = config.train_data_paths if split == "train" else config.val_data_paths
-    read = question_reader(config, tokenizer)
+    read = question_reader(config)
     rows = read_rows(paths, f"data.{split}_data_paths")
     source = ", ".join(path if path.startswith("hf:") else PurePath(path).name for path in paths)
     return [read(row) for row in rows], source
 
 
 def _usable(question: Question, ids: TokenIds, config: DataConfig) -> bool:
-    if not question.prompt or not ids:
-        raise DataError(f"{question.where}: the prompt is empty; remove the row or set data.prompt_key=...")
+    if not ids:
+        raise DataError(f"{question.where}: the prompt has no tokens; remove the row or set data.prompt_key=...")
     if len(ids) <= config.max_prompt_length:
         return True
     if config.filter_prompt_by_length:
@@ -94,15 +101,20 @@ def _usable(question: Question, ids: TokenIds, config: DataConfig) -> bool:
     )
 
 
-def _numbered(kept: Sequence[tuple[Question, TokenIds]]) -> tuple[Problem, ...]:
-    return tuple(
-        Problem(problem_id=index, prompt=asked.prompt, answer=asked.answer, prompt_ids=ids, source=asked.source)
-        for index, (asked, ids) in enumerate(kept)
+def _problem(index: int, question: Question, prompt: str, ids: TokenIds) -> Problem:
+    return Problem(
+        problem_id=index,
+        prompt=prompt,
+        answer=question.answer,
+        prompt_ids=ids,
+        source=question.source,
+        metadata=question.metadata,
     )
 
 
-def _nothing_left(source: str, num_rows: int, config: DataConfig) -> str:
-    if not num_rows:
-        return f"{source}: no rows; name files (or a number of sums) with at least one"
+def _nothing_left(source: str, token_ids: Sequence[TokenIds], config: DataConfig) -> str:
+    if not token_ids:
+        return f"{source}: no rows; name files (or a number of problems) with at least one"
     longer = f"longer than data.max_prompt_length={config.max_prompt_length} tokens"
-    return f"{source}: nothing left, all {num_rows} prompts are {longer}; raise it"
+    shortest = min(map(len, token_ids))
+    return f"{source}: nothing left, all {len(token_ids)} prompts are {longer} (the shortest has {shortest}); raise it"

@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from rlinf_lite.data.csv_source import read_csv
 from rlinf_lite.data.errors import DataError
 from rlinf_lite.data.hf_source import parse_hub_path, read_hub, read_saved
-from rlinf_lite.data.jsonl_source import read_jsonl
+from rlinf_lite.data.jsonl_source import read_json, read_jsonl
 from rlinf_lite.data.parquet_source import read_parquet
 from rlinf_lite.data.rows import Row
 
 Reader = Callable[[str], Iterator[Row]]
 
-_BY_ENDING: dict[str, Reader] = {".jsonl": read_jsonl, ".jsonl.gz": read_jsonl, ".parquet": read_parquet}
-_WHAT_IS_READ = "*.jsonl, *.jsonl.gz, *.parquet, a folder written by datasets.save_to_disk, or hf:NAME[:CONFIG]:SPLIT"
+_BY_ENDING: dict[str, Reader] = {
+    ".jsonl": read_jsonl,
+    ".jsonl.gz": read_jsonl,
+    ".json": read_json,
+    ".json.gz": read_json,
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".parquet": read_parquet,
+}
+_WHAT_IS_READ = (
+    "*.jsonl, *.json, *.csv (also with .gz), *.parquet, a folder written by datasets.save_to_disk, or "
+    "hf:NAME[:CONFIG]:SPLIT"
+)
 
 
 def read_rows(paths: Sequence[str], key: str) -> Iterator[Row]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +17,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from rlinf_lite.config import ConfigError
 from rlinf_lite.models.build import named_state, tied_names
 
+INDEX = "model.safetensors.index.json"
+_KEY = "actor.model.model_path="
+
 
 def fill(model: nn.Module, folder: Path) -> None:
     """Copy the folder's weights into the model's parameters and persistent buffers.
@@ -22,17 +27,31 @@ def fill(model: nn.Module, folder: Path) -> None:
     Raises:
         ConfigError: the folder lacks weights, a file cannot be read, or a tensor is missing or has another shape.
     """
-    index = _index(folder)
+    with torch.no_grad():
+        for name, target, source in _stored(model, folder):
+            _copy_rows(source, target, f"{_KEY}{folder}: {name}")
+
+
+def read(model: nn.Module, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each of the weights that `fill` copies, whole and as stored, one in memory at a time. Raises as `fill`."""
+    for name, target, source in _stored(model, folder):
+        _check_shape(source, target, f"{_KEY}{folder}: {name}")
+        yield name, source[...]
+
+
+def _stored(model: nn.Module, folder: Path) -> Iterator[tuple[str, torch.Tensor, Any]]:
+    """(name, tensor of the model, slice of the file) of everything that the folder must hold."""
+    index = tensor_files(folder)
     names: dict[str, list[str]] = {name: [name] for name, _ in named_state(model)}
     for other, first in tied_names(model).items():
         names[first].append(other)
-    with ExitStack() as stack, torch.no_grad():
-        opened = {file: stack.enter_context(_open(file)) for file in sorted(set(index.values()))}
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(open_file(file)) for file in sorted(set(index.values()))}
         for name, target in named_state(model):
             stored = _stored_name(names[name], index, model)
             if stored is None:
-                raise ConfigError(f"actor.model.model_path={folder}: its weights lack {name}")
-            _copy_rows(opened[index[stored]].get_slice(stored), target, f"actor.model.model_path={folder}: {stored}")
+                raise ConfigError(f"{_KEY}{folder}: its weights lack {name}")
+            yield name, target, opened[index[stored]].get_slice(stored)
 
 
 def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -43,38 +62,52 @@ def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return tensor.to_local(), offset[0] if offset else 0
 
 
-def _copy_rows(source, target: torch.Tensor, what: str) -> None:  # type: ignore[no-untyped-def]
-    if list(source.get_shape()) != list(target.shape):
-        raise ConfigError(
-            f"{what} is {list(source.get_shape())}, the architecture in config.json wants {list(target.shape)}"
-        )
+def _copy_rows(source: Any, target: torch.Tensor, what: str) -> None:
+    _check_shape(source, target, what)
     local, start = local_rows(target)
     if local.numel():
         local.copy_(source[start : start + local.shape[0]] if local.dim() else source[...])
 
 
-def _index(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
-    listing = folder / "model.safetensors.index.json"
+def _check_shape(source: Any, target: torch.Tensor, what: str) -> None:
+    if list(source.get_shape()) != list(target.shape):
+        raise ConfigError(
+            f"{what} is {list(source.get_shape())}, the architecture in config.json wants {list(target.shape)}"
+        )
+
+
+def tensor_files(folder: Path, key: str = _KEY) -> dict[str, Path]:
+    """Which file of a model folder holds which tensor.
+
+    Args:
+        key: what begins an error's message, before the folder.
+
+    Raises:
+        ConfigError: there are no safetensors, or one of the files cannot be read.
+    """
+    listing = folder / INDEX
     if listing.is_file():
-        return {name: folder / file for name, file in json.loads(listing.read_text())["weight_map"].items()}
+        try:
+            where: dict[str, str] = json.loads(listing.read_text(encoding="utf-8"))["weight_map"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{key}{folder}: {INDEX} cannot be used ({error!r}); copy the folder again") from None
+        return {name: folder / file for name, file in where.items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"actor.model.model_path={folder}: no *.safetensors there; convert other formats first")
+        raise ConfigError(f"{key}{folder}: no *.safetensors there; convert other formats first")
     index: dict[str, Path] = {}
     for file in files:
-        with _open(file) as opened:
+        with open_file(file, key) as opened:
             index.update(dict.fromkeys(opened.keys(), file))
     return index
 
 
-def _open(file: Path) -> safe_open:
+def open_file(file: Path, key: str = _KEY) -> safe_open:
+    """Raises ConfigError as `tensor_files`."""
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"actor.model.model_path={file.parent}: {file.name}: {error}; copy the folder again"
-        ) from None
+        raise ConfigError(f"{key}{file.parent}: {file.name}: {error}; copy the folder again") from None
 
 
 def _stored_name(names: list[str], index: dict[str, Path], model: nn.Module) -> str | None:

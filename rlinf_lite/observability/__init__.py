@@ -1,5 +1,6 @@
 """Where metrics go: console, ``metrics.jsonl``, TensorBoard, wandb; and how long a step's phases took."""
 
+from rlinf_lite.observability.events import Event, EventLog, read_events
 from rlinf_lite.observability.hub import BACKENDS, HubState, MetricHub, build_hub, check_backends
 from rlinf_lite.observability.jsonl import JsonlSink, read_jsonl_rows
 from rlinf_lite.observability.notices import say
@@ -8,6 +9,8 @@ from rlinf_lite.observability.timers import PhaseTimer
 
 __all__ = [
     "BACKENDS",
+    "Event",
+    "EventLog",
     "HubState",
     "JsonlSink",
     "MetricHub",
@@ -16,6 +19,7 @@ __all__ = [
     "PhaseTimer",
     "build_hub",
     "check_backends",
+    "read_events",
     "read_jsonl_rows",
     "say",
 ]

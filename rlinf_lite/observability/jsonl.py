@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rlinf_lite.observability.notices import say
 
@@ -86,6 +86,35 @@ def read_jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open("rb") as file:
             yield from (json.loads(line) for line in file)
+
+
+def rows_of_step(path: Path, step: int, limit: int) -> list[dict[str, Any]]:
+    """The first ``limit`` rows of one step, found by bisection: in a file of many GB as fast as in a small one."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    with path.open("rb") as file:
+        file.seek(seek_step(file, step))
+        while len(rows) < limit and _step_of(line := file.readline()) == step and line.endswith(b"\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def seek_step(file: BinaryIO, step: int) -> int:
+    """Where the first line of ``step`` or a later one begins: the file's steps rise."""
+    low, high = 0, file.seek(0, os.SEEK_END)
+    while low < high:
+        middle = (low + high) // 2
+        file.seek(max(middle - 1, 0))
+        if middle:
+            file.readline()  # to the end of the line that the byte before is in
+        begin, line = file.tell(), file.readline()
+        found = _step_of(line) if line.endswith(b"\n") else None
+        if found is None or found >= step:
+            high = middle
+        else:
+            low = begin + len(line)
+    return low
 
 
 def _move_aside(path: Path) -> None:

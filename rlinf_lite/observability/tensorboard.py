@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.observability.events import EVENTS_FILE, RESTARTS, Event, History
 from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.samples import markdown_table, samples_of, to_markdown
 from rlinf_lite.observability.sinks import Metrics
 
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
@@ -15,7 +17,7 @@ _LONGEST_WAIT_SECONDS = 3
 
 
 class TensorBoardSink:
-    """One scalar a metric.
+    """One scalar a metric; every `SAMPLE_INTERVAL` steps a table of responses; restarts as a count and in words.
 
     Args:
         log_dir: folder of the event files.
@@ -35,15 +37,26 @@ class TensorBoardSink:
         _wait_for_a_later_name(log_dir)
         purge_step = 0 if committed_step is None else committed_step + 1
         self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
+        self._log_path = log_dir.parent
+        self._history = History(self._log_path / EVENTS_FILE, committed_step=committed_step)
 
     def log(self, step: int, metrics: Metrics) -> None:
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
+        if rows := samples_of(self._log_path, step):
+            self._writer.add_text("samples/rollouts", markdown_table(rows), step)
+        if new := self._history.new(step):
+            self._writer.add_scalar(RESTARTS, self._history.num_restarts(step), step)
+            self._writer.add_text("events/what", "\n\n".join(_sentence(event) for event in new), step)
         # The writer's own thread flushes every two minutes: a kill would take rows of committed steps with it.
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _sentence(event: Event) -> str:
+    return f"**{event.kind}** after step {event.step}: {to_markdown(event.text)}"
 
 
 def _wait_for_a_later_name(log_dir: Path) -> None:

@@ -1,7 +1,8 @@
 """wandb, online or offline, as one run however often the process was killed. It never prompts and never stops a run.
 
 Rows cannot be taken back from wandb and need not be: replayed ones are equal. So a resume finds out which steps wandb
-has (the server or the offline files say), sends the missing ones from ``metrics.jsonl``, and leaves out the rest.
+has (the server or the offline files say), sends the missing ones from ``metrics.jsonl`` (their tables of responses from
+``rollouts.jsonl``), and leaves out the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rlinf_lite.config import LoggerConfig
+from rlinf_lite.observability.events import EVENTS_FILE, RESTARTS, History
 from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.samples import COLUMNS, samples_of
 from rlinf_lite.observability.sinks import Metrics
 from rlinf_lite.observability.wandb_file import recorded_steps
 from rlinf_lite.observability.wandb_state import WandbState, read_state, write_state
@@ -39,6 +42,7 @@ class WandbSink:
         self._last_step = max(recorded, default=-1)
         self._lost = False
         self._closed = False
+        self._history = History(log_path / EVENTS_FILE, committed_step=0)
         self._save_state()
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
@@ -47,11 +51,22 @@ class WandbSink:
         if self._lost or step in self._recorded:
             return
         try:
-            self._run.log({"step": step, **metrics}, step=step, commit=True)
+            self._run.log({"step": step, **metrics, **self._beside(step)}, step=step, commit=True)
         except ConnectionError as error:
             self._give_up(error)
         else:
             self._last_step = max(step, self._last_step)
+
+    def _beside(self, step: int) -> dict[str, Any]:
+        """What rows of some steps have besides their metrics: a table of responses, the number of restarts."""
+        import wandb
+
+        beside: dict[str, Any] = {}
+        if rows := samples_of(self._log_path, step):
+            beside["samples/rollouts"] = wandb.Table(columns=list(COLUMNS), data=[list(row) for row in rows])
+        if self._history.new(step):
+            beside[RESTARTS] = self._history.num_restarts(step)
+        return beside
 
     def close(self) -> None:
         from wandb.sdk.mailbox import HandleAbandonedError

@@ -1,6 +1,19 @@
 """Rewards: text in, number out. No torch, no Ray; `build_judge` gives the judge that the config names."""
 
-from rlinf_lite.rewards.registry import JUDGES, Judge, build_judge
+from rlinf_lite.rewards.attempts import attempts
+from rlinf_lite.rewards.outcome import RewardError, refuse_if_none_judged
+from rlinf_lite.rewards.registry import JUDGES, Judge, build_judge, fingerprint
+from rlinf_lite.rewards.user_function import search_path
 from rlinf_lite.rewards.verifier import VerifierStartError
 
-__all__ = ["JUDGES", "Judge", "VerifierStartError", "build_judge"]
+__all__ = [
+    "JUDGES",
+    "Judge",
+    "RewardError",
+    "VerifierStartError",
+    "attempts",
+    "build_judge",
+    "fingerprint",
+    "refuse_if_none_judged",
+    "search_path",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlinf_lite.types import Score
+from rlinf_lite.types import Attempt, Score
 
 
 class ExactJudge:
@@ -13,11 +13,8 @@ class ExactJudge:
     def __init__(self, reward_scale: float) -> None:
         self._scale = reward_scale
 
-    def score(self, responses: Sequence[str], answers: Sequence[str], finished: Sequence[bool]) -> list[Score]:
-        return [
-            self._judge(ended and response.strip() == answer)
-            for response, answer, ended in zip(responses, answers, finished, strict=True)
-        ]
+    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+        return [self._judge(attempt.finished and attempt.response.strip() == attempt.answer) for attempt in attempts]
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from rlinf_lite.rewards.extraction import final_answer, reference_answer
 from rlinf_lite.rewards.plain_numbers import parse_number, same_number
 from rlinf_lite.rewards.verifier import Verifier, VerifierError
-from rlinf_lite.types import Score
+from rlinf_lite.types import Attempt, Score
 
 MAX_ANSWER_CHARS = 2000
 """No final answer is longer; a longer one is wrong unread, so that one response cannot keep the verifier busy."""
@@ -34,8 +34,8 @@ class MathJudge:
         self._scale = reward_scale
         self._verifier = Verifier(verifier_timeout)
 
-    def score(self, responses: Sequence[str], answers: Sequence[str], finished: Sequence[bool]) -> list[Score]:
-        return [self._judge(response, answer) for response, answer, _ in zip(responses, answers, finished, strict=True)]
+    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+        return [self._judge(attempt.response, attempt.answer) for attempt in attempts]
 
     def close(self) -> None:
         self._verifier.close()

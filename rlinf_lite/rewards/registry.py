@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Protocol
 
+from rlinf_lite.config import ConfigError, RewardConfig
+from rlinf_lite.rewards.custom import CustomJudge
 from rlinf_lite.rewards.exact import ExactJudge
 from rlinf_lite.rewards.math_judge import MathJudge
-from rlinf_lite.types import Score
+from rlinf_lite.rewards.reasoning_gym import ReasoningGymJudge, require
+from rlinf_lite.rewards.user_function import UserFunction, find, search_path
+from rlinf_lite.types import Attempt, Score
 
 
 class Judge(Protocol):
     """Scores responses. The same texts get the same scores, whatever was judged before and by whichever thread."""
 
-    def score(self, responses: Sequence[str], answers: Sequence[str], finished: Sequence[bool]) -> list[Score]:
-        """One `Score` a response, in order.
-
-        Args:
-            responses: decoded responses, special tokens left out.
-            answers: the reference of each response, as its data set states it.
-            finished: whether the response ended by itself (True) or was cut.
-        """
+    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+        """One `Score` a response, in order."""
         ...
 
     def close(self) -> None:
@@ -28,23 +27,44 @@ class Judge(Protocol):
         ...
 
 
-JUDGES: dict[str, Callable[[float, float], Judge]] = {
-    "exact": lambda scale, _timeout: ExactJudge(scale),
-    "math": lambda scale, timeout: MathJudge(scale, timeout),
+JUDGES: dict[str, Callable[[RewardConfig, Sequence[str]], Judge]] = {
+    "custom": lambda config, search: CustomJudge(_function(config, search), config.reward_scale),
+    "exact": lambda config, _: ExactJudge(config.reward_scale),
+    "math": lambda config, _: MathJudge(config.reward_scale, config.verifier_timeout),
+    "reasoning_gym": lambda config, _: ReasoningGymJudge(config.reward_scale, config.verifier_timeout),
 }
 
 
-def build_judge(reward_type: str, reward_scale: float, verifier_timeout: float) -> Judge:
-    """The judge of this type.
+def build_judge(config: RewardConfig, search: Sequence[str] | None = None) -> Judge:
+    """The judge of ``config.reward_type``.
 
     Args:
-        reward_type: a key of `JUDGES`.
-        reward_scale: reward of a correct response; a wrong one gets 0.
-        verifier_timeout: seconds of CPU time for one check that needs a symbolic verifier.
+        search: where a user's function is looked for, as `search_path` of the driver says; None: of this process.
 
     Raises:
-        ValueError: unknown ``reward_type``.
+        ConfigError: an unknown type, or a user's function that cannot be used.
     """
-    if reward_type not in JUDGES:
-        raise ValueError(f"reward.reward_type: {reward_type!r} is unknown; use one of {', '.join(sorted(JUDGES))}")
-    return JUDGES[reward_type](reward_scale, verifier_timeout)
+    if config.reward_type not in JUDGES:
+        known = ", ".join(sorted(JUDGES))
+        raise ConfigError(f"reward.reward_type: {config.reward_type!r} is unknown; use one of {known}")
+    return JUDGES[config.reward_type](config, search_path() if search is None else search)
+
+
+def fingerprint(config: RewardConfig) -> str | None:
+    """What beside the config and our own version decides over rewards; None: nothing does.
+
+    Raises:
+        ConfigError: a user's function cannot be found or called, or a package is missing.
+    """
+    if config.reward_type == "custom":
+        return _function(config, search_path()).fingerprint
+    if config.reward_type == "reasoning_gym":
+        require()
+        return f"reasoning-gym {version('reasoning-gym')}"
+    return None
+
+
+def _function(config: RewardConfig, search: Sequence[str]) -> UserFunction:
+    if config.path is None:
+        raise ConfigError("reward.path: no function given; reward.reward_type=custom needs my_pkg.my_reward:score")
+    return find(config.path, search)

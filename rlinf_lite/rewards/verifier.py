@@ -1,7 +1,8 @@
-"""math-verify behind a pipe: the parent's end. Never imports math-verify; may be used from any thread.
+"""A verifier behind a pipe: the parent's end. Never imports the verifier; may be used from any thread.
 
 math-verify guards itself with SIGALRM, which works on the main thread only, and unguarded it can hold the GIL for
-ever. So it runs in a child process that the kernel ends when one check has used up its CPU time; a new one follows.
+ever; reasoning-gym does not guard itself at all. So they run in a child process that the kernel ends when one check has
+used up its CPU time; a new one follows.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ class VerifierStartError(RuntimeError):
 
 
 class Verifier:
-    """A child process that says whether two answers mean the same, started at the first check.
+    """A child process that answers one request at a time, started at the first.
 
     Args:
-        timeout: CPU seconds for one check.
+        timeout: CPU seconds for one request.
+        subject: what the child does: ``math-verify`` or ``reasoning-gym``.
     """
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, timeout: float, subject: str = "math-verify") -> None:
+        self._timeout, self._subject = timeout, subject
         self._child: _Child | None = None
         self._lock = threading.Lock()
 
@@ -56,7 +58,10 @@ class Verifier:
             VerifierError: the check ran out of CPU time, or the child died in it twice.
             VerifierStartError: no child could be started.
         """
-        request = {"reference": reference, "answer": answer}
+        return bool(self.ask({"reference": reference, "answer": answer})["correct"])
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The child's reply; raises as `check`."""
         with self._lock:
             try:
                 reply = self._ask(request)
@@ -65,23 +70,23 @@ class Verifier:
                 # again, so that an accident does not change a reward.
                 reply = self._ask_again(request)
         if "error" in reply:
-            raise VerifierError(f"math-verify failed: {reply['error']}")
-        return bool(reply["correct"])
+            raise VerifierError(f"{self._subject} failed: {reply['error']}")
+        return reply
 
     def close(self) -> None:
         """Stop the child, if there is one."""
         with self._lock:
             self._stop()
 
-    def _ask_again(self, request: dict[str, str]) -> dict[str, Any]:
+    def _ask_again(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._ask(request)
         except _ChildLost as error:
-            raise VerifierError(f"math-verify gave no answer twice: {error}") from None
+            raise VerifierError(f"{self._subject} gave no answer twice: {error}") from None
 
-    def _ask(self, request: dict[str, str]) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._child is None:
-            self._child = _Child(self._timeout)
+            self._child = _Child(self._timeout, self._subject)
         try:
             return self._child.ask(request, self._timeout * _WALL_FACTOR)
         except BaseException:
@@ -102,11 +107,11 @@ class _ChildLost(Exception):
 class _Child:
     """One process: JSON lines in, JSON lines out. It ends by itself when its input does, that is with its parent."""
 
-    def __init__(self, cpu_seconds: float) -> None:
-        self._cpu_seconds = cpu_seconds
+    def __init__(self, cpu_seconds: float, subject: str) -> None:
+        self._cpu_seconds, self._subject = cpu_seconds, subject
         self.process = subprocess.Popen(
             # -P: by its path alone, the folder of the script must not shadow anybody's modules.
-            [sys.executable, "-P", str(_CHILD), str(cpu_seconds)],
+            [sys.executable, "-P", str(_CHILD), str(cpu_seconds), subject],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -119,7 +124,7 @@ class _Child:
         self._requests, self._replies = self.process.stdin, self.process.stdout
         self._greet()
 
-    def ask(self, request: dict[str, str], wall_seconds: float) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
         """Send one request and wait for its reply.
 
         Raises:
@@ -146,10 +151,10 @@ class _Child:
             greeting = self._read(_START_SECONDS)
         except _ChildLost as error:
             self.stop()
-            raise VerifierStartError(f"the math verifier did not start: {error}") from None
+            raise VerifierStartError(f"{self._subject} did not start: {error}") from None
         if "error" in greeting:
             self.stop()
-            raise VerifierStartError(f"the math verifier did not start: {greeting['error']}")
+            raise VerifierStartError(f"{self._subject} did not start: {greeting['error']}")
 
     def _read(self, wall_seconds: float) -> dict[str, Any]:
         # poll, not select: a large process has file descriptors above 1023.
@@ -169,5 +174,5 @@ class _Child:
     def _lost(self) -> Exception:
         code = self.process.wait()
         if code == -signal.SIGPROF:
-            return VerifierError(f"math-verify took more than {self._cpu_seconds:g} s of CPU time")
+            return VerifierError(f"{self._subject} took more than {self._cpu_seconds:g} s of CPU time")
         return _ChildLost(f"exit status {code}")

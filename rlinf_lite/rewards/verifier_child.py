@@ -1,7 +1,7 @@
-"""math-verify behind a pipe: the child's end, run as a script. Nothing of the project is imported here.
+"""A verifier behind a pipe: the child's end, run as a script. For math-verify nothing of the project is imported.
 
-Each line read is ``{"reference": ..., "answer": ...}``, each line written ``{"correct": ...}`` or ``{"error": ...}``.
-The first line written says whether math-verify works here.
+Each line read is a request (``{"reference": ..., "answer": ...}``), each line written a reply (``{"correct": ...}`` or
+``{"error": ...}``). The first line written says whether the verifier works here.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ import random
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import IO, Any
+
+Request = dict[str, Any]
+Reply = dict[str, Any]
 
 MAX_MEMORY_BYTES = 4 * 1024**3
 
 
 def main() -> None:
-    cpu_seconds = float(sys.argv[1])
+    cpu_seconds, subject = float(sys.argv[1]), sys.argv[2]
+    start, judge = _SUBJECTS[subject]
     replies = _own_stdout()
     _limit_damage()
-    greeting = _check_myself()
+    greeting = start()
     _say(replies, greeting)
     if "error" in greeting:
         return
@@ -31,7 +36,7 @@ def main() -> None:
         # At the end of this timer the kernel ends the process: no Python code has to run for it, so it also
         # works in a C routine that never gives up the GIL.
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        reply = _judge(request["reference"], request["answer"])
+        reply = _reply(judge, request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _say(replies, reply)
 
@@ -52,30 +57,54 @@ def _limit_damage() -> None:
     logging.disable(logging.CRITICAL)
 
 
-def _check_myself() -> dict[str, Any]:
+def _reply(judge: Callable[[Request], Reply], request: Request) -> Reply:
+    # sympy tests some equalities at random points: the same text must meet the same points.
+    random.seed(0)
+    try:
+        return judge(request)
+    except Exception as error:  # Whatever a library makes of a model's text, this process goes on.
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def _start_math() -> Reply:
     try:
         import math_verify  # noqa: F401
     except ImportError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     # With another antlr runtime math-verify imports, reads no LaTeX, and calls everything wrong.
-    if _judge(r"\frac{1}{2}", "0.5") != {"correct": True}:
+    if _reply(_math, {"reference": r"\frac{1}{2}", "answer": "0.5"}) != {"correct": True}:
         return {"error": "math-verify cannot read LaTeX; pip install 'math-verify[antlr4-9-3]'"}
     return {"ready": True}
 
 
-def _judge(reference: str, answer: str) -> dict[str, Any]:
+def _math(request: Request) -> Reply:
     from math_verify import parse, verify
     from sympy.core.random import seed
 
-    # sympy tests some equalities at random points: the same text must meet the same points.
     seed(0)
-    random.seed(0)
+    gold = parse(f"\\boxed{{{request['reference']}}}", parsing_timeout=None)
+    found = parse(f"\\boxed{{{request['answer']}}}", parsing_timeout=None)
+    return {"correct": verify(gold, found, timeout_seconds=None)}
+
+
+def _start_reasoning_gym() -> Reply:
     try:
-        gold = parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
-        found = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
-        return {"correct": verify(gold, found, timeout_seconds=None)}
-    except Exception as error:  # Whatever sympy makes of a model's text, this process goes on.
-        return {"error": f"{type(error).__name__}: {error}"[:500]}
+        from rlinf_lite.rewards import reasoning_gym_tasks  # noqa: F401
+    except ImportError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"ready": True}
+
+
+def _reasoning_gym(request: Request) -> Reply:
+    from rlinf_lite.rewards.reasoning_gym_tasks import answer
+
+    return answer(request)
+
+
+_SUBJECTS: dict[str, tuple[Callable[[], Reply], Callable[[Request], Reply]]] = {
+    "math-verify": (_start_math, _math),
+    "reasoning-gym": (_start_reasoning_gym, _reasoning_gym),
+}
 
 
 def _say(replies: IO[str], reply: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from rlinf_lite.counters import counter_hash
+from rlinf_lite.rollout.chunks import noise_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.types import GenerationChunk, Rollout
 
@@ -62,6 +63,9 @@ class BuiltinEngine:
             else:
                 target.copy_(rows.reshape(()))
 
+    def sleep(self) -> None:
+        pass  # config_checks refuses rollout.enable_sleep with this engine
+
     def close(self) -> None:
         self._targets.clear()
 
@@ -73,7 +77,7 @@ class BuiltinEngine:
         logprobs = torch.zeros(tokens.shape, dtype=torch.float32, device=self._device)
         lengths = torch.full((num_rows,), sampling.max_new_tokens, device=self._device)
         finished = torch.zeros(num_rows, dtype=torch.bool, device=self._device)
-        keys = _noise_keys(chunk)
+        keys = noise_keys(chunk)
 
         rows, cache = self._read_prompts(chunk)
         for t in range(sampling.max_new_tokens):
@@ -173,10 +177,3 @@ class BuiltinEngine:
                 )
             )
         return rollouts
-
-
-def _noise_keys(chunk: GenerationChunk) -> np.ndarray:
-    """One counter a row: (stream, seed, step, prompt id, sample index); the token index is mixed in at its draw."""
-    positions = np.array([prompt.position for prompt in chunk.prompts]).repeat(chunk.group_size)
-    samples = np.tile(np.arange(chunk.group_size), len(chunk.prompts))
-    return counter_hash(chunk.stream, chunk.seed, chunk.step, positions, samples)

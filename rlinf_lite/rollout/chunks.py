@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from rlinf_lite.counters import counter_hash
 from rlinf_lite.types import GenerationChunk, Prompt, Rollout, Sampling
 
 
@@ -36,3 +39,10 @@ def cut(
 def join(results: Iterable[list[Rollout]]) -> list[Rollout]:
     """All rollouts in canonical order: by prompt position, then sample index, whoever finished first."""
     return sorted((r for result in results for r in result), key=lambda r: (r.position, r.sample_index))
+
+
+def noise_keys(chunk: GenerationChunk) -> np.ndarray:
+    """One counter a row: (stream, seed, step, prompt id, sample index). All the randomness that a response gets."""
+    positions = np.array([prompt.position for prompt in chunk.prompts]).repeat(chunk.group_size)
+    samples = np.tile(np.arange(chunk.group_size), len(chunk.prompts))
+    return counter_hash(chunk.stream, chunk.seed, chunk.step, positions, samples)

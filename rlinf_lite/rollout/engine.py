@@ -38,5 +38,8 @@ class RolloutEngine(Protocol):
             FloatingPointError: the weights give logits that are not finite.
         """
 
+    def sleep(self) -> None:
+        """With ``rollout.enable_sleep``: give up GPU memory until the next `load_weights`."""
+
     def close(self) -> None:
         """Give up memory and processes."""

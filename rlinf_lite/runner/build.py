@@ -16,7 +16,7 @@ from rlinf_lite.checkpoint.storage import Folder, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.config import Config, flatten
 from rlinf_lite.data import PromptStream
-from rlinf_lite.observability import JsonlSink, MetricHub, build_hub, say
+from rlinf_lite.observability import JsonlSink, MetricHub, build_hub, events, say
 from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.identity import carried_on
 from rlinf_lite.runner.interruption import Interruption
@@ -51,6 +51,7 @@ class Build:
 
     def __post_init__(self) -> None:
         self._began_from, self._compute = self.prepared.start, ""
+        self.events = events.EventLog(self.log / events.EVENTS_FILE)
 
     @property
     def first_step(self) -> int:
@@ -83,6 +84,8 @@ class Build:
         sweep(self.checkpoints)
         start = self._restore_from(prepared.start, crew)
         save_config(config, self.log, start)
+        path = start.selection.path
+        self.events.add(events.START if path is None else events.RESUME, start.progress.step, str(path or ""))
         hub, samples = open_sinks(config, self.log, start, prepared.last_step, sinks)
         info = {
             "identity": carried_on(saved_identity(start), prepared.identity),
@@ -125,6 +128,7 @@ class Build:
             flush=lambda: None,
             started=self.started,
             request=self.request,
+            record=self.events.add,
             is_committed=lambda step: (layout.step_dir(self.checkpoints, step) / layout.MANIFEST).is_file(),
         )
 
@@ -174,6 +178,7 @@ class Build:
     def _go_back(self, runner: Runner, start: Start, sinks: ExitStack) -> None:
         lost = runner.progress.step - start.progress.step
         say(f"   {lost} completed step(s) are done again: from step {start.progress.step + 1}")
+        self.events.add(events.BACK, start.progress.step, f"{lost} completed step(s) are done again")
         runner.progress.become(start.progress)
         runner.saver.went_back()
         sinks.close()

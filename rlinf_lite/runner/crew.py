@@ -14,6 +14,7 @@ from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.shell import Seat
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.rewards import search_path
 
 if TYPE_CHECKING:
     from rlinf_lite.cluster.weight_sync import WeightSync
@@ -37,7 +38,7 @@ class Crew:
         actor, rollout, reward = config.actor.group_name, config.rollout.group_name, config.reward.group_name
         self.actors = self._group(actor, "actor", "actor_worker:ActorWorker", config, session.device)
         self.rollouts = self._group(rollout, "rollout", "rollout_worker:RolloutWorker", config, session.device)
-        self.rewards = self._group(reward, "reward", "reward_worker:RewardWorker", config.reward)
+        self.rewards = self._group(reward, "reward", "reward_worker:RewardWorker", config.reward, search_path())
         self._fresh_engines = set(range(self.rollouts.size))
         self._noted = False
 

@@ -23,6 +23,7 @@ def identity(
     engine: str,
     train_data: str,
     val_data: str | None,
+    reward: str | None = None,
     initial_weights: str | None,
     total_updates: int,
 ) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def identity(
 
     Args:
         base_model, tokenizer, engine, train_data, val_data: fingerprints.
+        reward: fingerprint of a user's function, or of the package that judges.
         initial_weights: fingerprint of the checkpoint whose weights the run began with; None: the base model's, or it
             is not known any more.
         total_updates: over how many optimizer steps the rate decays.
@@ -44,6 +46,7 @@ def identity(
         "rollout.model (config and eos)": engine,
         "data (training problems)": train_data,
         _VAL_DATA: val_data,
+        "reward (source)": reward,
         "versions.rlinf_lite": __version__,
         **{f"versions.{name}": version(name) for name in _PACKAGES},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_lite.cluster.work import Work
+from rlinf_lite.rewards import attempts, refuse_if_none_judged
 from rlinf_lite.types import Prompt, Rollout, Score
 
 _AT_ONCE = 64
@@ -12,16 +13,20 @@ _AT_ONCE = 64
 
 def judge(judging: Work, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> None:
     """Hand responses to the prompts to the judges; does not wait."""
-    answers = {prompt.position: prompt.problem.answer for prompt in prompts}
     for part in (rollouts[first : first + _AT_ONCE] for first in range(0, len(rollouts), _AT_ONCE)):
-        texts, finished = [rollout.text for rollout in part], [rollout.finished for rollout in part]
-        judging.add([_name(rollout) for rollout in part], (texts, [answers[r.position] for r in part], finished))
+        judging.add([_name(rollout) for rollout in part], attempts(prompts, part))
 
 
 def in_order(judging: Work, rollouts: Sequence[Rollout]) -> list[Score]:
-    """One score a rollout, in their order, when all are there."""
+    """One score a rollout, in their order, when all are there.
+
+    Raises:
+        RewardError: not one of them could be judged.
+    """
     judged = {name: score for names, scores in judging for name, score in zip(names, scores, strict=True)}
-    return [judged[_name(rollout)] for rollout in rollouts]
+    scores = [judged[_name(rollout)] for rollout in rollouts]
+    refuse_if_none_judged(scores)
+    return scores
 
 
 def _name(rollout: Rollout) -> tuple[int, int]:

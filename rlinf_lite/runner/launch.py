@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rlinf_lite.cluster.errors import NodeLost, RayLost
+from rlinf_lite.cluster.joining import REJOIN_VARIABLE
 from rlinf_lite.cluster.nodes import RayPulse, dead, draining
-from rlinf_lite.cluster.session import REJOIN_VARIABLE, Session, open_session
+from rlinf_lite.cluster.session import Session, open_session
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.observability import say

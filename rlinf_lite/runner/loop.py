@@ -99,7 +99,7 @@ class Runner:
             }
         )
         self.complete(after, timer)
-        self.log_samples(step, rollouts, scores)
+        self.log_samples(step, prompts, rollouts, scores)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
         """The step is made as soon as nothing can undo it: with replicas, when its state is held."""
@@ -221,21 +221,25 @@ class Runner:
             "memory/actor_gb": max(self.actors.call("memory")),
         }
 
-    def log_samples(self, step: int, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
-        """The first responses of the step, with their tokens."""
+    def log_samples(
+        self, step: int, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], scores: Sequence[Score]
+    ) -> None:
+        """The first responses of the step, with their prompts and tokens."""
         if self.samples is None:
             return
         limit = self.config.runner.logger.log_rollouts
         pairs = list(zip(rollouts, scores, strict=True))[: None if limit < 0 else limit]
-        self.samples.log_rows(step, (_sample_row(rollout, score) for rollout, score in pairs))
+        texts = {prompt.position: prompt.problem.prompt for prompt in prompts}
+        self.samples.log_rows(step, (_sample_row(texts[r.position], r, score) for r, score in pairs))
 
 
-def _sample_row(rollout: Rollout, score: Score) -> dict[str, Any]:
+def _sample_row(prompt: str, rollout: Rollout, score: Score) -> dict[str, Any]:
     return {
         "prompt_id": rollout.position,
         "sample": rollout.sample_index,
         "prompt_ids": rollout.prompt_ids.tolist(),
         "response_ids": rollout.response_ids.tolist(),
+        "prompt": prompt,
         "text": rollout.text,
         "reward": score.reward,
         "error": score.error,

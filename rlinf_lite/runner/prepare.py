@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rlinf_lite import rewards
 from rlinf_lite.checkpoint.storage import Folder
 from rlinf_lite.config import Config
 from rlinf_lite.data import ProblemSet, load_problems
@@ -40,6 +41,7 @@ def prepare(config: Config, checkpoints: Folder) -> Prepared:
     tokenizer = folder.load_tokenizer(tokenizer_dir)
     engine_dir = folder.resolve(config.rollout.model.model_path, "rollout.model.model_path")
     engine_config = folder.load_config(engine_dir, config.rollout.model.model_type)
+    reward = rewards.fingerprint(config.reward)
     train = load_problems(config.data, "train", tokenizer)
     val = load_problems(config.data, "val", tokenizer) if config.runner.val_check_interval > 0 else None
     last_step = schedule.total_steps(config, len(train.problems))
@@ -51,6 +53,7 @@ def prepare(config: Config, checkpoints: Folder) -> Prepared:
         engine=f"{folder.config_digest(engine_config)} {sorted(folder.eos_ids(engine_dir, tokenizer))}",
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,
+        reward=reward,
         initial_weights=initial_weights(config),
         total_updates=total_updates,
     )

@@ -13,7 +13,7 @@ from rlinf_lite.checkpoint.retention import METRICS
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import CheckpointConfig
 from rlinf_lite.config_checks import OF_THE_MACHINE
-from rlinf_lite.observability import say
+from rlinf_lite.observability import events, say
 from rlinf_lite.runner.metrics import Metrics
 from rlinf_lite.runner.policies import Due, Moment, Policy, SaveRequest, decide
 from rlinf_lite.runner.progress import Progress
@@ -65,6 +65,8 @@ class Saver:
     request: SaveRequest
     is_committed: Callable[[int], bool]
     """Whether there is a checkpoint of this step."""
+    record: Callable[[str, int, str, Metrics], None] = lambda kind, step, text, figures: None
+    """`EventLog.add`: each save that ended, and how."""
     clock: Callable[[], float] = time.monotonic
     failed: str | None = None
     """Why the newest checkpoint that was due is not there; None when it is."""
@@ -204,12 +206,14 @@ class Saver:
     def _fail(self, save: _InFlight, error: Exception) -> None:
         self._in_flight, self.failed = None, str(error)
         say(f"!! SAVE FAILED, there is no checkpoint of step {save.step}: {error}")
+        self.record(events.SAVE_FAILED, save.step, str(error), {})
 
     def _end(self, save: _InFlight) -> None:
         reports = [outcome for outcome in save.outcomes if isinstance(outcome, SaveReport)]
         measured = save_metrics(reports, save.driver_seconds, save.start_seconds)
         self._in_flight, self.failed, self._saved = None, None, save.step
         self._ended.append(measured)
+        self.record(events.SAVE, save.step, save.why, measured)
         self._longest_save = max(self._longest_save, measured["time/save_durable"])
         for line in report_lines(reports[0], measured, save.why):
             say(line)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from rlinf_lite.cluster import stacks
 from rlinf_lite.cluster.errors import ClusterError, Hung, RayLost, WorkerHung, WorkerLost
-from rlinf_lite.observability import say
+from rlinf_lite.observability import events, say
 from rlinf_lite.runner.build import Build
 from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.diagnosis import Failure, Regrow, describe, diagnose
@@ -185,6 +185,7 @@ class Supervisor:
         if cause:
             number = self.budget.admit(step=step, cause=cause, death=death)
             say(f"   going on by itself, with {step} steps completed (restart {number} of {self.budget.max_restarts})")
+        self.build.events.add(events.RESTART, step, text)
 
     def _admit_loss(self, lost: WorkerLost) -> None:
         """A rollout or reward worker that is replaced while the step goes on."""
@@ -231,6 +232,7 @@ class Supervisor:
         if self._recovery is not None:
             self._recovery.lap("first step")
             say(f"   {self._recovery.line()}")
+            self.build.events.add(events.RECOVERED, self._runner.progress.step, self._recovery.line())
             self._recovery = None
         self.crew.note()
         self.crew.spares.start()
@@ -251,6 +253,7 @@ class Supervisor:
         """Within the grace that is left: whoever asked will not wait longer."""
         if self.runner is None:
             return
+        self.build.events.add(events.STOP, self.runner.progress.step, wish.reason)
         self.crew.session.watch.often.clear()  # the wish was heard
         self.crew.session.watch.rarely.clear()
         if self.runner.intact:

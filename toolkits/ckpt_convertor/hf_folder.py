@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 
 import torch
 from durable_output import durable_file
-from safetensors import SafetensorError, safe_open
 from safetensors_file import Spec, dtype_of
 
 from rlinf_lite.checkpoint import StateMismatch
 from rlinf_lite.checkpoint.storage import sync_dir
+from rlinf_lite.models.weights import INDEX, open_file, tensor_files
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
+KEY = "--hf_path "
 _SIDE_FILES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
 _SIDE_FOLDERS = ("additional_chat_templates",)
 # An adapter's config would make `from_pretrained` look for the adapter.
@@ -93,17 +92,17 @@ class HfModel:
             prefix: what a file saved from the bare base model leaves out of the names (``transformer.`` of GPT-2).
 
         Raises:
-            FileNotFoundError, StateMismatch: the folder holds no safetensors, or not all tensors.
+            ConfigError, StateMismatch: the folder holds no safetensors, or not all tensors.
         """
         self.folder = folder
-        self._files = _index(folder)
+        self._files = tensor_files(folder, KEY)
         known = {name: [name, *(alias for alias, first in aliases.items() if first == name)] for name in names}
         self._stored: dict[str, list[str]] = {
             name: [stored for own in every for stored in (own, own.removeprefix(prefix)) if stored in self._files]
             for name, every in known.items()
         }
         if missing := [name for name, stored in self._stored.items() if not stored]:
-            raise StateMismatch(f"--hf_path {folder}: its weights lack {', '.join(missing)}")
+            raise StateMismatch(f"{KEY}{folder}: its weights lack {', '.join(missing)}")
         used = {stored for every in self._stored.values() for stored in every}
         self.unused = sorted(self._files.keys() - used)
         """What the files hold and the model does not have."""
@@ -115,19 +114,19 @@ class HfModel:
             for other in others:
                 if not torch.equal(self._read(first), self._read(other)):
                     raise StateMismatch(
-                        f"--hf_path {self.folder}: {other} differs from {first}, but is the same tensor of the model "
+                        f"{KEY}{self.folder}: {other} differs from {first}, but is the same tensor of the model "
                         f"({name}); if it should not be, config.json must say tie_word_embeddings: false"
                     )
 
     def spec(self, name: str) -> Spec:
         """Type and shape as stored."""
         stored = self._stored[name][0]
-        with _open(self._files[stored]) as opened:
+        with open_file(self._files[stored], KEY) as opened:
             found = opened.get_slice(stored)
             try:
                 return Spec(dtype=dtype_of(found.get_dtype()), shape=tuple(found.get_shape()))
             except ValueError as error:
-                raise StateMismatch(f"--hf_path {self.folder}: {stored}: {error}") from None
+                raise StateMismatch(f"{KEY}{self.folder}: {stored}: {error}") from None
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor as stored."""
@@ -135,28 +134,5 @@ class HfModel:
 
     def _read(self, stored: str) -> torch.Tensor:
         # Opened anew each time: what an open file has read stays mapped, until all of it is.
-        with _open(self._files[stored]) as opened:
+        with open_file(self._files[stored], KEY) as opened:
             return opened.get_tensor(stored)
-
-
-def _index(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
-    listing = folder / INDEX
-    if listing.is_file():
-        where: dict[str, str] = json.loads(listing.read_text())["weight_map"]
-        return {name: folder / file for name, file in where.items()}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"--hf_path {folder}: no *.safetensors there; convert other formats first")
-    index: dict[str, Path] = {}
-    for file in files:
-        with _open(file) as opened:
-            index.update(dict.fromkeys(opened.keys(), file))
-    return index
-
-
-def _open(file: Path) -> safe_open:
-    try:
-        return safe_open(os.fspath(file), framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"--hf_path {file.parent}: {file.name}: {error}; copy the folder again") from None

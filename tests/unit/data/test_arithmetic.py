@@ -10,7 +10,7 @@ from rlinf_lite.data.arithmetic import sums
 
 def prompts(split, num_digits=2, num_problems=300, num_val_problems=100) -> list[str]:
     config = ArithmeticConfig(num_digits=num_digits, num_problems=num_problems, num_val_problems=num_val_problems)
-    return [question.prompt for question in sums(config, split)]
+    return [question.content for question in sums(config, split)]
 
 
 @pytest.mark.parametrize(("num_digits", "low", "high"), [(1, 0, 9), (2, 10, 99), (3, 100, 999), (9, 10**8, 10**9 - 1)])
@@ -18,10 +18,10 @@ def test_sums_are_right_and_of_the_right_length(num_digits, low, high):
     config = ArithmeticConfig(num_digits=num_digits, num_problems=60, num_val_problems=20)
     questions = sums(config, "train") + sums(config, "val")
     for question in questions:
-        left, right = map(int, question.prompt.removesuffix("=").split("+"))
+        left, right = map(int, question.content.removesuffix("=").split("+"))
         assert low <= left <= high and low <= right <= high
         assert question.answer == str(left + right)
-    assert len({question.prompt for question in questions}) == 80
+    assert len({question.content for question in questions}) == 80
 
 
 def test_the_order_never_changes():
@@ -64,6 +64,16 @@ def test_impossible_values_are_refused(values, message):
     with pytest.raises(ConfigError) as caught:
         prompts("train", *values)
     assert str(caught.value) == message
+
+
+def test_the_wording_is_configured_and_changes_no_sum():
+    config = ArithmeticConfig(num_problems=2, num_val_problems=100, question="What is {a}+{b}?")
+    assert [(q.content, q.answer) for q in sums(config, "train")] == [
+        ("What is 62+30?", "92"),
+        ("What is 36+57?", "93"),
+    ]
+    with pytest.raises(ConfigError, match=r"data\.arithmetic\.question: 'What is \{a\}\?'; write \{a\} and \{b\}"):
+        sums(ArithmeticConfig(question="What is {a}?"), "train")
 
 
 def test_through_load_problems(load, tokenizer):

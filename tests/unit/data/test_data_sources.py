@@ -84,6 +84,79 @@ def test_a_broken_line_is_named(tmp_path, line, complaint):
     assert ";" in message, "a remedy follows the complaint"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[{"a": 1}, {"a": 2}]',
+        b'\xef\xbb\xbf\r\n[\r\n  {"a": 1},\r\n  {"a": 2}\r\n]\r\n',
+        b'{"a": 1}\n\n{"a": 2}\n',
+    ],
+)
+def test_json_is_an_array_or_lines(tmp_path, content):
+    path, packed = tmp_path / "rows.json", tmp_path / "rows.json.gz"
+    path.write_bytes(content)
+    packed.write_bytes(gzip.compress(content))
+    assert fields(path) == fields(packed) == [{"a": 1}, {"a": 2}]
+
+
+def test_rows_of_a_json_array_are_counted(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, {"a": 2}]')
+    assert [row.where for row in read_rows([str(path)], KEY)] == [f"{path}:1", f"{path}:2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ('[{"a": 1},\n{"a": 2}', "not valid JSON (Expecting ',' delimiter at line 2 column 9)"),
+        ('[{"a": 1}, 5]', "rows.json:2: a JSON int instead of an object; each element must look like"),
+        ('{\n  "data": [{"a": 1}]\n}', "rows.json:1: not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_json_file(tmp_path, content, complaint):
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    assert complaint in refusal(path)
+
+
+def test_an_array_in_a_file_of_lines_says_how_it_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('[{"a": 1}, {"a": 2}]')
+    assert "is read if its name ends in .json" in refusal(path)
+
+
+def test_csv(tmp_path):
+    path, packed = tmp_path / "rows.csv", tmp_path / "rows.csv.gz"
+    content = b'\xef\xbb\xbfprompt,answer\r\n"1, or ""2""\r\nthen?",3\r\n\r\n\xc3\xa9,"1,234"\r\n'
+    path.write_bytes(content)
+    packed.write_bytes(gzip.compress(content))
+    expected = [{"prompt": '1, or "2"\r\nthen?', "answer": "3"}, {"prompt": "\u00e9", "answer": "1,234"}]
+    assert fields(path) == fields(packed) == expected
+    assert [row.line for row in read_rows([str(path)], KEY)] == [3, 5]
+
+
+def test_a_long_value_in_csv(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"a\n{'x' * 1_000_000}\n")
+    assert len(fields(path)[0]["a"]) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"a,b\n1,2\n1\n", "rows.csv:3: fewer values than columns"),
+        (b"a,b\n1,2,3\n", "rows.csv:2: more values than columns"),
+        (b'a,b\n1,"2\n', "not valid CSV"),
+        (b"a,b\n1,\xff\n", "rows.csv: not UTF-8"),
+    ],
+)
+def test_a_broken_csv_is_named(tmp_path, content, complaint):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    assert complaint in refusal(path)
+
+
 def test_parquet_over_several_batches_and_row_groups(tmp_path):
     path = tmp_path / "rows.parquet"
     rows = [{"prompt": f"{number}+1=", "answer": number + 1} for number in range(3000)]
@@ -172,11 +245,13 @@ def test_a_missing_file_is_found_before_anything_is_read(tmp_path, jsonl):
 
 
 def test_an_unknown_ending_lists_what_is_read(tmp_path):
-    path = tmp_path / "rows.csv"
+    path = tmp_path / "rows.txt"
     path.write_text("a,b\n")
     message = refusal(path)
     assert message.startswith(f"{KEY}: cannot tell how to read {str(path)!r}")
-    assert all(kind in message for kind in ("*.jsonl,", "*.jsonl.gz", "*.parquet", "save_to_disk", "hf:NAME"))
+    assert all(
+        kind in message for kind in ("*.jsonl,", "*.json,", "*.csv", ".gz", "*.parquet", "save_to_disk", "hf:NAME")
+    )
 
 
 def test_no_path_at_all():

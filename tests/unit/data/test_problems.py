@@ -11,6 +11,9 @@ import pytest
 from rlinf_lite.config import ConfigError
 from rlinf_lite.data import DataError
 from rlinf_lite.data.problems import fingerprint
+from rlinf_lite.data.sources import read_rows
+from rlinf_lite.rewards.extraction import reference_answer
+from rlinf_lite.rewards.plain_numbers import parse_number
 from rlinf_lite.types import Problem
 
 ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "10+12=", "answer": "22"}, {"prompt": "2+2=", "answer": "4"}]
@@ -54,7 +57,20 @@ def test_numbers_are_answers_too(load, jsonl, answer, text):
     assert load(jsonl([{"prompt": "1", "answer": answer}])).problems[0].answer == text
 
 
-@pytest.mark.parametrize(("answer", "kind"), [(None, "NoneType"), (["72", "73"], "list"), (True, "bool")])
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (None, "NoneType"),
+        (["72", "73"], "list"),
+        (True, "bool"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+        ("", "empty"),
+        (" \n", "empty"),
+        ([], "list"),
+        ({}, "dict"),
+    ],
+)
 def test_other_answers_are_refused(load, jsonl, answer, kind):
     path = jsonl([ROWS[0], {"prompt": "1", "answer": answer}])
     message = refusal(load, path)
@@ -65,7 +81,7 @@ def test_a_prompt_that_is_no_text(load, jsonl, chat_tokenizer):
     path = jsonl([{"prompt": 5, "answer": "1"}])
     assert refusal(load, path) == f"{path}:1: the prompt is int, not text; set data.prompt_key=..."
     message = refusal(load, path, tokenizer=chat_tokenizer, apply_chat_template=True)
-    assert message.startswith(f"{path}:1: the prompt is neither text nor a list of messages")
+    assert message == f"{path}:1: the prompt is int, not text; set data.prompt_key=..."
 
 
 def test_the_chat_template_wraps_text_and_lists(load, jsonl, chat_tokenizer, tokenizer):
@@ -127,14 +143,89 @@ def test_long_prompts_are_an_error_when_not_filtered(load, jsonl):
 def test_nothing_left(load, jsonl):
     message = refusal(load, jsonl(ROWS), max_prompt_length=4)
     assert message == (
-        "train.jsonl: nothing left, all 3 prompts are longer than data.max_prompt_length=4 tokens; raise it"
+        "train.jsonl: nothing left, all 3 prompts are longer than data.max_prompt_length=4 tokens "
+        "(the shortest has 5); raise it"
     )
     assert refusal(load, jsonl([])).startswith("train.jsonl: no rows")
 
 
-def test_an_empty_prompt(load, jsonl):
-    path = jsonl([ROWS[0], {"prompt": "", "answer": "1"}])
+@pytest.mark.parametrize("empty", ["", " ", "\r\n\t", "\u00a0\u3000"])
+def test_an_empty_prompt(load, jsonl, empty):
+    path = jsonl([ROWS[0], {"prompt": empty, "answer": "1"}])
     assert refusal(load, path) == f"{path}:2: the prompt is empty; remove the row or set data.prompt_key=..."
+
+
+VERL = {
+    "prompt": "1+1=",
+    "reward_model": {"style": "rule", "ground_truth": 2},
+    "extra_info": {"index": 7, "none": None},
+}
+
+
+def test_nested_keys(load, jsonl):
+    path = jsonl([VERL])
+    loaded = load(path, answer_key="reward_model.ground_truth", metadata_keys=["extra_info.index", "reward_model"])
+    assert loaded.problems[0].answer == "2"
+    assert loaded.problems[0].metadata == {"extra_info.index": 7, "reward_model": VERL["reward_model"]}
+
+
+def test_a_key_with_a_dot_is_found_before_a_nested_one(load, jsonl):
+    path = jsonl([{"prompt": "1", "a.b": "flat", "a": {"b": "nested"}}])
+    assert load(path, answer_key="a.b").problems[0].answer == "flat"
+
+
+@pytest.mark.parametrize("key", ["reward_model.truth", "prompt.text", "extra_info.none.x", "reward_model."])
+def test_a_missing_nested_key_shows_what_the_row_has(load, jsonl, key):
+    path = jsonl([VERL])
+    assert refusal(load, path, answer_key=key) == (
+        f"{path}:1: no key {key!r}; the row has prompt, reward_model.style, reward_model.ground_truth, "
+        "extra_info.index, extra_info.none; set data.answer_key=..."
+    )
+
+
+def test_rows_without_answers_and_missing_metadata(load, jsonl):
+    path = jsonl([{"prompt": "1"}])
+    assert load(path, answer_key=None).problems[0].answer == ""
+    message = refusal(load, path, answer_key=None, metadata_keys=["level"])
+    assert message == f"{path}:1: no key 'level'; the row has prompt; set data.metadata_keys=..."
+
+
+def test_the_fingerprint_sees_metadata_and_only_what_is_asked_for(load, jsonl, tmp_path):
+    rows = [{"prompt": "1", "answer": "2", "level": 1, "note": "x"}]
+    one, two = jsonl(rows, "a.jsonl"), jsonl([{**rows[0], "level": 2}], "b.jsonl")
+    three = jsonl([{**rows[0], "note": "y"}], "c.jsonl")
+    plain = load(one).fingerprint
+    assert load(two).fingerprint == plain
+    level = load(one, metadata_keys=["level"]).fingerprint
+    assert level not in (plain, load(two, metadata_keys=["level"]).fingerprint)
+    assert load(three, metadata_keys=["level"]).fingerprint == level
+    assert load(one, metadata_keys=["level", "note"]).fingerprint != level
+
+
+def test_equal_rows_are_problems_of_their_own(load, jsonl):
+    loaded = load(jsonl([ROWS[0]] * 3))
+    assert [problem.problem_id for problem in loaded.problems] == [0, 1, 2]
+
+
+def test_unicode_reaches_the_model_as_it_is(load, jsonl):
+    texts = [
+        "e\u0301 is not \u00e9",
+        "\U0001f469\u200d\U0001f680 1+1",
+        "\u202eabc\u202c 1",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "a\x00b",
+    ]
+    loaded = load(jsonl([{"prompt": text, "answer": text} for text in texts]))
+    assert [problem.prompt for problem in loaded.problems] == texts
+    assert [problem.answer for problem in loaded.problems] == texts
+
+
+def test_a_line_of_ten_megabytes_is_left_out_like_any_long_prompt(load, jsonl):
+    path = jsonl(
+        [ROWS[0], {"prompt": "1", "answer": "2", "unused": "x" * 5_000_000}, {"prompt": "1" * 5_000_000, "answer": "3"}]
+    )
+    loaded = load(path)
+    assert [problem.answer for problem in loaded.problems] == ["2", "2"] and loaded.num_filtered == 1
 
 
 def test_half_a_surrogate_pair(load, tmp_path):
@@ -174,7 +265,7 @@ def test_the_fingerprint_sees_the_tokens_and_the_borders_of_fields():
 
 
 def test_an_unknown_type(load):
-    with pytest.raises(ConfigError, match=r"data\.type: 'poetry'; choose math or arithmetic"):
+    with pytest.raises(ConfigError, match=r"data\.type: 'poetry'; choose math, arithmetic or reasoning_gym"):
         load(type="poetry")
 
 
@@ -183,3 +274,11 @@ def test_gsm8k(load):
     loaded = load(str(GSM8K), prompt_key="question", max_prompt_length=2000)
     assert len(loaded.problems) + loaded.num_filtered == 7473
     assert loaded.problems[0].answer.endswith("#### 72")
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")
+def test_every_answer_of_gsm8k_is_a_plain_number():
+    """So that ``reward_type: math`` decides all of them without math-verify."""
+    for name in ("train.jsonl", "test.jsonl"):
+        answers = [row.fields["answer"] for row in read_rows([str(GSM8K.with_name(name))], "data.train_data_paths")]
+        assert [answer for answer in answers if parse_number(reference_answer(answer)) is None] == []

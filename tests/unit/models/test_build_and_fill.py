@@ -197,3 +197,20 @@ def test_the_patch_of_torch_is_undone_after_an_error():
         build.build_on_meta(AutoConfig.for_model("vit"), "fp32")
     assert torch.nn.Module.register_parameter is register
     assert not torch.nn.Linear(2, 2).weight.is_meta
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"metadata": {}}'])
+def test_an_index_that_is_none(tiny_folder, content):
+    path = tiny_folder("qwen2", max_shard_size="20KB")
+    (path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json cannot be used"):
+        ours(path)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_read_is_what_fill_copies(tiny_model, tiny_folder, model_type):
+    path = tiny_folder(model_type)
+    model = build.build_on_meta(folder.load_config(path, None), "fp32")
+    found, filled = dict(weights.read(model, path)), dict(build.named_state(ours(path)))
+    assert found.keys() == filled.keys()
+    assert all(torch.equal(found[name], filled[name]) for name in found)

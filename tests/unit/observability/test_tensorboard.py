@@ -6,9 +6,12 @@ import sys
 import time
 
 import pytest
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.observability import EventLog, JsonlSink
+from rlinf_lite.observability.events import RECOVERED, RESTART, RESUME
 from rlinf_lite.observability.tensorboard import TensorBoardSink
 
 
@@ -16,6 +19,15 @@ def scalars(log_dir) -> list[tuple[int, float]]:
     accumulator = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars("reward/mean")]
+
+
+def texts(log_dir, tag) -> list[tuple[int, str]]:
+    # What serves the text tab; the other reader keeps texts of steps that were purged.
+    accumulator = plugin_event_accumulator.EventAccumulator(str(log_dir), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    if f"{tag}/text_summary" not in accumulator.Tags()["tensors"]:
+        return []
+    return [(e.step, e.tensor_proto.string_val[0].decode()) for e in accumulator.Tensors(f"{tag}/text_summary")]
 
 
 def log(log_dir, committed_step, *steps, factor=1.0) -> None:
@@ -71,3 +83,36 @@ def test_a_missing_package_is_a_config_error(tmp_path, monkeypatch):
     assert str(caught.value) == (
         "runner.logger.logger_backends: tensorboard is not installed; pip install tensorboard, or leave it out"
     )
+
+
+def test_tables_of_responses_are_there_once_after_kills(tmp_path):
+    log_dir = tmp_path / "tensorboard"
+    for committed, steps in ((None, range(1, 23)), (15, range(16, 32))):
+        rollouts = JsonlSink(tmp_path / "rollouts.jsonl", committed_step=committed)
+        for step in steps:
+            row = {"prompt_id": step, "sample": 0, "prompt_ids": [1], "prompt": "1+1=", "text": "a|b", "reward": 1.0}
+            rollouts.log_rows(step, [row])
+        log(log_dir, committed, *steps)
+        rollouts.close()
+    shown = texts(log_dir, "samples/rollouts")
+    assert [step for step, _ in shown] == [1, 10, 20, 30]
+    assert shown[-1][1].splitlines()[2] == "| 30 | 30 | 0 | 1&#43;1&#61; | a&#124;b | 1&#46;0 |"
+
+
+def test_restarts_are_counted_and_told_at_the_step_after_them(tmp_path):
+    events, log_dir = EventLog(tmp_path / "events.jsonl"), tmp_path / "tensorboard"
+    sink = TensorBoardSink(log_dir, committed_step=None)
+    for step in range(1, 7):
+        sink.log(step, {"reward/mean": 0.5})
+        if step == 3:
+            events.add(RESTART, 3, "a *worker* was lost")
+            events.add(RECOVERED, 4, "in 1 s")
+    sink.close()
+    events.add(RESUME, 5, "from 5")
+    log(log_dir, 5, 6, 7)
+    accumulator = EventAccumulator(str(log_dir))
+    accumulator.Reload()
+    assert [(e.step, e.value) for e in accumulator.Scalars("events/restarts")] == [(4, 1.0), (5, 1.0), (6, 2.0)]
+    told = texts(log_dir, "events/what")
+    assert told[0] == (4, "**restart** after step 3: a &#42;worker&#42; was lost")
+    assert [step for step, _ in told] == [4, 5, 6]

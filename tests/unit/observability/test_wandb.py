@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from types import MappingProxyType
 
 import pytest
 
-from rlinf_lite.observability import build_hub
+from rlinf_lite.observability import EventLog, JsonlSink, build_hub
+from rlinf_lite.observability.samples import COLUMNS
 from rlinf_lite.observability.wandb_file import read_records, recorded_steps
 from rlinf_lite.observability.wandb_state import WandbState, read_state, write_state
 
@@ -20,7 +22,7 @@ def state_in(output: str) -> dict:
     return json.loads(line.removeprefix("STATE "))
 
 
-def rows(log_path, run_id) -> list[tuple[int, float]]:
+def rows(log_path, run_id, with_tables=False, with_restarts=MappingProxyType({})) -> list[tuple[int, float]]:
     """(step, reward) of every history record of every session, doubled ones included."""
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -30,6 +32,8 @@ def rows(log_path, run_id) -> list[tuple[int, float]]:
             if record.WhichOneof("record_type") == "history":
                 items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
                 assert items["step"] == items["_step"]
+                assert ("samples/rollouts" in items) == (with_tables and items["step"] in (1, 10))
+                assert items.get("events/restarts") == with_restarts.get(items["step"])
                 found.append((items["step"], items["reward/mean"]))
     return found
 
@@ -47,6 +51,26 @@ def test_killed_and_resumed_as_one_run_with_each_step_once(tmp_path, session):
     third = state_in(session("wandb", 8, 9, 15, "close", state={**second, "last_step": 8}))
     assert third == {"wandb_run_id": run_id, "last_step": 15}
     assert sorted(rows(log_path, run_id)) == [(step, step / 3) for step in range(1, 16)]
+
+
+def test_tables_of_responses_that_a_kill_took_are_sent_by_the_resume(tmp_path, session):
+    log_path = tmp_path / "run"
+    rollouts = JsonlSink(log_path / "rollouts.jsonl", committed_step=None)
+    for step in range(1, 16):
+        row = {"prompt_id": step, "sample": 0, "prompt_ids": [1], "text": "<b>\u6f22|", "reward": 1.0, "error": None}
+        rollouts.log_rows(step, [row, row])
+    rollouts.close()
+    state = state_in(session("wandb", None, 1, 9, "kill", WANDB_MODE="offline"))
+    events = EventLog(log_path / "events.jsonl")
+    events.add("restart", 3)
+    events.add("resume", 5)
+    session("wandb", 5, 6, 12, "close", state={**state, "last_step": 5})
+    found = rows(log_path, state["wandb_run_id"], with_tables=True, with_restarts={4: 1, 6: 2})
+    assert sorted(found) == [(step, step / 3) for step in range(1, 13)]
+    tables = [json.loads(path.read_text()) for path in (log_path / "wandb").rglob("*.table.json")]
+    assert {tuple(table["columns"]) for table in tables} == {COLUMNS}
+    sent = {table["data"][0][0]: table["data"] for table in tables}
+    assert sent == {step: [[step, step, 0, "tokens 1", "<b>\u6f22|", 1.0]] * 2 for step in (1, 10)}
 
 
 def test_a_run_outlives_wandbs_service_and_a_resume_sends_what_was_lost(tmp_path, session):

@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from rlinf_lite.config import RewardConfig
 from rlinf_lite.rewards import build_judge
 from rlinf_lite.rewards.math_judge import MAX_ANSWER_CHARS, MathJudge
-from rlinf_lite.types import Score
+from rlinf_lite.types import Attempt, Score
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +17,12 @@ def judge():
     judge.close()
 
 
+def attempt(response, answer, finished=True):
+    return Attempt(prompt="?", response=response, answer=answer, finished=finished)
+
+
 def is_correct(judge, response, answer):
-    (score,) = judge.score([response], [answer], [True])
+    (score,) = judge.score([attempt(response, answer)])
     assert score.error is None
     return score.correct
 
@@ -69,8 +74,8 @@ def test_decided_by_math_verify(judge, response, answer, correct):
 
 
 def test_scale_order_and_cut_responses():
-    judge = build_judge("math", 3.0, 30.0)
-    scores = judge.score(["The answer is 4", "#### 5", "#### 4"], ["4", "4", "4"], [True, True, False])
+    judge = build_judge(RewardConfig(reward_scale=3.0))
+    scores = judge.score([attempt("The answer is 4", "4"), attempt("#### 5", "4"), attempt("#### 4", "4", False)])
     assert [score.reward for score in scores] == [3.0, 0.0, 3.0]
 
 
@@ -78,7 +83,7 @@ def test_a_huge_answer_is_not_read_and_a_huge_response_is():
     judge = MathJudge(1.0, 30.0)
     digits = "9" * (MAX_ANSWER_CHARS + 1)
     responses = [rf"\boxed{{{digits}}}", "5 " * 200_000 + r"\boxed{4}" + " so" * 200_000]
-    scores = judge.score(responses, ["4", "4"], [True, True])
+    scores = judge.score([attempt(response, "4") for response in responses])
     assert scores[0].correct is False and "2001 characters" in str(scores[0].error)
     assert scores[1] == Score(reward=1.0, correct=True)
     assert judge._verifier.pid is None
@@ -86,11 +91,10 @@ def test_a_huge_answer_is_not_read_and_a_huge_response_is():
 
 def test_several_threads_share_a_judge_and_agree_with_one():
     judge = MathJudge(1.0, 30.0)
-    responses = [rf"\boxed{{\frac{{{n}}}{{{2}}} + x}}" for n in range(24)]
-    answers = [f"x + {n / 2 if n % 3 else n + 1}" for n in range(24)]
+    given = [attempt(rf"\boxed{{\frac{{{n}}}{{{2}}} + x}}", f"x + {n / 2 if n % 3 else n + 1}") for n in range(24)]
     with ThreadPoolExecutor(4) as pool:
-        threaded = list(pool.map(lambda n: judge.score([responses[n]], [answers[n]], [True])[0], range(24)))
+        threaded = list(pool.map(lambda one: judge.score([one])[0], given))
     judge.close()
     assert [score.correct for score in threaded] == [bool(n % 3) for n in range(24)]
-    assert threaded == judge.score(responses, answers, [True] * 24)
+    assert threaded == judge.score(given)
     judge.close()

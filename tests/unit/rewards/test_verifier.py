@@ -40,9 +40,9 @@ def is_running(pid):
         return False
 
 
-def test_a_hang_costs_one_sample():
+def test_a_hang_costs_one_sample(attempts):
     judge = MathJudge(1.0, 2.0)
-    scores = judge.score([r"\boxed{\frac12}", rf"\boxed{{{HANG}}}", r"\boxed{\frac12}"], ["0.5"] * 3, [True] * 3)
+    scores = judge.score(attempts(*((rf"\boxed{{{found}}}", "0.5") for found in (r"\frac12", HANG, r"\frac12"))))
     judge.close()
     assert [score.correct for score in scores] == [True, False, True]
     assert [score.error for score in scores] == [None, "math-verify took more than 2 s of CPU time", None]
@@ -123,12 +123,12 @@ def test_off_the_main_thread_with_the_signal_blocked(verifier):
     assert outcome == [True, "math-verify took more than 2 s of CPU time"]
 
 
-def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, tmp_path, monkeypatch):
+def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, attempts, tmp_path, monkeypatch):
     fake = tmp_path / "child.py"
     fake.write_text('print(\'{"error": "ImportError: no antlr"}\')\n')
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierStartError, match="no antlr"):
-        MathJudge(1.0, 2.0).score([r"\boxed{\frac12}"], ["0.5"], [True])
+        MathJudge(1.0, 2.0).score(attempts((r"\boxed{\frac12}", "0.5")))
     fake.write_text("raise SystemExit(3)\n")
     with pytest.raises(VerifierStartError, match="exit status 3"):
         verifier.check("0.5", r"\frac12")

@@ -1,0 +1,38 @@
+"""Rows of a ``.csv`` file, as it is or in gzip: the first line names the columns, every value is text."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+
+from rlinf_lite.data.errors import DataError
+from rlinf_lite.data.jsonl_source import lines, open_binary
+from rlinf_lite.data.rows import Row
+
+
+def read_csv(path: str) -> Iterator[Row]:
+    """One `Row` a record; its line is the one where the record ends.
+
+    Raises:
+        DataError: not UTF-8, a record of more or fewer values than there are columns, or a broken gzip stream.
+    """
+    csv.field_size_limit(sys.maxsize)  # the library's own is 131,072 characters
+    with closing(open_binary(path)) as file:
+        reader = csv.DictReader(codecs.iterdecode(lines(file, path), "utf-8-sig"), strict=True)
+        try:
+            for fields in reader:
+                yield Row(path=path, line=reader.line_num, fields=_complete(fields, f"{path}:{reader.line_num}"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}); write it again") from None
+
+
+def _complete(fields: dict[str, str], where: str) -> dict[str, str]:
+    if None in fields or None in fields.values():
+        kind = "more" if None in fields else "fewer"
+        raise DataError(f"{where}: {kind} values than columns; put values with commas or quotes between quotes")
+    return fields

@@ -1,0 +1,133 @@
+"""One evaluation from options to results: open the model, read the problems, answer them, say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.data import ProblemSet, load_problems
+from rlinf_lite.eval import settings, text
+from rlinf_lite.eval.engine import build_engine, prepare_device
+from rlinf_lite.eval.evaluate import answer_reader, cut_problems, evaluate, results
+from rlinf_lite.eval.log import EvalLog, MemoryLog
+from rlinf_lite.eval.source import Source, opened
+from rlinf_lite.models import folder
+from rlinf_lite.observability import say
+from rlinf_lite.rewards import VerifierStartError, build_judge
+from rlinf_lite.types import GenerationChunk
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate, print, and return the results.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, OSError: what `explain` puts into words.
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(opened(options.model, options.verify))
+        config = settings.configure(source, {**flags, **settings.overrides(options.overrides)}, of_run=options.config)
+        _check_samples(config, options.num_samples)
+        device = prepare_device(config)
+        problems = _problems(config)
+        chunks = cut_problems(config, problems.problems, step=source.step, num_samples=options.num_samples)
+        log = _open_log(options, config, source, device, problems, chunks)
+        stack.callback(log.close)
+        if not options.json:
+            _say_what(source, config, device, problems, options.num_samples, log)
+        _answer(config, source, device, chunks, log)
+        found = results(log.rows)
+        log.finish(found)
+    if options.json:
+        say(json.dumps({"model": source.name, "step": source.step, **found}, indent=1))
+    else:
+        say("\n".join(["", *text.table(found)]))
+    return found
+
+
+def _check_samples(config: Config, num_samples: int) -> None:
+    if num_samples < 1:
+        raise ConfigError(f"--num-samples {num_samples}: must be at least 1")
+    if num_samples > 1 and not config.algorithm.val_sampling_params.do_sample:
+        raise ConfigError(
+            f"--num-samples {num_samples}: all greedy responses to a problem are the same; give --temperature above 0"
+        )
+
+
+def _problems(config: Config) -> ProblemSet:
+    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    return load_problems(config.data, "val", folder.load_tokenizer(tokenizer_dir))
+
+
+def _open_log(
+    options: argparse.Namespace,
+    config: Config,
+    source: Source,
+    device: torch.device,
+    problems: ProblemSet,
+    chunks: list[GenerationChunk],
+) -> MemoryLog:
+    if options.output is None:
+        return MemoryLog()
+    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model)
+    made_of = settings.identity(
+        config,
+        device=device.type,
+        num_samples=options.num_samples,
+        fingerprints={
+            "MODEL (weights)": source.fingerprint(),
+            "actor.tokenizer (files)": folder.tokenizer_fingerprint(tokenizer_dir),
+            "data (problems)": problems.fingerprint,
+        },
+    )
+    sizes = [len(chunk.prompts) for chunk in chunks]
+    return EvalLog(options.output, made_of, sizes, overwrite=options.overwrite)
+
+
+def _answer(
+    config: Config, source: Source, device: torch.device, chunks: list[GenerationChunk], log: MemoryLog
+) -> None:
+    num_problems = sum(len(chunk.prompts) for chunk in chunks)
+    if len(log.rows) == num_problems:
+        return
+    reward = config.reward
+    with ExitStack() as stack:
+        judge = build_judge(reward)
+        stack.callback(judge.close)
+        engine = build_engine(config, source, device)
+        stack.callback(engine.close)
+        progress = text.Progress(log.rows, num_problems)
+        stack.callback(progress.close)
+        evaluate(chunks, engine, judge, log, answer_of=answer_reader(reward.reward_type), progress=progress)
+
+
+def _say_what(
+    source: Source, config: Config, device: torch.device, problems: ProblemSet, num_samples: int, log: MemoryLog
+) -> None:
+    left_out = f", {problems.num_filtered} over data.max_prompt_length left out" if problems.num_filtered else ""
+    rollout = config.rollout
+    say(f"model       {source.name}, {rollout.model.precision} on {device.type}, {rollout.rollout_backend} engine")
+    say(f"problems    {len(problems.problems)} from {problems.source}{left_out}; reward {config.reward.reward_type}")
+    say(f"decoding    {text.sampling_text(config.algorithm.val_sampling_params, num_samples)}")
+    if isinstance(log, EvalLog):
+        done = f"; {len(log.rows)} are there already" if log.rows else ""
+        say(f"rows        {log.path}{done}")
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """The message and exit code for ``error``; no message for what is a bug of ours and deserves its traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what --output has written stays, and the same command goes on after it", EXIT_INTERRUPTED
+    of_user = isinstance(error, ConfigError | FloatingPointError | ImportError | VerifierStartError)
+    if of_user or type(error).__module__.startswith(("rlinf_lite.checkpoint", "rlinf_lite.data")):
+        return f"error: {error}", EXIT_USER_ERROR
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"error: {error.filename}: {error.strerror}", EXIT_USER_ERROR
+    return None, 1

@@ -1,0 +1,101 @@
+"""What MODEL on the command line is: a checkpoint, a run, a Hugging Face folder, or the embedded model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlinf_lite.checkpoint import CheckpointError, DamagedCheckpoint, Manifest, NoCheckpoint, layout
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.storage import Folder, in_use
+from rlinf_lite.checkpoint.tools import checkpoints_folder, is_checkpoint, located
+from rlinf_lite.models import folder as models
+from rlinf_lite.observability import say
+
+WHAT = f"a global_step_N folder, the folder of a run, a Hugging Face folder, or {models.EMBEDDED}tiny-arithmetic"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the weights come from."""
+
+    name: str
+    """For people."""
+    folder: Folder
+    manifest: Manifest | None
+    """Of a checkpoint; None: a Hugging Face folder."""
+
+    @property
+    def step(self) -> int:
+        """Steps that were completed when the weights were saved; 0 where nobody knows."""
+        return self.manifest.step if self.manifest else 0
+
+    @property
+    def actor_dir(self) -> Folder:
+        """The shards of a checkpoint."""
+        return self.folder / layout.ACTOR
+
+    def fingerprint(self) -> str:
+        """What identifies the weights."""
+        if self.manifest is None:
+            assert isinstance(self.folder, Path)
+            return models.fingerprint(self.folder)
+        shards = sorted((name, file.sha256) for name, file in self.manifest.files.items() if _is_shard(name))
+        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+
+
+def _is_shard(name: str) -> bool:
+    return name.startswith(f"{layout.ACTOR}/")
+
+
+@contextmanager
+def opened(model: str, verify: str) -> Iterator[Source]:
+    """What ``model`` means. A checkpoint is verified, and kept from being deleted meanwhile.
+
+    Args:
+        verify: ``full``, ``size`` or ``off``.
+
+    Raises:
+        NoCheckpoint: there is nothing that can be evaluated.
+        DamagedCheckpoint, UnsafeCheckpoint: the checkpoint, or every one of the run, does not verify.
+    """
+    if model.startswith(models.EMBEDDED):
+        yield Source(name=model, folder=models.resolve(model, "MODEL"), manifest=None)
+        return
+    path = located(model)
+    if not path.is_dir():
+        hint = "" if "://" in model else "; models are read from the disk, so download a hub's first"
+        raise NoCheckpoint(f"{model}: no such folder{hint}")
+    if is_checkpoint(path):
+        with in_use(path / layout.MANIFEST):
+            yield Source(name=model, folder=path, manifest=manifests.read_verified(path, verify))
+    elif (path / "config.json").is_file():
+        yield Source(name=model, folder=path, manifest=None)
+    else:
+        with _newest(model, layout.committed(checkpoints_folder(path)), verify) as source:
+            yield source
+
+
+@contextmanager
+def _newest(model: str, checkpoints: list[Folder], verify: str) -> Iterator[Source]:
+    """The newest of a run's checkpoints that verifies."""
+    if not checkpoints:
+        raise NoCheckpoint(f"{model}: neither a model nor a checkpoint is there; give {WHAT}")
+    reasons = []
+    for path in checkpoints:
+        with in_use(path / layout.MANIFEST):
+            try:
+                manifest = manifests.read_verified(path, verify)
+            except CheckpointError as error:
+                reasons.append(str(error))
+                continue
+            for reason in reasons:
+                say(f"!! stepped over a damaged checkpoint: {reason}")
+            yield Source(name=str(path), folder=path, manifest=manifest)
+            return
+    listed = "".join(f"\n  {reason}" for reason in reasons)
+    raise DamagedCheckpoint(f"{model}: none of its {len(reasons)} checkpoints verifies:{listed}")

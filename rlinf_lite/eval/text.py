@@ -1,0 +1,87 @@
+"""What a person sees of an evaluation: a line of progress, and a table at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from rlinf_lite.config import SamplingConfig
+from rlinf_lite.eval.log import Row
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line whenever another tenth is done."""
+
+    def __init__(self, rows: Sequence[Row], num_problems: int) -> None:
+        self._num_problems, self._num_done, self._num_tokens = num_problems, 0, 0
+        self._num_correct, self._num_responses, self._started = 0, 0, time.monotonic()
+        self._bar = tqdm(
+            total=num_problems,
+            unit="problem",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        self._count(rows)
+        self._num_tokens = 0  # of this process
+
+    def __call__(self, rows: Sequence[Row]) -> None:
+        before = self._num_done
+        self._count(rows)
+        self._bar.set_postfix_str(self._so_far())
+        if self._bar.disable and before * 10 // self._num_problems < self._num_done * 10 // self._num_problems:
+            line = f"{self._num_done:>6}/{self._num_problems} problems, {self._so_far()}"
+            print(line, file=sys.stderr, flush=True)
+
+    def _count(self, rows: Sequence[Row]) -> None:
+        responses = [response for row in rows for response in row["responses"]]
+        self._num_done += len(rows)
+        self._num_tokens += sum(response["num_tokens"] for response in responses)
+        self._num_correct += sum(response["correct"] for response in responses)
+        self._num_responses += len(responses)
+        self._bar.update(len(rows))
+
+    def _so_far(self) -> str:
+        return f"accuracy {self._num_correct / self._num_responses:.4f}, {self.tokens_per_second:.0f} tokens/s"
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._num_tokens / max(time.monotonic() - self._started, 1e-9)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def sampling_text(params: SamplingConfig, num_samples: int) -> str:
+    """``greedy, at most 256 new tokens``."""
+    if not params.do_sample:
+        how = "greedy"
+    else:
+        limits = f", top_p {params.top_p:g}" * (params.top_p < 1) + f", top_k {params.top_k}" * (params.top_k > 0)
+        how = f"{num_samples} sample{'s' * (num_samples > 1)} a problem, temperature {params.temperature:g}{limits}"
+    penalty = f", repetition penalty {params.repetition_penalty:g}" * (params.repetition_penalty != 1)
+    return f"{how}{penalty}, at most {params.max_new_tokens} new tokens"
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The results, a line each."""
+    num_responses = found["num_problems"] * found["num_samples"]
+    error = f" +- {found['accuracy_stderr']:.4f}" if found["accuracy_stderr"] is not None else ""
+    share = f"{round(found['accuracy'] * num_responses)} of {num_responses} responses"
+    lines = [f"accuracy    {found['accuracy']:.4f}{error}   {share}"]
+    if "pass@k" in found:
+        lines.append(f"{'k':<12}" + "".join(f"{k:>9}" for k in found["pass@k"]))
+        for name in ("pass@k", "maj@k"):
+            lines.append(f"{name:<12}" + "".join(f"{value:>9.4f}" for value in found[name].values()))
+    lines.append(
+        f"responses   {found['response_tokens_mean']:.1f} tokens on average, {found['response_tokens_max']} at most; "
+        f"{found['cut_fraction']:.1%} cut"
+    )
+    if found["verifier_errors"]:
+        lines.append(f"verifier    gave up on {found['verifier_errors']}, which count as wrong")
+    return lines

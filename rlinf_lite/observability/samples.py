@@ -1,0 +1,60 @@
+"""Sample responses beside the curves: which rows of ``rollouts.jsonl`` TensorBoard and wandb show, and as what.
+
+The rows are read back from the file: so a resume that has to show older steps again shows the same ones.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite.observability.jsonl import rows_of_step
+
+ROLLOUTS_FILE = "rollouts.jsonl"
+SAMPLE_INTERVAL = 10
+"""Steps from one table to the next; the first step has one too."""
+_NUM_ROWS = 8
+_LONGEST_TEXT = 2000
+COLUMNS = ("step", "prompt_id", "sample", "prompt", "response", "reward")
+_MARKDOWN = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation} | {ord("\n"): "<br>", ord("\r"): None}
+
+
+def samples_of(log_path: Path, step: int) -> list[tuple[int | float | str, ...]]:
+    """Rows of the table of ``step``, in `COLUMNS`; none for a step that shows none."""
+    if step != 1 and step % SAMPLE_INTERVAL != 0:
+        return []
+    return [_cells(row) for row in rows_of_step(log_path / ROLLOUTS_FILE, step, _NUM_ROWS)]
+
+
+def prompt_of(row: Mapping[str, Any]) -> str:
+    """The prompt's text; in files that do not hold it, its token ids."""
+    return row["prompt"] if "prompt" in row else f"tokens {' '.join(map(str, row['prompt_ids']))}"
+
+
+def printable(text: str) -> str:
+    """Without what UTF-8 has no bytes for: half of a surrogate pair, as a careless JSON file may hold it."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[int | float | str, ...]:
+    texts = (printable(prompt_of(row)), printable(row["text"]))
+    return row["step"], row["prompt_id"], row["sample"], *texts, row["reward"]
+
+
+def markdown_table(rows: Iterable[tuple[int | float | str, ...]]) -> str:
+    """As TensorBoard's text tab shows it; nothing in a text is taken for markup, long ones are cut."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(value: int | float | str) -> str:
+    text = str(value)
+    cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters)"
+    return to_markdown(cut)
+
+
+def to_markdown(text: str) -> str:
+    """``text`` as itself: no sign in it is markup, every line break is one."""
+    return printable(text).translate(_MARKDOWN)

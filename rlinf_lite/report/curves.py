@@ -1,0 +1,87 @@
+"""From the rows of a metric to what is drawn: at most 2,000 points that keep the extremes, and a smooth line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlinf_lite.report.run import Column
+
+MOST_POINTS = 2000
+_SMOOTH_FROM = 20
+_SMOOTH_POINTS = 400
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    label: str
+    colour: int
+    """Index into the palette."""
+    points: Column
+    """As logged, or of each bucket the lowest and the highest."""
+    means: Column
+    """For the read-out: as logged, or each bucket's mean."""
+    smooth: Column | None
+    num_not_finite: int
+    """NaN and infinite values; they are not drawn."""
+
+    @property
+    def last(self) -> float:
+        return float(self.means[1][-1])
+
+
+def curve(column: Column, *, label: str, colour: int, smooth: bool) -> Curve | None:
+    """None: there is no finite value."""
+    finite = np.isfinite(column[1])
+    steps, values = column[0][finite], column[1][finite]
+    if not len(steps):
+        return None
+    return Curve(
+        label=label,
+        colour=colour,
+        points=extremes(steps, values),
+        means=means(steps, values, MOST_POINTS),
+        smooth=smoothed(steps, values) if smooth and len(steps) >= _SMOOTH_FROM else None,
+        num_not_finite=int((~finite).sum()),
+    )
+
+
+def extremes(steps: np.ndarray, values: np.ndarray) -> Column:
+    """Of more than `MOST_POINTS`: lowest and highest of each bucket, so that no spike is lost."""
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    kept: list[int] = []
+    for first, end in _buckets(len(steps), MOST_POINTS // 2):
+        part = values[first:end]
+        kept += sorted({first + int(part.argmin()), first + int(part.argmax())})
+    return steps[kept], values[kept]
+
+
+def means(steps: np.ndarray, values: np.ndarray, most: int) -> Column:
+    """Means of at most ``most`` buckets, each at its middle row."""
+    if len(steps) <= most:
+        return steps, values
+    buckets = _buckets(len(steps), most)
+    sums = np.add.reduceat(values, [first for first, _ in buckets])
+    return (
+        steps[[(first + end) // 2 for first, end in buckets]],
+        sums / [end - first for first, end in buckets],
+    )
+
+
+def smoothed(steps: np.ndarray, values: np.ndarray) -> Column:
+    """A moving mean around each row, over a twentieth of them; no lag, and narrower at both ends."""
+    half, index, last = max(2, len(values) // 40), np.arange(len(values)), len(values) - 1
+    # At both ends the window shrinks, so that a steep beginning stays steep; not to nothing, which would be noise.
+    reach = np.clip(np.minimum(index, last - index), max(2, half // 4), half)
+    low, high = np.maximum(index - reach, 0), np.minimum(index + reach, last)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    mean = (sums[high + 1] - sums[low]) / (high + 1 - low)
+    kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), _SMOOTH_POINTS)).round().astype(int))
+    return steps[kept], mean[kept]
+
+
+def _buckets(length: int, number: int) -> list[tuple[int, int]]:
+    edges = np.linspace(0, length, number + 1).round().astype(int)
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))

@@ -1,0 +1,91 @@
+"""Which responses the page shows: those of some steps, spread over the run, found without reading the whole file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlinf_lite.observability.jsonl import rows_of_step, seek_step
+from rlinf_lite.observability.samples import prompt_of
+
+_MOST_STEPS = 40
+_ROWS_A_STEP = 8
+_MOST_CHARACTERS = 3_000_000
+"""Of all texts on the page."""
+LONGEST_TEXT = 6000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    step: int
+    prompt_id: int
+    index: int
+    """Within the prompt's group."""
+    prompt: str
+    response: str
+    reward: float
+    error: str | None
+    """What the reward function failed with."""
+
+
+def choose_samples(path: Path) -> list[Sample]:
+    """The first rows of up to `_MOST_STEPS` steps of ``rollouts.jsonl``, the first and the last among them."""
+    steps = _spread(path)
+    samples = [sample for step in steps for sample in _of_step(path, step)]
+    while sum(len(sample.prompt) + len(sample.response) for sample in samples) > _MOST_CHARACTERS and len(steps) > 1:
+        steps = [*steps[:-1:2], steps[-1]] if len(steps) > 2 else steps[-1:]
+        samples = [sample for sample in samples if sample.step in steps]
+    return samples
+
+
+def _of_step(path: Path, step: int) -> Iterator[Sample]:
+    for row in rows_of_step(path, step, _ROWS_A_STEP):
+        yield Sample(
+            step=step,
+            prompt_id=row["prompt_id"],
+            index=row["sample"],
+            prompt=_cut(prompt_of(row)),
+            response=_cut(row["text"]),
+            reward=row["reward"],
+            error=row.get("error"),
+        )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
+
+
+def _spread(path: Path) -> list[int]:
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        ends = _step_at(file, 0), _last_step(file)
+        if ends[0] is None or ends[1] is None:
+            return []
+        wanted = np.unique(np.linspace(ends[0], ends[1], _MOST_STEPS).round().astype(int))
+        found = {_step_at(file, seek_step(file, int(step))) for step in wanted}
+    return sorted(step for step in found if step is not None)
+
+
+def _last_step(file: Any) -> int | None:
+    """Of the last whole line."""
+    back, size = 1 << 16, file.seek(0, os.SEEK_END)
+    while True:
+        file.seek(max(size - back, 0))
+        lines = file.read().splitlines(keepends=True)
+        whole = [line for line in lines[0 if back >= size else 1 :] if line.endswith(b"\n")]
+        if whole or back >= size:
+            return json.loads(whole[-1])["step"] if whole else None
+        back *= 4
+
+
+def _step_at(file: Any, position: int) -> int | None:
+    file.seek(position)
+    line = file.readline()
+    return json.loads(line)["step"] if line.endswith(b"\n") else None

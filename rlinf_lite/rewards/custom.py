@@ -1,0 +1,63 @@
+"""Reward type ``custom``: a function of the user's, found by `user_function`, asked for one response at a time."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsFloat
+
+from rlinf_lite.rewards.user_function import UserFunction
+from rlinf_lite.types import Attempt, Score
+
+_RETURNS = "return a number, a bool, or {'reward': number, 'correct': bool}"
+
+
+class CustomJudge:
+    """Asks ``function`` for each response. What it raises, or returns beside a finite number, costs that sample."""
+
+    def __init__(self, function: UserFunction, reward_scale: float) -> None:
+        """
+        Raises:
+            ConfigError: the function is a class, and making one of it fails.
+        """
+        self._call, self._names, self._scale = function.ready(), function.parameters, reward_scale
+
+    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+        return [self._judge(attempt) for attempt in attempts]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _judge(self, attempt: Attempt) -> Score:
+        offered = {
+            "prompt": attempt.prompt,
+            "response": attempt.response,
+            "answer": attempt.answer,
+            "finished": attempt.finished,
+            "metadata": dict(attempt.metadata),  # shared by the responses to one problem
+        }
+        try:
+            returned = self._call(**{name: offered[name] for name in self._names})
+        except (Exception, SystemExit) as error:  # whatever a user's code makes of a model's text, the run goes on
+            return _failed(f"{type(error).__name__}: {error} ({_place(error)})")
+        return self._read(returned)
+
+    def _read(self, returned: Any) -> Score:
+        reward = returned.get("reward") if isinstance(returned, Mapping) else returned
+        if not isinstance(reward, SupportsFloat):
+            return _failed(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
+        value = float(reward)
+        if not math.isfinite(value):
+            return _failed(f"reward.path: the function returned {value}; a reward must be finite")
+        correct = returned.get("correct") if isinstance(returned, Mapping) else None
+        return Score(reward=self._scale * value, correct=value >= 1.0 if correct is None else bool(correct))
+
+
+def _failed(reason: str) -> Score:
+    return Score(reward=0.0, correct=False, error=reason[:500])
+
+
+def _place(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"

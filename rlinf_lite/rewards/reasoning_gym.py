@@ -1,0 +1,64 @@
+"""Reward type ``reasoning_gym``: the task that made a problem scores the answer, in the verifier's child process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.rewards.verifier import Verifier, VerifierError
+from rlinf_lite.types import Attempt, Score
+
+SUBJECT = "reasoning-gym"
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+class ReasoningGymJudge:
+    """Scores between 0 and 1, as the task gives them; only 1 is correct."""
+
+    def __init__(self, reward_scale: float, verifier_timeout: float) -> None:
+        """
+        Args:
+            reward_scale: times the task's score.
+            verifier_timeout: seconds of CPU time for one response.
+
+        Raises:
+            ConfigError: reasoning-gym is not installed.
+        """
+        require()
+        self._scale, self._verifier = reward_scale, Verifier(verifier_timeout, SUBJECT)
+
+    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+        return [self._judge(attempt) for attempt in attempts]
+
+    def close(self) -> None:
+        self._verifier.close()
+
+    def _judge(self, attempt: Attempt) -> Score:
+        try:
+            reply = self._verifier.ask({**attempt.metadata, "answers": stated_answers(attempt.response)})
+        except VerifierError as error:
+            return Score(reward=0.0, correct=False, error=str(error))
+        return Score(reward=self._scale * reply["reward"], correct=reply["reward"] >= 1.0)
+
+
+def stated_answers(response: str) -> list[str]:
+    """What a response may mean by its answer: the last ``<answer>...</answer>``; without one, all of it, and its last
+    line (an answer may be a grid of several lines, or a word after some thought).
+    """
+    if tagged := _TAG.findall(response):
+        return [tagged[-1].strip()]
+    whole = response.strip()
+    return list(dict.fromkeys([whole, whole.rpartition("\n")[2].strip()]))
+
+
+def require() -> None:
+    """
+    Raises:
+        ConfigError: reasoning-gym is not installed.
+    """
+    if find_spec("reasoning_gym") is None:
+        raise ConfigError(
+            "data.type=reasoning_gym: the package reasoning-gym is not installed; pip install reasoning-gym"
+        )

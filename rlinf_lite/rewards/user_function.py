@@ -1,0 +1,174 @@
+"""A function of the user's, named as ``my_pkg.my_reward:score`` or ``path/to/my_reward.py:score``: found and checked.
+
+The driver checks it before anything is started; each reward worker finds it again, with the driver's search path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlinf_lite.config import ConfigError, nearest
+
+OFFERED = ("prompt", "response", "answer", "finished", "metadata")
+"""What a function may ask for, by the names of its parameters."""
+
+_FORM = "use my_pkg.my_reward:score, or path/to/my_reward.py:score"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserFunction:
+    """What `find` found."""
+
+    path: str
+    """As configured."""
+    target: Callable[..., Any]
+    """A function, a callable object, or a class of callable objects."""
+    parameters: tuple[str, ...]
+    """Which of `OFFERED` it asks for."""
+    fingerprint: str
+    """Its name, and sha256 (hex) of the files of its module and of its definition."""
+
+    def ready(self) -> Callable[..., Any]:
+        """What is called for each response: of a class, one object.
+
+        Raises:
+            ConfigError: making the object fails.
+        """
+        if not isinstance(self.target, type):
+            return self.target
+        try:
+            made: Callable[..., Any] = self.target()
+        except Exception as error:  # it is the user's code
+            raise ConfigError(_failure(self.path, f"{self.target.__name__}()", error)) from None
+        return made
+
+
+def search_path() -> list[str]:
+    """Where modules are looked for: the folder that the run was started in, and what this process has."""
+    return [os.getcwd(), *filter(None, sys.path)]
+
+
+def find(path: str, search: Sequence[str]) -> UserFunction:
+    """Import what ``path`` names and check how it can be called.
+
+    Args:
+        path: ``reward.path``.
+        search: `search_path` of the driver; relative file names start at its first folder.
+
+    Raises:
+        ConfigError: nothing of that name can be imported or called; names path and remedy.
+    """
+    place, _, name = path.rpartition(":")
+    if not place or not name.isidentifier():
+        raise ConfigError(f"reward.path={path}: names no function; {_FORM}")
+    sys.path += [folder for folder in search if folder not in sys.path]
+    module = _load_file(path, place, search) if place.endswith(".py") else _import(path, place, search)
+    if name not in vars(module):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"reward.path={path}: {place} has no {name!r}{nearest(name, known)}")
+    target = vars(module)[name]
+    parameters = tuple(_parameters(path, target))
+    return UserFunction(path=path, target=target, parameters=parameters, fingerprint=_fingerprint(name, module, target))
+
+
+def _load_file(path: str, place: str, search: Sequence[str]) -> ModuleType:
+    file = Path(search[0], Path(place).expanduser()).resolve()
+    if not file.is_file():
+        raise ConfigError(f"reward.path={path}: there is no file {file}; {_FORM}")
+    name = f"reward_path_{file.stem}"  # not the bare stem: a file called math.py must not become everybody's math
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # it is the user's code
+        raise ConfigError(_failure(path, f"importing {place}", error)) from None
+    return module
+
+
+def _import(path: str, place: str, search: Sequence[str]) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{place}.".startswith(f"{error.name}."):
+            where = f"looked in {search[0]} and where Python looks (PYTHONPATH)"
+            raise ConfigError(f"reward.path={path}: there is no module {error.name!r}; {where}; {_FORM}") from None
+        raise ConfigError(_failure(path, f"importing {place}", error)) from None
+    except (Exception, SystemExit) as error:  # it is the user's code
+        raise ConfigError(_failure(path, f"importing {place}", error)) from None
+
+
+def _parameters(path: str, target: Any) -> Iterator[str]:
+    """Names of `OFFERED` that ``target`` asks for."""
+    for parameter in _signature(path, target):
+        has_default = parameter.default is not inspect.Parameter.empty
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            yield from OFFERED
+            return
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            continue
+        if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY and parameter.name in OFFERED:
+            yield parameter.name
+        elif not has_default:
+            raise ConfigError(
+                f"reward.path={path}: asks for {parameter.name!r}; what it may ask for, by name, is "
+                f"{', '.join(OFFERED)} (columns of the data come in metadata: data.metadata_keys)"
+            )
+
+
+def _signature(path: str, target: Any) -> list[inspect.Parameter]:
+    """Parameters of the call that judges one response."""
+    call, bound = target, 0
+    if isinstance(target, type):
+        if needed := [name for name, p in inspect.signature(target).parameters.items() if _is_needed(p)]:
+            raise ConfigError(f"reward.path={path}: a class made without arguments, but it needs {', '.join(needed)}")
+        methods = [vars(base)["__call__"] for base in target.__mro__ if "__call__" in vars(base)]
+        call, bound = (methods[0], 1) if methods else (None, 0)
+    if not callable(call):
+        raise ConfigError(f"reward.path={path}: is a {type(target).__name__} that cannot be called; name a function")
+    if inspect.iscoroutinefunction(call):
+        raise ConfigError(f"reward.path={path}: is async; name a plain function (it may call asyncio.run)")
+    try:
+        return list(inspect.signature(call).parameters.values())[bound:]
+    except ValueError:
+        raise ConfigError(f"reward.path={path}: its parameters are not known; wrap it in a function of yours") from None
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in various
+
+
+def _fingerprint(name: str, module: ModuleType, target: Any) -> str:
+    files = [file for file in {module.__file__, _source_file(target)} if file is not None]
+    digests = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
+    return " ".join([name, *digests])
+
+
+def _source_file(target: Any) -> str | None:
+    defined = inspect.unwrap(target)
+    try:
+        is_plain = inspect.isroutine(defined) or isinstance(defined, type)
+        return inspect.getsourcefile(defined if is_plain else type(defined))
+    except TypeError:  # built in
+        return None
+
+
+def _failure(path: str, doing: str, error: BaseException) -> str:
+    """What went wrong in the user's code, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"reward.path={path}: {doing} failed: {type(error).__name__}: {error}{where}"

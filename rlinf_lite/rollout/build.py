@@ -1,0 +1,52 @@
+"""Which engine ``rollout.rollout_backend`` names. vLLM is imported from here alone, if it is that one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlinf_lite.config import Config
+from rlinf_lite.rollout.builtin import BuiltinEngine
+from rlinf_lite.rollout.engine import RolloutEngine
+
+
+def build_engine(
+    config: Config,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_dir: Path,
+    shapes: dict[str, tuple[int, ...]],
+    eos_ids: frozenset[int],
+    device: torch.device,
+    materialize: Callable[[PreTrainedModel, torch.device], None],
+) -> RolloutEngine:
+    """An engine without weights.
+
+    Args:
+        model: on the meta device; the builtin engine fills it, vLLM has a model of its own.
+        model_dir: the Hugging Face folder it was built from.
+        shapes: name and whole shape of every weight that will come.
+        materialize: gives ``model`` memory.
+
+    Raises:
+        ConfigError: the engine is not installed, or cannot run this model on this device.
+    """
+    if config.rollout.rollout_backend == "vllm":
+        from rlinf_lite.rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(
+            config.rollout,
+            tokenizer,
+            model_dir=model_dir,
+            shapes=shapes,
+            eos_ids=eos_ids,
+            seq_length=config.runner.seq_length,
+            sampling=config.algorithm.sampling_params,
+            device=device,
+        )
+    materialize(model, device)
+    return BuiltinEngine(model, tokenizer, eos_ids=eos_ids, return_logprobs=config.rollout.return_logprobs)

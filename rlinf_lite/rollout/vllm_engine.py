@@ -1,0 +1,150 @@
+"""The vLLM engine: tokens in, tokens out, in this process; its weights are replaced in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
+from rlinf_lite.rollout import vllm_setup
+from rlinf_lite.rollout.chunks import noise_keys
+from rlinf_lite.rollout.vllm_weights import buckets, whole
+from rlinf_lite.types import GenerationChunk, Rollout
+
+_NO_TOKEN = "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
+
+
+class VllmEngine:
+    """A `RolloutEngine` over `vllm.LLM`.
+
+    All requests of a chunk enter at once, each with a seed of its own, into an engine whose cache is empty; from there
+    vLLM's scheduler is a function of the requests.
+    """
+
+    def __init__(
+        self,
+        settings: RolloutConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model_dir: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        eos_ids: frozenset[int],
+        seq_length: int,
+        sampling: SamplingConfig,
+        device: torch.device,
+    ) -> None:
+        """Weights are random until the first `load_weights`.
+
+        Args:
+            model_dir: for its ``config.json``; no weights are read.
+            shapes: of everything that `load_weights` will bring, under Hugging Face names.
+            seq_length: longest prompt plus response.
+            sampling: of training: decides how log-probs are reported.
+
+        Raises:
+            ConfigError: vLLM is missing, is not built for ``device``, or cannot run this model.
+        """
+        vllm_setup.require()
+        vllm_setup.prepare_environment(settings, device)
+        import vllm
+        from vllm.platforms import current_platform
+
+        if current_platform.device_type != device.type:
+            raise ConfigError(
+                f"rollout.rollout_backend=vllm: the vLLM here is not for cluster.device={device.type} (it finds "
+                f"{current_platform.device_type or 'no device'}); install the one for it (docs/vllm.md)"
+            )
+        arguments = vllm_setup.engine_arguments(
+            settings, model_dir=model_dir, seq_length=seq_length, sampling=sampling, device=device
+        )
+        self._llm = vllm.LLM(**arguments, **vllm_setup.cache_arguments(settings, arguments))
+        self._new_params = vllm.SamplingParams
+        self._tokenizer, self._shapes, self._eos = tokenizer, shapes, sorted(eos_ids)
+        self._return_logprobs, self._enable_sleep = settings.return_logprobs, settings.enable_sleep
+        self._asleep = False
+
+    def load_weights(self, weights: Iterable[tuple[str, int, Tensor]]) -> None:
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+        self._llm.collective_rpc("begin_weights")
+        for bucket in buckets(whole(weights, self._shapes)):
+            self._llm.collective_rpc("take_weights", args=(bucket,))
+        for missing in self._llm.collective_rpc("end_weights"):
+            if missing:
+                raise ValueError(f"vLLM's model has weights that the actor's lacks: {', '.join(missing[:3])}")
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+
+    def sleep(self) -> None:
+        if self._enable_sleep and not self._asleep:
+            self._llm.sleep(level=2)  # not even a copy in CPU memory: weights always come from the actor
+            self._asleep = True
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+        # What earlier chunks left in the cache was computed in other batches, so in other bits.
+        assert self._llm.reset_prefix_cache()
+        prompts = [
+            {"prompt_token_ids": list(prompt.problem.prompt_ids)}
+            for prompt in chunk.prompts
+            for _ in range(chunk.group_size)
+        ]
+        try:
+            answers = self._llm.generate(prompts, self._params(chunk), use_tqdm=False)
+        except RuntimeError as error:
+            if "NaNs detected in logits" in str(error):
+                raise FloatingPointError(_NO_TOKEN) from None
+            raise
+        outputs = [answer.outputs[0] for answer in answers]
+        texts = self._tokenizer.batch_decode([list(output.token_ids) for output in outputs], skip_special_tokens=True)
+        return [self._rollout(chunk, row, output, texts[row]) for row, output in enumerate(outputs)]
+
+    def _params(self, chunk: GenerationChunk) -> list:
+        """A request's sampling parameters, each with a seed of its own."""
+        sampling = chunk.sampling
+        return [
+            self._new_params(
+                temperature=sampling.temperature if sampling.do_sample else 0.0,
+                top_k=max(0, sampling.top_k) if sampling.do_sample else 0,
+                top_p=sampling.top_p if sampling.do_sample else 1.0,
+                repetition_penalty=sampling.repetition_penalty,
+                max_tokens=sampling.max_new_tokens,
+                seed=int(key >> np.uint64(1)),
+                stop_token_ids=self._eos,
+                ignore_eos=True,  # vLLM's own idea of it: stop_token_ids are ours
+                logprobs=0 if self._wants_logprobs(chunk) else None,
+                detokenize=False,
+            )
+            for key in noise_keys(chunk)
+        ]
+
+    def _wants_logprobs(self, chunk: GenerationChunk) -> bool:
+        # Validation may be drawn in a way for which vLLM cannot report what `Rollout.logprobs` is; nobody reads it.
+        return self._return_logprobs and chunk.stream == "train"
+
+    def _rollout(self, chunk: GenerationChunk, row: int, output, text: str) -> Rollout:  # type: ignore[no-untyped-def]
+        prompt = chunk.prompts[row // chunk.group_size]
+        response = np.array(output.token_ids, dtype=np.int64)
+        logprobs = None
+        if self._wants_logprobs(chunk):
+            found = [at[token].logprob for at, token in zip(output.logprobs, output.token_ids, strict=True)]
+            logprobs = np.array(found, dtype=np.float32)
+            if not np.isfinite(logprobs).all():
+                raise FloatingPointError(_NO_TOKEN)
+        return Rollout(
+            position=prompt.position,
+            sample_index=row % chunk.group_size,
+            prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
+            response_ids=response,
+            logprobs=logprobs,
+            finished=int(response[-1]) in self._eos,
+            text=text,
+        )

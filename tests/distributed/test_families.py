@@ -1,0 +1,258 @@
+"""Architectures: each trains on two ranks, resumes to the bit, and its export is the trainer's model to the bit."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from rlinf_lite.checkpoint import Checkpointer
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint import rng as rngs
+from rlinf_lite.config import Config
+from rlinf_lite.data.batching import StepBatch
+from rlinf_lite.eval.engine import build_engine
+from rlinf_lite.eval.settings import configure
+from rlinf_lite.eval.source import opened
+from rlinf_lite.models.build import tied_names
+from rlinf_lite.models.folder import load_tokenizer, resolve
+from rlinf_lite.training.trainer import PolicyTrainer
+from rlinf_lite.types import GenerationChunk, Problem, Prompt, Rollout, Sampling
+
+TOOLS = Path(__file__).parents[2] / "toolkits" / "ckpt_convertor"
+EMBEDDED = "embedded:tiny-arithmetic"
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+FAMILIES = {
+    "gpt2": {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, **ENDS},
+    "qwen2": SIZES,
+    "qwen3": SIZES,
+    "llama": SIZES,
+    "gemma": SIZES,
+    "gemma2": {**SIZES, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": {
+        **SIZES,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+MATRIX = [f"{family}-{tie}" for family in FAMILIES for tie in ("tied", "untied")]
+FEW = ["gpt2-tied", "qwen2-untied", "qwen3-tied", "llama-untied", "gemma-tied"]
+IDS = torch.tensor([[1, 5, 9, 3, 14, 17, 8, 4, 11, 12, 13, 6], [1, 3, 3, 17, 10, 15, 6, 7, 8, 9, 5, 4]])
+PROMPTS = [(1, 5, 9, 3, 14), (1, 6), (1, 4, 4, 4, 4, 4, 4, 4, 4), (1, 7, 8)]
+
+
+def base_folder(root: Path, case: str) -> Path:
+    """An untrained model with the embedded model's tokenizer and a chat template, as people bring one."""
+    family, tie = case.split("-")
+    folder = root / case / "base"
+    config = AutoConfig.for_model(family, **{**FAMILIES[family], "tie_word_embeddings": tie == "tied"})
+    torch.manual_seed(len(case))
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    for file in resolve(EMBEDDED).glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 19], "temperature": 0.7}))
+    return folder
+
+
+def settings() -> Config:
+    config = Config()
+    config.algorithm.training_batch_size_per_gpu = 2
+    config.actor.optim.lr = 0.01
+    config.actor.optim.weight_decay = 0.1
+    return config
+
+
+def rollouts() -> list[Rollout]:
+    rng = np.random.default_rng(0)
+    return [
+        Rollout(
+            position=i,
+            sample_index=0,
+            prompt_ids=rng.integers(3, 20, prompt),
+            response_ids=rng.integers(3, 20, response),
+            logprobs=None,
+            finished=True,
+            text="",
+        )
+        for i, (prompt, response) in enumerate([(3, 12), (5, 1), (2, 9), (7, 2), (4, 14), (1, 1)])
+    ]
+
+
+def train_save_resume(rank, world_size, cases, steps):
+    """Of each folder: save after one step, go on; a new trainer loads and goes on; the two must be the same."""
+    mesh = init_device_mesh("cpu", (world_size,))
+    return {case: _train_save_resume(mesh, rank, Path(folder), steps) for case, folder in cases.items()}
+
+
+def _train_save_resume(mesh, rank, folder, steps):
+    config = settings()
+    rngs.reseed(1, 0, rank)
+    checkpointer = Checkpointer(folder.parent / "checkpoints", seed=1)
+    trainer = _trainer(mesh, folder, config)
+    before = _weights(trainer)
+    _step(trainer, config, 1)
+    info = {"tied": tied_names(trainer.model), "model_path": str(folder)}
+    path = checkpointer.save(1, trainer.state(), data={}, info=info).path
+    logits = _logits(trainer)
+    assert any(not torch.equal(before[name], value) for name, value in _weights(trainer).items()), "nothing was learned"
+    for number in range(2, 2 + steps):
+        _step(trainer, config, number)
+
+    torch.rand(5)
+    resumed = _trainer(mesh, folder, config)
+    checkpointer.load(path, resumed.state())
+    assert torch.equal(_logits(resumed), logits)
+    for number in range(2, 2 + steps):
+        _step(resumed, config, number)
+    one, other = _everything(trainer), _everything(resumed)
+    assert one.keys() == other.keys()
+    differ = [name for name, value in one.items() if not torch.equal(value, other[name])]
+    return {"path": str(path), "logits": logits, "differ": differ, "tied": tied_names(resumed.model)}
+
+
+def _trainer(mesh, folder, config):
+    device = torch.device("cpu")
+    return PolicyTrainer(config.actor, config.algorithm, model_dir=folder, mesh=mesh, device=device, total_updates=10)
+
+
+def _step(trainer, config, number):
+    advantages = torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, 2.0])
+    for minibatch in StepBatch(rollouts(), advantages, step=number, pad_id=0, config=config).for_update({}):
+        trainer.update(minibatch)
+
+
+def _everything(trainer):
+    """Parameters and moments, whole."""
+    state = trainer.state()
+    moments = {f"{name}.{key}": value for name, held in state["optim"].items() for key, value in held.items()}
+    return {name: _whole(tensor) for name, tensor in {**state["model"], **moments}.items()}
+
+
+def _weights(trainer):
+    return {name: _whole(tensor).clone() for name, tensor in trainer.state()["model"].items()}
+
+
+def _whole(tensor):
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+@torch.no_grad()
+def _logits(trainer):
+    trainer.model.eval()
+    logits = trainer.model(input_ids=IDS, use_cache=False).logits
+    trainer.model.train()
+    return logits
+
+
+@pytest.fixture
+def trained(run_ranks, tmp_path):
+    def train(cases, steps):
+        folders = {case: str(base_folder(tmp_path, case)) for case in cases}
+        return run_ranks(train_save_resume, 2, timeout=240, cases=folders, steps=steps)
+
+    return train
+
+
+@pytest.fixture
+def export(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)  # as Python does for a script
+    main = runpy.run_path(str(TOOLS / "convert_dcp_to_hf.py"))["main"]
+
+    def run(checkpoint, folder):
+        assert main(["--dcp_path", str(checkpoint), "--output_path", str(folder)]) == 0
+        return folder
+
+    return run
+
+
+def greedy(checkpoint, prompts):
+    """What an evaluation of the checkpoint generates."""
+    with opened(str(checkpoint), "full") as source:
+        config = configure(source, {"data.type": "arithmetic"})
+        engine = build_engine(config, source, torch.device("cpu"))
+    sampling = Sampling(
+        do_sample=False, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=12
+    )
+    problems = [
+        Problem(problem_id=i, prompt="", answer="", prompt_ids=ids, source="made") for i, ids in enumerate(prompts)
+    ]
+    chunk = GenerationChunk(
+        stream="val",
+        step=1,
+        index=0,
+        prompts=tuple(Prompt(position=p.problem_id, epoch=0, problem=p) for p in problems),
+        group_size=1,
+        sampling=sampling,
+        seed=0,
+    )
+    return [rollout.response_ids.tolist() for rollout in engine.generate(chunk)]
+
+
+def generated(model, prompts):
+    """`generate` of transformers, a prompt at a time: nothing is padded."""
+    responses = []
+    for ids in prompts:
+        out = model.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones((1, len(ids)), dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=[2, 19],
+            pad_token_id=0,
+        )
+        responses.append(out[0, len(ids) :].tolist())
+    return responses
+
+
+def check(cases, steps, trained, export, tmp_path):
+    ranks = trained(cases, steps)
+    for case in cases:
+        made, other = (rank[case] for rank in ranks)
+        assert made["differ"] == other["differ"] == [], case
+        assert torch.equal(made["logits"], other["logits"]), case
+        assert bool(made["tied"]) == case.endswith("-tied"), case
+        assert manifests.read(Path(made["path"])).info["tied"] == made["tied"]
+
+        base, exported = tmp_path / case / "base", export(made["path"], tmp_path / case / "exported")
+        model = AutoModelForCausalLM.from_pretrained(exported).eval()
+        with torch.no_grad():
+            assert torch.equal(model(input_ids=IDS, use_cache=False).logits, made["logits"]), case
+        assert {file.name for file in base.iterdir()} == {file.name for file in exported.iterdir()}
+        tokenizer = AutoTokenizer.from_pretrained(exported)
+        assert tokenizer("57+38=")["input_ids"] == load_tokenizer(resolve(EMBEDDED))("57+38=")["input_ids"]
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "1+2="}], tokenize=False) == "1+2="
+        assert GenerationConfig.from_pretrained(exported).eos_token_id == [2, 19]
+        assert greedy(made["path"], PROMPTS) == generated(model, PROMPTS), case
+
+
+def test_families(trained, export, tmp_path):
+    check(FEW, 1, trained, export, tmp_path)
+
+
+@pytest.mark.soak
+def test_all_families_tied_and_untied(trained, export, tmp_path):
+    check(MATRIX, 3, trained, export, tmp_path)

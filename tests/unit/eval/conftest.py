@@ -1,0 +1,112 @@
+"""Checkpoints, runs and folders to evaluate, made of the embedded model in a moment; and the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM
+
+from rlinf_lite.checkpoint import Checkpointer
+from rlinf_lite.config import Config, build, flatten
+from rlinf_lite.eval.__main__ import main
+from rlinf_lite.models.build import named_state, tied_names
+from rlinf_lite.models.folder import resolve
+
+EMBEDDED = "embedded:tiny-arithmetic"
+SETTINGS = {
+    "runner": {"experiment_name": "tried", "max_steps": 8, "seq_length": 16},
+    "algorithm": {"group_size": 4, "sampling_params": {"max_new_tokens": 4}},
+    "rollout": {"max_running_requests": 5},
+    "data": {
+        "type": "arithmetic",
+        "max_prompt_length": 8,
+        "rollout_batch_size": 8,
+        "arithmetic": {"num_problems": 24, "num_val_problems": 20},
+    },
+    "actor": {"seed": 77, "model": {"model_path": EMBEDDED}},
+    "reward": {"reward_type": "exact"},
+}
+
+
+@pytest.fixture
+def settings() -> dict:
+    """A run's config, as its YAML has it."""
+    return json.loads(json.dumps(SETTINGS))
+
+
+@pytest.fixture
+def trained_model():
+    """The embedded model, a little worse than it is."""
+
+    def make(seed: int = 0, noise: float = 0.004):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(resolve(EMBEDDED)).eval()
+        with torch.no_grad():
+            for param in model.parameters():
+                param.add_(torch.randn_like(param) * noise)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path, trained_model, settings):
+    """``make_run(steps=[2, 4])``: the folder that a run leaves, with its config and checkpoints."""
+
+    def make(steps: list[int], changes: dict | None = None, *, with_yaml: bool = True) -> Path:
+        folder = tmp_path / "logs" / "tried"
+        config: Config = build(OmegaConf.merge(settings, changes or {}))
+        (folder / "checkpoints").mkdir(parents=True)
+        if with_yaml:
+            (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        for step in steps:
+            model = trained_model(seed=step)
+            state = {"model": dict(named_state(model)), "lr_scheduler": {"num_updates": torch.tensor(step)}}
+            info = {
+                "tied": tied_names(model),
+                "model_path": config.actor.model.model_path,
+                "identity": flatten(config, neutral_keys=False) | {"actor.model (base weights)": "..."},
+            }
+            Checkpointer(folder / "checkpoints").save(step, state, data={}, info=info)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def exported(tmp_path, trained_model):
+    """The model of a run's checkpoint of step 4 as a Hugging Face folder."""
+    folder = tmp_path / "exported"
+    trained_model(seed=4).save_pretrained(folder)
+    for file in resolve(EMBEDDED).glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+@pytest.fixture
+def command(capsys):
+    """``command("MODEL", "--json")``: exit code, what was printed, what was said on stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def results(command):
+    """The results of a command that must succeed."""
+
+    def run(*arguments: object) -> dict:
+        code, out, err = command(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run

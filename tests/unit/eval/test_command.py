@@ -1,0 +1,191 @@
+"""Whole evaluations: the numbers of a run's own validation, rows that survive an interruption, and clear errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rlinf_lite.config import build
+from rlinf_lite.data import load_problems
+from rlinf_lite.eval import command as commands
+from rlinf_lite.models import folder
+from rlinf_lite.rewards import attempts, build_judge
+from rlinf_lite.rollout.builtin import BuiltinEngine
+from rlinf_lite.rollout.chunks import cut, join
+from rlinf_lite.types import Prompt, Sampling
+
+EMBEDDED = "embedded:tiny-arithmetic"
+
+
+@pytest.fixture
+def validated(settings, trained_model):
+    """The rollouts and scores of a run's validation after ``step``, from its parts."""
+
+    def run(step: int, **sampling):
+        config = build(settings)
+        model_dir = folder.resolve(EMBEDDED)
+        tokenizer = folder.load_tokenizer(model_dir)
+        engine = BuiltinEngine(
+            trained_model(seed=step), tokenizer, eos_ids=folder.eos_ids(model_dir, tokenizer), return_logprobs=False
+        )
+        prompts = [
+            Prompt(position=p.problem_id, epoch=0, problem=p)
+            for p in load_problems(config.data, "val", tokenizer).problems
+        ]
+        made = []
+        for first in range(0, len(prompts), 8):
+            for chunk in cut(
+                prompts[first : first + 8],
+                stream="val",
+                step=step,
+                group_size=1,
+                sampling=Sampling(**{**vars(config.algorithm.val_sampling_params), **sampling}),
+                seed=77,
+                max_rows=5,
+            ):
+                made += engine.generate(chunk)
+        made = join([made])
+        return made, build_judge(config.reward).score(attempts(prompts, made))
+
+    return run
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("flags", [[], ["--temperature", "1.3"]], ids=["greedy", "sampled"])
+def test_the_numbers_are_those_of_the_runs_validation(make_run, validated, results, tmp_path, flags):
+    run, file = make_run([2, 4]), tmp_path / "rows.jsonl"
+    rollouts, scores = validated(4, **({"do_sample": True, "temperature": 1.3} if flags else {}))
+    found = results(run, *flags, "--output", file)
+    assert found["accuracy"] == sum(score.correct for score in scores) / 20
+    assert 0 < found["accuracy"] < 1
+    assert (found["step"], found["num_problems"], found["num_samples"]) == (4, 20, 1)
+    for row, rollout, score in zip(rows_of(file), rollouts, scores, strict=True):
+        (response,) = row["responses"]
+        assert (response["text"], response["correct"], response["finished"], response["num_tokens"]) == (
+            rollout.text,
+            score.correct,
+            rollout.finished,
+            len(rollout.response_ids),
+        )
+
+
+def test_an_export_answers_as_its_checkpoint(make_run, exported, results):
+    run = make_run([4])
+    of_run, of_export = results(run), results(exported, "--config", run)
+    same = of_run.keys() - {"model", "step"}
+    assert {key: of_run[key] for key in same} == {key: of_export[key] for key in same}
+
+
+def test_samples(make_run, results, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    found = results(make_run([4]), "--num-samples", 6, "--output", file)
+    rows = rows_of(file)
+    assert [row["problem_id"] for row in rows] == list(range(20))
+    assert all(len(row["responses"]) == 6 for row in rows)
+    assert any(len({response["text"] for response in row["responses"]}) > 1 for row in rows)
+    correct = [[response["correct"] for response in row["responses"]] for row in rows]
+    assert list(found["pass@k"]) == list(found["maj@k"]) == ["1", "2", "4", "6"]
+    assert found["pass@k"]["1"] == pytest.approx(found["accuracy"]) == found["maj@k"]["1"]
+    assert found["pass@k"]["6"] == sum(map(any, correct)) / 20
+    assert found["accuracy"] == sum(map(sum, correct)) / 120
+    first = rows[0]
+    assert first["prompt"].endswith("=") and first["reference"].isdigit() and first["source"].startswith("arithmetic:")
+    assert first["responses"][0].keys() == {"text", "answer", "correct", "reward", "finished", "num_tokens", "error"}
+
+
+def test_it_goes_on_where_it_was(make_run, command, results, tmp_path, monkeypatch):
+    """Ctrl-C in the third chunk, then the same command: the file is that of an evaluation in one go."""
+    run, whole, file = make_run([4]), tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
+    in_one_go = results(run, "--temperature", 1, "--output", whole)
+    generate, calls = BuiltinEngine.generate, []
+
+    def interrupted(engine, chunk):
+        calls.append(chunk)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(engine, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BuiltinEngine, "generate", interrupted)
+        code, _, err = command(run, "--temperature", 1, "--output", file)
+        assert (code, len(rows_of(file))) == (130, 8) and "interrupted" in err
+        assert json.loads((tmp_path / "rows.jsonl.summary.json").read_text())["results"] is None
+    code, _, err = command(run, "--temperature", 1, "--top-p", 0.9, "--output", file)
+    assert code == 2 and "algorithm.val_sampling_params.top_p: 1.0 -> 0.9" in err
+    assert results(run, "--temperature", 1, "--output", file) == in_one_go
+    assert file.read_bytes() == whole.read_bytes()
+
+    with monkeypatch.context() as patch:  # all rows are there: no engine is needed any more
+        patch.setattr(commands, "build_engine", None)
+        code, out, _ = command(run, "--temperature", 1, "--output", file)
+    assert code == 0 and "20 are there already" in out and "accuracy" in out
+
+
+def test_rows_of_a_file(exported, results, tmp_path):
+    data = tmp_path / "sums.jsonl"
+    data.write_text('{"q": "12+30=", "a": "42"}\n{"q": "2+2=", "a": 4}\n{"q": "11111111111+1=", "a": "x"}\n')
+    found = results(exported, "--data", data, "data.prompt_key=q", "data.answer_key=a", "data.max_prompt_length=8")
+    assert found["num_problems"] == 2
+    found = results(exported, "data.answer_key=a", "--max-new-tokens", 4, "--data", data, data, "data.prompt_key=q")
+    assert (found["num_problems"], found["response_tokens_max"] <= 4) == (6, True)
+
+
+def test_the_embedded_model_needs_nothing(command):
+    code, out, err = command(EMBEDDED, "data.arithmetic.num_val_problems=40")
+    assert code == 0, err
+    assert "40 from arithmetic; reward exact" in out and "greedy, at most 4 new tokens" in out
+    assert "accuracy    0." in out and "of 40 responses" in out
+    assert "40/40 problems" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "error: nowhere: no such folder"),
+        ([EMBEDDED, "--num-samples", "4", "--temperature", "0"], "error: --num-samples 4: all greedy responses"),
+        ([EMBEDDED, "--num-samples", "0"], "error: --num-samples 0: must be at least 1"),
+        ([EMBEDDED, "--temperature", "-1"], "temperature=-1.0: must be above 0"),
+        ([EMBEDDED, "--data", "gone.jsonl"], "error: data.val_data_paths: no such file or folder: 'gone.jsonl'"),
+        ([EMBEDDED, "greedy"], "error: 'greedy': neither an option nor key=value"),
+        ([EMBEDDED, "--engine", "tgi"], "error: rollout.rollout_backend=tgi: "),
+        ([EMBEDDED, "--config", "gone"], "error: --config gone: there is no "),
+    ],
+)
+def test_users_errors(command, arguments, message):
+    code, _, err = command(*arguments)
+    assert (code, message in err, "Traceback" in err) == (2, True, False), err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(command):
+    assert (
+        command(EMBEDDED, "--device", "cuda")[2]
+        == "error: cluster.device=cuda: no CUDA device here; give --device cpu\n"
+    )
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_run, exported, command, tmp_path):
+    base = tmp_path / "other"
+    shutil.copytree(exported, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "intermediate_size": 191}))
+    code, _, err = command(make_run([4]), f"actor.model.model_path={base}")
+    assert code == 2 and "mlp.gate_proj.weight is [192, 64], the base model's is [191, 64]" in err
+
+
+def test_help_is_quick():
+    code = (
+        "import sys\nfrom rlinf_lite.eval import __main__ as command\n"
+        "try: command.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'ray', 'hydra') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--num-samples" in shown and shown.splitlines()[-1] == "[]"

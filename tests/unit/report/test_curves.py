@@ -1,0 +1,65 @@
+"""What is drawn of a long or broken curve; and round numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlinf_lite.report.curves import MOST_POINTS, curve, extremes, means, smoothed
+from rlinf_lite.report.numbers import duration, log_ticks, short, size, tick_label, ticks
+
+
+def test_no_spike_is_lost_among_100_000_points():
+    steps, values = np.arange(100_000), np.zeros(100_000)
+    values[77_777], values[3] = 5.0, -7.0
+    thin_steps, thin = extremes(steps, values)
+    assert len(thin) <= MOST_POINTS and (np.diff(thin_steps) > 0).all()
+    assert thin[thin_steps == 77_777] == 5.0 and thin[thin_steps == 3] == -7.0
+
+
+def test_a_short_curve_is_left_as_it_is():
+    steps, values = np.arange(MOST_POINTS), np.random.default_rng(0).random(MOST_POINTS)
+    assert extremes(steps, values)[1] is values and means(steps, values, MOST_POINTS)[1] is values
+
+
+def test_means_keep_the_whole():
+    steps, values = np.arange(1, 9001), np.random.default_rng(0).random(9000)
+    _, found = means(steps, values, 1000)
+    assert found.shape == (1000,) and found.mean() == pytest.approx(values.mean())
+
+
+def test_a_straight_line_stays_straight_but_for_its_ends():
+    steps, values = np.arange(200), 3.0 * np.arange(200)
+    places, smooth = smoothed(steps, values)
+    assert len(places) == 200 and smooth[10:-10] == pytest.approx(values[10:-10])
+    assert abs(smooth[0] - values[0]) <= 3 and abs(smooth[-1] - values[-1]) <= 3
+
+
+def test_what_is_not_finite_is_counted_and_not_drawn():
+    made = curve((np.arange(4), np.array([1.0, np.nan, np.inf, 2.0])), label="", colour=0, smooth=True)
+    assert made.num_not_finite == 2 and made.points[0].tolist() == [0, 3] and made.smooth is None
+    assert curve((np.arange(2), np.array([np.nan, np.nan])), label="", colour=0, smooth=False) is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.5, 120.5), (-0.005, 0.004), (1e-9, 3e-9), (9.7e5, 1.2e6)])
+def test_ticks_are_few_within_and_told_apart(low, high):
+    found = ticks(low, high, 4)
+    assert 2 <= len(found) <= 6 and low <= found[0] and found[-1] <= high * (1 + 1e-9)
+    labels = [tick_label(value, found[1] - found[0]) for value in found]
+    assert len(set(labels)) == len(labels)
+
+
+def test_ticks_of_a_logarithmic_axis():
+    assert log_ticks(0.012, 0.6) == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5])
+    assert log_ticks(1e-4, 100) == pytest.approx([1e-4, 1e-3, 0.01, 0.1, 1, 10, 100])
+
+
+def test_numbers_for_people():
+    assert [short(x) for x in (0, 0.95312, 3.0, 12345, 999_999, 2.5e9, 3e-5, float("nan"))] == (
+        ["0", "0.953", "3", "12.3k", "1M", "2.5G", "3.0e-05", "nan"]
+    )
+    assert short(0.5, "percent") == "50.0 %"
+    assert [duration(x) for x in (0.0341, 12.34, 250, 11220, 360000)] == (
+        ["0.0341 s", "12.3 s", "4 min 10 s", "3 h 07 min", "4 d 4 h"]
+    )
+    assert [size(x) for x in (12, 1.47e6, 3e12)] == ["12 B", "1.47 MB", "3 TB"]

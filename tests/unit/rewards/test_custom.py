@@ -1,0 +1,221 @@
+"""Reward type ``custom``: how a user's function is found, checked and asked, and what its mistakes cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from rlinf_lite.config import ConfigError, RewardConfig
+from rlinf_lite.rewards import RewardError, build_judge, fingerprint, refuse_if_none_judged
+from rlinf_lite.rewards.user_function import OFFERED, find
+from rlinf_lite.types import Attempt, Score
+
+ATTEMPT = Attempt(prompt="1+1=", response="2", answer="3", finished=True, metadata={"level": 5})
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a file and returns ``path:name`` for a config."""
+
+    def write(code: str, name: str = "score", file: str = "my_reward.py") -> str:
+        (tmp_path / file).write_text(code)
+        return f"{tmp_path / file}:{name}"
+
+    return write
+
+
+def scores(path: str, *attempts: Attempt, **values) -> list[Score]:
+    config = RewardConfig(reward_type="custom", path=path, **values)
+    return build_judge(config).score(attempts or [ATTEMPT])
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        fingerprint(RewardConfig(reward_type="custom", path=path))
+    return str(caught.value)
+
+
+def test_a_function_gets_what_it_asks_for_by_name(write):
+    path = write("def score(answer, response): return len(answer) + 10 * len(response)")
+    (found,) = scores(path)
+    assert found == Score(reward=11.0, correct=True)
+    path = write(
+        "seen = []\ndef score(**all): seen.append(all); return sorted(all) == ['answer', 'finished', "
+        "'metadata', 'prompt', 'response'] and all['metadata'] == {'level': 5} and all['prompt'] == '1+1='"
+    )
+    assert scores(path) == [Score(reward=1.0, correct=True)]
+    assert find(path, ["."]).parameters == OFFERED
+    assert scores(write("def score(response, *, weight=0.5, metadata=None): return weight * metadata['level']")) == [
+        Score(reward=2.5, correct=True)
+    ]
+    assert scores(write("def score(): return 0.25"), reward_scale=4.0) == [Score(reward=1.0, correct=False)]
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("1", (1.0, True)),
+        ("0.99", (0.99, False)),
+        ("-1", (-1.0, False)),
+        ("True", (1.0, True)),
+        ("np.float32(0.5)", (0.5, False)),
+        ("np.bool_(True)", (1.0, True)),
+        ("Fraction(1, 2)", (0.5, False)),
+        ("{'reward': 0.2, 'correct': True}", (0.2, True)),
+        ("{'reward': 3, 'correct': 0}", (3.0, False)),
+        ("{'reward': 3, 'format': 1}", (3.0, True)),
+    ],
+)
+def test_what_a_function_may_return(write, returned, expected):
+    path = write(f"import numpy as np\nfrom fractions import Fraction\ndef score(response): return {returned}")
+    (found,) = scores(path)
+    assert (found.reward, found.correct, found.error) == (*expected, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("return None", "reward.path: the function returned None; return a number, a bool, or {'reward'"),
+        ("return '1'", "the function returned '1'"),
+        ("return {'score': 1}", "the function returned {'score': 1}"),
+        ("return float('nan')", "the function returned nan; a reward must be finite"),
+        ("return {'reward': -1e999}", "the function returned -inf"),
+        ("return [1.0]", "the function returned [1.0]"),
+        ("return 1 / len(response.strip('2'))", "ZeroDivisionError: division by zero ("),
+        ("raise SystemExit(3)", "SystemExit: 3 ("),
+    ],
+)
+def test_a_mistake_costs_one_response(write, body, error):
+    path = write(f"def score(response):\n    if response == 'fine': return 1\n    {body}")
+    fine = Attempt(prompt="", response="fine", answer="", finished=True)
+    first, second = scores(path, ATTEMPT, fine)
+    assert (first.reward, first.correct) == (0.0, False)
+    assert error in first.error
+    assert second == Score(reward=1.0, correct=True)
+    if "Error" in error or "Exit" in error:
+        assert first.error.endswith("my_reward.py:3)")
+
+
+def test_a_class_is_made_once(write):
+    code = (
+        "class Count:\n    def __init__(self): self.n = 0\n    def __call__(self, response): self.n += 1; return self.n"
+    )
+    assert [score.reward for score in scores(write(code, "Count"), ATTEMPT, ATTEMPT)] == [1.0, 2.0]
+    assert scores(write(code + "\nmade = Count()", "made")) == [Score(reward=1.0, correct=True)]
+
+
+def test_a_class_that_cannot_be_made_is_an_error_of_the_config(write):
+    path = write(
+        "class Judge:\n    def __init__(self): open('/no/such/model')\n    def __call__(self): return 1", "Judge"
+    )
+    assert fingerprint(RewardConfig(reward_type="custom", path=path)) is not None
+    with pytest.raises(ConfigError, match=r"Judge\(\) failed: FileNotFoundError: .*my_reward\.py:2\)"):
+        scores(path)
+
+
+def test_metadata_of_a_problem_is_not_the_functions_to_change(write):
+    path = write("def score(metadata): metadata['seen'] = 1; return len(metadata)")
+    assert [score.reward for score in scores(path, ATTEMPT, ATTEMPT)] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "said"),
+    [
+        (
+            "def score(completion): return 1",
+            "score",
+            "asks for 'completion'; what it may ask for, by name, is prompt, ",
+        ),
+        ("def score(response, /): return 1", "score", "asks for 'response'"),
+        ("def scores(response): return 1", "score", "has no 'score'; did you mean scores?"),
+        ("score = 5", "score", "is a int that cannot be called"),
+        ("class Judge:\n    def __init__(self, model): pass", "Judge", "but it needs model"),
+        ("class Judge: pass", "Judge", "cannot be called; name a function"),
+        ("async def score(response): return 1", "score", "is async; name a plain function"),
+        ("import no_such_thing", "score", "failed: ModuleNotFoundError: No module named 'no_such_thing' ("),
+        ("def score(:", "score", "failed: SyntaxError"),
+        ("1 / 0", "score", "my_reward.py failed: ZeroDivisionError: division by zero ("),
+        ("import sys; sys.exit('bye')", "score", "failed: SystemExit: bye"),
+    ],
+)
+def test_what_cannot_be_called_is_found_at_start(write, code, name, said):
+    path = write(code, name)
+    message = refusal(path)
+    assert message.startswith(f"reward.path={path}: ") and said in message
+
+
+@pytest.mark.parametrize("path", ["score", "my_pkg.my_reward", "my_reward.py", "my_reward.py:", ":score", "a:b c"])
+def test_what_names_no_function(path):
+    assert "use my_pkg.my_reward:score, or path/to/my_reward.py:score" in refusal(path)
+
+
+def test_missing_modules_and_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"there is no file {tmp_path}/none.py" in refusal("none.py:score")
+    message = refusal("no_pkg_here.rewards:score")
+    assert f"there is no module 'no_pkg_here'; looked in {tmp_path}" in message
+    (tmp_path / "pkg_at_start").mkdir()
+    (tmp_path / "pkg_at_start" / "__init__.py").write_text("")
+    assert "there is no module 'pkg_at_start.rewards'" in refusal("pkg_at_start.rewards:score")
+
+
+def test_modules_beside_the_run_are_found_and_shadow_nothing(tmp_path):
+    """As the launcher starts Python: -P, so that nothing but what is asked for comes from the folder of the run."""
+    (tmp_path / "judges_of_mine").mkdir()
+    (tmp_path / "judges_of_mine" / "__init__.py").write_text("")
+    (tmp_path / "judges_of_mine" / "rules.py").write_text("from .words import WORD\ndef score(response): return WORD")
+    (tmp_path / "judges_of_mine" / "words.py").write_text("WORD = 7")
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
+    (tmp_path / "math.py").write_text("def score(response): return 8")
+    code = (
+        "import sys; from rlinf_lite.config import RewardConfig; from rlinf_lite.rewards import build_judge\n"
+        "from rlinf_lite.types import Attempt; import json, math\n"
+        "given = [Attempt(prompt='', response='', answer='', finished=True)]\n"
+        "for path in sys.argv[1:]:\n"
+        "    judge = build_judge(RewardConfig(reward_type='custom', path=path))\n"
+        "    print(judge.score(given)[0].reward, math.pi > 3)"
+    )
+    paths = ["judges_of_mine.rules:score", "math.py:score"]
+    done = subprocess.run([sys.executable, "-P", "-c", code, *paths], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout.split("\n")[:2], done.stderr) == (["7.0 True", "8.0 True"], "")
+
+
+def test_a_worker_looks_where_the_driver_does(write, tmp_path, monkeypatch):
+    """A worker of a joined cluster runs in another folder."""
+    write("def score(response): return 9", file="elsewhere.py")
+    config = RewardConfig(reward_type="custom", path="elsewhere.py:score")
+    with pytest.raises(ConfigError, match="there is no file"):
+        build_judge(config)
+    assert build_judge(config, [str(tmp_path)]).score([ATTEMPT])[0].reward == 9.0
+
+
+def test_the_fingerprint_is_of_source_and_name(write, tmp_path):
+    code = "def score(response): return 1\ndef other(response): return 2\n"
+    (tmp_path / "elsewhere").mkdir()
+
+    def of(path: str) -> str | None:
+        return fingerprint(RewardConfig(reward_type="custom", path=path))
+
+    first = of(write(code))
+    assert of(write(code)) == first
+    assert of(write(code, file="elsewhere/renamed.py")) == first
+    assert of(write(code, "other")) != first
+    assert of(write(code + "# changed\n")) != first
+    defined_elsewhere = "from helper_of_reward import score"
+    write("def score(response): return 1", file="helper_of_reward.py")
+    second = of(write(defined_elsewhere))
+    sys.modules.pop("helper_of_reward")
+    write("def score(response): return 22", file="helper_of_reward.py")
+    assert of(write(defined_elsewhere)) != second
+    assert fingerprint(RewardConfig()) is None
+
+
+def test_a_batch_of_errors_alone_ends_the_run():
+    right, failed = Score(reward=1.0, correct=True), Score(reward=0.0, correct=False, error="KeyError: 'x' (a.py:3)")
+    refuse_if_none_judged([failed] * 7)
+    refuse_if_none_judged([failed] * 511 + [right])
+    refuse_if_none_judged([])
+    with pytest.raises(RewardError, match=r"none of 8 responses could be judged; the first: KeyError: 'x' \(a.py:3\)"):
+        refuse_if_none_judged([failed] * 8)

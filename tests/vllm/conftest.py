@@ -1,0 +1,65 @@
+"""One engine for all tests of a process, and engines in processes of their own. Skipped where vLLM is not installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+# Importing it takes half a minute, and must come after the environment is set: the engine does it.
+collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
+sys.path.append(str(HERE))
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """Over the embedded model with two heads, in fp32. A test loads what weights it needs."""
+    from engine_process import make_engine
+
+    engine = make_engine()
+    yield engine
+    engine.close()
+
+
+class Processes:
+    """Engines in new processes, ended with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, **job: Any) -> tuple[subprocess.Popen[str], Path]:
+        """The process, and the file that will hold what its chunks gave."""
+        output = self._folder / f"{len(self.running)}.json"
+        command = [sys.executable, str(HERE / "engine_process.py")]
+        with (self._folder / "log").open("a") as log:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
+        self.running.append(process)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({**job, "output": str(output)}))
+        process.stdin.close()
+        return process, output
+
+    def run(self, **job: Any) -> list[Any]:
+        process, output = self.start(**job)
+        assert process.wait(timeout=280) == 0, self.log
+        return json.loads(output.read_text())
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
+
+
+@pytest.fixture
+def processes(tmp_path: Path):
+    made = Processes(tmp_path)
+    yield made
+    for process in made.running:
+        process.kill()
+        process.wait()

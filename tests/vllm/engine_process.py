@@ -1,0 +1,126 @@
+"""An engine over a tiny model, chunks for it, and its answers as bits.
+
+As a script it is a process of its own: it reads a job as JSON from stdin, and writes what each chunk of it gave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlinf_lite.config import RolloutConfig, RolloutModelConfig, SamplingConfig
+from rlinf_lite.models import build, folder
+from rlinf_lite.rollout.vllm_engine import VllmEngine
+from rlinf_lite.types import GenerationChunk, Problem, Prompt, Rollout, Sampling
+
+EMBEDDED = "embedded:tiny-arithmetic-2heads"
+
+
+def load_model(path: str = EMBEDDED, precision: str = "fp32", seed: int | None = None) -> PreTrainedModel:
+    """transformers' own: what the trainer computes with. With a seed: other weights, far from the stored ones."""
+    model = AutoModelForCausalLM.from_pretrained(folder.resolve(path), dtype=build.DTYPES[precision]).eval()
+    if seed is not None:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def make_engine(path: str = EMBEDDED, *, temperature: float = 1.0, seq_length: int = 64, **settings: Any) -> VllmEngine:
+    torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    model_dir = folder.resolve(path)
+    precision = settings.pop("precision", "fp32")
+    tokenizer = folder.load_tokenizer(folder.resolve(EMBEDDED))
+    return VllmEngine(
+        RolloutConfig(
+            rollout_backend="vllm",
+            model=RolloutModelConfig(precision=precision),
+            **{"max_running_requests": 64, "return_logprobs": True, **settings},
+        ),
+        tokenizer,
+        model_dir=model_dir,
+        shapes=build.weight_shapes(build.build_on_meta(folder.load_config(model_dir, None), precision)),
+        eos_ids=folder.eos_ids(folder.resolve(EMBEDDED), tokenizer),
+        seq_length=seq_length,
+        sampling=SamplingConfig(temperature=temperature),
+        device=torch.device("cpu"),
+    )
+
+
+def pieces(model: PreTrainedModel) -> list[tuple[str, int, torch.Tensor]]:
+    return [(name, 0, tensor.detach()) for name, tensor in build.named_state(model)]
+
+
+def make_chunk(
+    prompts: list[list[int]],
+    *,
+    first: int = 0,
+    stream: str = "train",
+    step: int = 1,
+    group_size: int = 1,
+    **sampling: Any,
+) -> GenerationChunk:
+    """``prompts`` are token ids; their positions count from ``first``."""
+    plain = {"do_sample": True, "temperature": 1.0, "top_k": -1, "top_p": 1.0, "repetition_penalty": 1.0}
+    return GenerationChunk(
+        stream=stream,
+        step=step,
+        index=0,
+        prompts=tuple(
+            Prompt(
+                position=first + i,
+                epoch=0,
+                problem=Problem(problem_id=i, prompt="", answer="", prompt_ids=tuple(ids), source="made"),
+            )
+            for i, ids in enumerate(prompts)
+        ),
+        group_size=group_size,
+        sampling=Sampling(**{**plain, "max_new_tokens": 6, **sampling}),
+        seed=5,
+    )
+
+
+def bits(rollouts: list[Rollout]) -> list[Any]:
+    return [
+        [
+            r.position,
+            r.sample_index,
+            r.response_ids.tolist(),
+            None if r.logprobs is None else r.logprobs.tobytes().hex(),
+        ]
+        for r in rollouts
+    ]
+
+
+def sums(*texts: str) -> list[list[int]]:
+    tokenizer = folder.load_tokenizer(folder.resolve(EMBEDDED))
+    return [tokenizer(text)["input_ids"] for text in texts]
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    engine = make_engine(**job.get("engine", {}))
+    precision = job.get("engine", {}).get("precision", "fp32")
+    engine.load_weights(pieces(load_model(precision=precision, **job.get("model", {}))))
+    made = [bits(engine.generate(make_chunk(**chunk))) for chunk in job["chunks"]]
+    output = Path(job["output"])
+    aside = output.with_suffix(".tmp")
+    aside.write_text(json.dumps(made))
+    aside.replace(output)
+    if job.get("wait_for_signal"):
+        signal.pause()
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What the engine computes with after a load: read back out of its kernels, and log-probs held against transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from engine_process import EMBEDDED, bits, load_model, make_chunk, make_engine, pieces, sums
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rlinf_lite.models import build, folder
+
+pytestmark = pytest.mark.timeout(600)
+SHAPE = {
+    "vocab_size": 20,
+    "hidden_size": 128,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 64,
+}
+
+
+def vllm_model(engine) -> nn.Module:
+    return engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+
+
+def matrix(layer: nn.Module, columns: int, dtype: torch.dtype) -> Tensor:
+    """The matrix that a layer multiplies with. On a CPU it is packed and the plain one is gone, but one column times 1
+    and all others times 0 is that column, exactly."""
+    return layer.quant_method.apply(layer, torch.eye(columns, dtype=dtype)).t().contiguous()  # type: ignore[union-attr, operator]
+
+
+def held_weights(engine, config, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Hugging Face names and tensors, taken apart again, of a Llama-like model in the engine."""
+    model = vllm_model(engine)
+    hidden, head = config.hidden_size, config.head_dim
+    heads, kv = config.num_attention_heads * head, config.num_key_value_heads * head
+    body = model.model
+    held = {
+        "model.embed_tokens.weight": body.embed_tokens.weight[: config.vocab_size],
+        "model.norm.weight": body.norm.weight,
+        # Also where it is tied: what the last layer computes with must be the new embedding.
+        "lm_head.weight": matrix(model.lm_head, hidden, dtype)[: config.vocab_size],
+    }
+    for index, layer in enumerate(body.layers):
+        name, attention, mlp = f"model.layers.{index}.", layer.self_attn, layer.mlp
+        biases = attention.qkv_proj.bias
+        qkv = matrix(attention.qkv_proj, hidden, dtype) - (0 if biases is None else biases[:, None])
+        q, k, v = qkv.split([heads, kv, kv])
+        gate, up = matrix(mlp.gate_up_proj, hidden, dtype).chunk(2)
+        held |= {
+            f"{name}self_attn.q_proj.weight": q,
+            f"{name}self_attn.k_proj.weight": k,
+            f"{name}self_attn.v_proj.weight": v,
+            f"{name}self_attn.o_proj.weight": matrix(attention.o_proj, heads, dtype),
+            f"{name}mlp.gate_proj.weight": gate,
+            f"{name}mlp.up_proj.weight": up,
+            f"{name}mlp.down_proj.weight": matrix(mlp.down_proj, config.intermediate_size, dtype),
+            f"{name}input_layernorm.weight": layer.input_layernorm.weight,
+            f"{name}post_attention_layernorm.weight": layer.post_attention_layernorm.weight,
+        }
+    return held
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name].detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def gap(model: PreTrainedModel, rollouts, temperature: float = 1.0) -> float:
+    """Largest difference between the engine's log-probs and transformers' over all tokens."""
+    largest = 0.0
+    for rollout in rollouts:
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])
+        with torch.no_grad():
+            logprobs = (model(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
+        start = len(rollout.prompt_ids)
+        theirs = logprobs[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0]
+        largest = max(largest, (theirs - torch.from_numpy(rollout.logprobs)).abs().max().item())
+    return largest
+
+
+PROMPTS = sums("57+38=", "12+31=", "99+99=")
+
+
+def test_the_engine_holds_what_was_loaded_last(engine):
+    """By hash, three times over: a first load that stays, or a tied last layer that keeps the old one, would show."""
+    config = load_model().config
+    for seed in (None, 1, 2):
+        model = load_model(seed=seed)
+        engine.load_weights(pieces(model))
+        assert digest(held_weights(engine, config, torch.float32)) == digest(dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gpt2", "gemma2"])
+def test_families(model_type, tmp_path):
+    """Tied and untied, with biases and norms of their own, fused and transposed ones: by log-probs, after two loads."""
+    if model_type == "gpt2":
+        config = AutoConfig.for_model("gpt2", vocab_size=20, n_embd=128, n_layer=2, n_head=4, n_positions=64)
+    else:
+        config = AutoConfig.for_model(model_type, **SHAPE, tie_word_embeddings=model_type not in ("llama", "qwen3"))
+    for name in ("first", "second"):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    engine = make_engine(str(tmp_path / "first"))
+    for name in ("first", "second"):
+        model = load_model(str(tmp_path / name), seed=7)
+        engine.load_weights(pieces(model))
+        # The attention of Gemma 2 caps its scores by tanh, of which vLLM's CPU kernel has an approximation.
+        assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=4))) < (
+            2e-3 if model_type == "gemma2" else 2e-5
+        )
+
+
+def test_bf16_is_cast_once(tmp_path):
+    """Equal to the bit in bf16 too: what was cast on the way is not cast again."""
+    config = AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=False)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    engine = make_engine(str(tmp_path), precision="bf16")
+    model = load_model(str(tmp_path), "bf16", seed=3)
+    engine.load_weights(pieces(model))
+    assert digest(held_weights(engine, model.config, torch.bfloat16)) == digest(dict(model.state_dict()))
+    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=4))) < 0.1
+
+
+def test_rows_from_several_ranks(engine):
+    model = load_model(seed=4)
+    engine.load_weights(pieces(model))
+    expected = bits(engine.generate(make_chunk(PROMPTS, group_size=4)))
+    engine.load_weights(pieces(load_model(seed=5)))
+    assert bits(engine.generate(make_chunk(PROMPTS, group_size=4))) != expected
+    ranks = []
+    for rank in range(3):
+        for name, _, tensor in pieces(model):
+            rows = -(-tensor.shape[0] // 3)
+            part = tensor[rank * rows : (rank + 1) * rows]
+            if part.numel():
+                ranks.append((name, rank * rows, part))
+    engine.load_weights(ranks)
+    assert bits(engine.generate(make_chunk(PROMPTS, group_size=4))) == expected
+
+
+def test_weights_that_are_missing_or_unknown(engine):
+    weights = pieces(load_model())
+    with pytest.raises(ValueError, match=r"1 weights, for example model\.norm\.weight"):
+        engine.load_weights([piece for piece in weights if piece[0] != "model.norm.weight"])
+    with pytest.raises(KeyError, match="elsewhere"):
+        engine.load_weights([*weights[3:7], ("elsewhere", 0, torch.zeros(1))])
+    engine.load_weights(weights)  # nothing is left of those that broke off
+    assert digest(held_weights(engine, load_model().config, torch.float32)) == digest(dict(load_model().state_dict()))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_trainer(temperature, engine):
+    """At the temperature, before top-k and top-p: the distribution that `algorithms.token_logprobs` speaks of."""
+    other = engine if temperature == 1.0 else make_engine(temperature=temperature)
+    model = load_model()
+    other.load_weights(pieces(model))
+    chunk = make_chunk(PROMPTS, group_size=16, temperature=temperature)
+    assert gap(model, other.generate(chunk), temperature) < 1e-5
+    if temperature == 1.0:
+        assert gap(model, other.generate(make_chunk(PROMPTS, group_size=16, top_p=0.5, top_k=4))) < 1e-5
+
+
+def test_nothing_is_drawn_from_weights_that_are_not_finite():
+    engine = make_engine()
+    broken = load_model()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    engine.load_weights(pieces(broken))
+    with pytest.raises(FloatingPointError, match=r"rollout\.model\.precision"):
+        engine.generate(make_chunk(PROMPTS))
+
+
+def test_heads_that_vllm_has_no_kernels_for():
+    from rlinf_lite.config import ConfigError
+
+    with pytest.raises(ConfigError, match=r"heads are 16 wide.*tiny-arithmetic-2heads"):
+        make_engine("embedded:tiny-arithmetic")
+
+
+def test_the_folder_is_read_for_its_config_alone(tmp_path: Path):
+    """A folder without weights is enough: they come from the actor."""
+    source = folder.resolve(EMBEDDED)
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text())))
+    engine = make_engine(str(tmp_path))
+    model = load_model()
+    engine.load_weights((name, 0, tensor.detach()) for name, tensor in build.named_state(model))
+    assert gap(model, engine.generate(make_chunk(PROMPTS))) < 1e-5
