@@ -1,4 +1,4 @@
-"""One engine for all tests of a process, and engines in processes of their own. Skipped where vLLM is not installed."""
+"""An engine in this process, and engines in processes of their own. Skipped where vLLM is not installed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,38 @@ collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
 sys.path.append(str(HERE))
 
 
-@pytest.fixture(scope="session")
-def engine():
-    """Over the embedded model with two heads, in fp32. A test loads what weights it needs."""
-    from engine_process import make_engine
+class Engines:
+    """One at a time: vLLM keeps process groups that engines of one process share, and the end of one is that of all."""
 
-    engine = make_engine()
-    yield engine
-    engine.close()
+    def __init__(self) -> None:
+        self._key, self._engine = "", None
+
+    def of(self, *args: Any, **settings: Any):
+        """As `make_engine`; the one that is there if it is the same. A test loads what weights it needs."""
+        from engine_process import make_engine
+
+        if (key := repr((args, sorted(settings.items())))) != self._key:
+            self.close()
+            self._key, self._engine = key, make_engine(*args, **settings)
+        return self._engine
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._key, self._engine = "", None
+
+
+@pytest.fixture(scope="session")
+def engines():
+    made = Engines()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def engine(engines):
+    """Over the embedded model with two heads, in fp32."""
+    return engines.of()
 
 
 class Processes:

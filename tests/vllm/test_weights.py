@@ -103,7 +103,7 @@ def test_the_engine_holds_what_was_loaded_last(engine):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gpt2", "gemma2"])
-def test_families(model_type, tmp_path):
+def test_families(model_type, tmp_path, engines):
     """Tied and untied, with biases and norms of their own, fused and transposed ones: by log-probs, after two loads."""
     if model_type == "gpt2":
         config = AutoConfig.for_model("gpt2", vocab_size=20, n_embd=128, n_layer=2, n_head=4, n_positions=64)
@@ -111,7 +111,7 @@ def test_families(model_type, tmp_path):
         config = AutoConfig.for_model(model_type, **SHAPE, tie_word_embeddings=model_type not in ("llama", "qwen3"))
     for name in ("first", "second"):
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
-    engine = make_engine(str(tmp_path / "first"))
+    engine = engines.of(str(tmp_path / "first"))
     for name in ("first", "second"):
         model = load_model(str(tmp_path / name), seed=7)
         engine.load_weights(pieces(model))
@@ -121,11 +121,11 @@ def test_families(model_type, tmp_path):
         )
 
 
-def test_bf16_is_cast_once(tmp_path):
+def test_bf16_is_cast_once(tmp_path, engines):
     """Equal to the bit in bf16 too: what was cast on the way is not cast again."""
     config = AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=False)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    engine = make_engine(str(tmp_path), precision="bf16")
+    engine = engines.of(str(tmp_path), precision="bf16")
     model = load_model(str(tmp_path), "bf16", seed=3)
     engine.load_weights(pieces(model))
     assert digest(held_weights(engine, model.config, torch.bfloat16)) == digest(dict(model.state_dict()))
@@ -159,26 +159,27 @@ def test_weights_that_are_missing_or_unknown(engine):
     assert digest(held_weights(engine, load_model().config, torch.float32)) == digest(dict(load_model().state_dict()))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_are_those_of_the_trainer(temperature, engine):
+def test_logprobs_are_those_of_the_trainer(engines):
     """At the temperature, before top-k and top-p: the distribution that `algorithms.token_logprobs` speaks of."""
-    other = engine if temperature == 1.0 else make_engine(temperature=temperature)
     model = load_model()
-    other.load_weights(pieces(model))
-    chunk = make_chunk(PROMPTS, group_size=16, temperature=temperature)
-    assert gap(model, other.generate(chunk), temperature) < 1e-5
-    if temperature == 1.0:
-        assert gap(model, other.generate(make_chunk(PROMPTS, group_size=16, top_p=0.5, top_k=4))) < 1e-5
+    engine = engines.of()
+    engine.load_weights(pieces(model))
+    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=16))) < 1e-5
+    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=16, top_p=0.5, top_k=4))) < 1e-5
+    engine = engines.of(temperature=0.7)
+    engine.load_weights(pieces(model))
+    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=16, temperature=0.7)), 0.7) < 1e-5
 
 
-def test_nothing_is_drawn_from_weights_that_are_not_finite():
-    engine = make_engine()
+def test_nothing_is_drawn_from_weights_that_are_not_finite(engines):
+    engine = engines.of()
     broken = load_model()
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("nan"))
     engine.load_weights(pieces(broken))
     with pytest.raises(FloatingPointError, match=r"rollout\.model\.precision"):
         engine.generate(make_chunk(PROMPTS))
+    engines.close()  # its requests are still in it
 
 
 def test_heads_that_vllm_has_no_kernels_for():
@@ -188,11 +189,11 @@ def test_heads_that_vllm_has_no_kernels_for():
         make_engine("embedded:tiny-arithmetic")
 
 
-def test_the_folder_is_read_for_its_config_alone(tmp_path: Path):
+def test_the_folder_is_read_for_its_config_alone(tmp_path: Path, engines):
     """A folder without weights is enough: they come from the actor."""
     source = folder.resolve(EMBEDDED)
     (tmp_path / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text())))
-    engine = make_engine(str(tmp_path))
+    engine = engines.of(str(tmp_path))
     model = load_model()
     engine.load_weights((name, 0, tensor.detach()) for name, tensor in build.named_state(model))
     assert gap(model, engine.generate(make_chunk(PROMPTS))) < 1e-5
