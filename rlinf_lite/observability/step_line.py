@@ -20,6 +20,7 @@ COLUMNS = (
     Column("loss", "loss/policy", 8, ".4f"),
     Column("len", "length/response_mean", 6, ".1f"),
     Column("kl", "policy/kl", 6, ".3f"),
+    Column("gap", "policy/rollout_logprob_gap", 6, ".4f"),
     Column("ent", "policy/entropy", 6, ".3f"),
     Column("clip", "policy/clip_fraction", 6, ".1%"),
     Column("gnorm", "optim/grad_norm", 6, ".2f"),
@@ -61,9 +62,10 @@ def _throughput(metrics: Metrics) -> str:
 
 
 def _fit(value: float, width: int, spec: str) -> str:
-    """``value`` in ``width`` characters; one too large for its format is written as a power of ten."""
-    text = format(value, spec)
-    return (text if len(text) <= width else format(value, ".0e")).rjust(width)
+    """``value`` in ``width`` characters: one too large for that loses decimals, or becomes a power of ten."""
+    fewer = [f".{decimals}f" for decimals in range(int(spec[1]) - 1, -1, -1)] if spec.endswith("f") else []
+    texts = [format(value, each) for each in (spec, *fewer, ".0e")]
+    return next((text for text in texts if len(text) <= width), texts[-1]).rjust(width)
 
 
 def _short(value: float) -> str:

@@ -104,3 +104,8 @@ def test_on_a_terminal_the_bar_moves_and_lines_stay_whole(environment):
     lines = [re.split(r"\r", line)[-1] for line in text.replace("\r\n", "\n").split("\n")]
     for expected in [*(f"step    {step}/8  reward  0.500" for step in range(5, 9)), "all done"]:
         assert lines.count(expected) == 1, text
+
+
+def test_a_long_phase_loses_decimals_first():
+    line = step_line(1, {"time/update": 154.32, "time/rollout": 98765.0, "time/sync": 1e7})
+    assert "update 154.3" in line and "rollout 98765" in line and "sync 1e+07" in line
