@@ -78,6 +78,7 @@ class Runner:
             prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
             with timer.phase("rollout"):
                 rollouts, judging = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
+            self.rest()
             with timer.phase("reward"):
                 scores = in_order(judging, rollouts)
             advantages = self.advantages(rollouts, scores)
@@ -151,6 +152,11 @@ class Runner:
             judge(judging, keyed[key].prompts, rollouts)
         return join(self._made[key] for key in keyed), judging
 
+    def rest(self) -> None:
+        """Engines give up their GPU memory until the next weights, where the config says so."""
+        if self.config.rollout.enable_sleep:
+            self.rollouts.call("sleep")
+
     def advantages(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> torch.Tensor:
         """float32 [N], one a rollout: whole groups are compared here, before anything is cut over ranks."""
         algorithm = self.config.algorithm
@@ -197,6 +203,7 @@ class Runner:
                 )
                 rollouts += made
                 scores += in_order(judging, made)
+            self.rest()
         metrics = rollout_metrics(rollouts, scores, prefix="val/")
         metrics["val/accuracy"] = metrics.pop("val/reward/accuracy")
         self.progress.validated(metrics["val/accuracy"])
