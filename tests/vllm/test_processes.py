@@ -1,0 +1,46 @@
+"""Engines in processes of their own: the same bits in each, tensor parallel ones, and nothing left of a killed one."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+from engine_process import bits, load_model, make_chunk, pieces, sums
+
+pytestmark = pytest.mark.timeout(900)
+ONE = {"prompts": sums("57+38=", "12+31="), "group_size": 8}
+OTHER = {"prompts": sums("99+99=", "45+23=", "10+10="), "first": 20, "group_size": 6, "max_new_tokens": 12}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bits_are_those_of_another_process(precision, processes):
+    """In whatever order the chunks come: tokens and log-probs."""
+    engine = {"precision": precision}
+    first, second = processes.run(engine=engine, chunks=[ONE, OTHER])
+    assert processes.run(engine=engine, chunks=[OTHER, ONE]) == [second, first]
+
+
+def test_two_tensor_parallel_ranks(engine, processes):
+    """Sums over two ranks are other sums, so log-probs differ in their last bits; the tokens of a greedy chunk do not.
+    Weights, tied ones too, reach both."""
+    greedy = {**ONE, "do_sample": False}
+    job = {"engine": {"tensor_parallel_size": 2}, "model": {"seed": 2}}
+    made = processes.run(**job, chunks=[greedy, OTHER])
+    assert processes.run(**job, chunks=[OTHER, greedy]) == made[::-1]
+    engine.load_weights(pieces(load_model(seed=2)))
+    assert [row[2] for row in made[0]] == [row[2] for row in bits(engine.generate(make_chunk(**greedy)))]
+
+
+def test_nothing_outlives_an_engine_that_is_killed(processes):
+    process, output = processes.start(engine={"tensor_parallel_size": 2}, chunks=[ONE], wait_for_signal=True)
+    while not output.exists():
+        assert process.poll() is None, processes.log
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert (
+        len([child for child in children if "Worker" in child.name() or "spawn_main" in " ".join(child.cmdline())]) >= 2
+    )
+    process.kill()
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not left
