@@ -33,7 +33,7 @@ def finish(run, process, expect: int = 0) -> str:
 
 
 def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
-    """Alone or two at once: with replicas no completed step is made twice, and a save that was cut off is made up for."""
+    """Alone or two at once: no completed step is made twice, and a save that was cut off is made up for."""
     run = new_run({**TWO_ROLLOUTS, "runner.save_interval": "3"})
     mark = tmp_path / "saving"
     slow = {"phase": "save.halfway", "step": 3, "rank": 0, "action": "wait", "mark": str(mark)}

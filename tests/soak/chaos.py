@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills-per-run", type=int, help="default: drawn for each case")
     parser.add_argument("--ranks", type=int, default=2, help="actor ranks (default: %(default)s)")
     parser.add_argument("--cluster", action="store_true", help="on a Ray cluster of --ranks + 1 raylets, here")
-    parser.add_argument("--strict", action="store_true", help="no driver may end early but one that was killed, or whose raylet was")
+    parser.add_argument(
+        "--strict", action="store_true", help="only a driver that was killed, or its raylet, may end early"
+    )
     parser.add_argument("--limit", type=float, help="seconds after which a run counts as hanging (default: ample)")
     parser.add_argument("--folder", help="where to work (default: the system's for temporary files)")
     parser.add_argument("--keep", action="store_true", help="keep every run's folder")
