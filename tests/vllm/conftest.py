@@ -1,19 +1,16 @@
-"""An engine in this process, and engines in processes of their own. Skipped where vLLM is not installed."""
+"""An engine in this process, and engines in processes of their own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
-# Importing it takes half a minute, and must come after the environment is set: the engine does it.
-collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
 sys.path.append(str(HERE))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from engine_process import EMBEDDED, bits, load_model, make_chunk, pieces, sums
 from rlinf_lite.models import folder
 from rlinf_lite.rollout.builtin import BuiltinEngine
 
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed: bash toolkits/vllm/install_cpu.sh", allow_module_level=True)
 pytestmark = pytest.mark.timeout(600)
 TEXTS = ("57+38=", "12+31=", "99+99=", "10+10=", "45+23=", "88+13=")
 

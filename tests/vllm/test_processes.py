@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 
 import psutil
 import pytest
 from engine_process import bits, load_model, make_chunk, pieces, sums
 
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed: bash toolkits/vllm/install_cpu.sh", allow_module_level=True)
 pytestmark = pytest.mark.timeout(900)
 ONE = {"prompts": sums("57+38=", "12+31="), "group_size": 8}
 OTHER = {"prompts": sums("99+99=", "45+23=", "10+10="), "first": 20, "group_size": 6, "max_new_tokens": 12}

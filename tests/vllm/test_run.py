@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed: bash toolkits/vllm/install_cpu.sh", allow_module_level=True)
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("e2e")]
 VLLM = {
     "rollout.rollout_backend": "vllm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -210,6 +211,19 @@ def test_the_fingerprint_is_of_source_and_name(write, tmp_path):
     write("def score(response): return 22", file="helper_of_reward.py")
     assert of(write(defined_elsewhere)) != second
     assert fingerprint(RewardConfig()) is None
+
+
+def test_the_example_in_the_docs(attempts):
+    path = f"{Path(__file__).parents[3]}/docs/examples/my_reward.py:score"
+    rows = [("95", "95"), ("57+38=95", "95"), ("95", "95", False), ("9 or 5", "95"), ("", "95")]
+    found = build_judge(RewardConfig(reward_type="custom", path=path)).score(attempts(*rows))
+    assert [(score.reward, score.correct) for score in found] == [
+        (1.1, True),
+        (1.0, True),
+        (0.1, False),
+        (0.0, False),
+        (0.0, False),
+    ]
 
 
 def test_a_batch_of_errors_alone_ends_the_run():

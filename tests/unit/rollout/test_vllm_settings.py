@@ -1,0 +1,153 @@
+"""How vLLM is chosen and started, as far as it can be known without it; the engine itself is tested in tests/vllm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlinf_lite.config import ConfigError, RolloutConfig, RolloutModelConfig, SamplingConfig, build
+from rlinf_lite.config_checks import check
+from rlinf_lite.main_math import load
+from rlinf_lite.models.embedded import make_tiny_arithmetic
+from rlinf_lite.rollout import vllm_setup
+
+BASE = {
+    "runner": {"experiment_name": "x", "max_steps": 1},
+    "actor": {"model": {"model_path": "embedded:tiny-arithmetic-2heads"}},
+    "data": {"type": "arithmetic"},
+    "cluster": {"device": "cuda"},
+}
+
+
+def problems(rollout: dict, sampling: dict | None = None, device: str = "cuda") -> str:
+    raw = {**BASE, "rollout": rollout, "algorithm": {"sampling_params": sampling or {}}, "cluster": {"device": device}}
+    try:
+        check(build(raw))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def arguments(sampling: SamplingConfig | None = None, device: str = "cpu", **settings):
+    settings = {"rollout_backend": "vllm", "model": RolloutModelConfig(precision="bf16"), **settings}
+    return vllm_setup.engine_arguments(
+        RolloutConfig(**settings),
+        model_dir=Path("/models/x"),
+        seq_length=96,
+        sampling=sampling or SamplingConfig(),
+        device=torch.device(device),
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gpu_memory_utilization", 0.5),
+        ("enforce_eager", False),
+        ("tensor_parallel_size", 2),
+        ("enable_sleep", True),
+        ("batch_invariant", True),
+    ],
+)
+def test_keys_of_vllm_need_vllm(key, value):
+    assert f"rollout.{key}={value}: is for vLLM only" in problems({key: value})
+    assert problems({key: value, "rollout_backend": "vllm"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("rollout", "found"),
+    [
+        ({"gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization=1.5"),
+        ({"gpu_memory_utilization": 0.0}, "rollout.gpu_memory_utilization=0.0"),
+        ({"tensor_parallel_size": 0}, "rollout.tensor_parallel_size=0"),
+    ],
+)
+def test_values_that_mean_nothing(rollout, found):
+    assert found in problems({"rollout_backend": "vllm", **rollout})
+
+
+@pytest.mark.parametrize("key", ["enable_sleep", "batch_invariant"])
+def test_what_a_cpu_cannot_do(key):
+    assert f"rollout.{key}=true: vLLM can do that on GPUs only" in problems(
+        {"rollout_backend": "vllm", key: True}, device="cpu"
+    )
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 20}, {"repetition_penalty": 1.1}])
+def test_logprobs_that_vllm_cannot_report(cut):
+    """At a temperature it has only those after the cut; at 1 it has those before."""
+    rollout = {"rollout_backend": "vllm", "return_logprobs": True}
+    assert "rollout.return_logprobs=true" in problems(rollout, {"temperature": 0.8, **cut})
+    assert problems(rollout, {"temperature": 1.0, **cut}) == ""
+    assert problems(rollout, {"temperature": 0.8}) == ""
+    assert problems({"rollout_backend": "vllm"}, {"temperature": 0.8, **cut}) == ""
+
+
+def test_which_logprobs_are_asked_for():
+    assert arguments()["logprobs_mode"] == "raw_logprobs"
+    assert arguments(SamplingConfig(temperature=0.7))["logprobs_mode"] == "processed_logprobs"
+    assert arguments(SamplingConfig(do_sample=False, temperature=0.7))["logprobs_mode"] == "raw_logprobs"
+
+
+def test_arguments_follow_the_config():
+    made = arguments(max_running_requests=9000, tensor_parallel_size=2)
+    assert made["model"] == "/models/x" and made["load_format"] == "dummy"
+    assert (made["dtype"], made["max_model_len"], made["max_num_seqs"]) == ("bfloat16", 96, 9000)
+    assert made["max_num_batched_tokens"] >= 9000  # vLLM wants room for one token a sequence
+    assert (made["tensor_parallel_size"], made["distributed_executor_backend"]) == (2, "mp")
+    assert arguments()["distributed_executor_backend"] == "uni"
+
+
+def test_eager_by_default_on_a_cpu_alone():
+    assert [arguments(device=device)["enforce_eager"] for device in ("cpu", "cuda")] == [True, False]
+    assert arguments(device="cuda", enforce_eager=True)["enforce_eager"]
+    assert not arguments(enforce_eager=False)["enforce_eager"]
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_message_says_how_to_get_it():
+    with pytest.raises(ConfigError, match=r"bash toolkits/vllm/install_cpu\.sh"):
+        vllm_setup.require()
+    assert (Path(__file__).resolve().parents[3] / "toolkits" / "vllm" / "install_cpu.sh").is_file()
+
+
+def test_only_the_vllm_engine_imports_vllm():
+    modules = ", ".join(
+        f"rlinf_lite.{name}"
+        for name in (
+            "cluster.rollout_worker",
+            "cluster.warm_up",
+            "rollout.build",
+            "rollout.builtin",
+            "rollout.vllm_setup",
+        )
+    )
+    code = f"import sys, {modules}; print('vllm' in sys.modules, 'rlinf_lite.rollout.vllm_engine' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["False", "False"]
+
+
+def test_the_shipped_config_is_the_embedded_default_with_vllm():
+    shipped, default = load(["grpo-tiny-arithmetic-vllm"]), load([])
+    check(shipped)
+    assert shipped.rollout.rollout_backend == "vllm" and shipped.rollout.model.model_path.endswith("-2heads")
+    assert (shipped.algorithm, shipped.data, shipped.actor.optim) == (
+        default.algorithm,
+        default.data,
+        default.actor.optim,
+    )
+
+
+def test_grpo_has_something_to_learn_in_its_model():
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(make_tiny_arithmetic.__file__).parent / "tiny-arithmetic-2heads"
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert (model.config.num_attention_heads, model.config.head_dim) == (2, 32)
+    sums = make_tiny_arithmetic.Sums(make_tiny_arithmetic.build_tokenizer())
+    assert sums.sampled_accuracy(model) == pytest.approx(0.35, abs=0.02)
