@@ -59,6 +59,10 @@ class VllmEngine:
                 f"rollout.rollout_backend=vllm: the vLLM here is not for cluster.device={device.type} (it finds "
                 f"{current_platform.device_type or 'no device'}); install the one for it (docs/vllm.md)"
             )
+        if device.type == "cuda":
+            _check_gpus(settings)
+            # It would fill every buffer that vLLM makes, and vLLM has its own way: rollout.batch_invariant.
+            torch.use_deterministic_algorithms(False)
         arguments = vllm_setup.engine_arguments(
             settings, model_dir=model_dir, seq_length=seq_length, sampling=sampling, device=device
         )
@@ -147,4 +151,13 @@ class VllmEngine:
             logprobs=logprobs,
             finished=int(response[-1]) in self._eos,
             text=text,
+        )
+
+
+def _check_gpus(settings: RolloutConfig) -> None:
+    size, there = settings.tensor_parallel_size, torch.cuda.device_count()
+    if size > there:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={size}: a rollout worker sees {there} GPU, that of its slot in "
+            "cluster.component_placement; set it to 1 and use more rollout workers"
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import psutil
 import pytest
 
 if find_spec("vllm") is None:
@@ -53,6 +54,10 @@ def test_killed_and_resumed_on_another_number_of_engines(straight, new_run, same
 
 def test_an_engine_that_dies_is_replaced(straight, new_run, same_run):
     run = new_run(VLLM)
-    printed = run.finish(faults=[{"phase": "rollout.train", "step": 3, "action": "kill"}])
-    assert "RolloutGroup rank 0" in printed, printed
+    process = run.start()
+    run.read_until(process, "step    2/6")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    next(worker for worker in workers if "ray::RolloutGroup" in " ".join(worker.cmdline())).kill()
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0 and "RolloutGroup rank 0" in printed, printed
     same_run(straight, run, 6)

@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from rlinf_lite.cluster.errors import ClusterError
-from rlinf_lite.cluster.session import _answers, open_session
+from rlinf_lite.cluster.joining import _answers
+from rlinf_lite.cluster.session import open_session
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.config import ClusterConfig
 
