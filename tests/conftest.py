@@ -18,6 +18,9 @@ from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.read_state import read_tensors
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # 24 problems, 8 a step: an epoch is 3 steps.
 TINY = {
     "runner.max_steps": "8",
