@@ -50,6 +50,7 @@ class VllmEngine:
             ConfigError: vLLM is missing, is not built for ``device``, or cannot run this model.
         """
         vllm_setup.require()
+        _check_device(settings, device)
         vllm_setup.prepare_environment(settings, device)
         import vllm
         from vllm.platforms import current_platform
@@ -60,7 +61,6 @@ class VllmEngine:
                 f"{current_platform.device_type or 'no device'}); install the one for it (docs/vllm.md)"
             )
         if device.type == "cuda":
-            _check_gpus(settings)
             # It would fill every buffer that vLLM makes, and vLLM has its own way: rollout.batch_invariant.
             torch.use_deterministic_algorithms(False)
         arguments = vllm_setup.engine_arguments(
@@ -154,9 +154,12 @@ class VllmEngine:
         )
 
 
-def _check_gpus(settings: RolloutConfig) -> None:
+def _check_device(settings: RolloutConfig, device: torch.device) -> None:
+    for key, wanted in (("enable_sleep", settings.enable_sleep), ("batch_invariant", settings.batch_invariant)):
+        if wanted and device.type == "cpu":
+            raise ConfigError(f"rollout.{key}=true: vLLM can do that on GPUs only, and this is a CPU; set it to false")
     size, there = settings.tensor_parallel_size, torch.cuda.device_count()
-    if size > there:
+    if device.type == "cuda" and size > there:
         raise ConfigError(
             f"rollout.tensor_parallel_size={size}: a rollout worker sees {there} GPU, that of its slot in "
             "cluster.component_placement; set it to 1 and use more rollout workers"
