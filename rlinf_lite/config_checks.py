@@ -291,6 +291,10 @@ def _rollout(config: Config) -> Iterator[str]:
     for key in ("rollout.enable_sleep", "rollout.batch_invariant"):
         if values[key] and config.cluster.device == "cpu":
             yield f"{key}=true: vLLM can do that on GPUs only, and cluster.device=cpu; set it to false"
+    for name in ("sampling_params", "val_sampling_params"):
+        given: SamplingConfig = getattr(config.algorithm, name)
+        if given.do_sample and not 0.01 <= given.temperature <= 2:
+            yield f"algorithm.{name}.temperature={given.temperature}: vLLM draws at 0.01 to 2; choose one of these"
     params = config.algorithm.sampling_params
     cut = params.top_p < 1 or params.top_k > 0 or params.repetition_penalty != 1
     if rollout.return_logprobs and cut and params.do_sample and params.temperature != 1:

@@ -65,12 +65,13 @@ def test_a_chunk_gives_the_same_whatever_came_before_it(loaded):
 
 
 def test_every_counter_gives_other_noise(loaded):
-    chunk = make_chunk(sums("57+38="), group_size=32, max_new_tokens=3, temperature=3.0)
+    loaded.load_weights(pieces(load_model(seed=1)))  # less sure of its answer
+    chunk = make_chunk(sums("57+38="), group_size=32, max_new_tokens=3, temperature=2.0)
     tokens = [rollout.response_ids.tolist() for rollout in loaded.generate(chunk)]
     assert len({tuple(row) for row in tokens}) > 8  # of one prompt
 
     def first_tokens(**counters):
-        other = make_chunk(sums("57+38="), group_size=32, max_new_tokens=3, temperature=3.0, **counters)
+        other = make_chunk(sums("57+38="), group_size=32, max_new_tokens=3, temperature=2.0, **counters)
         return [rollout.response_ids.tolist() for rollout in loaded.generate(other)]
 
     assert first_tokens() == tokens

@@ -72,7 +72,7 @@ pip -e "$repo_root[test]"
 echo "3/4  $vllm    without what it asks for"
 pip --no-deps "$vllm"
 requirements >"$work/requirements.txt"
-echo "4/4  what it asks for ($(wc -l <"$work/requirements.txt") packages, none of CUDA, images or sound)"
+echo "4/4  what it asks for ($(wc -l <"$work/requirements.txt") packages; pip may name those that are left out on purpose)"
 pip -r "$work/requirements.txt"
 found="$(report)" || environment_error "installed, but vLLM cannot be used: $(tail -n 3 "$work/errors")"
 echo "$key" >"$venv/installed-vllm" # last: without it the next start installs again

@@ -88,6 +88,13 @@ def test_logprobs_that_vllm_cannot_report(cut):
     assert problems({"rollout_backend": "vllm"}, {"temperature": 0.8, **cut}) == ""
 
 
+@pytest.mark.parametrize("temperature", [0.005, 2.5])
+def test_temperatures_that_vllm_refuses_or_changes(temperature):
+    found = problems({"rollout_backend": "vllm"}, {"temperature": temperature})
+    assert f"algorithm.sampling_params.temperature={temperature}: vLLM draws at 0.01 to 2" in found
+    assert problems({}, {"temperature": temperature}) == ""
+
+
 def test_which_logprobs_are_asked_for():
     assert arguments()["logprobs_mode"] == "raw_logprobs"
     assert arguments(SamplingConfig(temperature=0.7))["logprobs_mode"] == "processed_logprobs"
