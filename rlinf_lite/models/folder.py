@@ -34,7 +34,10 @@ def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
         remedy = f"known: {known}"
     else:
         folder = Path(model_path).expanduser().resolve()
-        remedy = "give a Hugging Face folder with config.json, *.safetensors and a tokenizer"
+        remedy = (
+            "give a Hugging Face folder with config.json, *.safetensors and a tokenizer "
+            f"(from the hub: hf download NAME --local-dir {model_path})"
+        )
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{key}={model_path}: no model there ({folder} has no config.json); {remedy}")
     return folder
@@ -53,6 +56,18 @@ def load_config(folder: Path, model_type: str | None) -> PretrainedConfig:
             f"actor.model.model_type={model_type}: {folder} holds a {config.model_type}; write that, or null"
         )
     return config
+
+
+def check_length(config: PretrainedConfig, seq_length: int) -> None:
+    """Raises:
+    ConfigError: rows of ``seq_length`` tokens are longer than the model has positions for.
+    """
+    positions = getattr(config, "max_position_embeddings", None)  # not every family is limited
+    if positions is not None and seq_length > positions:
+        raise ConfigError(
+            f"runner.seq_length={seq_length}: the model has positions for {positions} tokens (max_position_embeddings "
+            f"in its config.json); use at most {positions}, for data.max_prompt_length and max_new_tokens together"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -109,6 +109,7 @@ def _supervisor(
     with stop.immediate():
         prepared = preparing.result()
         say(f"ray: {session.address}; device: {session.device}; {_describe(session)}")
+        _say_if_slow(config, session.device)
         _make_paths_absolute(config)
         crew = Crew(config, session, folders.log / "workers.json")
         stack.callback(crew.kill)
@@ -176,6 +177,15 @@ def _prepare(config: Config, folders: Folders) -> Prepared:
     from rlinf_lite.runner.prepare import prepare
 
     return prepare(config, folders.checkpoints)
+
+
+def _say_if_slow(config: Config, device: str) -> None:
+    import torch
+
+    from rlinf_lite.runner.prepare import slow_precision
+
+    if line := slow_precision(config, device, torch.backends.cpu.get_cpu_capability()):
+        say(line)
 
 
 def make_folders(config: Config) -> Folders:

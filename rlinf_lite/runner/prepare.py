@@ -36,7 +36,7 @@ def prepare(config: Config, checkpoints: Folder) -> Prepared:
     """
     start = choose_start(config, checkpoints)
     model_dir = folder.resolve(config.actor.model.model_path)
-    folder.load_config(model_dir, config.actor.model.model_type)
+    folder.check_length(folder.load_config(model_dir, config.actor.model.model_type), config.runner.seq_length)
     tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
     tokenizer = folder.load_tokenizer(tokenizer_dir)
     engine_dir = folder.resolve(config.rollout.model.model_path, "rollout.model.model_path")
@@ -68,6 +68,24 @@ def prepare(config: Config, checkpoints: Folder) -> Prepared:
         identity=made_of,
         pad_id=tokenizer.pad_token_id or 0,
     )
+
+
+def slow_precision(config: Config, device: str, capability: str) -> str | None:
+    """What to say when a CPU that cannot multiply bf16 is asked to, which costs several times the speed of fp32.
+
+    Args:
+        capability: `torch.backends.cpu.get_cpu_capability` of the driver, which stands for the workers' nodes.
+    """
+    compute = config.actor.fsdp_config.mixed_precision.param_dtype
+    asked = {
+        "actor.model.precision": config.actor.model.precision if compute is None else "fp32",
+        "actor.fsdp_config.mixed_precision.param_dtype": compute or "fp32",
+        "rollout.model.precision": config.rollout.model.precision,
+    }
+    low = [f"{key}={dtype}" for key, dtype in asked.items() if dtype != "fp32"]
+    if device != "cpu" or capability not in ("DEFAULT", "AVX2") or not low:
+        return None
+    return f"{' and '.join(low)}: this processor has no instructions for it, and fp32 is several times faster here"
 
 
 def _say_data(train: ProblemSet, val: ProblemSet | None, last_step: int, config: Config) -> None:

@@ -9,7 +9,4 @@ bash "$root/toolkits/vllm/install_cpu.sh" "$venv"
 
 cd "$root"
 export OMP_NUM_THREADS=1 # as every worker process has it: another number of threads gives other bits
-if (($# == 0)); then
-    set -- tests/vllm
-fi
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest -o testpaths=tests/vllm "$@"

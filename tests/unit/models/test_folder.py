@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, LlamaConfig
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.models import folder
@@ -40,6 +41,13 @@ def test_model_type_must_be_the_folders(tiny_folder):
         folder.load_config(path, "llama")
     for accepted in ("qwen2", "qwen2.5", None):
         assert folder.load_config(path, accepted).model_type == "qwen2"
+
+
+@pytest.mark.parametrize("of", [GPT2Config(n_positions=64), LlamaConfig(max_position_embeddings=64)])
+def test_rows_longer_than_the_models_positions_are_refused(of):
+    folder.check_length(of, 64)
+    with pytest.raises(ConfigError, match=r"runner.seq_length=65: .* positions for 64 tokens .* use at most 64"):
+        folder.check_length(of, 65)
 
 
 def test_a_config_that_cannot_be_read_is_a_config_error(tmp_path):

@@ -8,6 +8,7 @@ from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
 from rlinf_lite.runner.identity import identity, refuse_changes
 from rlinf_lite.runner.lock import hold
+from rlinf_lite.runner.prepare import slow_precision
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.schedule import due, total_steps, total_updates
 
@@ -101,6 +102,16 @@ def test_identity_holds_validation_data_against_each_other_only():
     assert refuse_changes(without, one, [], "c") == []
     with pytest.raises(ConfigError, match=r"data \(validation problems\): x -> y"):
         refuse_changes(one, other, [], "c")
+
+
+def test_bf16_on_a_processor_without_it_is_said():
+    bf16 = load(["smollm2-135m-sums"])
+    said = slow_precision(bf16, "cpu", "AVX2")
+    assert "param_dtype=bf16 and rollout.model.precision=bf16: this processor" in said
+    assert "actor.model.precision" not in said  # it stores fp32
+    assert slow_precision(bf16, "cuda", "AVX2") is None
+    assert slow_precision(bf16, "cpu", "AVX512") is None
+    assert slow_precision(load([]), "cpu", "AVX2") is None
 
 
 def test_one_driver_a_folder(tmp_path):
