@@ -224,6 +224,9 @@ class ModelConfig:
     """If given, the folder must hold this architecture (``llama``, ``qwen2.5``, ...)."""
     precision: str = "fp32"
     """Type of parameters and moments: ``fp32``, or ``bf16``: half the memory, but small updates are rounded away."""
+    dropout: bool = False
+    """Keep the dropout that the folder's config asks for. Without it the policy that is updated is the one that was
+    sampled, so old and new log-probs differ by the updates alone."""
 
 
 @dataclass
@@ -246,8 +249,11 @@ class RolloutConfig:
     return_logprobs: bool = False
     """The engine reports log-probs (needed when they are not recomputed)."""
     gpu_memory_utilization: float | None = None
-    """vLLM only: part of the GPU's memory (on a CPU: of the machine's) that its weights and cache may fill; null: the
-    cache is just large enough for ``max_running_requests`` sequences of ``runner.seq_length`` tokens."""
+    """vLLM only: part of the GPU's memory (on a CPU: of the machine's) that its weights and cache may fill. How large
+    the cache is then depends on what was free at the start, and what is put aside when it is full on that."""
+    kv_cache_gb: float | None = None
+    """vLLM only: size of its cache in GB (1e9 bytes); with neither of the two it is just large enough for
+    ``max_running_requests`` sequences of ``runner.seq_length`` tokens."""
     enforce_eager: bool | None = None
     """vLLM only: false: compile the model and capture CUDA graphs; null: true on a CPU, false on a GPU."""
     tensor_parallel_size: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rlinf_lite.config import Config, ConfigError, SamplingConfig, flatten, seconds_of
@@ -44,6 +45,7 @@ _AT_LEAST: dict[str, float] = {
     "algorithm.val_sampling_params.max_new_tokens": 1,
     "rollout.max_running_requests": 1,
     "rollout.tensor_parallel_size": 1,
+    "rollout.kv_cache_gb": 0.001,
     "data.max_prompt_length": 1,
     "data.rollout_batch_size": 1,
     "data.num_workers": 0,
@@ -99,10 +101,21 @@ _UNSUPPORTED: tuple[tuple[str, object, str], ...] = (
     ("critic.use_critic_model", False, "is not implemented; GRPO needs no critic"),
 )
 
+# What `apply_chat_template` is called with, or would answer something else than a text by.
+_OURS_IN_TEMPLATES = {
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+}
+
 # What only the vLLM engine knows: (key, the value of those who do not use it).
 _VLLM_ONLY: tuple[tuple[str, object], ...] = (
     ("rollout.tensor_parallel_size", 1),
     ("rollout.gpu_memory_utilization", None),
+    ("rollout.kv_cache_gb", None),
     ("rollout.enforce_eager", None),
     ("rollout.enable_sleep", False),
     ("rollout.batch_invariant", False),
@@ -137,8 +150,11 @@ def _values(config: Config) -> Iterator[str]:
         if values[key] not in choices:
             yield f"{key}={values[key]}: not known here; use {' or '.join(str(c) for c in choices)}"
     for key, least in _AT_LEAST.items():
-        if values[key] is not None and not values[key] >= least:  # not <: NaN must not pass
+        if values[key] is not None and values[key] < least:
             yield f"{key}={values[key]}: must be at least {least:g}"
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{key}={value}: must be a finite number"
     for key in ("actor.optim.adam_beta1", "actor.optim.adam_beta2"):
         if values[key] >= 1:
             yield f"{key}={values[key]}: must be below 1"
@@ -261,6 +277,8 @@ def _algorithm(config: Config) -> Iterator[str]:
             "algorithm.importance_sampling_fix=true: compares the engine's log-probs with recomputed ones; set "
             "rollout.return_logprobs=true and algorithm.recompute_logprobs=true"
         )
+    if algorithm.importance_sampling_clip == 0:
+        yield "algorithm.importance_sampling_clip=0: nothing would be learned; it must be above 0, 2.0 for example"
     if algorithm.clip_ratio_c is not None and algorithm.clip_ratio_c <= 1:
         yield f"algorithm.clip_ratio_c={algorithm.clip_ratio_c}: must be above 1; null turns it off"
     if algorithm.group_size == 1:
@@ -288,6 +306,11 @@ def _rollout(config: Config) -> Iterator[str]:
     share = rollout.gpu_memory_utilization
     if share is not None and not 0 < share <= 1:
         yield f"rollout.gpu_memory_utilization={share}: is a part of the memory; use a number above 0 and at most 1"
+    if share is not None and rollout.kv_cache_gb is not None:
+        yield (
+            f"rollout.kv_cache_gb={rollout.kv_cache_gb}: rollout.gpu_memory_utilization={share} decides over the cache "
+            "too; remove one of them"
+        )
     for key in ("rollout.enable_sleep", "rollout.batch_invariant"):
         if values[key] and config.cluster.device == "cpu":
             yield f"{key}=true: vLLM can do that on GPUs only, and cluster.device=cpu; set it to false"
@@ -331,6 +354,8 @@ def _data(config: Config) -> Iterator[str]:
             yield f"data.few_shot: example {number} is {shot!r:.80}; write {{question: ..., answer: ...}}"
     if data.chat_template_kwargs and not data.apply_chat_template:
         yield "data.chat_template_kwargs: there is no chat template; set data.apply_chat_template=true, or remove it"
+    if taken := sorted(data.chat_template_kwargs.keys() & _OURS_IN_TEMPLATES):
+        yield f"data.chat_template_kwargs: {taken[0]!r} is decided here; remove it"
 
 
 def _reward(config: Config) -> Iterator[str]:

@@ -149,7 +149,7 @@ class WorkerGroup:
 
     def start(self, method: str, *args: Any) -> list[ray.ObjectRef]:
         """Call ``method`` on every rank without waiting; batches go into the object store once, for all of them."""
-        self._session.watch.look()  # without a raylet the first ray.put would end this process
+        self.look()
         if self.size > 1:
             args = tuple(ray.put(arg) if isinstance(arg, MiniBatch | list) else arg for arg in args)
         return [member.handle.run.remote(method, *args) for member in self._members]
@@ -225,16 +225,21 @@ class WorkerGroup:
         """Calls of ``method`` on whichever worker is free, to which items are added one by one."""
         return Work(self, method)
 
-    def wait_any(self, running: Mapping[ray.ObjectRef, int]) -> ray.ObjectRef:
-        """The first that is there of calls to ranks; one that was replaced may take as long as a start.
+    def wait_any(self, running: Mapping[ray.ObjectRef, tuple[WorkerGroup, int]]) -> ray.ObjectRef:
+        """The first that is there of calls to ranks of this and other groups; one that was replaced may take as long as
+        a start.
 
         Raises:
             Hung: none came in ``runner.hang_timeout``.
         """
-        watch, starting = self._session.watch, not all(self._has_adopted(rank) for rank in running.values())
+        watch, starting = self._session.watch, not all(group._has_adopted(rank) for group, rank in running.values())
         patience = watch.starting(self._session.config.start_timeout) if starting else nullcontext()
         with patience:
-            return watch.wait_one(list(running), lambda ref: (self.component, running[ref]))
+            return watch.wait_one(list(running), lambda ref: _name(running[ref]))
+
+    def look(self) -> None:
+        """What every wait looks at, now: without a raylet the first word to Ray would end this process."""
+        self._session.watch.look()
 
 
 def results_of(*calls: tuple[WorkerGroup, Sequence[ray.ObjectRef]]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -37,7 +37,14 @@ class Work:
         self._feed()
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """As `results`."""
+        return self.results()
+
+    def results(self, *, beside: Sequence[Work] = ()) -> Iterator[tuple[Any, Any]]:
         """(key, result) of all that was added, as they finish.
+
+        Args:
+            beside: work that goes on meanwhile: whoever becomes free gets the next of it.
 
         Raises:
             WorkerLost: a worker is gone or hangs, and the group cannot mend itself.
@@ -45,24 +52,18 @@ class Work:
         """
         while self._running or self._done:
             if not self._done:
-                self._wait()
-                self._feed()
+                _wait([self, *beside])
             while self._done:
                 yield self._done.popleft()
 
     def _feed(self) -> None:
         busy = {rank for *_, rank in self._running.values()}
-        for rank in range(self._group.size):
-            if self._queue and rank not in busy:
-                key, item = self._queue.popleft()
-                self._running[self._group.start_one(rank, self._method, item)] = (key, item, rank)
-
-    def _wait(self) -> None:
-        try:
-            self._take(self._group.wait_any({ref: rank for ref, (*_, rank) in self._running.items()}))
-        except Hung as hung:
-            for ref, (*_, rank) in list(self._running.items()):
-                self._again(ref, WorkerHung(self._group.name, rank, hung.seconds))
+        free = [rank for rank in range(self._group.size) if rank not in busy]
+        if self._queue and free:
+            self._group.look()
+        for rank in free[: len(self._queue)]:
+            key, item = self._queue.popleft()
+            self._running[self._group.start_one(rank, self._method, item)] = (key, item, rank)
 
     def _take(self, ref: ray.ObjectRef) -> None:
         """What a call that has ended came to."""
@@ -80,3 +81,16 @@ class Work:
             raise lost  # it lives: what it was given was lost with somebody else
         self._queue.appendleft((key, item))
         self._group.mend(lost)
+
+
+def _wait(works: Sequence[Work]) -> None:
+    """Until one call of any of them has ended, or all that hang were begun again."""
+    source = {ref: (work, rank) for work in works for ref, (*_, rank) in work._running.items()}
+    try:
+        ref = works[0]._group.wait_any({ref: (work._group, rank) for ref, (work, rank) in source.items()})
+        source[ref][0]._take(ref)
+    except Hung as hung:
+        for ref, (work, rank) in source.items():
+            work._again(ref, WorkerHung(work._group.name, rank, hung.seconds))
+    for work in works:
+        work._feed()

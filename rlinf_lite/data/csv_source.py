@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from rlinf_lite.data.errors import DataError
@@ -23,12 +23,18 @@ def read_csv(path: str) -> Iterator[Row]:
     with closing(open_binary(path)) as file:
         reader = csv.DictReader(codecs.iterdecode(lines(file, path), "utf-8-sig"), strict=True)
         try:
+            _check_names(reader.fieldnames or (), path)
             for fields in reader:
                 yield Row(path=path, line=reader.line_num, fields=_complete(fields, f"{path}:{reader.line_num}"))
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}); write it again") from None
+
+
+def _check_names(names: Sequence[str], path: str) -> None:
+    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise DataError(f"{path}:1: two columns are called {twice[0]!r}; rename one of them")
 
 
 def _complete(fields: dict[str, str], where: str) -> dict[str, str]:

@@ -44,8 +44,8 @@ def read_hub(path: str) -> Iterator[Row]:
     spec, datasets = parse_hub_path(path), _datasets(path)
     try:
         table = datasets.load_dataset(spec.name, spec.config, split=spec.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{path}: {reason}; check name, configuration, split, and the network") from None
     yield from _rows(path, table)
 

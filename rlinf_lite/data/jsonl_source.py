@@ -67,6 +67,10 @@ def _decode(content: bytes, where: str, remedy: str) -> Any:
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if error.lineno > 1 else ""
         raise DataError(f"{where}: not valid JSON ({error.msg} at {line}column {error.colno}); {remedy}") from None
+    except ValueError as error:  # of an integer of thousands of digits
+        raise DataError(
+            f"{where}: a number that cannot be read ({str(error).partition(';')[0]}); write it as text"
+        ) from None
     except RecursionError:
         raise DataError(f"{where}: JSON nested too deeply; {remedy}") from None
 

@@ -66,7 +66,7 @@ def _templated(question: Question, config: DataConfig, tokenizer: PreTrainedToke
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **config.chat_template_kwargs
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:
         raise DataError(f"{question.where}: the tokenizer's chat template refuses this prompt ({error})") from None
     assert isinstance(text, str)
     return text

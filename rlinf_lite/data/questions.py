@@ -103,12 +103,18 @@ def _answer(row: Row, key: str) -> str:
     value = _value(row, key, "answer_key")
     if isinstance(value, list) and len(value) == 1:  # how several public math sets store their one solution
         value = value[0]
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value):
+    if _is_number(value):
         return str(value)
     if isinstance(value, str) and value.strip():
         return encodable(value, row.where)
     kind = "empty" if isinstance(value, str) else value if isinstance(value, (float, Decimal)) else type(value).__name__
     raise DataError(f"{row.where}: the answer {key!r} is {kind}, not text or a number; set data.answer_key=...")
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (float, Decimal)):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def encodable(text: str, where: str) -> str:

@@ -29,7 +29,6 @@ _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
 # Read when torch is imported: what workers of a run get too.
 _ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # more are set where the config says so
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",

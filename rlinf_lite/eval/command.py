@@ -19,7 +19,7 @@ from rlinf_lite.eval.log import EvalLog, MemoryLog
 from rlinf_lite.eval.source import Source, opened
 from rlinf_lite.models import folder
 from rlinf_lite.observability import say
-from rlinf_lite.rewards import VerifierStartError, build_judge
+from rlinf_lite.rewards import VerifierStartError, build_judge, fingerprint
 from rlinf_lite.types import GenerationChunk
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -35,6 +35,7 @@ def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]
         source = stack.enter_context(opened(options.model, options.verify))
         config = settings.configure(source, {**flags, **settings.overrides(options.overrides)}, of_run=options.config)
         _check_samples(config, options.num_samples)
+        _check_length(config)
         device = prepare_device(config)
         problems = _problems(config)
         chunks = cut_problems(config, problems.problems, step=source.step, num_samples=options.num_samples)
@@ -61,6 +62,16 @@ def _check_samples(config: Config, num_samples: int) -> None:
         )
 
 
+def _check_length(config: Config) -> None:
+    model = config.rollout.model
+    folder.check_length(
+        folder.load_config(folder.resolve(model.model_path, "rollout.model.model_path"), model.model_type),
+        config.runner.seq_length,
+        f"data.max_prompt_length={config.data.max_prompt_length} and --max-new-tokens "
+        f"{config.algorithm.val_sampling_params.max_new_tokens}",
+    )
+
+
 def _problems(config: Config) -> ProblemSet:
     tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
     return load_problems(config.data, "val", folder.load_tokenizer(tokenizer_dir))
@@ -85,6 +96,7 @@ def _open_log(
             "MODEL (weights)": source.fingerprint(),
             "actor.tokenizer (files)": folder.tokenizer_fingerprint(tokenizer_dir),
             "data (problems)": problems.fingerprint,
+            "reward (source)": fingerprint(config.reward),
         },
     )
     sizes = [len(chunk.prompts) for chunk in chunks]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlinf_lite import __version__
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.storage import Folder
 from rlinf_lite.checkpoint.tools import located
@@ -21,6 +19,7 @@ from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, n
 from rlinf_lite.config_checks import check
 from rlinf_lite.eval.source import Source
 from rlinf_lite.models.folder import EMBEDDED, load_config
+from rlinf_lite.versions import versions
 
 SAMPLING = "algorithm.val_sampling_params"
 KEYS = (
@@ -37,7 +36,6 @@ KEYS = (
 """What an evaluation depends on, by how the keys begin; the rest of a run's config is not read."""
 _OF_MODEL = ("actor.model.model_path", "actor.model.model_type", "rollout.model.model_path", "rollout.model.model_type")
 _OF_ANY_ENGINE = ("rollout.model.", "rollout.max_running_requests")
-_PACKAGES = ("torch", "transformers", "tokenizers", "math-verify")
 _PLAIN_ARITHMETIC = {
     "data.type": "arithmetic",
     "data.max_prompt_length": 8,
@@ -89,11 +87,13 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def identity(config: Config, *, device: str, num_samples: int, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+def identity(
+    config: Config, *, device: str, num_samples: int, fingerprints: Mapping[str, str | None]
+) -> dict[str, Any]:
     """Everything that makes the numbers, as JSON values: rows of two evaluations that differ here do not mix."""
     made = {key: value for key, value in flatten(config, neutral_keys=False).items() if key.startswith(KEYS)}
     made |= {"cluster.device": device, "--num-samples": num_samples} | dict(fingerprints)
-    made |= {"versions.rlinf_lite": __version__, **{f"versions.{name}": version(name) for name in _PACKAGES}}
+    made |= versions(config)
     read_back: dict[str, Any] = json.loads(json.dumps(made))
     return read_back
 

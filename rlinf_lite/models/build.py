@@ -34,6 +34,13 @@ def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
     return model
 
 
+def disable_dropout(config: PretrainedConfig) -> None:
+    """Set every dropout probability of an architecture to 0 (``resid_pdrop``, ``attention_dropout``, ...)."""
+    for name, value in vars(config).items():
+        if name.endswith(("pdrop", "dropout")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     register = nn.Module.register_parameter

@@ -58,15 +58,21 @@ def load_config(folder: Path, model_type: str | None) -> PretrainedConfig:
     return config
 
 
-def check_length(config: PretrainedConfig, seq_length: int) -> None:
-    """Raises:
-    ConfigError: rows of ``seq_length`` tokens are longer than the model has positions for.
+def check_length(config: PretrainedConfig, seq_length: int, asked: str | None = None) -> None:
     """
-    positions = getattr(config, "max_position_embeddings", None)  # not every family is limited
-    if positions is not None and seq_length > positions:
+    Args:
+        asked: where ``seq_length`` comes from, if not from ``runner.seq_length``.
+
+    Raises:
+        ConfigError: rows of ``seq_length`` tokens are longer than the model has positions for.
+    """
+    # Not every family has either; a factor stretches the positions, how far is the engine's to say.
+    positions = getattr(config, "max_position_embeddings", None)
+    stretched = (getattr(config, "rope_parameters", None) or {}).get("factor")
+    if positions is not None and not stretched and seq_length > positions:
         raise ConfigError(
-            f"runner.seq_length={seq_length}: the model has positions for {positions} tokens (max_position_embeddings "
-            f"in its config.json); use at most {positions}, for data.max_prompt_length and max_new_tokens together"
+            f"{asked or f'runner.seq_length={seq_length}'}: the model has positions for {positions} tokens "
+            f"(max_position_embeddings in its config.json); use at most {positions}, for prompt and response together"
         )
 
 

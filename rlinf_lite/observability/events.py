@@ -106,9 +106,11 @@ class History:
 def _event(line: bytes) -> Event | None:
     try:
         row: Any = json.loads(line)
-        return Event(**row)
+        event = Event(**row)
     except (ValueError, TypeError):
         return None
+    sound = isinstance(event.step, int) and isinstance(event.time, (int, float)) and isinstance(event.figures, dict)
+    return event if sound and all(isinstance(value, (int, float)) for value in event.figures.values()) else None
 
 
 def num_restarts(events: Iterable[Event]) -> int:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,8 +96,9 @@ def rows_of_step(path: Path, step: int, limit: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with path.open("rb") as file:
         file.seek(seek_step(file, step))
-        while len(rows) < limit and _step_of(line := file.readline()) == step and line.endswith(b"\n"):
-            rows.append(json.loads(line))
+        while len(rows) < limit and step_of(line := file.readline()) == step and line.endswith(b"\n"):
+            with suppress(ValueError):  # whoever damaged it, the others stay readable
+                rows.append(json.loads(line))
     return rows
 
 
@@ -109,7 +111,7 @@ def seek_step(file: BinaryIO, step: int) -> int:
         if middle:
             file.readline()  # to the end of the line that the byte before is in
         begin, line = file.tell(), file.readline()
-        found = _step_of(line) if line.endswith(b"\n") else None
+        found = step_of(line) if line.endswith(b"\n") else None
         if found is None or found >= step:
             high = middle
         else:
@@ -144,11 +146,12 @@ def _drop_after(path: Path, committed_step: int) -> None:
 
 
 def _stays(line: bytes, committed_step: int) -> bool:
-    step = _step_of(line) if line.endswith(b"\n") else None
+    step = step_of(line) if line.endswith(b"\n") else None
     return step is not None and step <= committed_step
 
 
-def _step_of(line: bytes) -> int | None:
+def step_of(line: bytes) -> int | None:
+    """The step of a row; None: it is none."""
     # Rollout rows are long and many: their step is read from the prefix that log_rows writes, without parsing the rest.
     if match := _STEP.match(line):
         return int(match[1])

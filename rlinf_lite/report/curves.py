@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlinf_lite.report.run import Column
+from rlinf_lite.report.run import Column, drawable
 
 MOST_POINTS = 2000
 _SMOOTH_FROM = 20
@@ -33,7 +33,7 @@ class Curve:
 
 def curve(column: Column, *, label: str, colour: int, smooth: bool) -> Curve | None:
     """None: there is no finite value."""
-    finite = np.isfinite(column[1])
+    finite = drawable(column[1])
     steps, values = column[0][finite], column[1][finite]
     if not len(steps):
         return None

@@ -214,7 +214,7 @@ def save_figures(run: Run) -> list[Figure]:
         found = curve(column, label=label, colour=colour, smooth=False)
         return [] if found is None else [found]
 
-    durable = made("durable", 0, [save.durable_seconds for save in saves])
+    durable = made("durable", 0, [max(save.durable_seconds, 1e-4) for save in saves])
     held = made("held", 1, [max(save.stall_seconds, 1e-4) for save in saves])
     speed = made("", 0, [save.gb_per_second for save in saves])
     texts = {"about": "until it was on the disk, and how long the step loop waited", "kind": "seconds", "dots": True}

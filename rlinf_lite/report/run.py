@@ -80,9 +80,9 @@ class Run:
         return self.columns.get(key, empty)
 
     def finite(self, key: str) -> Column:
-        """`column` without NaN and infinities."""
+        """`column` without NaN, infinities, and what comes near them."""
         steps, values = self.column(key)
-        kept = np.isfinite(values)
+        kept = drawable(values)
         return steps[kept], values[kept]
 
     @property
@@ -132,6 +132,11 @@ class Run:
             for key, (steps, values) in self.columns.items()
             if (place := places[key]) < len(steps) and steps[place] == step
         }
+
+
+def drawable(values: np.ndarray) -> np.ndarray:
+    """bool [N]: neither NaN, nor infinite, nor so large that an axis between two of them would be."""
+    return np.abs(values) < 1e300
 
 
 def _save(step: int, figures: Mapping[str, float]) -> Save:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
-from rlinf_lite.observability.jsonl import rows_of_step, seek_step
+from rlinf_lite.observability.jsonl import rows_of_step, seek_step, step_of
 from rlinf_lite.observability.samples import prompt_of
 
 _MOST_STEPS = 40
@@ -46,15 +46,16 @@ def choose_samples(path: Path) -> list[Sample]:
 
 def _of_step(path: Path, step: int) -> Iterator[Sample]:
     for row in rows_of_step(path, step, _ROWS_A_STEP):
-        yield Sample(
-            step=step,
-            prompt_id=row["prompt_id"],
-            index=row["sample"],
-            prompt=_cut(prompt_of(row)),
-            response=_cut(row["text"]),
-            reward=row["reward"],
-            error=row.get("error"),
-        )
+        with suppress(KeyError, TypeError, ValueError):  # not one of ours; the others are shown
+            yield Sample(
+                step=step,
+                prompt_id=int(row["prompt_id"]),
+                index=int(row["sample"]),
+                prompt=_cut(prompt_of(row)),
+                response=_cut(row["text"]),
+                reward=float(row["reward"]),
+                error=row.get("error"),
+            )
 
 
 def _cut(text: str) -> str:
@@ -65,27 +66,32 @@ def _spread(path: Path) -> list[int]:
     if not path.exists():
         return []
     with path.open("rb") as file:
-        ends = _step_at(file, 0), _last_step(file)
-        if ends[0] is None or ends[1] is None:
+        first, last = _first_step(file), _last_step(file)
+        if first is None or last is None:
             return []
-        wanted = np.unique(np.linspace(ends[0], ends[1], _MOST_STEPS).round().astype(int))
+        wanted = np.unique(np.linspace(first, last, _MOST_STEPS).round().astype(int))
         found = {_step_at(file, seek_step(file, int(step))) for step in wanted}
     return sorted(step for step in found if step is not None)
 
 
-def _last_step(file: Any) -> int | None:
-    """Of the last whole line."""
+def _first_step(file: BinaryIO) -> int | None:
+    file.seek(0)
+    return next((step for line in file if (step := step_of(line)) is not None), None)
+
+
+def _last_step(file: BinaryIO) -> int | None:
     back, size = 1 << 16, file.seek(0, os.SEEK_END)
     while True:
         file.seek(max(size - back, 0))
         lines = file.read().splitlines(keepends=True)
         whole = [line for line in lines[0 if back >= size else 1 :] if line.endswith(b"\n")]
-        if whole or back >= size:
-            return json.loads(whole[-1])["step"] if whole else None
+        step = next((step for line in reversed(whole) if (step := step_of(line)) is not None), None)
+        if step is not None or back >= size:
+            return step
         back *= 4
 
 
-def _step_at(file: Any, position: int) -> int | None:
+def _step_at(file: BinaryIO, position: int) -> int | None:
     file.seek(position)
     line = file.readline()
-    return json.loads(line)["step"] if line.endswith(b"\n") else None
+    return step_of(line) if line.endswith(b"\n") else None

@@ -14,7 +14,7 @@ from rlinf_lite.observability.events import BACK, RECOVERED, RESTART, RESUME, SA
 from rlinf_lite.report.figures import Group
 from rlinf_lite.report.html import folded, section, table, text, tile
 from rlinf_lite.report.numbers import duration, short, size
-from rlinf_lite.report.run import Run
+from rlinf_lite.report.run import Run, drawable
 from rlinf_lite.report.samples import Sample
 
 _LAST_ROWS = 10
@@ -131,7 +131,7 @@ def _notices(run: Run) -> str:
             f"{run.num_torn} line(s) of metrics.jsonl are no rows (a kill tears the last one) and are left out."
         )
     for key, (_, values) in run.columns.items():
-        if broken := int((~np.isfinite(values)).sum()):
+        if broken := int((~drawable(values)).sum()):
             lines.append(f"{key} was NaN or infinite in {broken} of {len(values)} rows.")
     return "".join(f'<p class="warn">{text(line)}</p>' for line in lines)
 

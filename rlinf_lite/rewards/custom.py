@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from numbers import Complex, Real
 from typing import Any, SupportsFloat
 
 from rlinf_lite.rewards.user_function import UserFunction
@@ -35,17 +37,16 @@ class CustomJudge:
             "response": attempt.response,
             "answer": attempt.answer,
             "finished": attempt.finished,
-            "metadata": dict(attempt.metadata),  # shared by the responses to one problem
+            "metadata": deepcopy(dict(attempt.metadata)),  # shared by the responses to one problem
         }
         try:
-            returned = self._call(**{name: offered[name] for name in self._names})
+            return self._read(self._call(**{name: offered[name] for name in self._names}))
         except (Exception, SystemExit) as error:  # whatever a user's code makes of a model's text, the run goes on
             return _failed(f"{type(error).__name__}: {error} ({_place(error)})")
-        return self._read(returned)
 
     def _read(self, returned: Any) -> Score:
         reward = returned.get("reward") if isinstance(returned, Mapping) else returned
-        if not isinstance(reward, SupportsFloat):
+        if not isinstance(reward, SupportsFloat) or (isinstance(reward, Complex) and not isinstance(reward, Real)):
             return _failed(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
         value = float(reward)
         if not math.isfinite(value):

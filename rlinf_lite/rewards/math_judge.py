@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from rlinf_lite.rewards.extraction import final_answer, reference_answer
-from rlinf_lite.rewards.plain_numbers import parse_number, same_number
+from rlinf_lite.rewards.plain_numbers import MAX_CHARS, parse_number, same_number
 from rlinf_lite.rewards.verifier import Verifier, VerifierError
 from rlinf_lite.types import Attempt, Score
-
-MAX_ANSWER_CHARS = 2000
-"""No final answer is longer; a longer one is wrong unread, so that one response cannot keep the verifier busy."""
 
 
 class MathJudge:
@@ -52,7 +49,7 @@ class MathJudge:
             return False
         if found == reference:
             return True
-        if max(len(found), len(reference)) > MAX_ANSWER_CHARS:
+        if max(len(found), len(reference)) > MAX_CHARS:
             raise VerifierError(f"an answer of {len(found)} characters (reference {len(reference)}) is not read")
         number, expected = parse_number(found), parse_number(reference)
         if number is not None and expected is not None:

@@ -11,6 +11,11 @@ _PLAIN = re.compile(rf"(?P<sign>[-+]?) *(?P<number>{NUMBER})(?: */ *(?P<divisor>
 _SPELLINGS = (("\\$", ""), ("$", ""), ("\\%", "%"), ("{,}", ","), ("\\,", ""), ("\\!", ""), ("\u2212", "-"))
 
 
+MAX_CHARS = 2000
+"""No final answer is longer; a longer one is wrong unread, so that one response cannot keep a verifier busy (and Python
+reads no integers of more than 4300 digits)."""
+
+
 class PlainNumber(NamedTuple):
     """A number and whether it was written as a percentage (``value`` is then the figure before the sign)."""
 
@@ -19,10 +24,12 @@ class PlainNumber(NamedTuple):
 
 
 def parse_number(text: str) -> PlainNumber | None:
-    """The plain number that ``text`` is, or None when it is anything else (an expression, a unit, division by 0)."""
+    """The plain number that ``text`` is, or None when it is anything else: an expression, a unit, division by 0, longer
+    than `MAX_CHARS`.
+    """
     for spelling, meaning in _SPELLINGS:
         text = text.replace(spelling, meaning)
-    match = _PLAIN.fullmatch(text.strip().removesuffix("."))
+    match = _PLAIN.fullmatch(text.strip().removesuffix(".")) if len(text) <= MAX_CHARS else None
     if match is None or not match["number"]:
         return None
     divisor = int(match["divisor"] or 1)

@@ -49,7 +49,7 @@ class UserFunction:
             return self.target
         try:
             made: Callable[..., Any] = self.target()
-        except Exception as error:  # it is the user's code
+        except (Exception, SystemExit) as error:  # it is the user's code
             raise ConfigError(_failure(self.path, f"{self.target.__name__}()", error)) from None
         return made
 
@@ -133,16 +133,20 @@ def _signature(path: str, target: Any) -> list[inspect.Parameter]:
     """Parameters of the call that judges one response."""
     call, bound = target, 0
     if isinstance(target, type):
-        if needed := [name for name, p in inspect.signature(target).parameters.items() if _is_needed(p)]:
+        if needed := [parameter.name for parameter in _named_of(path, target) if _is_needed(parameter)]:
             raise ConfigError(f"reward.path={path}: a class made without arguments, but it needs {', '.join(needed)}")
-        methods = [vars(base)["__call__"] for base in target.__mro__ if "__call__" in vars(base)]
-        call, bound = (methods[0], 1) if methods else (None, 0)
+        call = next((vars(base)["__call__"] for base in target.__mro__ if "__call__" in vars(base)), None)
+        bound = 0 if isinstance(call, staticmethod) else 1
     if not callable(call):
         raise ConfigError(f"reward.path={path}: is a {type(target).__name__} that cannot be called; name a function")
     if inspect.iscoroutinefunction(call):
         raise ConfigError(f"reward.path={path}: is async; name a plain function (it may call asyncio.run)")
+    return _named_of(path, call)[bound:]
+
+
+def _named_of(path: str, call: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
-        return list(inspect.signature(call).parameters.values())[bound:]
+        return list(inspect.signature(call).parameters.values())
     except ValueError:
         raise ConfigError(f"reward.path={path}: its parameters are not known; wrap it in a function of yours") from None
 
@@ -153,7 +157,7 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
 
 
 def _fingerprint(name: str, module: ModuleType, target: Any) -> str:
-    files = [file for file in {module.__file__, _source_file(target)} if file is not None]
+    files = [file for file in {vars(module).get("__file__"), _source_file(target)} if file is not None]
     digests = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
     return " ".join([name, *digests])
 

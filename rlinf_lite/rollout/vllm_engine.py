@@ -15,6 +15,7 @@ from rlinf_lite.rollout import vllm_setup
 from rlinf_lite.rollout.chunks import noise_keys
 from rlinf_lite.rollout.vllm_weights import buckets, whole
 from rlinf_lite.types import GenerationChunk, Rollout
+from rlinf_lite.versions import vllm_version
 
 _NO_TOKEN = "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
 
@@ -49,7 +50,7 @@ class VllmEngine:
         Raises:
             ConfigError: vLLM is missing, is not built for ``device``, or cannot run this model.
         """
-        vllm_setup.require()
+        vllm_version()
         _check_device(settings, device)
         vllm_setup.prepare_environment(settings, device)
         import vllm
@@ -95,7 +96,8 @@ class VllmEngine:
 
     def generate(self, chunk: GenerationChunk) -> list[Rollout]:
         # What earlier chunks left in the cache was computed in other batches, so in other bits.
-        assert self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM still holds requests of a chunk that failed: this engine cannot be used any more")
         prompts = [
             {"prompt_token_ids": list(prompt.problem.prompt_ids)}
             for prompt in chunk.prompts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ _CPU_BLOCK_TOKENS = 32
 _LARGEST_BLOCK_TOKENS = 64
 """Of the blocks that vLLM chooses on a GPU."""
 _TOKENS_A_STEP = 8192
-
-
-def require() -> None:
-    """Raises:
-    ConfigError: vLLM is not installed.
-    """
-    if find_spec("vllm") is None:
-        raise ConfigError(
-            "rollout.rollout_backend=vllm: vLLM is not installed here. For CPUs: bash toolkits/vllm/install_cpu.sh; "
-            "with GPUs, in an environment of its own: pip install vllm, then pip install -e ."
-        )
 
 
 def runs_eager(settings: RolloutConfig, device: torch.device) -> bool:
@@ -94,8 +82,8 @@ def engine_arguments(
 
 
 def cache_arguments(settings: RolloutConfig, arguments: dict[str, Any]) -> dict[str, Any]:
-    """How much memory the cache gets: ``gpu_memory_utilization``, or just what ``max_running_requests`` sequences of
-    full length need, so that none is ever put aside and computed again.
+    """How much memory the cache gets: ``gpu_memory_utilization``, ``kv_cache_gb``, or just what
+    ``max_running_requests`` sequences of full length need, so that none is ever put aside and computed again.
 
     Raises:
         ConfigError: vLLM has no kernel for the model's attention heads here.
@@ -114,8 +102,13 @@ def cache_arguments(settings: RolloutConfig, arguments: dict[str, Any]) -> dict[
         )
     if settings.gpu_memory_utilization is not None:
         return {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    # With a fixed size vLLM does not use the utilization, but refuses to start where that part of a GPU is not free: by
+    # default 0.9, of which an actor may have its share already.
+    unused = {"gpu_memory_utilization": 0.01}
+    if settings.kv_cache_gb is not None:
+        return {"kv_cache_memory_bytes": int(settings.kv_cache_gb * 1e9)} | unused
     heads = max(1, model.get_total_num_kv_heads() // settings.tensor_parallel_size)
     token_bytes = 2 * model.get_total_num_hidden_layers() * heads * head * model.dtype.itemsize
     block = arguments["block_size"] or _LARGEST_BLOCK_TOKENS
     blocks = settings.max_running_requests * -(-arguments["max_model_len"] // block) + 2
-    return {"kv_cache_memory_bytes": blocks * block * token_bytes}
+    return {"kv_cache_memory_bytes": blocks * block * token_bytes} | unused

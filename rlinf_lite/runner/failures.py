@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlinf_lite.cluster.errors import ClusterError, RayLost, WorkerLost
 from rlinf_lite.config import ConfigError
+from rlinf_lite.rewards import VerifierStartError
 
 EXIT_USER_ERROR = 2
 EXIT_WORKER_LOST = 3
@@ -24,7 +25,7 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     from rlinf_lite.runner.interruption import Interrupted  # it reads the codes above
     from rlinf_lite.runner.restarts import GaveUp
 
-    if isinstance(error, ConfigError | ClusterError):
+    if isinstance(error, ConfigError | ClusterError | VerifierStartError):
         return _lines("error", error), EXIT_USER_ERROR
     if isinstance(error, GaveUp):
         return f"{_lines('error', error)}\n{_NOT_LOST}", EXIT_WORKER_LOST

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
-from rlinf_lite import __version__
 from rlinf_lite.config import Config, ConfigError, flatten
+from rlinf_lite.versions import versions
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
 _VAL_DATA = "data (validation problems)"
 _INITIAL_WEIGHTS = "actor.model (initial weights)"
 _ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
@@ -47,8 +45,7 @@ def identity(
         "data (training problems)": train_data,
         _VAL_DATA: val_data,
         "reward (source)": reward,
-        "versions.rlinf_lite": __version__,
-        **{f"versions.{name}": version(name) for name in _PACKAGES},
+        **versions(config),
     }
 
 

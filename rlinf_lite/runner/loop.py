@@ -78,7 +78,7 @@ class Runner:
             prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
             with timer.phase("rollout"):
                 rollouts, judging = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
-            self.rest()
+                self.rest()
             with timer.phase("reward"):
                 scores = in_order(judging, rollouts)
             advantages = self.advantages(rollouts, scores)
@@ -147,7 +147,7 @@ class Runner:
                 judge(judging, chunk.prompts, self._made[key])
             else:
                 generating.add(key, chunk)
-        for key, rollouts in generating:
+        for key, rollouts in generating.results(beside=[judging]):
             self._made[key] = rollouts
             judge(judging, keyed[key].prompts, rollouts)
         return join(self._made[key] for key in keyed), judging

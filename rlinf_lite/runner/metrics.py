@@ -39,6 +39,8 @@ def update_metrics(reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
     """
     per_minibatch = [_minibatch(ranks) for ranks in reports]
     metrics: Metrics = {key: float(np.mean([values[key] for values in per_minibatch])) for key in per_minibatch[0]}
+    if (gap := "policy/rollout_logprob_gap") in metrics:
+        metrics[gap] = per_minibatch[0][gap]  # later ones may be compared with weights that the engine never had
     metrics["optim/lr"] = reports[-1][0].lr
     norms = [ranks[0].grad_norm for ranks in reports if not ranks[0].skipped]
     if norms:

@@ -82,7 +82,9 @@ def micro_batch_loss(
             loss = loss - config.entropy_bonus * share(entropy_BC)
         sums["entropy"] = _masked_sum(entropy_BC, mask)
     if rollout is not None:
-        sums["rollout_gap"] = _masked_sum((old - rollout).abs(), mask)
+        # Where the old ones are the engine's own, the pass of the update stands for the trainer.
+        trainer = old if config.recompute_logprobs else logprobs.detach()
+        sums["rollout_gap"] = _masked_sum((trainer - rollout).abs(), mask)
     return loss, sums | {"loss": loss.item()}
 
 

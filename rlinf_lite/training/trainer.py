@@ -82,6 +82,8 @@ class PolicyTrainer:
 
     def _build(self, model_dir: Path) -> PreTrainedModel:
         config = folder.load_config(model_dir, self.actor.model.model_type)
+        if not self.actor.model.dropout:
+            build.disable_dropout(config)
         model = build.build_on_meta(config, self.actor.model.precision)
         shard.shard(model, self.mesh, self.actor.fsdp_config)
         offloaded = self.actor.fsdp_config.cpu_offload

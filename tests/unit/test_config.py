@@ -79,6 +79,9 @@ def test_a_missing_value_is_named():
         ({"algorithm__sampling_params__do_sample": False}, "nothing could be learned"),
         ({"algorithm__recompute_logprobs": False}, "rollout.return_logprobs=true"),
         ({"algorithm__importance_sampling_fix": True}, "rollout.return_logprobs=true"),
+        ({"algorithm__importance_sampling_clip": 0.0}, "nothing would be learned; it must be above 0"),
+        ({"algorithm__sampling_params__temperature": float("nan")}, "temperature=nan: must be a finite number"),
+        ({"actor__optim__lr": float("inf")}, "actor.optim.lr=inf: must be a finite number"),
         ({"algorithm__clip_ratio_c": 0.5}, "must be above 1"),
         ({"algorithm__group_size": 1}, "use at least 2"),
         ({"data__type": "math"}, "data.train_data_paths=[]"),
@@ -143,7 +146,8 @@ def test_every_key_of_the_design_is_known():
     algorithm.importance_sampling_clip algorithm.sampling_params.do_sample algorithm.sampling_params.temperature
     algorithm.sampling_params.top_k algorithm.sampling_params.top_p algorithm.sampling_params.repetition_penalty
     algorithm.sampling_params.max_new_tokens rollout.group_name rollout.rollout_backend
-    rollout.gpu_memory_utilization rollout.model.model_path rollout.model.model_type rollout.model.precision
+    rollout.gpu_memory_utilization rollout.kv_cache_gb actor.model.dropout
+    rollout.model.model_path rollout.model.model_type rollout.model.precision
     rollout.enforce_eager rollout.tensor_parallel_size rollout.max_running_requests rollout.return_logprobs
     data.type data.max_prompt_length data.filter_prompt_by_length data.rollout_batch_size
     data.val_rollout_batch_size data.num_workers data.shuffle data.seed data.train_data_paths data.val_data_paths

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
 
 # Lowest first. A room imports only rooms of lower levels (and itself).
 LEVELS = [
-    {"types", "config", "config_checks", "counters", "faults"},
+    {"types", "config", "config_checks", "counters", "faults", "versions"},
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"data", "models", "rollout"},
     {"training", "eval", "report"},

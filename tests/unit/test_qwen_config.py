@@ -106,9 +106,9 @@ def step_line(config: Config) -> str:
     )
 
 
-def memory(config: Config, gpu: int) -> list[tuple[float, str]]:
-    """What fills a GPU of ``gpu`` GB at the worst moment, the backward pass of rows of full length: (GB, why)."""
-    return [*training_memory(config), *rollout_memory(config, gpu)]
+def memory(config: Config) -> list[tuple[float, str]]:
+    """What fills a GPU at the worst moment, the backward pass of rows of full length: (GB, why)."""
+    return [*training_memory(config), *rollout_memory(config)]
 
 
 def training_memory(config: Config) -> list[tuple[float, str]]:
@@ -143,24 +143,23 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
     ]
 
 
-def rollout_memory(config: Config, gpu: int) -> list[tuple[float, str]]:
+def rollout_memory(config: Config) -> list[tuple[float, str]]:
     model, params = model_of(config)
     head_dim = model.hidden_size // model.num_attention_heads if model.model_type == "qwen2" else model.head_dim
     a_token = 2 * model.num_hidden_layers * model.num_key_value_heads * head_dim * 2
     rows, length = config.rollout.max_running_requests, config.runner.seq_length
-    weights, share = params * 2 / GB, config.rollout.gpu_memory_utilization
+    weights, cache = params * 2 / GB, config.rollout.kv_cache_gb
     if config.rollout.rollout_backend == "builtin":
         return [
             (weights, f"weights of the rollout model in bf16: {params / GB:.2f}e9 x 2 B"),
             (rows * length * a_token / GB, f"its cache: {rows} rows x {length} tokens x {a_token // 1024} KiB"),
         ]
-    assert share is not None and config.rollout.tensor_parallel_size == 1
-    cache = share * gpu - weights - ENGINE_WORK_SPACE
+    assert cache is not None and config.rollout.tensor_parallel_size == 1
     rows = int(cache * GB / a_token / length)
     return [
         (
-            share * gpu,
-            f"vLLM, {share:.2f} of the GPU: weights {weights:.1f}, work space {ENGINE_WORK_SPACE:.0f}, "
+            weights + ENGINE_WORK_SPACE + cache,
+            f"vLLM: weights {weights:.1f}, work space {ENGINE_WORK_SPACE:.0f}, "
             f"cache {cache:.1f} = {rows} rows at {a_token // 1024} KiB a token",
         )
     ]
@@ -195,7 +194,7 @@ def test_models_on_meta(model):
 def test_memory_comment(name, config):
     """Where this fails, the comment is wrong: paste what is expected."""
     gpu = int(re.search(r"of (\d+): what is left", "\n".join(comment(name))).group(1))
-    parts = memory(config, gpu)
+    parts = memory(config)
     total = sum(size for size, _ in parts)
     expected = [
         step_line(config),

@@ -172,7 +172,9 @@ def test_weights_leave_whole_and_in_rows(ranks, model_dirs, make_config, rollout
 @pytest.mark.parametrize("reference", [False, True])
 def test_logprobs_are_those_of_one_process(ranks, model_dirs, make_config, rollouts, world_size, reference):
     """Five micro-batches; without dropout, although the policy is in training mode for its updates."""
-    config = make_config({"algorithm.kl_beta": 0.1, "algorithm.sampling_params.temperature": 0.8})
+    config = make_config(
+        {"actor.model.dropout": True, "algorithm.kl_beta": 0.1, "algorithm.sampling_params.temperature": 0.8}
+    )
     given = {"model_dir": model_dirs["gpt2"], "config": config, "rollouts": rollouts}
     results = ranks.run(world_size, "logprobs", reference=reference, **given)
     assert sorted(index for result in results for index in result["mine"]) == list(range(5))

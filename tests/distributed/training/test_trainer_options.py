@@ -34,7 +34,7 @@ def given(model_dirs, rollouts, advantages, make_config):
 @pytest.mark.parametrize("reshard", [True, False])
 def test_gradient_checkpointing_changes_no_bit(ranks, given, assert_same_state, model, reshard):
     """GPT-2's dropout is drawn again, not anew, when activations are recomputed."""
-    plain = {"actor.fsdp_config.reshard_after_forward": reshard}
+    plain = {"actor.fsdp_config.reshard_after_forward": reshard, "actor.model.dropout": True}
     first = ranks.run(2, "train", **given(plain, model, num_steps=2))
     second = ranks.run(
         2, "train", **given({**plain, "actor.fsdp_config.gradient_checkpointing": True}, model, num_steps=2)

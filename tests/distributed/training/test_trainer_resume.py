@@ -6,6 +6,7 @@ import pytest
 import torch
 
 DROPOUT = {
+    "actor.model.dropout": True,
     "algorithm.n_minibatches": 2,
     "algorithm.kl_beta": 0.1,
     "algorithm.shuffle_rollout": True,
@@ -45,11 +46,15 @@ def test_resumed_equals_straight(
     assert set(skipped[4:]) == ({False} if changes is DROPOUT else {False, True}), skipped
 
 
-def test_dropout_follows_the_generator_of_the_rank(ranks, model_dirs, make_config, rollouts, advantages, tmp_path):
-    """The test above would notice a lost generator: another one gives another update."""
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_follows_the_generator_of_the_rank(
+    ranks, model_dirs, make_config, rollouts, advantages, tmp_path, dropout
+):
+    """The test above would notice a lost generator: another one gives another update. Unless dropout is off: then
+    nothing is drawn in an update, and the policy that is updated is the one that was sampled."""
     given = {
         "model_dir": model_dirs["gpt2"],
-        "config": make_config(),
+        "config": make_config({"actor.model.dropout": dropout}),
         "rollouts": rollouts,
         "advantages": advantages,
         "root": str(tmp_path),
@@ -59,7 +64,7 @@ def test_dropout_follows_the_generator_of_the_rank(ranks, model_dirs, make_confi
     shuffled = ranks.run(2, "train_and_save", **given, steps=range(1, 3), draw=1)[0]
     name = "transformer.wte.weight"
     assert torch.equal(first["model"][name], second["model"][name]), "a save draws nothing"
-    assert not torch.equal(first["model"][name], shuffled["model"][name])
+    assert torch.equal(first["model"][name], shuffled["model"][name]) is not dropout
 
 
 def test_another_number_of_ranks(ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, tmp_path):

@@ -53,6 +53,7 @@ def test_what_fits(text):
         ("data: {few_shot: [{question: 1, answer: 2, why: 3}]}", "data.few_shot: example 1 is"),
         ("data: {few_shot: ['1+2=3']}", "data.few_shot: example 1 is '1+2=3'"),
         ("data: {chat_template_kwargs: {think: false}}", "set data.apply_chat_template=true, or remove it"),
+        ("data: {apply_chat_template: true, chat_template_kwargs: {tokenize: true}}", "'tokenize' is decided here"),
         ("data: {answer_key: null}", "reward.reward_type=math compares with answers"),
         ("data: {type: arithmetic, metadata_keys: [a]}", "data.type=arithmetic has no rows of files"),
         ("data: {type: poetry}", "data.type=poetry"),

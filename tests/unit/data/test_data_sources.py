@@ -74,6 +74,7 @@ def test_broken_gzip_names_the_file(tmp_path, damage):
         (b'"text"', "a JSON str instead of an object"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "a number that cannot be read (Exceeds the limit (4300 digits)"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, complaint):
@@ -147,6 +148,7 @@ def test_a_long_value_in_csv(tmp_path):
     [
         (b"a,b\n1,2\n1\n", "rows.csv:3: fewer values than columns"),
         (b"a,b\n1,2,3\n", "rows.csv:2: more values than columns"),
+        (b"a,b,a\n1,2,3\n", "rows.csv:1: two columns are called 'a'"),
         (b'a,b\n1,"2\n', "not valid CSV"),
         (b"a,b\n1,\xff\n", "rows.csv: not UTF-8"),
     ],

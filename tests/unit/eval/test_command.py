@@ -132,9 +132,12 @@ def test_it_goes_on_where_it_was(make_run, command, results, tmp_path, monkeypat
 def test_rows_of_a_file(exported, results, tmp_path):
     data = tmp_path / "sums.jsonl"
     data.write_text('{"q": "12+30=", "a": "42"}\n{"q": "2+2=", "a": 4}\n{"q": "11111111111+1=", "a": "x"}\n')
-    found = results(exported, "--data", data, "data.prompt_key=q", "data.answer_key=a", "data.max_prompt_length=8")
+    keys = "data.prompt_key=q", "data.answer_key=a"
+    found = results(exported, "--data", data, *keys, "data.max_prompt_length=8", "--max-new-tokens", 9)
     assert found["num_problems"] == 2
-    found = results(exported, "data.answer_key=a", "--max-new-tokens", 4, "--data", data, data, "data.prompt_key=q")
+    found = results(
+        exported, keys[1], "data.max_prompt_length=99", "--max-new-tokens", 4, "--data", data, data, keys[0]
+    )
     assert (found["num_problems"], found["response_tokens_max"] <= 4) == (6, True)
 
 
@@ -155,6 +158,7 @@ def test_the_embedded_model_needs_nothing(command):
         ([EMBEDDED, "--temperature", "-1"], "temperature=-1.0: must be above 0"),
         ([EMBEDDED, "--data", "gone.jsonl"], "error: data.val_data_paths: no such file or folder: 'gone.jsonl'"),
         ([EMBEDDED, "greedy"], "error: 'greedy': neither an option nor key=value"),
+        ([EMBEDDED, "--max-new-tokens", "500"], "data.max_prompt_length=8 and --max-new-tokens 500: the model has"),
         ([EMBEDDED, "--engine", "tgi"], "error: rollout.rollout_backend=tgi: "),
         ([EMBEDDED, "--config", "gone"], "error: --config gone: there is no "),
     ],

@@ -59,3 +59,9 @@ def test_blocks():
     assert maj_at_k(seven, 2) == 1 / 3  # (7 7) (5 5) (5 7): the seventh makes no whole block
     assert maj_at_k(seven, 3) == 1 / 2
     assert maj_at_k(seven, 7) == 1.0  # three of each: 7 came first
+
+
+def test_an_answer_of_endless_digits_is_a_text():
+    endless = "1" * 5000  # Python itself refuses to read it
+    assert majority_is_correct(votes(endless, endless, "7", right=endless))
+    assert not majority_is_correct(votes(endless, endless, "7"))

@@ -136,6 +136,7 @@ def test_identity_knows_what_makes_the_numbers(configured):
     for given in ({"actor__seed": 2}, {"rollout__max_running_requests": 3}, {"reward__reward_type": "math"}):
         assert made(**given) != base
     assert made(data__num_workers=2) == base
+    assert base["versions.sympy"] and "versions.vllm" not in base
 
 
 def test_what_belongs_to_the_runs_engine_or_data_goes_with_them(make_run, configured):

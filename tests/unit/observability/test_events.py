@@ -45,7 +45,16 @@ def test_a_torn_line_costs_itself_alone(path, cut):
 
 
 @pytest.mark.parametrize(
-    "line", [b"[1]", b"{}", b'{"step": 1}', b"\xff", b'{"kind": "x", "step": 1, "time": 0, "more": 1}']
+    "line",
+    [
+        b"[1]",
+        b"{}",
+        b'{"step": 1}',
+        b"\xff",
+        b'{"kind": "x", "step": 1, "time": 0, "more": 1}',
+        b'{"kind": "x", "step": "1", "time": 0}',
+        b'{"kind": "x", "step": 1, "time": 0, "figures": {"a": "b"}}',
+    ],
 )
 def test_lines_that_are_no_events_are_left_out(path, line):
     added(path, (START, 0))

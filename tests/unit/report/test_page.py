@@ -97,6 +97,24 @@ def test_samples_are_of_the_first_and_last_step_and_spread_between(run, make_run
     assert choose_samples(run / "none.jsonl") == []
 
 
+@pytest.mark.parametrize("place", [0, 2, -1])
+def test_a_damaged_line_costs_a_sample_not_the_page(run, place):
+    path = run / "rollouts.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = len(choose_samples(path))
+    lines[place] = b"\0" * 20 + b"\n"
+    lines.insert(3, lines[3].split(b", ")[0] + b"}\n")  # a row of a step, and nothing else
+    path.write_bytes(b"".join(lines))
+    assert whole - 10 <= len(choose_samples(path)) < whole + 1
+    assert report(run).text("h1") == ["<run>"]
+
+
+def test_values_that_no_axis_can_hold_are_left_out(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "loss/total": 1e308}\n{"step": 32, "loss/total": -1e308}\n')
+    assert report(run).text("h1") == ["<run>"]
+
+
 def test_long_texts_are_folded_and_errors_are_told(run):
     found = report(run)
     assert sum(tag == "details" for tag, _ in found.found) > 30

@@ -84,19 +84,23 @@ def test_what_a_function_may_return(write, returned, expected):
         ("return float('nan')", "the function returned nan; a reward must be finite"),
         ("return {'reward': -1e999}", "the function returned -inf"),
         ("return [1.0]", "the function returned [1.0]"),
+        ("return np.array([1.0, 2.0])", "TypeError: "),
+        ("return np.complex64(1)", "the function returned "),
+        ("return 10**400", "OverflowError: "),
+        ("return {'reward': 1, 'correct': np.array([1, 0])}", "ValueError: "),
         ("return 1 / len(response.strip('2'))", "ZeroDivisionError: division by zero ("),
         ("raise SystemExit(3)", "SystemExit: 3 ("),
     ],
 )
 def test_a_mistake_costs_one_response(write, body, error):
-    path = write(f"def score(response):\n    if response == 'fine': return 1\n    {body}")
+    path = write(f"def score(response):\n    import numpy as np\n    if response == 'fine': return 1\n    {body}")
     fine = Attempt(prompt="", response="fine", answer="", finished=True)
     first, second = scores(path, ATTEMPT, fine)
     assert (first.reward, first.correct) == (0.0, False)
     assert error in first.error
     assert second == Score(reward=1.0, correct=True)
-    if "Error" in error or "Exit" in error:
-        assert first.error.endswith("my_reward.py:3)")
+    if "Zero" in error or "Exit" in error:
+        assert first.error.endswith("my_reward.py:4)")
 
 
 def test_a_class_is_made_once(write):
@@ -105,6 +109,20 @@ def test_a_class_is_made_once(write):
     )
     assert [score.reward for score in scores(write(code, "Count"), ATTEMPT, ATTEMPT)] == [1.0, 2.0]
     assert scores(write(code + "\nmade = Count()", "made")) == [Score(reward=1.0, correct=True)]
+
+
+def test_a_static_method_keeps_its_first_parameter(write):
+    code = "class Judge:\n    @staticmethod\n    def __call__(response, answer): return response == answer"
+    assert scores(write(code, "Judge"), ATTEMPT) == scores(
+        write("def score(response, answer): return response == answer"), ATTEMPT
+    )
+
+
+@pytest.mark.parametrize("ends", ["raise SystemExit(1)", "1 / 0"])
+def test_a_class_that_ends_the_process_is_an_error_of_the_config(write, ends):
+    path = write(f"class Judge:\n    def __init__(self): {ends}\n    def __call__(self): return 1", "Judge")
+    with pytest.raises(ConfigError, match=r"Judge\(\) failed: "):
+        scores(path)
 
 
 def test_a_class_that_cannot_be_made_is_an_error_of_the_config(write):
@@ -119,6 +137,9 @@ def test_a_class_that_cannot_be_made_is_an_error_of_the_config(write):
 def test_metadata_of_a_problem_is_not_the_functions_to_change(write):
     path = write("def score(metadata): metadata['seen'] = 1; return len(metadata)")
     assert [score.reward for score in scores(path, ATTEMPT, ATTEMPT)] == [2.0, 2.0]
+    nested = Attempt(prompt="", response="", answer="", finished=True, metadata={"tests": [1]})
+    path = write("def score(metadata): metadata['tests'].append(1); return len(metadata['tests'])")
+    assert [score.reward for score in scores(path, nested, nested)] == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +160,7 @@ def test_metadata_of_a_problem_is_not_the_functions_to_change(write):
         ("def score(:", "score", "failed: SyntaxError"),
         ("1 / 0", "score", "my_reward.py failed: ZeroDivisionError: division by zero ("),
         ("import sys; sys.exit('bye')", "score", "failed: SystemExit: bye"),
+        ("score = dict", "score", "its parameters are not known; wrap it in a function of yours"),
     ],
 )
 def test_what_cannot_be_called_is_found_at_start(write, code, name, said):

@@ -6,7 +6,8 @@ import pytest
 
 from rlinf_lite.config import RewardConfig
 from rlinf_lite.rewards import build_judge
-from rlinf_lite.rewards.math_judge import MAX_ANSWER_CHARS, MathJudge
+from rlinf_lite.rewards.math_judge import MathJudge
+from rlinf_lite.rewards.plain_numbers import MAX_CHARS
 from rlinf_lite.types import Attempt, Score
 
 
@@ -81,7 +82,7 @@ def test_scale_order_and_cut_responses():
 
 def test_a_huge_answer_is_not_read_and_a_huge_response_is():
     judge = MathJudge(1.0, 30.0)
-    digits = "9" * (MAX_ANSWER_CHARS + 1)
+    digits = "9" * (MAX_CHARS + 1)
     responses = [rf"\boxed{{{digits}}}", "5 " * 200_000 + r"\boxed{4}" + " so" * 200_000]
     scores = judge.score([attempt(response, "4") for response in responses])
     assert scores[0].correct is False and "2001 characters" in str(scores[0].error)

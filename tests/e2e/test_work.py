@@ -1,0 +1,71 @@
+"""Work for two groups at once: whoever becomes free gets the next item, also while the driver waits for the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(120)]
+
+_WORKERS = """
+import os, time
+
+class Maker:
+    def __init__(self, *_): pass
+
+    def make(self, number):
+        while number == 1 and not os.path.exists(os.environ["JUDGED"]):
+            time.sleep(0.02)
+        return number
+
+class Judge:
+    def __init__(self, *_): pass
+
+    def judge(self, number):
+        if number == 2:
+            open(os.environ["JUDGED"], "w").close()
+        return -number
+"""
+
+_DRIVER = """
+import json
+from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.session import open_session
+from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.watch import Watch
+from rlinf_lite.main_math import load
+
+config = load(["cluster.component_placement={actor: 0, rollout: 0, reward: 0}", "cluster.warm_spares=0"]).cluster
+with open_session(config, Watch(hang_timeout=20)) as session:
+    spares = Spares(session)
+    makers = WorkerGroup("Makers", "rollout", "two_kinds:Maker", session, spares)
+    judges = WorkerGroup("Judges", "reward", "two_kinds:Judge", session, spares)
+    making, judging = makers.work("make"), judges.work("judge")
+    for number in (0, 1):
+        making.add(number, number)
+    made = []
+    for key, value in making.results(beside=[judging]):
+        made.append((key, value))
+        for number in range(3) if key == 0 else ():
+            judging.add(number, number)
+    print(json.dumps([made, sorted(judging)]))
+"""
+
+
+def test_judges_go_on_while_the_last_response_is_made(tmp_path):
+    """The second item is made only when the third is judged, and there is one judge: it must get it meanwhile."""
+    (tmp_path / "two_kinds.py").write_text(_WORKERS)
+    driver = subprocess.run(
+        [sys.executable, "-c", _DRIVER],
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(tmp_path), "JUDGED": str(tmp_path / "judged")},
+        capture_output=True,
+        text=True,
+    )
+    assert driver.returncode == 0, driver.stderr[-3000:]
+    made, judged = json.loads(driver.stdout.splitlines()[-1])
+    assert made == [[0, 0], [1, 1]]
+    assert judged == [[0, 0], [1, -1], [2, -2]]
