@@ -252,12 +252,12 @@ class RolloutConfig:
     """vLLM only: part of the GPU's memory (on a CPU: of the machine's) that its weights and cache may fill. How large
     the cache is then depends on what was free at the start, and what is put aside when it is full on that."""
     kv_cache_gb: float | None = None
-    """vLLM only: size of its cache in GB (1e9 bytes); with neither of the two it is just large enough for
-    ``max_running_requests`` sequences of ``runner.seq_length`` tokens."""
+    """vLLM only: size of the cache of each of its processes, in GB (1e9 bytes); with neither of the two it is just
+    large enough for ``max_running_requests`` sequences of ``runner.seq_length`` tokens."""
     enforce_eager: bool | None = None
     """vLLM only: false: compile the model and capture CUDA graphs; null: true on a CPU, false on a GPU."""
     tensor_parallel_size: int = 1
-    """vLLM only: processes (on GPUs: GPUs) that one engine spreads each layer over."""
+    """vLLM only: processes that one engine spreads each layer over; on GPUs 1, for now."""
     enable_sleep: bool = neutral(False)
     """vLLM on GPUs only: between generation and the next weights the engine gives up its GPU memory, for an actor on
     the same GPU."""

@@ -301,7 +301,8 @@ def _rollout(config: Config) -> Iterator[str]:
     if rollout.rollout_backend != "vllm":
         for key, unused in _VLLM_ONLY:
             if values[key] != unused:
-                yield f"{key}={values[key]}: is for vLLM only; remove it, or set rollout.rollout_backend=vllm"
+                plain = "null" if unused is None else str(unused).lower()
+                yield f"{key}={values[key]}: is for vLLM only; set it to {plain}, or set rollout.rollout_backend=vllm"
         return
     share = rollout.gpu_memory_utilization
     if share is not None and not 0 < share <= 1:
@@ -309,7 +310,12 @@ def _rollout(config: Config) -> Iterator[str]:
     if share is not None and rollout.kv_cache_gb is not None:
         yield (
             f"rollout.kv_cache_gb={rollout.kv_cache_gb}: rollout.gpu_memory_utilization={share} decides over the cache "
-            "too; remove one of them"
+            "too; set one of them to null"
+        )
+    if rollout.tensor_parallel_size > 1 and config.cluster.device == "cuda":
+        yield (
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: a rollout worker has one GPU, that of its "
+            "slot in cluster.component_placement; set it to 1 and use more rollout workers"
         )
     for key in ("rollout.enable_sleep", "rollout.batch_invariant"):
         if values[key] and config.cluster.device == "cpu":

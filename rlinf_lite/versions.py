@@ -35,5 +35,5 @@ def vllm_version() -> str:
             continue
     raise ConfigError(
         "rollout.rollout_backend=vllm: vLLM is not installed here. For CPUs: bash toolkits/vllm/install_cpu.sh; with "
-        "GPUs, in an environment of its own: pip install vllm, then pip install -e ."
+        "GPUs, in an environment of its own: pip install 'vllm==0.32.*', then pip install -e ."
     )

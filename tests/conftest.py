@@ -21,6 +21,12 @@ from rlinf_lite.checkpoint.read_state import read_tensors
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups of whole runs first: they take longest, and what is short fills up the end."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 # 24 problems, 8 a step: an epoch is 3 steps.
 TINY = {
     "runner.max_steps": "8",

@@ -12,6 +12,6 @@ if (($# == 0)); then
     "$python" -m ruff check .
     "$python" -m ruff format --check .
     "$python" -m mypy rlinf_lite
-    set -- -n 2 --dist loadgroup # the rest beside the whole runs, of which there is one at a time
+    set -- -n 2 --dist loadgroup # two whole runs at a time at most: groups "e2e" (they share one) and "alone"
 fi
 exec "$python" -m pytest "$@"

@@ -87,10 +87,11 @@ def _wait(works: Sequence[Work]) -> None:
     """Until one call of any of them has ended, or all that hang were begun again."""
     source = {ref: (work, rank) for work in works for ref, (*_, rank) in work._running.items()}
     try:
-        ref = works[0]._group.wait_any({ref: (work._group, rank) for ref, (work, rank) in source.items()})
-        source[ref][0]._take(ref)
+        ended = works[0]._group.wait_any({ref: (work._group, rank) for ref, (work, rank) in source.items()})
     except Hung as hung:
         for ref, (work, rank) in source.items():
             work._again(ref, WorkerHung(work._group.name, rank, hung.seconds))
+    else:
+        source[ended][0]._take(ended)
     for work in works:
         work._feed()

@@ -35,9 +35,11 @@ def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
 
 
 def disable_dropout(config: PretrainedConfig) -> None:
-    """Set every dropout probability of an architecture to 0 (``resid_pdrop``, ``attention_dropout``, ...)."""
+    """Set every dropout probability of an architecture to 0: ``resid_pdrop``, ``hidden_dropout_prob`` ..."""
     for name, value in vars(config).items():
-        if name.endswith(("pdrop", "dropout")) and isinstance(value, float):
+        if isinstance(value, PretrainedConfig):
+            disable_dropout(value)
+        elif ("dropout" in name or name.endswith(("pdrop", "layerdrop"))) and isinstance(value, float):
             setattr(config, name, 0.0)
 
 

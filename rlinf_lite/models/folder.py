@@ -66,14 +66,21 @@ def check_length(config: PretrainedConfig, seq_length: int, asked: str | None = 
     Raises:
         ConfigError: rows of ``seq_length`` tokens are longer than the model has positions for.
     """
-    # Not every family has either; a factor stretches the positions, how far is the engine's to say.
-    positions = getattr(config, "max_position_embeddings", None)
-    stretched = (getattr(config, "rope_parameters", None) or {}).get("factor")
-    if positions is not None and not stretched and seq_length > positions:
+    positions = _positions(config)
+    if positions is not None and seq_length > positions:
         raise ConfigError(
             f"{asked or f'runner.seq_length={seq_length}'}: the model has positions for {positions} tokens "
             f"(max_position_embeddings in its config.json); use at most {positions}, for prompt and response together"
         )
+
+
+def _positions(config: PretrainedConfig) -> int | None:
+    """How many tokens a row may have; None: any number. Not every family has these attributes."""
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if positions is None or rope.get("rope_type") not in ("linear", "dynamic", "yarn"):
+        return positions
+    return max(positions, int(rope["factor"] * rope.get("original_max_position_embeddings", positions)))
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -96,9 +96,13 @@ def rows_of_step(path: Path, step: int, limit: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with path.open("rb") as file:
         file.seek(seek_step(file, step))
-        while len(rows) < limit and step_of(line := file.readline()) == step and line.endswith(b"\n"):
-            with suppress(ValueError):  # whoever damaged it, the others stay readable
-                rows.append(json.loads(line))
+        for line in file:
+            found = step_of(line) if line.endswith(b"\n") else None
+            if len(rows) == limit or (found is not None and found > step):
+                break
+            if found == step:
+                with suppress(ValueError):  # whoever damaged it, the others stay readable
+                    rows.append(json.loads(line))
     return rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 DESCRIPTION = """\
 Write report.html, one page that needs nothing else to be looked at: curves, time by phase, checkpoints and restarts,
-sample rollouts, config; and its charts as PNGs (with matplotlib: pip install 'rlinf_lite[report]'). The run may be
+sample rollouts, config; and its charts as PNGs (with matplotlib: pip install -e '.[report]'). The run may be
 going on meanwhile."""
 
 
@@ -58,7 +58,7 @@ def write(folder: Path, output: Path, others: Sequence[Path]) -> list[str]:
 
         pngs = write_pngs(runs, output)
     except ImportError:
-        return [*said, "no PNGs: they need matplotlib; pip install 'rlinf_lite[report]'"]
+        return [*said, "no PNGs: they need matplotlib; pip install -e '.[report]'"]
     return [*said, f"{output}/*.png ({len(pngs)} charts)"] if pngs else said
 
 

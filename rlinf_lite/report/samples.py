@@ -66,17 +66,12 @@ def _spread(path: Path) -> list[int]:
     if not path.exists():
         return []
     with path.open("rb") as file:
-        first, last = _first_step(file), _last_step(file)
+        first, last = _step_at(file, 0), _last_step(file)
         if first is None or last is None:
             return []
         wanted = np.unique(np.linspace(first, last, _MOST_STEPS).round().astype(int))
-        found = {_step_at(file, seek_step(file, int(step))) for step in wanted}
+        found = {_step_at(file, seek_step(file, int(step)), int(step)) for step in wanted}
     return sorted(step for step in found if step is not None)
-
-
-def _first_step(file: BinaryIO) -> int | None:
-    file.seek(0)
-    return next((step for line in file if (step := step_of(line)) is not None), None)
 
 
 def _last_step(file: BinaryIO) -> int | None:
@@ -91,7 +86,8 @@ def _last_step(file: BinaryIO) -> int | None:
         back *= 4
 
 
-def _step_at(file: BinaryIO, position: int) -> int | None:
+def _step_at(file: BinaryIO, position: int, least: int = 0) -> int | None:
+    """Of the first whole row from there on whose step is at least ``least``."""
     file.seek(position)
-    line = file.readline()
-    return step_of(line) if line.endswith(b"\n") else None
+    steps = (step_of(line) for line in file if line.endswith(b"\n"))
+    return next((step for step in steps if step is not None and step >= least), None)

@@ -32,31 +32,40 @@ class CustomJudge:
         """Nothing to give back."""
 
     def _judge(self, attempt: Attempt) -> Score:
-        offered = {
-            "prompt": attempt.prompt,
-            "response": attempt.response,
-            "answer": attempt.answer,
-            "finished": attempt.finished,
-            "metadata": deepcopy(dict(attempt.metadata)),  # shared by the responses to one problem
-        }
         try:
-            return self._read(self._call(**{name: offered[name] for name in self._names}))
+            return self._read(self._call(**{name: _offer(attempt, name) for name in self._names}))
         except (Exception, SystemExit) as error:  # whatever a user's code makes of a model's text, the run goes on
-            return _failed(f"{type(error).__name__}: {error} ({_place(error)})")
+            return _failed(f"{type(error).__name__}: {_text(error)} ({_place(error)})")
 
     def _read(self, returned: Any) -> Score:
         reward = returned.get("reward") if isinstance(returned, Mapping) else returned
         if not isinstance(reward, SupportsFloat) or (isinstance(reward, Complex) and not isinstance(reward, Real)):
             return _failed(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
         value = float(reward)
-        if not math.isfinite(value):
-            return _failed(f"reward.path: the function returned {value}; a reward must be finite")
+        if not math.isfinite(self._scale * value):
+            return _failed(
+                f"reward.path: the function returned {value}; a reward must be finite, reward_scale included"
+            )
         correct = returned.get("correct") if isinstance(returned, Mapping) else None
+        if isinstance(correct, str):
+            return _failed(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
         return Score(reward=self._scale * value, correct=value >= 1.0 if correct is None else bool(correct))
+
+
+def _offer(attempt: Attempt, name: str) -> Any:
+    # Metadata are shared by the responses to one problem.
+    return deepcopy(dict(attempt.metadata)) if name == "metadata" else getattr(attempt, name)
 
 
 def _failed(reason: str) -> Score:
     return Score(reward=0.0, correct=False, error=reason[:500])
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # it is the user's code
+        return "(no text)"
 
 
 def _place(error: BaseException) -> str:

@@ -16,6 +16,10 @@ EXIT_INTERRUPTED = 130
 _SAME_AGAIN = (
     "A resume would come to the same numbers: change something, and allow it by name with runner.resume_allow_changes."
 )
+_NO_MEMORY = (
+    "GPU memory is full: lower algorithm.training_batch_size_per_gpu, algorithm.logprob_forward_micro_batch_size or "
+    "rollout.kv_cache_gb, or set actor.fsdp_config.gradient_checkpointing=true."
+)
 _NOT_LOST = "Nothing that was committed is lost."
 _GO_ON = f"{_NOT_LOST} Start the same command with runner.resume_dir=auto to go on."
 
@@ -35,6 +39,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         return f"interrupted by {error.reason}, before the first step. {_GO_ON}", error.code
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted. {_GO_ON}", EXIT_INTERRUPTED
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return f"{_lines('error', error)}\n{_NO_MEMORY}", EXIT_USER_ERROR
     if isinstance(error, FloatingPointError):
         return f"{_lines('error', error)}\n{_SAME_AGAIN}", EXIT_USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:

@@ -14,6 +14,7 @@ from rlinf_lite.observability import say
 from rlinf_lite.runner import schedule
 from rlinf_lite.runner.identity import identity
 from rlinf_lite.runner.resume import Start, check_identity, choose_start, initial_weights
+from rlinf_lite.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,7 @@ def prepare(config: Config, checkpoints: Folder) -> Prepared:
     engine_dir = folder.resolve(config.rollout.model.model_path, "rollout.model.model_path")
     engine_config = folder.load_config(engine_dir, config.rollout.model.model_type)
     reward = rewards.fingerprint(config.reward)
+    versions(config)
     train = load_problems(config.data, "train", tokenizer)
     val = load_problems(config.data, "val", tokenizer) if config.runner.val_check_interval > 0 else None
     last_step = schedule.total_steps(config, len(train.problems))

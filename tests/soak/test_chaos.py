@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SOAK = Path(__file__).parent
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("alone")]
 
 
 def chaos(*options: str, seconds: float = 840) -> str:
@@ -24,7 +24,7 @@ def chaos(*options: str, seconds: float = 840) -> str:
 
 def test_ten_kills(tmp_path):
     """One run, and every kind of victim; what is neither the driver nor its raylet dies without ending it."""
-    printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "720", "--strict", "--folder", str(tmp_path))
+    printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "707", "--strict", "--folder", str(tmp_path))
     assert "10 kills, 10 bit-equal" in printed, printed
 
 

@@ -5,7 +5,7 @@
 #
 # About 3.4 GB and some minutes; started again it goes on, or finds that nothing is left to do. It is an environment of its own
 # because vLLM wants an older transformers than constraints.txt pins. With GPUs no script is needed: in an environment of its
-# own, `pip install vllm` and then `pip install -e .`; vLLM brings the torch and CUDA libraries it was built with.
+# own, `pip install 'vllm==0.32.*'` and then `pip install -e .`; vLLM brings the torch and CUDA libraries it was built with.
 set -euo pipefail
 
 case "${1:-}" in -h | --help)

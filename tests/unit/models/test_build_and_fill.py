@@ -214,3 +214,12 @@ def test_read_is_what_fill_copies(tiny_model, tiny_folder, model_type):
     found, filled = dict(weights.read(model, path)), dict(build.named_state(ours(path)))
     assert found.keys() == filled.keys()
     assert all(torch.equal(found[name], filled[name]) for name in found)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "biogpt", "xglm", "opt"])
+def test_dropout_is_off_whatever_it_is_called(kind):
+    config = AutoConfig.for_model(kind)
+    asked = [name for name, value in vars(config).items() if "drop" in name and isinstance(value, float) and value > 0]
+    assert asked
+    build.disable_dropout(config)
+    assert [getattr(config, name) for name in asked] == [0.0] * len(asked)

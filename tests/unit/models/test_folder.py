@@ -50,6 +50,31 @@ def test_rows_longer_than_the_models_positions_are_refused(of):
         folder.check_length(of, 65)
 
 
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}, 64),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8,
+                "rope_theta": 1e4,
+            },
+            64,
+        ),
+    ],
+)
+def test_positions_that_are_stretched(rope, limit):
+    stretched = LlamaConfig(max_position_embeddings=64, rope_parameters=rope)
+    folder.check_length(stretched, limit)
+    with pytest.raises(ConfigError, match=f"positions for {limit} tokens"):
+        folder.check_length(stretched, limit + 1)
+
+
 def test_a_config_that_cannot_be_read_is_a_config_error(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-architecture"}')
     with pytest.raises(ConfigError, match=r"actor\.model\.model_path=.*no-such-architecture"):

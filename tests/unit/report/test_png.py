@@ -24,5 +24,5 @@ def test_each_chart_is_a_file(run, tmp_path):
 def test_without_matplotlib_the_page_is_written_and_a_line_says_how_to_get_pngs(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = write(run, tmp_path / "out", [])
-    assert said[1] == "no PNGs: they need matplotlib; pip install 'rlinf_lite[report]'"
+    assert said[1] == "no PNGs: they need matplotlib; pip install -e '.[report]'"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]

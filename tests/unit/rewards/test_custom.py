@@ -87,6 +87,8 @@ def test_what_a_function_may_return(write, returned, expected):
         ("return np.array([1.0, 2.0])", "TypeError: "),
         ("return np.complex64(1)", "the function returned "),
         ("return 10**400", "OverflowError: "),
+        ("return {'reward': 0.5, 'correct': 'no'}", "the function returned {'reward': 0.5, 'correct': 'no'}; return"),
+        ("raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", "Odd: (no text) ("),
         ("return {'reward': 1, 'correct': np.array([1, 0])}", "ValueError: "),
         ("return 1 / len(response.strip('2'))", "ZeroDivisionError: division by zero ("),
         ("raise SystemExit(3)", "SystemExit: 3 ("),
@@ -255,3 +257,9 @@ def test_a_batch_of_errors_alone_ends_the_run():
     refuse_if_none_judged([])
     with pytest.raises(RewardError, match=r"none of 8 responses could be judged; the first: KeyError: 'x' \(a.py:3\)"):
         refuse_if_none_judged([failed] * 8)
+
+
+def test_a_reward_is_finite_after_it_is_scaled(write):
+    config = RewardConfig(reward_type="custom", path=write("def score(response): return 1e308"), reward_scale=10.0)
+    (found,) = build_judge(config).score([ATTEMPT])
+    assert found.reward == 0.0 and "reward_scale included" in str(found.error)

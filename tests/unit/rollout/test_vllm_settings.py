@@ -58,7 +58,7 @@ def arguments(sampling: SamplingConfig | None = None, device: str = "cpu", **set
 )
 def test_keys_of_vllm_need_vllm(key, value):
     assert f"rollout.{key}={value}: is for vLLM only" in problems({key: value})
-    assert problems({key: value, "rollout_backend": "vllm"}) == ""
+    assert problems({key: value, "rollout_backend": "vllm"}, device="auto") == ""
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,18 @@ def test_keys_of_vllm_need_vllm(key, value):
         ({"gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization=1.5"),
         ({"gpu_memory_utilization": 0.0}, "rollout.gpu_memory_utilization=0.0"),
         ({"kv_cache_gb": 0.0}, "rollout.kv_cache_gb=0.0"),
-        ({"kv_cache_gb": 1.0, "gpu_memory_utilization": 0.5}, "remove one of them"),
+        ({"kv_cache_gb": 1.0, "gpu_memory_utilization": 0.5}, "set one of them to null"),
         ({"tensor_parallel_size": 0}, "rollout.tensor_parallel_size=0"),
     ],
 )
 def test_values_that_mean_nothing(rollout, found):
     assert found in problems({"rollout_backend": "vllm", **rollout})
+
+
+def test_one_gpu_a_worker():
+    asked = {"rollout_backend": "vllm", "tensor_parallel_size": 2}
+    assert "rollout.tensor_parallel_size=2: a rollout worker has one GPU" in problems(asked, device="cuda")
+    assert problems(asked, device="cpu") == ""
 
 
 @pytest.mark.parametrize("key", ["enable_sleep", "batch_invariant"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
@@ -119,6 +120,11 @@ def test_bf16_on_a_processor_without_it_is_said():
 def test_a_verifier_that_cannot_start_is_for_the_user_to_solve():
     error = VerifierStartError("math-verify cannot read LaTeX; pip install it")
     assert explain(error) == (f"error: {error}", 2)
+
+
+def test_full_gpu_memory_is_for_the_user_to_solve():
+    message, code = explain(torch.OutOfMemoryError("CUDA out of memory."))
+    assert code == 2 and "lower algorithm.training_batch_size_per_gpu" in str(message)
 
 
 def test_one_driver_a_folder(tmp_path):
