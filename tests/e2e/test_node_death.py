@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from rlinf_lite import faults
 from rlinf_lite.runner.failures import EXIT_OUT_OF_TIME
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
@@ -65,12 +66,14 @@ def test_a_node_dies_and_another_takes_its_place(three_ranks, new_run, ray_nodes
 
 @pytest.mark.soak
 @pytest.mark.parametrize("phase", ["rollout.train", "actor.update", "replica.write", "save.halfway", "rollout.val"])
-def test_a_node_dies_in_each_phase(phase, three_ranks, new_run, ray_nodes, joined, same_run, tmp_path):
+def test_a_node_dies_in_each_phase(phase, three_ranks, new_run, ray_nodes, joined, same_run, tmp_path, monkeypatch):
     mark = tmp_path / "reached"
+    fault = {"phase": phase, "step": 4, "action": "wait", "mark": str(mark)}
+    monkeypatch.setenv(faults.VARIABLE, json.dumps([fault]))  # workers have their environment from the node's raylet
     with ray_nodes(4) as cluster:
         joined(cluster)
         run = new_run({**SPREAD, "runner.save_interval": "4"})
-        process = run.start(REPLICAS, faults=[{"phase": phase, "step": 4, "action": "wait", "mark": str(mark)}])
+        process = run.start(REPLICAS)
         run.read_until(process, "step    3/8")
         while not mark.exists():
             assert process.poll() is None, process.communicate()[0]
