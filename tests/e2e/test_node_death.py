@@ -115,17 +115,19 @@ assert accepted, reason
 
 
 @pytest.mark.soak
-def test_a_node_is_drained(three_ranks, new_run, ray_nodes, joined, same_run):
+def test_a_node_is_drained(three_ranks, new_run, ray_nodes, joined, same_run, monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, json.dumps([{"phase": "rollout.train", "step": 5, "action": "hang"}]))
     with ray_nodes(3) as cluster:
         joined(cluster)
         run = new_run({**SPREAD, "runner.save_interval": "-1", "runner.max_steps": "8"})
-        process = run.start(faults=[{"phase": "rollout.train", "step": 5, "action": "hang"}])
+        process = run.start()
         run.read_until(process, "step    4/8")
         order = [sys.executable, "-c", DRAIN, cluster.env["RAY_ADDRESS"], cluster.nodes[2]["id"]]
         subprocess.run(order, check=True, env={**os.environ, **cluster.env})
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_OUT_OF_TIME, printed
     assert "is being drained" in printed and run.steps() == [4]
+    monkeypatch.delenv(faults.VARIABLE)
     with ray_nodes(3) as cluster:
         joined(cluster)
         run.finish("runner.resume_dir=auto")
