@@ -50,7 +50,7 @@ class VllmEngine:
         Raises:
             ConfigError: vLLM is missing, is not built for ``device``, or cannot run this model.
         """
-        vllm_version()
+        vllm_version()  # this node may lack what the driver's has: a clear error instead of an ImportError
         _check_device(settings, device)
         vllm_setup.prepare_environment(settings, device)
         import vllm

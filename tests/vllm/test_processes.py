@@ -24,6 +24,15 @@ def test_bits_are_those_of_another_process(precision, processes):
     assert processes.run(engine=engine, chunks=[OTHER, ONE]) == [second, first]
 
 
+def test_a_cache_that_is_too_small_for_all_at_once(processes):
+    """Of a fixed size: who waits, and what is computed again, is the same each time."""
+    many = {**OTHER, "group_size": 20, "max_new_tokens": 50}
+    engine = {"kv_cache_gb": 0.001}  # some 30 blocks of 32 tokens, for 60 rows of up to two of them
+    first, second = processes.run(engine=engine, chunks=[many, ONE])
+    assert processes.run(engine=engine, chunks=[ONE, many]) == [second, first]
+    assert len(first) == 60
+
+
 def test_two_tensor_parallel_ranks(engine, processes):
     """Sums over two ranks are other sums, so log-probs differ in their last bits; the tokens of a greedy chunk do not.
     Weights, tied ones too, reach both."""
