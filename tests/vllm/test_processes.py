@@ -27,7 +27,7 @@ def test_bits_are_those_of_another_process(precision, processes):
 def test_a_cache_that_is_too_small_for_all_at_once(processes):
     """Of a fixed size: who waits, and what is computed again, is the same each time."""
     many = {**OTHER, "group_size": 20, "max_new_tokens": 50}
-    engine = {"kv_cache_gb": 0.001}  # some 30 blocks of 32 tokens, for 60 rows of up to two of them
+    engine = {"kv_cache_gb": 0.0003}  # 18 blocks of 32 tokens, 512 bytes each, for 60 rows of at least one block
     first, second = processes.run(engine=engine, chunks=[many, ONE])
     assert processes.run(engine=engine, chunks=[ONE, many]) == [second, first]
     assert len(first) == 60
