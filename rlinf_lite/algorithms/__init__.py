@@ -4,7 +4,7 @@ from rlinf_lite.algorithms.advantages import ADVANTAGES, group_advantages, white
 from rlinf_lite.algorithms.aggregation import AGGREGATORS, aggregate
 from rlinf_lite.algorithms.importance import importance_weights
 from rlinf_lite.algorithms.kl import KL_PENALTIES, kl_penalty
-from rlinf_lite.algorithms.logprobs import token_entropy, token_logprobs
+from rlinf_lite.algorithms.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlinf_lite.algorithms.losses import LOSSES, PolicyLoss, policy_loss
 from rlinf_lite.algorithms.registry import pick
 
@@ -20,7 +20,7 @@ __all__ = [
     "kl_penalty",
     "pick",
     "policy_loss",
-    "token_entropy",
     "token_logprobs",
+    "token_logprobs_and_entropy",
     "whiten",
 ]

@@ -1,7 +1,8 @@
-"""Log-probs and entropy of tokens, from logits. In float32 whatever the model computes in, a few rows at a time.
+"""Log-probs and entropy of tokens, from logits. In float32 whatever the model computes in, some tokens at a time.
 
-A few, because [B, T, V] in float32 is the largest tensor of a step. Every value is computed within its own row of V
-logits, so how many rows go together changes no bit.
+Some, because [B, T, V] in float32 would be the largest tensor of a step. Every value is computed within its own V
+logits, so how many tokens go together changes no bit. For the backward pass nothing is kept but the logits themselves
+and [B, T] numbers: everything else is computed again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 _MAX_ELEMENTS = 1 << 22
-"""Logits that are in float32 at a time (16 MiB), unless one row of T x V is larger."""
-
-
-def _parts(logits_BTV: Tensor) -> Iterator[slice]:
-    """Rows to be worked on together."""
-    num_rows, num_logits = logits_BTV.shape[0], logits_BTV.shape[1] * logits_BTV.shape[2]
-    size = max(1, _MAX_ELEMENTS // max(1, num_logits))
-    return (slice(first, first + size) for first in range(0, num_rows, size))
+_MAX_ELEMENTS_CUDA = 1 << 26
+"""Logits that are in float32 at a time, unless one token has more: 16 MiB, which stay in a CPU's cache; 256 MiB, which
+fill a GPU."""
 
 
 def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
@@ -33,56 +29,96 @@ def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -
         temperature: > 0.
 
     Returns:
-        float32 [B, T].
+        float32 [B, T] (float64 for float64 logits).
     """
-    logprobs_BT: Tensor = _TokenLogprobs.apply(logits_BTV, targets_BT, temperature)
+    logprobs_BT, _ = _TokenStats.apply(logits_BTV, targets_BT, temperature, False)
     return logprobs_BT
 
 
-def token_entropy(logits_BTV: Tensor, temperature: float) -> Tensor:
-    """Entropy in nats of softmax(logits / temperature). Differentiable in the logits.
+def token_logprobs_and_entropy(logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the entropy in nats of softmax(logits / temperature). Both differentiable (once).
+
+    The log-probs have the bits of `token_logprobs`, and so has their gradient while the entropy is in no loss.
 
     Args:
-        logits_BTV: [B, T, V], any float type; a logit may be -inf (that token is impossible).
-        temperature: > 0.
+        logits_BTV: a logit may be -inf (that token is impossible).
 
     Returns:
-        float32 [B, T].
+        Two tensors as `token_logprobs` returns.
     """
-    parts = [_entropy(logits_BTV[part].float() / temperature) for part in _parts(logits_BTV)]
-    return torch.cat(parts) if parts else logits_BTV.new_zeros(logits_BTV.shape[:2], dtype=torch.float32)
+    logprobs_BT, entropy_BT = _TokenStats.apply(logits_BTV, targets_BT, temperature, True)
+    return logprobs_BT, entropy_BT
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    """Keeps only the logits for the backward pass: autograd's own way keeps a float32 [B, T, V] besides them."""
+class _TokenStats(torch.autograd.Function):
+    """Log-probs and, if asked for, entropy (else None), with their derivatives written out."""
 
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(logits_BTV, targets_BT)
-        ctx.temperature = temperature
-        logprobs_BT = logits_BTV.new_empty(targets_BT.shape, dtype=torch.float32)
+    def forward(
+        ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logprobs_BT = logits_BTV.new_empty(targets_BT.shape, dtype=_work_dtype(logits_BTV))
+        entropy_BT = torch.empty_like(logprobs_BT) if with_entropy else None
         for part in _parts(logits_BTV):
-            logprobs = functional.log_softmax(logits_BTV[part].float() / temperature, dim=-1)
+            logprobs = functional.log_softmax(_scaled(logits_BTV[part], temperature), dim=-1)
             logprobs_BT[part] = logprobs.gather(2, targets_BT[part][..., None]).squeeze(2)
-        return logprobs_BT
+            if entropy_BT is not None:
+                probs = logprobs.exp()
+                entropy_BT[part] = -probs.mul_(_finite_(logprobs)).sum(dim=-1)
+        ctx.save_for_backward(logits_BTV, targets_BT, entropy_BT)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logprobs_BT, entropy_BT
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        """d log p(target) / d logit_v = ((v is target) - p_v) / temperature."""
-        logits_BTV, targets_BT = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        """d log p(target) / d logit_v = ((v is target) - p_v) / temperature;
+        d entropy / d logit_v = -p_v (log p_v + entropy) / temperature.
+        """
+        logits_BTV, targets_BT, entropy_BT = ctx.saved_tensors
+        of_logprobs_BT, of_entropy_BT = grad_outputs
+        if of_logprobs_BT is None and of_entropy_BT is None:
+            return None, None, None, None
+        if of_logprobs_BT is None:  # only the entropy is in the loss
+            of_logprobs_BT = torch.zeros_like(entropy_BT)
         grad_BTV = torch.empty_like(logits_BTV)
         for part in _parts(logits_BTV):
-            scaled_BT1 = (grad_outputs[0][part].float() / ctx.temperature)[..., None]
-            grad = functional.softmax(logits_BTV[part].float() / ctx.temperature, dim=-1).mul_(-scaled_BT1)
-            index_BT1 = targets_BT[part][..., None]
+            scaled = _scaled(logits_BTV[part], ctx.temperature)
+            of_logprobs = (of_logprobs_BT[part] / ctx.temperature)[..., None]
+            if of_entropy_BT is None:
+                grad = functional.softmax(scaled, dim=-1).mul_(-of_logprobs)
+            else:
+                of_entropy = (of_entropy_BT[part] / ctx.temperature)[..., None]
+                logprobs = functional.log_softmax(scaled, dim=-1)
+                grad = logprobs.exp()
+                grad.mul_(_finite_(logprobs).add_(entropy_BT[part][..., None]).mul_(-of_entropy).sub_(of_logprobs))
+            index = targets_BT[part][..., None]
             # scatter_ writes each place once here, so it is deterministic; scatter_add_ on a GPU would not be.
-            grad.scatter_(2, index_BT1, grad.gather(2, index_BT1) + scaled_BT1)
+            grad.scatter_(2, index, grad.gather(2, index) + of_logprobs)
             grad_BTV[part] = grad
-        return grad_BTV, None, None
+        return grad_BTV, None, None, None
 
 
-def _entropy(logits: Tensor) -> Tensor:
-    # An impossible token adds p * log p = 0, but 0 * -inf would be NaN, in the value and in the gradient.
-    logprobs = functional.log_softmax(logits, dim=-1)
-    finite = logprobs.masked_fill(logprobs == -torch.inf, 0.0)
-    return -(logprobs.exp() * finite).sum(dim=-1)
+def _parts(logits_BTV: Tensor) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) of tokens to be worked on together: whole rows, or else a piece of one row."""
+    num_rows, num_columns, num_logits = logits_BTV.shape
+    limit = _MAX_ELEMENTS_CUDA if logits_BTV.is_cuda else _MAX_ELEMENTS
+    columns = max(1, limit // num_logits)
+    rows = max(1, columns // max(1, num_columns))
+    for row in range(0, num_rows, rows):
+        for column in range(0, num_columns, columns):
+            yield slice(row, row + rows), slice(column, column + columns)
+
+
+def _work_dtype(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """A copy, which may be written into."""
+    return logits.to(_work_dtype(logits), copy=True).div_(temperature)
+
+
+def _finite_(logprobs: Tensor) -> Tensor:
+    """In place: 0 for an impossible token, which adds p * log p = 0; but 0 * -inf would be NaN."""
+    return logprobs.masked_fill_(logprobs == -torch.inf, 0.0)

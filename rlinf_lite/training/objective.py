@@ -11,8 +11,8 @@ from rlinf_lite.algorithms import (
     importance_weights,
     kl_penalty,
     pick,
-    token_entropy,
     token_logprobs,
+    token_logprobs_and_entropy,
 )
 from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.types import MicroBatch, MiniBatch
@@ -46,7 +46,11 @@ def micro_batch_loss(
 
     mask = micro.loss_mask_BT[:, lead:].to(logits_BCV.device)
     rollout, reference = columns(micro.rollout_logprobs_BT), columns(micro.ref_logprobs_BT)
-    logprobs = token_logprobs(logits_BCV, targets_BC, temperature)
+    entropy_BC = None
+    if config.entropy_bonus or config.calculate_entropy:
+        logprobs, entropy_BC = token_logprobs_and_entropy(logits_BCV, targets_BC, temperature)
+    else:
+        logprobs = token_logprobs(logits_BCV, targets_BC, temperature)
     old = columns(micro.old_logprobs_BT)
     old = logprobs.detach() if old is None else old
     weights = None
@@ -75,9 +79,7 @@ def micro_batch_loss(
         kl = share(kl_BC)
         loss = loss + config.kl_beta * kl
         sums |= {"kl_loss": kl.item(), "ref_kl": _masked_sum(kl_BC, mask)}
-    if config.entropy_bonus or config.calculate_entropy:
-        with torch.set_grad_enabled(bool(config.entropy_bonus)):
-            entropy_BC = token_entropy(logits_BCV, temperature)
+    if entropy_BC is not None:
         if config.entropy_bonus:
             loss = loss - config.entropy_bonus * share(entropy_BC)
         sums["entropy"] = _masked_sum(entropy_BC, mask)
