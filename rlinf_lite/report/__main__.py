@@ -1,4 +1,4 @@
-"""``python -m rlinf_lite.report``: a run's folder as one HTML page, and its charts as PNGs."""
+"""``python -m rlinf_lite.report``: a run's directory as one HTML page."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DESCRIPTION = """\
-Write report.html, one page that needs nothing else to be looked at: curves, time by phase, checkpoints and restarts,
-sample rollouts, config; and its charts as PNGs (with matplotlib: pip install -e '.[report]'). The run may be
-going on meanwhile."""
+Write report.html, one self-contained page: curves, time by phase, checkpoints and restarts, sample rollouts, config.
+The run may still be going on."""
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rlinf_lite.report", description=DESCRIPTION)
-    top.add_argument("run", metavar="RUN_DIR", type=Path, help="the run's folder, {output_dir}/{experiment_name}")
+    top.add_argument("run", metavar="RUN_DIR", type=Path, help="the run's directory, {output_dir}/{experiment_name}")
     top.add_argument("--output", metavar="DIR", type=Path, help="where to write (default: RUN_DIR/report)")
-    other = "runs whose curves are laid over this one's"
+    other = "runs whose curves are drawn in the same charts"
     top.add_argument("--compare", metavar="OTHER_RUN", type=Path, nargs="+", default=[], help=other)
     return top
 
@@ -29,37 +28,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rlinf_lite.report.run import ReportError
 
     try:
-        for line in write(options.run, options.output or options.run / "report", options.compare):
-            print(line)
+        html = write(options.run, options.output or options.run / "report", options.compare)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(f"{html} ({html.stat().st_size / 1e6:.2f} MB)")
     return 0
 
 
-def write(folder: Path, output: Path, others: Sequence[Path]) -> list[str]:
-    """The files; returns what to say of them.
+def write(folder: Path, output: Path, others: Sequence[Path]) -> Path:
+    """Write the page; returns its path.
 
     Raises:
-        ReportError: one of the folders is no run's.
+        ReportError: one of the directories is no run's.
         OSError: ``output`` cannot be written.
     """
     from rlinf_lite.report.page import page
     from rlinf_lite.report.run import read_run
 
-    runs = [read_run(path) for path in (folder, *others)]
+    text = page([read_run(path) for path in (folder, *others)])
     output.mkdir(parents=True, exist_ok=True)
     html, aside = output / "report.html", output / f".report-{os.getpid()}.html"
-    aside.write_text(page(runs), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     aside.replace(html)
-    said = [f"{html} ({html.stat().st_size / 1e6:.2f} MB)"]
-    try:
-        from rlinf_lite.report.png import write_pngs
-
-        pngs = write_pngs(runs, output)
-    except ImportError:
-        return [*said, "no PNGs: they need matplotlib; pip install -e '.[report]'"]
-    return [*said, f"{output}/*.png ({len(pngs)} charts)"] if pngs else said
+    return html
 
 
 if __name__ == "__main__":

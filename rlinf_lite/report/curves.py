@@ -20,15 +20,11 @@ class Curve:
     """Index into the palette."""
     points: Column
     """As logged, or of each bucket the lowest and the highest."""
-    means: Column
-    """For the read-out: as logged, or each bucket's mean."""
+    last: float
+    """The last finite value."""
     smooth: Column | None
     num_not_finite: int
     """NaN and infinite values; they are not drawn."""
-
-    @property
-    def last(self) -> float:
-        return float(self.means[1][-1])
 
 
 def curve(column: Column, *, label: str, colour: int, smooth: bool) -> Curve | None:
@@ -41,7 +37,7 @@ def curve(column: Column, *, label: str, colour: int, smooth: bool) -> Curve | N
         label=label,
         colour=colour,
         points=extremes(steps, values),
-        means=means(steps, values, MOST_POINTS),
+        last=float(values[-1]),
         smooth=smoothed(steps, values) if smooth and len(steps) >= _SMOOTH_FROM else None,
         num_not_finite=int((~finite).sum()),
     )
@@ -56,18 +52,6 @@ def extremes(steps: np.ndarray, values: np.ndarray) -> Column:
         part = values[first:end]
         kept += sorted({first + int(part.argmin()), first + int(part.argmax())})
     return steps[kept], values[kept]
-
-
-def means(steps: np.ndarray, values: np.ndarray, most: int) -> Column:
-    """Means of at most ``most`` buckets, each at its middle row."""
-    if len(steps) <= most:
-        return steps, values
-    buckets = _buckets(len(steps), most)
-    sums = np.add.reduceat(values, [first for first, _ in buckets])
-    return (
-        steps[[(first + end) // 2 for first, end in buckets]],
-        sums / [end - first for first, end in buckets],
-    )
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray) -> Column:

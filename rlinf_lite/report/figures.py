@@ -1,8 +1,7 @@
-"""Which charts a report has, and what is in each: drawn as SVG by `svg`, as PNG by `png`."""
+"""Which charts a report has, and what is in each: drawn by `plots`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,10 +37,6 @@ class Figure:
     dots: bool
     curves: Sequence[Curve]
     log: bool = False
-
-    @property
-    def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "_", self.title.lower()).strip("_")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +74,7 @@ LEARNING = (
     ),
     Chart(title="Response length", metrics={"length/response_mean": ""}, about="tokens, mean over the responses"),
     Chart(
-        title="Cut responses",
+        title="Truncated responses",
         metrics={"length/cut_fraction": ""},
         about="share that reached the token limit",
         kind="percent",
@@ -94,7 +89,7 @@ OPTIMISATION = (
     Chart(
         title="KL divergence",
         metrics={"policy/kl": "to the reference", "policy/update_kl": "of the update"},
-        about="nats a token",
+        about="nats per token",
     ),
     Chart(title="Gradient norm", metrics={"optim/grad_norm": ""}, about="before clipping"),
     Chart(
@@ -103,16 +98,18 @@ OPTIMISATION = (
         about="share of tokens outside of the trust region",
         kind="percent",
     ),
-    Chart(title="Entropy", metrics={"policy/entropy": ""}, about="nats a token"),
+    Chart(title="Entropy", metrics={"policy/entropy": ""}, about="nats per token"),
     Chart(title="Learning rate", metrics={"optim/lr": ""}, about="after the step", smooth=False),
     Chart(
         title="Rollout gap",
         metrics={"policy/rollout_logprob_gap": ""},
-        about="log-probs: engine against trainer, mean a token",
+        about="log-probs: engine against trainer, mean per token",
     ),
 )
 SYSTEM = (
-    Chart(title="Throughput", metrics={"throughput/tokens_per_second": ""}, about="tokens a second, prompts included"),
+    Chart(
+        title="Throughput", metrics={"throughput/tokens_per_second": ""}, about="tokens per second, prompts included"
+    ),
     Chart(
         title="Memory",
         metrics={"memory/actor_gb": "largest actor", "memory/driver_gb": "driver"},
@@ -219,6 +216,6 @@ def save_figures(run: Run) -> list[Figure]:
     speed = made("", 0, [save.gb_per_second for save in saves])
     texts = {"about": "until it was on the disk, and how long the step loop waited", "kind": "seconds", "dots": True}
     return [
-        Figure(title="Seconds a save", curves=durable + held, log=True, **texts),  # type: ignore[arg-type]
+        Figure(title="Seconds per save", curves=durable + held, log=True, **texts),  # type: ignore[arg-type]
         Figure(title="Save speed", about="GB/s", kind="number", dots=True, curves=speed),
     ]

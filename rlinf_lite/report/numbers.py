@@ -1,4 +1,4 @@
-"""Numbers for people: short values, durations, sizes, and the ticks of an axis."""
+"""Numbers for people: short values, durations, sizes."""
 
 from __future__ import annotations
 
@@ -41,42 +41,3 @@ def size(num_bytes: float) -> str:
         if num_bytes >= factor:
             return f"{num_bytes / factor:.3g} {unit}"
     return f"{num_bytes:.0f} B"
-
-
-def ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round values within [low, high], about ``wanted`` of them."""
-    if not high > low:
-        return [low]
-    step = _round_step((high - low) / wanted)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high], with 2 and 5 between where they are few."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    signs = (1, 2, 5) if len(decades) <= 3 else (1,)
-    return [sign * 10.0**decade for decade in decades for sign in signs if low <= sign * 10.0**decade <= high]
-
-
-def _round_step(least: float) -> float:
-    power = 10 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least * (1 - 1e-9))
-
-
-def tick_label(value: float, spacing: float, kind: str = "number") -> str:
-    """``value`` with the digits that tell it from its neighbours."""
-    if kind == "percent":
-        return f"{100 * value:.{_decimals(100 * spacing)}f} %"
-    unit = " s" if kind == "seconds" else ""
-    if value and (abs(value) >= 1e4 or max(abs(value), spacing) < 1e-3):
-        return short(value) + unit
-    return f"{value:.{_decimals(spacing)}f}{unit}"
-
-
-def _decimals(spacing: float) -> int:
-    """Digits after the point that a multiple of ``spacing`` needs."""
-    for digits in range(6):
-        if math.isclose(spacing * 10**digits, round(spacing * 10**digits), rel_tol=1e-6):
-            return digits
-    return 6

@@ -1,12 +1,12 @@
-"""What is drawn of a long or broken curve; and round numbers."""
+"""What is drawn of a long or broken curve; and numbers for people."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from rlinf_lite.report.curves import MOST_POINTS, curve, extremes, means, smoothed
-from rlinf_lite.report.numbers import duration, log_ticks, short, size, tick_label, ticks
+from rlinf_lite.report.curves import MOST_POINTS, curve, extremes, smoothed
+from rlinf_lite.report.numbers import duration, short, size
 
 
 def test_no_spike_is_lost_among_100_000_points():
@@ -19,13 +19,7 @@ def test_no_spike_is_lost_among_100_000_points():
 
 def test_a_short_curve_is_left_as_it_is():
     steps, values = np.arange(MOST_POINTS), np.random.default_rng(0).random(MOST_POINTS)
-    assert extremes(steps, values)[1] is values and means(steps, values, MOST_POINTS)[1] is values
-
-
-def test_means_keep_the_whole():
-    steps, values = np.arange(1, 9001), np.random.default_rng(0).random(9000)
-    _, found = means(steps, values, 1000)
-    assert found.shape == (1000,) and found.mean() == pytest.approx(values.mean())
+    assert extremes(steps, values)[1] is values
 
 
 def test_a_straight_line_stays_straight_but_for_its_ends():
@@ -39,19 +33,6 @@ def test_what_is_not_finite_is_counted_and_not_drawn():
     made = curve((np.arange(4), np.array([1.0, np.nan, np.inf, 2.0])), label="", colour=0, smooth=True)
     assert made.num_not_finite == 2 and made.points[0].tolist() == [0, 3] and made.smooth is None
     assert curve((np.arange(2), np.array([np.nan, np.nan])), label="", colour=0, smooth=False) is None
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.5, 120.5), (-0.005, 0.004), (1e-9, 3e-9), (9.7e5, 1.2e6)])
-def test_ticks_are_few_within_and_told_apart(low, high):
-    found = ticks(low, high, 4)
-    assert 2 <= len(found) <= 6 and low <= found[0] and found[-1] <= high * (1 + 1e-9)
-    labels = [tick_label(value, found[1] - found[0]) for value in found]
-    assert len(set(labels)) == len(labels)
-
-
-def test_ticks_of_a_logarithmic_axis():
-    assert log_ticks(0.012, 0.6) == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5])
-    assert log_ticks(1e-4, 100) == pytest.approx([1e-4, 1e-3, 0.01, 0.1, 1, 10, 100])
 
 
 def test_numbers_for_people():
