@@ -9,8 +9,9 @@ from typing import Any, TypedDict
 
 from rlinf_lite.config import ConfigError, LoggerConfig, nearest
 from rlinf_lite.observability.console import ConsoleSink
-from rlinf_lite.observability.jsonl import JsonlSink, read_jsonl_rows
+from rlinf_lite.observability.jsonl import JsonlSink
 from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.origin import Origin
 from rlinf_lite.observability.sinks import Metrics, MetricSink
 from rlinf_lite.observability.tensorboard import TensorBoardSink
 from rlinf_lite.observability.wandb_sink import WandbSink, open_wandb
@@ -70,10 +71,14 @@ class MetricHub:
 
     def state(self) -> HubState:
         """For the checkpoint; `build_hub` takes it back."""
+        for sink in self._sinks:
+            if isinstance(sink, WandbSink):
+                self._wandb_run_id = sink.run_id  # it may have left the run that it began with
         return {"wandb_run_id": self._wandb_run_id, "last_step": self._last_step}
 
     def close(self) -> None:
         """Close every sink, then raise the first error that one of them raised."""
+        self.state()
         failures: list[Exception] = []
         for sink in self._sinks:
             try:
@@ -92,6 +97,7 @@ def build_hub(
     config_dict: Mapping[str, Any],
     num_steps: int | None = None,
     state: HubState | None = None,
+    origin: Origin | None = None,
 ) -> MetricHub:
     """The hub of a run: ``metrics.jsonl`` and the console always, and what ``logger_backends`` names.
 
@@ -100,6 +106,7 @@ def build_hub(
         config_dict: the resolved config, for wandb.
         num_steps: steps of the whole run, for the console; None: no limit.
         state: what ``MetricHub.state`` gave when that checkpoint was saved.
+        origin: what makes the rows, for sinks that cannot take rows back; None: not known.
 
     Raises:
         ConfigError: an unknown backend, or one whose package is missing.
@@ -110,7 +117,7 @@ def build_hub(
     run_id = None if state is None else state["wandb_run_id"]
     with ExitStack() as undo:
         sinks: list[MetricSink] = []
-        for sink in _sinks(config, metrics_file, committed_step, run_id, config_dict, num_steps):
+        for sink in _sinks(config, metrics_file, committed_step, run_id, config_dict, num_steps, origin or Origin()):
             undo.callback(sink.close)
             sinks.append(sink)
             run_id = sink.run_id if isinstance(sink, WandbSink) else run_id
@@ -137,15 +144,20 @@ def _sinks(
     run_id: str | None,
     config_dict: Mapping[str, Any],
     num_steps: int | None,
+    origin: Origin,
 ) -> Iterator[MetricSink]:
     # First, because what it drops on a resume must not reach wandb as history.
     yield JsonlSink(metrics_file, committed_step=committed_step)
     if "tensorboard" in config.logger_backends:
         yield TensorBoardSink(metrics_file.parent / "tensorboard", committed_step=committed_step)
     if "wandb" in config.logger_backends:
-        history = read_jsonl_rows(metrics_file)
         sink = open_wandb(
-            config, committed_step=committed_step, run_id=run_id, config_dict=config_dict, history=history
+            config,
+            committed_step=committed_step,
+            run_id=run_id,
+            config_dict=config_dict,
+            metrics_file=metrics_file,
+            origin=origin,
         )
         if sink is not None:
             yield sink

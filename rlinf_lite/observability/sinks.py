@@ -20,9 +20,10 @@ class MetricSink(Protocol):
     get it back from ``metrics.jsonl``, where that holds. So every row up to a committed checkpoint is there.
 
     What a resume means: the sink is built with ``committed_step``, the step of the checkpoint that the run goes on
-    from. Rows up to it stay. Rows after it are the killed run's; they come again, with equal numbers, so a sink takes
-    them back (``metrics.jsonl``), hides them (TensorBoard), or leaves out their second coming (wandb). In the end each
-    step is there exactly once. ``committed_step`` None is a new run: what an earlier run left in the same place must
+    from. Rows up to it stay. Rows after it are those of the run that was left; they come again, with equal numbers, or
+    with others (`Origin` says which). So a sink takes them back (``metrics.jsonl``), hides them (TensorBoard), or
+    compares (wandb: equal ones are left out, others go to a new run). In the end each step is there exactly once, as it
+    came last. ``committed_step`` None is a new run: what an earlier run left in the same place must
     not mix with it.
     """
 

@@ -16,7 +16,7 @@ from rlinf_lite.checkpoint.storage import Folder, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.config import Config, flatten
 from rlinf_lite.data import PromptStream
-from rlinf_lite.observability import JsonlSink, MetricHub, build_hub, events, say
+from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, say
 from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.identity import carried_on
 from rlinf_lite.runner.interruption import Interruption
@@ -27,11 +27,13 @@ from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.resume import (
     Start,
     choose_start,
+    recipe,
     restore,
     saved_identity,
     say_what_differs,
     supersede_newer,
     sweep,
+    what_differs,
 )
 from rlinf_lite.runner.saving import Saver
 
@@ -50,7 +52,7 @@ class Build:
     """When the driver's process began, by ``time.monotonic``."""
 
     def __post_init__(self) -> None:
-        self._began_from, self._compute = self.prepared.start, ""
+        self._began_from, self._compute, self._recipe = self.prepared.start, "", ""
         self.events = events.EventLog(self.log / events.EVENTS_FILE)
 
     @property
@@ -86,7 +88,8 @@ class Build:
         save_config(config, self.log, start)
         path = start.selection.path
         self.events.add(events.START if path is None else events.RESUME, start.progress.step, str(path or ""))
-        hub, samples = open_sinks(config, self.log, start, prepared.last_step, sinks)
+        self._recipe = recipe(prepared.identity, crew.actors.size, self._compute)
+        hub, samples = open_sinks(config, self.log, start, prepared.last_step, sinks, made_with=self._recipe)
         info = {
             "identity": carried_on(saved_identity(start), prepared.identity),
             "compute": self._compute,
@@ -140,21 +143,46 @@ class Build:
         checkpoint, else from the beginning. What was logged of later steps is dropped: they come again.
         """
         sweep(self.checkpoints)  # a rank that died in a save could not: and nobody else saves now
+        before, self._recipe = self._recipe, recipe(self.prepared.identity, crew.actors.size, self._compute)
         held = None if runner.replicas is None else runner.replicas.step
         if runner.replicas is not None and (found := runner.replicas.restore()) is not None:
             report, data = found
             say(f"   the state of step {report.manifest.step} was in memory ({report.load_seconds:.2f} s)")
             say_what_differs(report, crew.actors.size, self._compute)
-            if runner.progress.step != report.manifest.step:
-                self._go_back(runner, replace(self._began_from, progress=Progress.from_state(data["progress"])), sinks)
+            start = replace(
+                self._began_from,
+                progress=Progress.from_state(data["progress"]),
+                hub_state=data["observability"],
+                changes=tuple(what_differs(report, crew.actors.size, self._compute)),
+            )
+            self._log_from(start, runner, sinks, same_recipe=self._recipe == before)
             return
         if held is not None:
             say(f"!! the state of step {held} in memory is damaged or gone: it is not used")
         start = self._restore_from_newest(runner.progress.step, crew)
         if start.selection.path is None:
             say("!! nothing was saved yet: the run begins again")
+        self._log_from(start, runner, sinks, same_recipe=self._recipe == before)
+
+    def _log_from(self, start: Start, runner: Runner, sinks: ExitStack, *, same_recipe: bool) -> None:
+        """Let progress and sinks go on from ``start``, where they are not there already."""
         if start.progress.step != runner.progress.step:
-            self._go_back(runner, start, sinks)
+            self._go_back(runner, start)
+        elif same_recipe:
+            return
+        hub_state = start.hub_state or {"wandb_run_id": None, "last_step": 0}
+        if hub_state["wandb_run_id"] is None:
+            hub_state = runner.hub.state()
+        sinks.close()
+        runner.hub, runner.samples = open_sinks(
+            self.config,
+            self.log,
+            replace(start, progress=runner.progress, hub_state=hub_state),
+            self.prepared.last_step,
+            sinks,
+            again=True,
+            made_with=self._recipe,
+        )
 
     def saved_by(self, step: int) -> set[Folder]:
         """The checkpoints that this run has made itself until ``step``; others in the folder are of other runs."""
@@ -175,23 +203,28 @@ class Build:
                 say(f"!! {error}")
         return self._restore_from(replace(self._began_from, progress=deepcopy(self._began_from.progress)), crew)
 
-    def _go_back(self, runner: Runner, start: Start, sinks: ExitStack) -> None:
+    def _go_back(self, runner: Runner, start: Start) -> None:
         lost = runner.progress.step - start.progress.step
         say(f"   {lost} completed step(s) are done again: from step {start.progress.step + 1}")
         self.events.add(events.BACK, start.progress.step, f"{lost} completed step(s) are done again")
         runner.progress.become(start.progress)
         runner.saver.went_back()
-        sinks.close()
-        last = self.prepared.last_step
-        runner.hub, runner.samples = open_sinks(self.config, self.log, start, last, sinks, again=True)
 
 
 def open_sinks(
-    config: Config, log: Path, start: Start, last_step: int, sinks: ExitStack, *, again: bool = False
+    config: Config,
+    log: Path,
+    start: Start,
+    last_step: int,
+    sinks: ExitStack,
+    *,
+    made_with: str,
+    again: bool = False,
 ) -> tuple[MetricHub, JsonlSink | None]:
     """The hub and the rollout rows, both cut back to the committed step, closed with ``sinks``.
 
     Args:
+        made_with: `recipe` of the rows to come.
         again: the run has written there before: what it wrote is cut back even to nothing, instead of moved aside.
     """
     logger, progress = config.runner.logger, start.progress
@@ -206,6 +239,7 @@ def open_sinks(
         config_dict=flatten(config),
         num_steps=last_step,
         state=start.hub_state,
+        origin=Origin(recipe=made_with, changes=start.changes),
     )
     sinks.callback(hub.close)
     return hub, samples

@@ -10,7 +10,7 @@ from rlinf_lite.versions import versions
 
 _VAL_DATA = "data (validation problems)"
 _INITIAL_WEIGHTS = "actor.model (initial weights)"
-_ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
+ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
 
 
 def identity(
@@ -61,7 +61,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key) and not (key in _ONE_SIDED and None in (saved.get(key), now.get(key)))
+        if saved.get(key) != now.get(key) and not (key in ONE_SIDED and None in (saved.get(key), now.get(key)))
     }
     if unused := [key for key in allowed if key not in saved.keys() | now.keys()]:
         raise ConfigError(f"runner.resume_allow_changes: {unused[0]!r} is not a key that a resume compares")

@@ -16,7 +16,7 @@ from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import Config
 from rlinf_lite.observability import say
 from rlinf_lite.observability.hub import HubState
-from rlinf_lite.runner.identity import refuse_changes
+from rlinf_lite.runner.identity import ONE_SIDED, refuse_changes
 from rlinf_lite.runner.progress import Progress
 
 _NO_CHECKPOINT = Selection(path=None, manifest=None, data={})
@@ -29,6 +29,8 @@ class Start:
     selection: Selection
     progress: Progress
     hub_state: HubState | None = None
+    changes: tuple[str, ...] = ()
+    """Why the rows after this step will not equal those logged before; empty: they will. See `Origin`."""
     weights: Selection | None = None
     """A new run's model weights, where they are not the base model's."""
     automatic: bool = False
@@ -102,10 +104,11 @@ def _start(selection: Selection, checkpoints: Folder, *, automatic: bool) -> Sta
         raise DamagedCheckpoint(f"{path / layout.DATA}: {error}; it was written by another version") from None
     if progress.step != manifest.step:
         raise DamagedCheckpoint(f"{path}: {layout.DATA} says step {progress.step}, the manifest {manifest.step}")
-    elsewhere = absolute(path).parent != absolute(checkpoints)
-    return Start(
-        selection=selection, progress=progress, hub_state=None if elsewhere else hub_state, automatic=automatic
-    )
+    start = Start(selection=selection, progress=progress, hub_state=hub_state, automatic=automatic)
+    if absolute(path).parent == absolute(checkpoints):
+        return start
+    of_run = f" (wandb run {hub_state['wandb_run_id']})" if hub_state["wandb_run_id"] else ""
+    return replace(start, hub_state=None, changes=(f"resumed from another run's {absolute(path)}{of_run}",))
 
 
 def initial_weights(config: Config) -> str | None:
@@ -127,7 +130,7 @@ def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Star
     """Refuse a resume that would change the numbers; say which changes were allowed.
 
     Returns:
-        ``start``; with allowed changes it is another run to wandb, whose rows cannot be withdrawn.
+        ``start``, with the changes that were allowed.
 
     Raises:
         ConfigError: what changed, key by key.
@@ -137,7 +140,14 @@ def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Star
     changes = refuse_changes(saved_identity(start), now, config.runner.resume_allow_changes, start.selection.path.name)
     for change in changes:
         say(f"!! allowed by runner.resume_allow_changes, numbers will differ: {change}")
-    return replace(start, hub_state=None) if changes else start
+    return replace(start, changes=(*start.changes, *changes))
+
+
+def recipe(made_of: Mapping[str, Any], num_ranks: int, compute: str) -> str:
+    """`Origin.recipe`: a digest of an identity, the number of actor ranks, and what they compute on."""
+    made_with = {key: value for key, value in made_of.items() if key not in ONE_SIDED}
+    text = json.dumps([made_with, num_ranks, compute], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def saved_identity(start: Start) -> Mapping[str, Any]:
@@ -194,7 +204,8 @@ def restore(
             start = check_identity(older, now, config)
         else:
             _say_restored(report, actors.size, compute)
-            return start
+            changes = (*start.changes, *what_differs(report, actors.size, compute))
+            return replace(start, changes=tuple(dict.fromkeys(changes)))
     return start
 
 
@@ -211,8 +222,17 @@ def _say_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
     say_what_differs(report, num_ranks, compute)
 
 
+def what_differs(report: LoadReport, num_ranks: int, compute: str) -> list[str]:
+    """Why numbers from here on will not be those of a run that was never ended, in short; empty where they will."""
+    saved_ranks, saved_compute = report.manifest.world_size, report.manifest.info.get("compute")
+    ranks = f"actor ranks: {saved_ranks} -> {num_ranks}" if saved_ranks != num_ranks else ""
+    device = f"devices: {saved_compute} -> {compute}" if saved_compute != compute else ""
+    generators = "RNG state not restored" if not report.rng_restored and not (ranks or device) else ""
+    return [text for text in (ranks, device, generators) if text]
+
+
 def say_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
-    """Why numbers from here on will not be those of a run that was never ended; nothing, where they will."""
+    """The same in full, for the log."""
     manifest = report.manifest
     if not report.rng_restored and manifest.world_size == num_ranks:
         say("!! saved on another kind of device: each rank's generators start anew from (seed, step, rank)")

@@ -17,11 +17,14 @@ from rlinf_lite.config import LoggerConfig
 SCRIPT = """
 import json, os, psutil, signal, sys, time
 from rlinf_lite.config import LoggerConfig
-from rlinf_lite.observability import build_hub
+from rlinf_lite.observability import Origin, build_hub
 
-log_path, backends, committed, first, last, end, state = map(json.loads, sys.argv[1:])
+log_path, backends, committed, first, last, end, state, origin = map(json.loads, sys.argv[1:])
 config = LoggerConfig(log_path=log_path, project_name="p", experiment_name="e", logger_backends=backends)
-hub = build_hub(config, committed_step=committed, config_dict={"actor": {"seed": 1}}, num_steps=100, state=state)
+hub = build_hub(
+    config, committed_step=committed, config_dict={"actor": {"seed": 1}}, num_steps=100, state=state,
+    origin=Origin(**origin),
+)
 for step in range(first, last + 1):
     hub.log(step, {"reward/mean": step / 3, "optim/lr": 1e-4, "progress/step": step})
 print("STATE", json.dumps(hub.state()), flush=True)
@@ -49,8 +52,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def session(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
     """Log steps ``first`` to ``last`` in a new process; its standard output."""
 
-    def run(backend: str, committed: int | None, first: int, last: int, end: str, state=None, **changes: str) -> str:
-        arguments = [str(tmp_path / "run"), [backend], committed, first, last, end, state]
+    def run(
+        backend: str, committed: int | None, first: int, last: int, end: str, state=None, origin=None, **changes: str
+    ) -> str:
+        arguments = [str(tmp_path / "run"), [backend], committed, first, last, end, state, origin or {}]
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, *map(json.dumps, arguments)],
             env=environment | changes,

@@ -40,17 +40,33 @@ def rows(log_path, run_id, with_tables=False, with_restarts=MappingProxyType({})
 
 def test_killed_and_resumed_as_one_run_with_each_step_once(tmp_path, session):
     log_path = tmp_path / "run"
-    first = state_in(session("wandb", None, 1, 9, "kill", WANDB_MODE="offline"))
+    origin = {"recipe": "a"}
+    first = state_in(session("wandb", None, 1, 9, "kill", origin=origin, WANDB_MODE="offline"))
     run_id = first["wandb_run_id"]
     assert first == {"wandb_run_id": run_id, "last_step": 9} and read_state(log_path).run_id == run_id
     # The checkpoint of step 5 was the last one; wandb had nothing on disk yet when the kill came.
-    second = state_in(session("wandb", 5, 6, 12, "close", state={**first, "last_step": 5}))
+    second = state_in(session("wandb", 5, 6, 12, "close", {**first, "last_step": 5}, origin))
     assert second["wandb_run_id"] == run_id
     assert read_state(log_path) == WandbState(run_id=run_id, last_step=12)
     # This time all twelve rows are there, and 9 to 12 come again.
-    third = state_in(session("wandb", 8, 9, 15, "close", state={**second, "last_step": 8}))
+    third = state_in(session("wandb", 8, 9, 15, "close", {**second, "last_step": 8}, origin))
     assert third == {"wandb_run_id": run_id, "last_step": 15}
     assert sorted(rows(log_path, run_id)) == [(step, step / 3) for step in range(1, 16)]
+
+
+def test_kills_before_the_first_row_of_a_branch_lead_back_to_it(tmp_path, session):
+    log_path = tmp_path / "run"
+    state = state_in(session("wandb", None, 1, 8, "close", origin={"recipe": "a"}, WANDB_MODE="offline"))
+    back = {**state, "last_step": 2}
+    changed = {"recipe": "b", "changes": ["lr: 1 -> 2"]}
+    branches = []
+    for last, end in ((2, "kill"), (5, "kill"), (5, "close")):
+        output = session("wandb", 2, 3, last, end, back, changed, WANDB_MODE="offline")
+        branches.append(state_in(output)["wandb_run_id"])
+        assert f"wandb: run {branches[0]} branches off run {state['wandb_run_id']} after step 2: lr: 1 -> 2" in output
+    assert len({*branches, state["wandb_run_id"]}) == 2
+    assert sorted(rows(log_path, branches[0])) == [(step, step / 3) for step in range(1, 6)]
+    assert sorted(rows(log_path, state["wandb_run_id"])) == [(step, step / 3) for step in range(1, 9)]
 
 
 def test_tables_of_responses_that_a_kill_took_are_sent_by_the_resume(tmp_path, session):

@@ -1,0 +1,112 @@
+"""Starting a wandb run: online where there is a login, else offline; as a new run, a resumed one, or a branch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite.config import LoggerConfig
+from rlinf_lite.observability.notices import say
+
+_START_SECONDS = 60
+_FINISH_SECONDS = 120
+"""wandb would wait for ever on a network that is gone; what it could not send stays on disk for ``wandb sync``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Branch:
+    """A wandb run that leaves another one, whose later rows are not those of this training any more.
+
+    Not wandb's ``fork_from``: that needs the server, and excludes ``resume``, so a kill right after it could not be
+    resumed.
+    """
+
+    parent: str
+    """Id of the run that was left."""
+    step: int
+    """The last step whose row both have."""
+    reason: str
+
+    def run_id(self, recipe: str, log_path: Path) -> str:
+        """Always the same for the same branch, so that a kill at any instant leads back to the same run."""
+        made_of = f"{self.parent} {self.step} {recipe} {log_path.resolve()}"
+        return hashlib.sha256(made_of.encode()).hexdigest()[:12]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For ``wandb.init``."""
+        return {"notes": f"Branch of run {self.parent} after step {self.step}: {self.reason}", "tags": ["branch"]}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"branch": {"parent_run": self.parent, "after_step": self.step, "reason": self.reason}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Starter:
+    """Starts the wandb runs of one process."""
+
+    wandb: Any
+    """The module."""
+    config: LoggerConfig
+    config_dict: Mapping[str, Any]
+    """The resolved config."""
+
+    def start(self, run_id: str, branch: Branch | None = None) -> Any:
+        """The run in the mode that is asked for; offline where that fails; None where nothing works."""
+        for mode in dict.fromkeys((self._mode(), "offline")):
+            if mode == "disabled":
+                say("wandb: disabled by WANDB_MODE or its settings, so nothing goes there")
+                return None
+            try:
+                run = self._init(run_id, mode, branch)
+            except (self.wandb.errors.Error, ConnectionError) as error:
+                say(f"wandb: cannot start in mode {mode} ({str(error).splitlines()[0]})")
+                continue
+            say(self._where(run))
+            return run
+        return None
+
+    def _mode(self) -> str:
+        """What WANDB_MODE or wandb's settings ask for, but offline where an online run would have to ask for a key."""
+        asked = self.wandb.setup().settings.mode
+        mode: str = {"dryrun": "offline", "run": "online"}.get(asked, asked)
+        if mode in ("offline", "disabled"):
+            return mode
+        try:
+            if self.wandb.login(prompt=False, verify=False):
+                return mode
+            reason = "not logged in"
+        except self.wandb.errors.Error as error:
+            reason = str(error).splitlines()[0]
+        say(
+            f"wandb: {reason}, so the run is recorded offline; to send it live, run `wandb login` before the next start"
+        )
+        return "offline"
+
+    def _init(self, run_id: str, mode: str, branch: Branch | None) -> Any:
+        settings = self.wandb.Settings(
+            console="off", quiet=True, init_timeout=_START_SECONDS, finish_timeout=_FINISH_SECONDS
+        )
+        return self.wandb.init(
+            project=self.config.project_name,
+            name=self.config.experiment_name,
+            group=self.config.experiment_name,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            dir=self.config.log_path,
+            config={**self.config_dict, **(branch.config if branch else {})},
+            reinit="create_new",
+            settings=settings,
+            **(branch.settings if branch else {}),
+        )
+
+    def _where(self, run: Any) -> str:
+        if not run.offline:
+            return f"wandb: {run.url}"
+        folder = Path(self.config.log_path) / "wandb"
+        return f"wandb: offline, run {run.id}; send it with: wandb sync {folder}/offline-run-*-{run.id}"
