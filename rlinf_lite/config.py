@@ -10,22 +10,30 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf, errors
 
+from rlinf_lite import written
+
 
 class ConfigError(ValueError):
     """A config that cannot be run. The message holds one line a problem: key, value, remedy."""
 
 
-def neutral(default: Any) -> Any:
-    """A field that changes no number of the run."""
+def neutral(default: Any, *, path: bool = False) -> Any:
+    """A field that changes no number of the run.
+
+    Args:
+        path: it holds paths: a leading ``~`` is the home directory.
+    """
+    metadata = {"neutral": True, "path": path}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default.copy(), metadata={"neutral": True})
-    return field(default=default, metadata={"neutral": True})
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -61,7 +69,7 @@ class ClusterConfig:
 
 @dataclass
 class LoggerConfig:
-    log_path: str = neutral("${runner.output_dir}/${runner.experiment_name}")
+    log_path: str = neutral("${runner.output_dir}/${runner.experiment_name}", path=True)
     """Where metrics, the resolved config and sink files go."""
     project_name: str = neutral("rlinf")
     experiment_name: str = neutral("${runner.experiment_name}")
@@ -86,7 +94,7 @@ class CheckpointConfig:
     mode: str = neutral("async")
     """``async``: written while the training goes on, which waits only for what the next update would change;
     ``sync``: the training waits for each save."""
-    root: str | None = neutral(None)
+    root: str | None = neutral(None, path=True)
     """Where checkpoints go: a folder, or an fsspec URL that every process can reach (``s3://bucket/run``); null:
     ``{output_dir}/{experiment_name}/checkpoints``. One run a root."""
     verify: str = neutral("full")
@@ -146,7 +154,7 @@ class RunnerConfig:
     """Cut micro-batches by ``max_tokens_per_mbs`` instead of by ``training_batch_size_per_gpu`` rows."""
     max_tokens_per_mbs: int = 2048
     """Padded tokens in a micro-batch, when the batch size is dynamic."""
-    resume_dir: str | None = neutral(None)
+    resume_dir: str | None = neutral(None, path=True)
     """null: a new run; a ``global_step_N`` directory: go on from it; ``auto``: go on from the newest that verifies."""
     resume_mode: str = neutral("full")
     """``full``: go on with the run. ``weights``: a new run that starts at step 0 with nothing but the model weights of
@@ -155,7 +163,7 @@ class RunnerConfig:
     resume_allow_changes: list[str] = neutral([])
     """Keys (as a refusal names them) that this resume may change although they change the numbers."""
     experiment_name: str = neutral(MISSING)
-    output_dir: str = neutral("./logs")
+    output_dir: str = neutral("./logs", path=True)
 
 
 @dataclass
@@ -218,7 +226,7 @@ class AlgorithmConfig:
 
 @dataclass
 class ModelConfig:
-    model_path: str = neutral(MISSING)
+    model_path: str = neutral(MISSING, path=True)
     """A Hugging Face folder (config, safetensors, tokenizer), or ``embedded:tiny-arithmetic``."""
     model_type: str | None = neutral(None)
     """If given, the folder must hold this architecture (``llama``, ``qwen2.5``, ...)."""
@@ -231,7 +239,7 @@ class ModelConfig:
 
 @dataclass
 class RolloutModelConfig:
-    model_path: str = neutral("${actor.model.model_path}")
+    model_path: str = neutral("${actor.model.model_path}", path=True)
     """Where the engine reads the architecture from; its weights are always the actor's."""
     model_type: str | None = neutral("${actor.model.model_type}")
     precision: str = "${actor.model.precision}"
@@ -306,10 +314,10 @@ class DataConfig:
     """Threads that tokenize rows at start; 0: none besides the driver."""
     shuffle: bool = True
     seed: int = 1234
-    train_data_paths: list[str] = neutral([])
+    train_data_paths: list[str] = neutral([], path=True)
     """jsonl, json, csv or parquet files, folders written by ``datasets.save_to_disk``, or
     ``hf:NAME[:CONFIG]:SPLIT``, where a part of a split is ``train[:100]``."""
-    val_data_paths: list[str] = neutral([])
+    val_data_paths: list[str] = neutral([], path=True)
     prompt_key: str = "prompt"
     """Where in a row the question is, a text or a list of chat messages: ``key``, or ``key.of.nested.objects``."""
     answer_key: str | None = "answer"
@@ -378,7 +386,7 @@ class FsdpConfig:
 
 @dataclass
 class TokenizerConfig:
-    tokenizer_model: str = neutral("${actor.model.model_path}")
+    tokenizer_model: str = neutral("${actor.model.model_path}", path=True)
     """Folder of the tokenizer."""
 
 
@@ -402,7 +410,7 @@ class RewardConfig:
     reward_type: str = "math"
     """``math``: plain numbers exactly, everything else by math-verify; ``exact``: the text itself, ended by EOS;
     ``custom``: the function ``path``; ``reasoning_gym``: the task that made the problem."""
-    path: str | None = neutral(None)
+    path: str | None = neutral(None, path=True)
     """``custom`` only: ``my_pkg.my_reward:score`` or ``path/to/my_reward.py:score``, a function of any of ``prompt``,
     ``response``, ``answer``, ``finished`` and ``metadata`` that returns a number."""
     reward_scale: float = 1.0
@@ -435,8 +443,9 @@ def build(raw: Mapping[str, Any] | DictConfig) -> Config:
     Raises:
         ConfigError: an unknown key (with the nearest known one), a wrong type, a missing value, a broken interpolation.
     """
-    given = raw if isinstance(raw, DictConfig) else OmegaConf.create(dict(raw))
+    given = raw.copy() if isinstance(raw, DictConfig) else OmegaConf.create(dict(raw))
     _reject_unknown_keys(given)
+    _refuse(written.read(given, types()))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), given)
         config = OmegaConf.to_object(merged)
@@ -447,7 +456,13 @@ def build(raw: Mapping[str, Any] | DictConfig) -> Config:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}") from None
     assert isinstance(config, Config)
+    _refuse(written.expand_paths(config))
     return config
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def flatten(config: Config, *, neutral_keys: bool = True) -> dict[str, Any]:
@@ -485,6 +500,19 @@ def seconds_of(max_time: str | float | None) -> float | None:
     return 60.0 * max_time
 
 
+def types() -> dict[str, Any]:
+    """The declared type of each value, by dotted key: ``{"runner.max_steps": int, ...}``."""
+
+    def walk(cls: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, kind in typing.get_type_hints(cls).items():
+            if dataclasses.is_dataclass(kind):
+                yield from walk(kind, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", kind
+
+    return dict(walk(Config, ""))
+
+
 def known_keys() -> list[str]:
     """Every dotted key of the schema, sections included."""
 
@@ -515,8 +543,7 @@ def _reject_unknown_keys(given: DictConfig) -> None:
                     problems.append(f"{key}: {node[name]!r} given where a section of keys belongs")
 
     walk(given, "")
-    if problems:
-        raise ConfigError("\n".join(problems))
+    _refuse(problems)
 
 
 def nearest(key: str, known: list[str]) -> str:

@@ -82,6 +82,8 @@ _AT_LEAST: dict[str, float] = {
     "cluster.elastic_timeout": 0,
 }
 
+_LONGEST_NAME = 255
+
 # Metrics that a resumed run does not repeat, so no checkpoint is better by them.
 OF_THE_MACHINE = ("time/", "throughput/", "memory/", "save/")
 
@@ -129,6 +131,7 @@ def check(config: Config) -> None:
         ConfigError: every problem found, a line each.
     """
     problems = [
+        *_names(config),
         *_values(config),
         *_batches(config),
         *_lengths(config),
@@ -142,6 +145,20 @@ def check(config: Config) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _names(config: Config) -> Iterator[str]:
+    """The experiment's name is that of a directory: it must be one, and inside of ``runner.output_dir``."""
+    name = config.runner.experiment_name
+    shown = f"runner.experiment_name={name!r}"
+    if not name.strip() or name in (".", ".."):
+        yield f"{shown}: names no directory of its own; give the run a name"
+    elif "/" in name:
+        yield f"{shown}: is a name, not a path; put the directories into runner.output_dir"
+    elif name != name.strip() or not name.isprintable():
+        yield f"{shown}: begins or ends with a space, or has characters that cannot be seen; remove them"
+    elif (num_bytes := len(name.encode())) > _LONGEST_NAME:
+        yield f"{shown}: {num_bytes} bytes, a directory's name has at most {_LONGEST_NAME}; shorten it"
 
 
 def _values(config: Config) -> Iterator[str]:

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlinf_lite.paths import expand
+
 VARIABLE = "RLINF_LITE_FAULTS"
 _SECONDS = {"hang": 3600, "wait": 3}
 
@@ -30,7 +32,7 @@ def reach(phase: str, *, step: int, rank: int = 0, path: str | None = None) -> N
     for fault in _table():
         if fault["phase"] == phase and fault.get("rank", rank) == rank and fault.get("step", step) == step:
             if "mark" in fault:
-                Path(fault["mark"]).touch()
+                Path(expand(fault["mark"])).touch()
             _strike(fault["action"], path)
 
 

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlinf_lite.config import Config, ConfigError, build
 from rlinf_lite.config_checks import check
+from rlinf_lite.overrides import readable
+from rlinf_lite.paths import expand
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT = "grpo-tiny-arithmetic"
@@ -50,7 +52,8 @@ def load(arguments: list[str]) -> Config:
         ConfigError: anything that cannot be run.
     """
     named = bool(arguments) and "=" not in arguments[0] and not arguments[0].startswith(("~", "+"))
-    name, overrides = (arguments[0], arguments[1:]) if named else (DEFAULT, arguments)
+    named = named or (bool(arguments) and arguments[0].startswith("~") and arguments[0].endswith((".yaml", ".yml")))
+    name, overrides = (expand(arguments[0]), arguments[1:]) if named else (DEFAULT, arguments)
     folder, stem = (
         (Path(name).resolve().parent, Path(name).stem) if name.endswith((".yaml", ".yml")) else (CONFIGS, name)
     )
@@ -66,17 +69,10 @@ def _compose(folder: Path, stem: str, overrides: list[str]) -> DictConfig:
     try:
         shipped = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
         with initialize_config_dir(str(folder), version_base="1.3"):
-            return compose(stem, overrides=[*shipped, *(_addable(folder, override) for override in overrides)])
+            return compose(stem, overrides=[*shipped, *readable(overrides, lambda key: (folder / key).is_dir())])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         reason = " ".join(line.strip() for line in str(error.__cause__ or error).splitlines()[:3])
         raise ConfigError(f"config {stem!r} with {overrides}: {reason}") from None
-
-
-def _addable(folder: Path, override: str) -> str:
-    """Let an override name a key that the YAML leaves at its default; unknown keys are caught when it is typed."""
-    key = override.partition("=")[0]
-    plain = not override.startswith(("+", "~")) and "=" in override
-    return f"++{override}" if plain and not (folder / key).is_dir() else override
 
 
 if __name__ == "__main__":

@@ -54,7 +54,11 @@ def select(
         return Selection(path=None, manifest=None, data={})
     if resume_dir == AUTO:
         return _newest_that_verifies(existing, root, verify, damaged or {})
-    return _given(folder(resume_dir), verify)
+    try:
+        path = folder(resume_dir)
+    except ValueError as error:
+        raise NoCheckpoint(f"runner.resume_dir={error}") from None
+    return _given(path, verify)
 
 
 def _open(path: Folder, verify: str, skipped: tuple[str, ...] = ()) -> Selection:

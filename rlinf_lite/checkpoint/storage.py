@@ -19,6 +19,8 @@ from urllib.parse import unquote, urlsplit
 
 from upath import UPath
 
+from rlinf_lite.paths import expand
+
 if TYPE_CHECKING:
     Folder = Path  # a UPath answers to the same calls, except where `is_local` is asked first
 else:
@@ -29,13 +31,20 @@ def folder(where: str | os.PathLike[str]) -> Folder:
     """The path object for a local name, a ``file://`` URL, or any other URL that fsspec knows.
 
     Raises:
-        ValueError: no file system is known for the URL's scheme, or its package is not installed.
+        ValueError: the name is empty or has no home directory for its ``~``; no file system is known for the URL's
+            scheme, or its package is not installed.
     """
     text = str(where)
     if "://" not in text:
-        return Path(text)
+        try:
+            return Path(expand(text))
+        except ValueError as error:
+            raise ValueError(f"{text}: {error}") from None
     if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
+        url = urlsplit(text)
+        if url.netloc not in ("", "localhost"):
+            raise ValueError(f"{text}: names the machine {url.netloc!r}; a path on this one is file:///...")
+        return Path(unquote(url.path))
     try:
         found: Folder = UPath(text)  # type: ignore[assignment]
         found.fs  # type: ignore[attr-defined]  # noqa: B018  (imports the file system's package)

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from rlinf_lite.paths import argument
 
 DESCRIPTION = """\
 How often a model answers right: accuracy, pass@k and maj@k on the problems of a data set.
@@ -59,7 +60,12 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp32", "bf16", "fp16"), help="default: the run's, or as the folder is stored")
     add("--device", choices=("auto", "cpu", "cuda"))
     add("--verify", choices=("full", "size", "off"), default="full", help="how to check a checkpoint's files first")
-    add("--output", type=Path, metavar="FILE", help="write a JSON row a problem; the same command goes on from there")
+    add(
+        "--output",
+        type=argument,
+        metavar="FILE",
+        help="write a JSON row a problem; the same command goes on from there",
+    )
     add("--overwrite", action="store_true", help="begin FILE again")
     add("--json", action="store_true", help="print the results as JSON")
     return top

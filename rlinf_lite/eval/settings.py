@@ -15,11 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.storage import Folder
 from rlinf_lite.checkpoint.tools import located
-from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, nearest
+from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, nearest, types
 from rlinf_lite.config_checks import check
 from rlinf_lite.eval.source import Source
 from rlinf_lite.models.folder import EMBEDDED, load_config
 from rlinf_lite.versions import versions
+from rlinf_lite.written import is_text
 
 SAMPLING = "algorithm.val_sampling_params"
 KEYS = (
@@ -75,7 +76,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for argument in arguments:
-        key, is_override, _ = argument.partition("=")
+        key, is_override, text = argument.partition("=")
         if not is_override:
             raise ConfigError(f"{argument!r}: neither an option nor key=value")
         try:
@@ -84,6 +85,8 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{argument}: {str(error).splitlines()[0]}") from None
         if OmegaConf.is_config(found[key]):
             found[key] = OmegaConf.to_container(found[key])
+        elif isinstance(found[key], bool | int | float) and is_text(types().get(key)):
+            found[key] = text
     return found
 
 
@@ -134,7 +137,10 @@ def _yamls(run: Folder, step: int) -> Iterator[tuple[int, Folder]]:
 
 
 def _settings_of(of_run: str) -> dict[str, Any]:
-    where = located(of_run)
+    try:
+        where = located(of_run)
+    except ValueError as error:
+        raise ConfigError(f"--config {error}") from None
     if layout.step_of(where) is not None:
         where = where.parent.parent
     if where.is_dir():

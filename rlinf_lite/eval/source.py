@@ -66,7 +66,10 @@ def opened(model: str, verify: str) -> Iterator[Source]:
     if model.startswith(models.EMBEDDED):
         yield Source(name=model, folder=models.resolve(model, "MODEL"), manifest=None)
         return
-    path = located(model)
+    try:
+        path = located(model)
+    except ValueError as error:
+        raise NoCheckpoint(str(error)) from None
     if not path.is_dir():
         hint = "" if "://" in model else "; models are read from the disk, so download a hub's first"
         raise NoCheckpoint(f"{model}: no such folder{hint}")

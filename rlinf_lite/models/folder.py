@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.paths import expand
 
 EMBEDDED = "embedded:"
 _EMBEDDED_DIR = Path(__file__).parent / "embedded"
@@ -33,7 +34,10 @@ def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
         )
         remedy = f"known: {known}"
     else:
-        folder = Path(model_path).expanduser().resolve()
+        try:
+            folder = Path(expand(model_path)).resolve()
+        except ValueError as error:
+            raise ConfigError(f"{key}={model_path}: {error}") from None
         remedy = (
             "give a Hugging Face folder with config.json, *.safetensors and a tokenizer "
             f"(from the hub: hf download NAME --local-dir {model_path})"

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlinf_lite.paths import argument
+
 DESCRIPTION = """\
 Write report.html, one self-contained page: curves, time by phase, checkpoints and restarts, sample rollouts, config.
 The run may still be going on."""
@@ -15,10 +17,12 @@ The run may still be going on."""
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rlinf_lite.report", description=DESCRIPTION)
-    top.add_argument("run", metavar="RUN_DIR", type=Path, help="the run's directory, {output_dir}/{experiment_name}")
-    top.add_argument("--output", metavar="DIR", type=Path, help="where to write (default: RUN_DIR/report)")
+    top.add_argument(
+        "run", metavar="RUN_DIR", type=argument, help="the run's directory, {output_dir}/{experiment_name}"
+    )
+    top.add_argument("--output", metavar="DIR", type=argument, help="where to write (default: RUN_DIR/report)")
     other = "runs whose curves are drawn in the same charts"
-    top.add_argument("--compare", metavar="OTHER_RUN", type=Path, nargs="+", default=[], help=other)
+    top.add_argument("--compare", metavar="OTHER_RUN", type=argument, nargs="+", default=[], help=other)
     return top
 
 

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from rlinf_lite.config import ConfigError, nearest
+from rlinf_lite.paths import expand
 
 OFFERED = ("prompt", "response", "answer", "finished", "metadata")
 """What a function may ask for, by the names of its parameters."""
@@ -83,7 +84,7 @@ def find(path: str, search: Sequence[str]) -> UserFunction:
 
 
 def _load_file(path: str, place: str, search: Sequence[str]) -> ModuleType:
-    file = Path(search[0], Path(place).expanduser()).resolve()
+    file = Path(search[0], expand(place)).resolve()
     if not file.is_file():
         raise ConfigError(f"reward.path={path}: there is no file {file}; {_FORM}")
     name = f"reward_path_{file.stem}"  # not the bare stem: a file called math.py must not become everybody's math

@@ -54,7 +54,7 @@ def test_the_documented_example_works_word_for_word():
         ({"runner": {"logger": 3}}, "runner.logger: 3 given where a section of keys belongs"),
         ({"runner": {"max_steps": "many"}}, "runner.max_steps: Value 'many'"),
         ({"runner": {"experiment_name": "${nowhere}"}}, "Interpolation key 'nowhere' not found"),
-        ({"data": {"train_data_paths": "one.jsonl"}}, "data.train_data_paths"),
+        ({"data": {"train_data_paths": 3}}, "data.train_data_paths=3: takes a list"),
     ],
 )
 def test_a_wrong_key_or_type_is_named(raw, said):

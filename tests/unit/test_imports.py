@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
 
 # Lowest first. A room imports only rooms of lower levels (and itself).
 LEVELS = [
-    {"types", "config", "config_checks", "counters", "faults", "versions"},
+    {"types", "config", "config_checks", "counters", "faults", "overrides", "paths", "versions", "written"},
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"data", "models", "rollout"},
     {"training", "eval", "report"},
@@ -22,7 +22,7 @@ LEVELS = [
     {"main_math"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-ONLY_IN = {"ray": {"cluster"}, "hydra": {"main_math"}, "wandb": {"observability"}}
+ONLY_IN = {"ray": {"cluster"}, "hydra": {"main_math", "overrides"}, "wandb": {"observability"}}
 
 
 def imports() -> list[tuple[Path, str, list[str]]]:

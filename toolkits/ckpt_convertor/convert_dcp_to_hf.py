@@ -22,6 +22,7 @@ from rlinf_lite.checkpoint.manifest import LEVELS
 from rlinf_lite.config import ConfigError
 from rlinf_lite.models.build import DTYPES, build_on_meta, tied_names, weight_shapes
 from rlinf_lite.models.folder import load_config, resolve, tokenizer_fingerprint
+from rlinf_lite.paths import argument
 
 TOKENIZER_IDENTITY = "actor.tokenizer (files)"
 
@@ -135,7 +136,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dcp_path", type=checkpoint_path, required=True, help=DCP_PATH_HELP)
     parser.add_argument(
-        "--output_path", type=Path, required=True, metavar="OUT_DIR", help="the folder to make; it may not exist yet"
+        "--output_path",
+        type=argument,
+        required=True,
+        metavar="OUT_DIR",
+        help="the folder to make; it may not exist yet",
     )
     parser.add_argument(
         "--base_model",

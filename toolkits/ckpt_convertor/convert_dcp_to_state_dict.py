@@ -18,6 +18,7 @@ from durable_output import new_file
 from rlinf_lite.checkpoint import CheckpointError, StateMismatch
 from rlinf_lite.checkpoint.read_state import read_tensors, tensor_names
 from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.paths import argument
 
 FILE_SUFFIXES = (".pt", ".pth", ".bin")
 FILE_NAME = "model_state_dict.pt"
@@ -79,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output_path",
-        type=Path,
+        type=argument,
         required=True,
         help=f"a file ending in {', '.join(FILE_SUFFIXES)}, or a folder that gets a {FILE_NAME}",
     )
