@@ -48,6 +48,10 @@ class ClusterConfig:
     """``cpu``, ``cuda``, or ``auto``: cuda where the cluster has GPUs."""
     threads_per_worker: int = 1
     """Threads of each worker process, set before torch is imported. Another number gives other bits."""
+    deterministic: bool = True
+    """Actors and the builtin engine use only kernels that torch calls deterministic; an operation that has none on this
+    device ends the run with its name (exit code 2). false: torch may choose kernels that sum in another order from run
+    to run, so two equal runs, and a resumed one, may differ. vLLM has its own kernels: ``rollout.batch_invariant``."""
     weight_sync: str = neutral("auto")
     """How weights travel from actor to rollout: ``object_store`` (shared memory on one node), ``collective`` (broadcast
     over gloo or NCCL; needs separate GPUs), or ``auto``."""

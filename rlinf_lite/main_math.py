@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: how the driver sums must not depend on the shell
+from rlinf_lite import numerics
+
+os.environ.update(numerics.environment())  # read when torch is imported: sums must not depend on the shell
 
 import yaml
 from hydra import compose, initialize_config_dir

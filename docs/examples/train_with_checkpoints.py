@@ -9,12 +9,15 @@ import argparse
 import torch
 from torch import nn
 
+from rlinf_lite import numerics
 from rlinf_lite.checkpoint import CheckpointManager, Retention
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--save-dir", default="checkpoints")
 options = parser.parse_args()
+
+numerics.fix("cpu")  # "cuda" for a model on a GPU; before anything is computed
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 1))

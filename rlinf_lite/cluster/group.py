@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
+from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.shell import Seat
@@ -216,6 +217,7 @@ class WorkerGroup:
         if isinstance(error.cause, _GONE):  # of something that it was given
             return WorkerLost(self.name, rank, _reason(error.cause))
         cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError(str(error))
+        cause = numerics.refusal(cause) or cause
         cause.add_note(f"in {self.name} rank {rank}")
         cause.__cause__ = None
         cause.add_note(str(error))

@@ -10,16 +10,17 @@ import ray
 import torch
 import torch.distributed as dist
 
+from rlinf_lite import numerics
 from rlinf_lite.config import Config
 
 
 def prepare(config: Config, device: str) -> torch.device:
-    """Fix threads and kernels, before anything is computed; returns the device of this process."""
-    torch.set_num_threads(config.cluster.threads_per_worker)
-    if device == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        return torch.device("cuda", 0)  # Ray shows each worker its own GPU as number 0
-    return torch.device("cpu")
+    """Fix threads and kernels, before anything is computed; returns the device of this process.
+
+    Ray shows each worker its own GPU as number 0.
+    """
+    settings = config.cluster
+    return numerics.fix(device, threads=settings.threads_per_worker, deterministic=settings.deterministic)
 
 
 def serve_store(world_size: int) -> tuple[dist.TCPStore, tuple[str, int]]:

@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import ClusterError
 from rlinf_lite.cluster.joining import connect
 from rlinf_lite.cluster.placement import Placement, parse, shrink
@@ -175,11 +176,7 @@ class Session:
 
     def worker_env(self) -> dict[str, str]:
         """Environment of every worker process; read by libraries when they are imported, so it must be there before."""
-        threads = str(self.config.threads_per_worker)
-        env = {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": "passive",
+        env = numerics.environment(self.config.threads_per_worker) | {
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
             "HF_HUB_OFFLINE": "1",
@@ -187,8 +184,6 @@ class Session:
         }
         if self.device == "cpu":
             env["CUDA_VISIBLE_DEVICES"] = ""
-        else:
-            env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS may choose other sums from run to run
         return env
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rlinf_lite import numerics
 from rlinf_lite.paths import argument
 
 DESCRIPTION = """\
@@ -27,14 +28,8 @@ examples:
   python -m rlinf_lite.eval exported --data test.jsonl data.prompt_key=question data.apply_chat_template=true"""
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
-# Read when torch is imported: what workers of a run get too.
-_ENVIRONMENT = {
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "OMP_NUM_THREADS": "1",  # more are set where the config says so
-    "OMP_WAIT_POLICY": "passive",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
+# Read when libraries are imported: what workers of a run get too. More threads are set where the config says so.
+_ENVIRONMENT = numerics.environment() | {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 def parser() -> argparse.ArgumentParser:

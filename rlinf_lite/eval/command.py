@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rlinf_lite import numerics
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.eval import settings, text
@@ -127,6 +128,8 @@ def _say_what(
     rollout = config.rollout
     say(f"model       {source.name}, {rollout.model.precision} on {device.type}, {rollout.rollout_backend} engine")
     say(f"problems    {len(problems.problems)} from {problems.source}{left_out}; reward {config.reward.reward_type}")
+    if not config.cluster.deterministic:
+        say(f"kernels     {numerics.OPTED_OUT}")
     say(f"decoding    {text.sampling_text(config.algorithm.val_sampling_params, num_samples)}")
     if isinstance(log, EvalLog):
         done = f"; {len(log.rows)} are there already" if log.rows else ""
@@ -137,6 +140,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     """The message and exit code for ``error``; no message for what is a bug of ours and deserves its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what --output has written stays, and the same command goes on after it", EXIT_INTERRUPTED
+    if (refused := numerics.refusal(error)) is not None:
+        return f"error: {refused}", EXIT_USER_ERROR
     of_user = isinstance(error, ConfigError | FloatingPointError | ImportError | VerifierStartError)
     if of_user or type(error).__module__.startswith(("rlinf_lite.checkpoint", "rlinf_lite.data")):
         return f"error: {error}", EXIT_USER_ERROR

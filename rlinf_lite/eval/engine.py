@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedModel
 
+from rlinf_lite import numerics
 from rlinf_lite.checkpoint import StateMismatch
 from rlinf_lite.checkpoint.reader import ShardReader, check_size
 from rlinf_lite.checkpoint.storage import Folder
@@ -29,15 +29,12 @@ def prepare_device(config: Config) -> torch.device:
     Raises:
         ConfigError: a GPU is asked for, and there is none.
     """
-    os.environ["OMP_NUM_THREADS"] = str(config.cluster.threads_per_worker)  # for what vLLM starts
-    torch.set_num_threads(config.cluster.threads_per_worker)
-    wanted, found = config.cluster.device, torch.cuda.is_available()
+    settings = config.cluster
+    wanted, found = settings.device, torch.cuda.is_available()
     if wanted == "cuda" and not found:
         raise ConfigError("cluster.device=cuda: no CUDA device here; give --device cpu")
-    if wanted == "cpu" or not found:
-        return torch.device("cpu")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda", 0)
+    device = "cpu" if wanted == "cpu" or not found else "cuda"
+    return numerics.fix(device, threads=settings.threads_per_worker, deterministic=settings.deterministic)
 
 
 def build_engine(config: Config, source: Source, device: torch.device) -> RolloutEngine:

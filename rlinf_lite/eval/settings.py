@@ -28,6 +28,7 @@ KEYS = (
     "actor.seed",
     "actor.tokenizer.",
     f"{SAMPLING}.",
+    "cluster.deterministic",
     "cluster.device",
     "cluster.threads_per_worker",
     "data.",

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
+from rlinf_lite import numerics
 from rlinf_lite.counters import counter_hash
 from rlinf_lite.rollout.chunks import noise_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
@@ -36,7 +37,8 @@ class BuiltinEngine:
     """A `RolloutEngine` over one unsharded model.
 
     A chunk is one left-padded batch: prompts are read once each, their cache is repeated for the group, and rows leave
-    the batch when they finish. All of that follows from the chunk, so the bits do too.
+    the batch when they finish. All of that follows from the chunk, so the bits do too, with kernels that are fixed: a
+    program of its own calls `numerics.fix` first.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class BuiltinEngine:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._device = next(model.parameters()).device
+        numerics.require_fixed(self._device)
         self._eos = torch.tensor(sorted(eos_ids), device=self._device)
         self._return_logprobs = return_logprobs
         self._targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlinf_lite import numerics
 from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
 from rlinf_lite.rollout import vllm_setup
 from rlinf_lite.rollout.chunks import noise_keys
@@ -61,9 +62,7 @@ class VllmEngine:
                 f"rollout.rollout_backend=vllm: the vLLM here is not for cluster.device={device.type} (it finds "
                 f"{current_platform.device_type or 'no device'}); install the one for it (docs/vllm.md)"
             )
-        if device.type == "cuda":
-            # It would fill every buffer that vLLM makes, and vLLM has its own way: rollout.batch_invariant.
-            torch.use_deterministic_algorithms(False)
+        numerics.hand_over(device.type)  # vLLM has its own kernels, and its own way: rollout.batch_invariant
         arguments = vllm_setup.engine_arguments(
             settings, model_dir=model_dir, seq_length=seq_length, sampling=sampling, device=device
         )

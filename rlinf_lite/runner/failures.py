@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import ClusterError, RayLost, WorkerLost
 from rlinf_lite.config import ConfigError
 from rlinf_lite.rewards import VerifierStartError
@@ -41,6 +42,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         return f"interrupted. {_GO_ON}", EXIT_INTERRUPTED
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return f"{_lines('error', error)}\n{_NO_MEMORY}", EXIT_USER_ERROR
+    if isinstance(error, numerics.NotDeterministic):
+        return _lines("error", error), EXIT_USER_ERROR
     if isinstance(error, FloatingPointError):
         return f"{_lines('error', error)}\n{_SAME_AGAIN}", EXIT_USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import NodeLost, RayLost
 from rlinf_lite.cluster.joining import REJOIN_VARIABLE
 from rlinf_lite.cluster.nodes import RayPulse, dead, draining
@@ -64,6 +65,8 @@ def launch(config: Config, *, started: float) -> int:
     folders = make_folders(config)
     stop = Interruption(config.runner.preemption_grace)
     say(f"run: {config.runner.experiment_name}, in {folders.log}; starting ...")
+    if not config.cluster.deterministic:
+        say(f"!! {numerics.OPTED_OUT}")
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         for folder in folders.owned:
             stack.enter_context(hold(folder))

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
 
 # Lowest first. A room imports only rooms of lower levels (and itself).
 LEVELS = [
-    {"types", "config", "config_checks", "counters", "faults", "overrides", "paths", "versions", "written"},
+    {"types", "config", "config_checks", "counters", "faults", "numerics", "overrides", "paths", "versions", "written"},
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"data", "models", "rollout"},
     {"training", "eval", "report"},
@@ -62,6 +62,7 @@ def test_libraries_stay_in_their_rooms():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
+        ("rlinf_lite.numerics", ["torch", "ray", "transformers"]),
         ("rlinf_lite.rewards", ["torch", "ray", "math_verify"]),
         ("rlinf_lite.config_checks", ["torch", "ray", "transformers"]),
         ("rlinf_lite.checkpoint", ["ray", "transformers", "hydra", "wandb"]),

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlinf_lite import numerics
+
 PAD, BOS, EOS, UNK = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789+-*/= "
 MIN_OPERAND, MAX_OPERAND = 10, 99
@@ -199,8 +201,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", type=int, default=4, help="attention heads; 2 made tiny-arithmetic-2heads")
     parsed = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # another number of threads gives other bits
-    torch.use_deterministic_algorithms(True)
+    numerics.fix("cpu")
     make(parsed.out_dir, parsed.seed, parsed.heads)
 
 

@@ -13,15 +13,15 @@ from datetime import timedelta
 from typing import Any
 
 import rank_programs
-import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from rlinf_lite import numerics
 from rlinf_lite.checkpoint import rng
 
 
 def main(port: int, rank: int) -> None:
-    torch.set_num_threads(1)
+    numerics.fix("cpu")
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(hours=1))
     for number in itertools.count():
         key, world_size, program, arguments = pickle.loads(store.get(f"rank{rank}.task{number}"))

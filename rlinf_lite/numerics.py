@@ -1,0 +1,156 @@
+"""What decides bits, once, for every process that computes: threads, kernels, and how products are summed.
+
+torch is imported inside the functions: the entry of a run takes the environment from here before torch is there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from rlinf_lite.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_WORKSPACES = (":4096:8", ":16:8")
+"""With these cuBLAS sums a product the same way each time; torch's strict mode accepts no others."""
+
+OPTED_OUT = "cluster.deterministic=false: kernels may sum in another order from run to run; a resume may differ"
+
+_is_fixed = False
+
+_REFUSALS = (
+    (re.compile(r"(\S+) does not have a deterministic implementation"), r"\1"),
+    (re.compile(r"not deterministic because it uses CuBLAS"), f"a matrix product without {WORKSPACE}"),
+    (re.compile(r"allow_splitk=False\) requires the cuBLASLt"), "a matrix product that cuBLASLt cannot do unsplit"),
+)
+"""What torch says in strict mode, and the name of the operation."""
+
+
+class NotDeterministic(RuntimeError):
+    """An operation has no deterministic form on this device, and ``cluster.deterministic`` asks for one."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(operation)
+        self.operation = operation
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operation}: this operation has no deterministic form on this device, and cluster.deterministic="
+            "true allows no other. Use a model or setting that does without it, or set cluster.deterministic=false: "
+            "then two equal runs, and a resumed one, may differ"
+        )
+
+
+def refusal(error: BaseException) -> NotDeterministic | None:
+    """What torch's strict mode refused, if ``error`` is such a refusal."""
+    if isinstance(error, RuntimeError):
+        for pattern, operation in _REFUSALS:
+            if match := pattern.search(str(error)):
+                return NotDeterministic(match.expand(operation))
+    return None
+
+
+def environment(threads: int = 1) -> dict[str, str]:
+    """For a process that computes, to be set before it imports torch."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        WORKSPACE: _WORKSPACES[0],
+    }
+
+
+def fix(device: str, *, threads: int = 1, deterministic: bool = True) -> torch.device:
+    """Fix threads and kernels of this process, before anything is computed in it.
+
+    Always: no TF32, and no cuDNN attention (torch calls it nondeterministic, and it makes a plan per shape).
+    Deterministic, on every device: strict deterministic algorithms, and memory is not filled for that. On a GPU also:
+    matrix products by cuBLASLt, never split along the summed dimension, accumulated in float32 (where torch cannot
+    forbid the split, before 2.10, it is only made in float32).
+
+    Args:
+        device: ``cpu``, or ``cuda``: the first GPU that this process sees.
+        threads: of torch's operations on the CPU; another number gives other bits.
+        deterministic: false: torch may choose faster kernels, whose bits can differ from run to run.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: cuBLAS is, or may already have been, set up to sum differently from run to run.
+    """
+    import torch
+
+    global _is_fixed
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}  # for what this process starts
+    torch.set_num_threads(threads)
+    if device == "cuda" and deterministic:
+        _check_workspace(torch.cuda.is_initialized())
+    os.environ.setdefault(WORKSPACE, _WORKSPACES[0])
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    _choose_kernels(device, deterministic)
+    _is_fixed = True
+    return torch.device(device, 0) if device == "cuda" else torch.device(device)
+
+
+def require_fixed(device: torch.device) -> None:
+    """Called by what computes on behalf of somebody else.
+
+    Raises:
+        ConfigError: this process would use a GPU without `fix`.
+    """
+    if device.type == "cuda" and not _is_fixed:
+        raise ConfigError(
+            "this process computes on a GPU with kernels that are not fixed: call rlinf_lite.numerics.fix('cuda') "
+            "before anything runs on the GPU (deterministic=False leaves the choice of kernels to torch)"
+        )
+
+
+def hand_over(device: str) -> None:
+    """Back to torch's defaults, but for the threads: for an engine with kernels and rules of its own (vLLM)."""
+    import torch
+
+    _choose_kernels(device, deterministic=False)
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def _choose_kernels(device: str, deterministic: bool) -> None:
+    import torch
+    from torch.utils import deterministic as settings
+
+    torch.use_deterministic_algorithms(deterministic)
+    settings.fill_uninitialized_memory = not deterministic  # type: ignore[attr-defined]
+    if device == "cuda":
+        # cuBLAS itself cannot be told not to split: torch raises there. Both settings or none.
+        torch.backends.cuda.preferred_blas_library("cublaslt" if deterministic else "default")
+        _allow_reduced_sums(not deterministic)
+
+
+def _allow_reduced_sums(allowed: bool) -> None:
+    """Whether products of bf16 and fp16 may be split along the summed dimension, and the parts summed in 16 bits."""
+    import torch
+
+    both = (allowed, allowed) if torch.__version__ >= "2.10" else allowed
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = both
+
+
+def _check_workspace(cuda_is_in_use: bool) -> None:
+    found = os.environ.get(WORKSPACE)
+    if found is None and cuda_is_in_use:
+        raise ConfigError(
+            f"{WORKSPACE} is not set, and this process uses the GPU already: call rlinf_lite.numerics.fix before "
+            f"anything runs on the GPU, or set {WORKSPACE}={_WORKSPACES[0]} in the environment"
+        )
+    if found is not None and found not in _WORKSPACES:
+        raise ConfigError(
+            f"{WORKSPACE}={found}: cuBLAS may then sum differently from run to run; leave it out, or use "
+            f"{' or '.join(_WORKSPACES)} (cluster.deterministic=false allows any)"
+        )
