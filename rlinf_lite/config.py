@@ -86,7 +86,8 @@ class LoggerConfig:
 @dataclass
 class KeepBestConfig:
     metric: str | None = neutral(None)
-    """Keep the checkpoints that are best by this metric of ``metrics.jsonl``, for example ``val/accuracy``."""
+    """Keep the checkpoints that are best by this metric of ``metrics.jsonl``, for example ``val/accuracy``. As long as
+    no checkpoint has it, this rule deletes nothing."""
     mode: str = neutral("max")
     """Which value is better: ``max`` or ``min``."""
     n: int = neutral(1)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from rlinf_lite.config import Config, ConfigError, SamplingConfig, flatten, seconds_of
+from rlinf_lite.metric_names import why_never
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "runner.task_type": ("math",),
@@ -200,13 +201,10 @@ def _checkpoint(config: Config) -> Iterator[str]:
     metric = checkpoint.keep_best.metric
     if metric is None and checkpoint.save_on_best:
         yield "runner.checkpoint.save_on_best=true: best by what? set runner.checkpoint.keep_best.metric"
-    if metric is not None and metric.startswith("val/") and runner.val_check_interval <= 0:
-        yield (
-            f"runner.checkpoint.keep_best.metric={metric}: nothing is validated; set runner.val_check_interval, or "
-            "take another metric"
-        )
     if metric is not None and metric.startswith(OF_THE_MACHINE):
         yield f"runner.checkpoint.keep_best.metric={metric}: says nothing about the model; take another metric"
+    elif metric is not None and (reason := why_never(metric, config)) is not None:
+        yield f"runner.checkpoint.keep_best.metric={metric}: {reason}"
     if runner.resume_mode == "weights" and runner.resume_dir in (None, "auto"):
         yield (
             f"runner.resume_mode=weights with runner.resume_dir={runner.resume_dir}: name the global_step_N directory "

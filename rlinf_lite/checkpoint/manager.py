@@ -83,6 +83,7 @@ class CheckpointManager:
         self._checkpointer = Checkpointer(self.save_dir, keep=keep)
         self._fenced: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._swept = False
+        self._told: set[str] = set()
         if mode == "async":  # a script that forgets `finish` still gets its last checkpoint
             weakref.finalize(self, self._checkpointer.finish)
 
@@ -119,7 +120,7 @@ class CheckpointManager:
         data = {**state.data, "metadata": plain}
         info = {"tied": state.tied, METRICS: _numbers(plain)}
         if not is_async:
-            return self._checkpointer.save(number, state.tensors, data=data, info=info)
+            return self._tell(self._checkpointer.save(number, state.tensors, data=data, info=info))
         self._checkpointer.start(number, state.tensors, data=data, info=info)
         if optimizer is not None:
             self._guard(optimizer)
@@ -152,7 +153,16 @@ class CheckpointManager:
         Raises:
             SaveError: it failed; names rank, path and cause. Raised once, by `finish`, or the next `save` or `load`.
         """
-        return self._checkpointer.finish()
+        report = self._checkpointer.finish()
+        return None if report is None else self._tell(report)
+
+    def _tell(self, report: SaveReport) -> SaveReport:
+        """Warn of rules without candidates, once of each."""
+        for reason in report.idle if self._checkpointer.ranks.rank == 0 else ():
+            if (rule := reason.partition(":")[0]) not in self._told:
+                self._told.add(rule)
+                warnings.warn(f"{self.save_dir}: {reason}", stacklevel=3)
+        return report
 
     def __enter__(self) -> Self:
         return self

@@ -24,8 +24,8 @@ class KeepBest:
     """The ``n`` checkpoints with the best value of one metric."""
 
     metric: str
-    """A name in ``metrics`` of the manifest's ``info``. Checkpoints without it, or where it is NaN, are no candidates:
-    if none has it, this rule keeps nothing."""
+    """A name in ``metrics`` of the manifest's ``info``. Checkpoints without it, or where it is NaN, are no
+    candidates."""
     mode: str = "max"
     """``max`` or ``min``: which values are good."""
     n: int = 1
@@ -43,6 +43,9 @@ class KeepBest:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
     """A checkpoint is kept if any of the rules keeps it. With no rule, all are kept.
+
+    A rule that has no candidate in the whole folder counts as not set: what it was meant to keep cannot be told apart,
+    so it is no reason to delete anything. `RetentionReport.idle` names it.
 
     Whatever the rules: the newest and pinned ones are kept, so are those that somebody reads now, and what has no
     readable manifest is neither deleted nor counted.
@@ -83,12 +86,37 @@ def to_delete(entries: Collection[Entry], retention: Retention) -> list[int]:
     if retention.keeps_all:
         return []
     steps = sorted(entry.step for entry in entries)
-    kept = {entry.step for entry in entries if entry.pinned} | set(steps[-(retention.keep_last or 1) :])
-    if retention.keep_every is not None:
-        kept |= {step for step in steps if step % retention.keep_every == 0}
-    if retention.keep_best is not None:
-        kept |= best(entries, retention.keep_best)
+    by_rule = kept_by(entries, retention)
+    if not any(by_rule.values()):
+        return []
+    kept = {entry.step for entry in entries if entry.pinned}.union(steps[-1:], *by_rule.values())
     return [step for step in steps if step not in kept]
+
+
+def kept_by(entries: Collection[Entry], retention: Retention) -> dict[str, set[int]]:
+    """The steps that each of the given rules keeps; none: it has no candidate."""
+    steps, kept = sorted(entry.step for entry in entries), {}
+    if retention.keep_last is not None:
+        kept["keep_last"] = set(steps[-retention.keep_last :])
+    if retention.keep_every is not None:
+        kept["keep_every"] = {step for step in steps if step % retention.keep_every == 0}
+    if retention.keep_best is not None:
+        kept["keep_best"] = best(entries, retention.keep_best)
+    return kept
+
+
+def idle_rules(entries: Collection[Entry], retention: Retention) -> list[str]:
+    """What to tell of each rule that has no candidate among several checkpoints."""
+    idle = [name for name, kept in kept_by(entries, retention).items() if not kept]
+    missing = {
+        "keep_every": f"none of the {len(entries)} checkpoints is of a multiple of {retention.keep_every} steps",
+        "keep_best": f"none of the {len(entries)} checkpoints has a number for {_metric(retention)}",
+    }
+    return [f"{name}: {missing[name]}, so this rule deletes nothing yet" for name in idle] if len(entries) > 1 else []
+
+
+def _metric(retention: Retention) -> str:
+    return "" if retention.keep_best is None else retention.keep_best.metric
 
 
 def best(entries: Collection[Entry], rule: KeepBest) -> set[int]:
@@ -108,6 +136,8 @@ class RetentionReport:
     removed: tuple[Folder, ...] = ()
     problems: tuple[str, ...] = ()
     """What should have been deleted and was not, each with its path and reason."""
+    idle: tuple[str, ...] = ()
+    """Rules without a candidate, each with its name and what is missing."""
 
 
 def apply(root: Folder, retention: Retention, *, protect: Collection[Folder] = ()) -> RetentionReport:
@@ -129,14 +159,16 @@ def apply(root: Folder, retention: Retention, *, protect: Collection[Folder] = (
         return RetentionReport(problems=(f"{root}: its checkpoints cannot be listed ({_reason(error)})",))
     spared = {str(absolute(path)) for path in protect}
     removed, problems = [], []
-    for step in to_delete([entry for _, entry in found], retention):
+    entries = [entry for _, entry in found]
+    for step in to_delete(entries, retention):
         path = layout.step_dir(root, step)
         try:
             if str(absolute(path)) not in spared and _delete_unless_held(path):
                 removed.append(path)
         except OSError as error:
             problems.append(f"{path}: was to be deleted, and could not be ({_reason(error)})")
-    return RetentionReport(removed=tuple(removed), problems=tuple(problems))
+    idle = tuple(idle_rules(entries, retention))
+    return RetentionReport(removed=tuple(removed), problems=tuple(problems), idle=idle)
 
 
 def readable(root: Folder) -> list[tuple[Folder, Entry]]:

@@ -46,6 +46,8 @@ class SaveReport:
     """Older checkpoints that retention has deleted."""
     problems: tuple[str, ...] = ()
     """Older checkpoints that retention could not delete, and why."""
+    idle: tuple[str, ...] = ()
+    """As `RetentionReport.idle`: rules that deleted nothing because no checkpoint is a candidate."""
 
     @property
     def gb_per_second(self) -> float:
@@ -167,6 +169,7 @@ class SaveJob:
             superseded=superseded,
             removed=swept.removed,
             problems=swept.problems,
+            idle=swept.idle,
         )
 
     def _plan(self) -> tuple[ShardPlan, Content]:

@@ -13,6 +13,7 @@ from rlinf_lite.models import folder
 from rlinf_lite.observability import say
 from rlinf_lite.runner import schedule
 from rlinf_lite.runner.identity import identity
+from rlinf_lite.runner.keeping import never_meet
 from rlinf_lite.runner.resume import Start, check_identity, choose_start, initial_weights
 from rlinf_lite.versions import versions
 
@@ -61,6 +62,8 @@ def prepare(config: Config, checkpoints: Folder) -> Prepared:
     )
     start = check_identity(start, made_of, config)
     _say_data(train, val, last_step, config)
+    for line in never_meet(config, last_step):
+        say(f"!! {line}")
     return Prepared(
         start=start,
         train=train,

@@ -75,6 +75,7 @@ class Saver:
 
     def __post_init__(self) -> None:
         self._in_flight: _InFlight | None = None
+        self._told: set[str] = set()
         self._owed: int | None = None
         self._saved = self.progress.step
         """Newest step that is known to be saved: the run goes on from it, or saved it itself."""
@@ -165,9 +166,11 @@ class Saver:
 
     def _improved(self, metrics: Metrics) -> bool:
         best = self.checkpoint.keep_best
-        if best.metric is None or not self.checkpoint.save_on_best or best.metric not in metrics:
+        value = float(metrics.get(best.metric or "", math.nan))
+        # An infinite one is not saved with the checkpoint (`comparable`), so it must not be the one to beat.
+        if best.metric is None or not self.checkpoint.save_on_best or not math.isfinite(value):
             return False
-        return self.progress.improved(best.metric, float(metrics[best.metric]), best.mode)
+        return self.progress.improved(best.metric, value, best.mode)
 
     def _begin(self, due: Due, state: Callable[[], Mapping[str, Any]], metrics: Metrics) -> None:
         self._owed = step = self.progress.step  # the wait for the one before may find that the ranks are gone
@@ -217,6 +220,10 @@ class Saver:
         self._longest_save = max(self._longest_save, measured["time/save_durable"])
         for line in report_lines(reports[0], measured, save.why):
             say(line)
+        for reason in reports[0].idle:
+            if (rule := reason.partition(":")[0]) not in self._told:
+                self._told.add(rule)
+                say(f"!! runner.checkpoint.{reason}")
 
 
 def save_metrics(reports: Sequence[SaveReport], driver_seconds: float, start_seconds: Sequence[float]) -> Metrics:

@@ -13,7 +13,19 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
 
 # Lowest first. A room imports only rooms of lower levels (and itself).
 LEVELS = [
-    {"types", "config", "config_checks", "counters", "faults", "numerics", "overrides", "paths", "versions", "written"},
+    {
+        "config",
+        "config_checks",
+        "counters",
+        "faults",
+        "metric_names",
+        "numerics",
+        "overrides",
+        "paths",
+        "types",
+        "versions",
+        "written",
+    },
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"data", "models", "rollout"},
     {"training", "eval", "report"},

@@ -403,6 +403,19 @@ def test_weights_alone_leave_optimizer_and_generators(root):
     assert drawn[1] == random.random()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_best_that_no_checkpoint_can_be_keeps_all_of_them_and_is_told_once(root, mode):
+    model, optimizer = make_both()
+    manager = CheckpointManager(root, keep=Retention(keep_best=KeepBest(metric="acuracy")), mode=mode)
+    with pytest.warns(UserWarning) as caught:
+        for step in range(1, 5):
+            manager.save(model, optimizer, {"step": step, "accuracy": step / 4})
+        manager.finish()
+    assert [layout.step_of(path) for path in layout.committed(root)] == [4, 3, 2, 1]
+    (told,) = [str(warning.message) for warning in caught]
+    assert told.startswith(f"{root}: keep_best: none of the 2 checkpoints has a number for acuracy, so")
+
+
 def test_damaged_checkpoints_are_stepped_over_and_named(root):
     model, optimizer = make_both()
     manager = CheckpointManager(root)

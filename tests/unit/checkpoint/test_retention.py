@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from rlinf_lite.checkpoint import Checkpointer, KeepBest, Retention, layout, storage
-from rlinf_lite.checkpoint.retention import Entry, apply, to_delete
+from rlinf_lite.checkpoint.retention import Entry, apply, idle_rules, to_delete
 
 
 def entries(*steps, pinned=(), metrics=None):
@@ -39,11 +39,14 @@ TENS = (10, 20, 30, 40, 50)
         (Retention(keep_last=3), [30, 40, 50]),
         (Retention(keep_last=9), [10, 20, 30, 40, 50]),
         (Retention(keep_every=20), [20, 40, 50]),
-        (Retention(keep_every=7), [50]),
+        (Retention(keep_every=7), [10, 20, 30, 40, 50]),
+        (Retention(keep_every=7, keep_last=2), [40, 50]),
         (Retention(keep_every=20, keep_last=1), [20, 40, 50]),
         (Retention(keep_every=30, keep_last=2), [30, 40, 50]),
-        (best(), [50]),
+        (best(), [10, 20, 30, 40, 50]),
         (best(keep_last=2), [40, 50]),
+        (best(keep_every=20), [20, 40, 50]),
+        (best(keep_every=7), [10, 20, 30, 40, 50]),
     ],
 )
 def test_rules_over_steps(retention, kept):
@@ -76,6 +79,36 @@ def test_the_best_stay(n, mode, kept):
     assert kept_by(best(n, mode), entries(*TENS, metrics=values)) == kept
 
 
+@pytest.mark.parametrize(
+    ("rule", "values", "kept"),
+    [
+        (best(), {}, "10 20 30 40 50"),  # nobody has the metric
+        (best(), rewards(s10=math.nan, s30=math.nan), "10 20 30 40 50"),  # nor a number in it
+        (best(), rewards(s10=math.nan, s20=0.1), "20 50"),  # one has
+        (best(3), rewards(s20=0.1, s30=0.2), "20 30 50"),  # fewer than n have
+        (best(2), rewards(s10=1.0, s20=1.0, s30=1.0, s40=1.0, s50=1.0), "10 20 50"),  # all are equal
+        (best(1, "min"), rewards(s10=-math.inf, s20=0.0), "10 50"),
+        (best(9), rewards(s10=1.0, s20=2.0, s30=3.0, s40=4.0, s50=5.0), "10 20 30 40 50"),
+        (best(keep_last=2), rewards(s10=math.nan), "40 50"),
+    ],
+)
+def test_a_rule_without_candidates_deletes_nothing(rule, values, kept):
+    assert kept_by(rule, entries(*TENS, metrics=values)) == [int(step) for step in kept.split()]
+    pinned = entries(*TENS, pinned={30}, metrics=values)
+    assert kept_by(rule, pinned) == sorted({30, *(int(step) for step in kept.split())})
+
+
+def test_rules_without_candidates_are_named(fill):
+    reward = "keep_best: none of the 2 checkpoints has a number for reward, so this rule deletes nothing yet"
+    sevens = "keep_every: none of the 2 checkpoints is of a multiple of 7 steps, so this rule deletes nothing yet"
+    root = fill(10, 20)
+    report = apply(root, best(keep_every=7))
+    assert (report.removed, report.idle) == ((), (sevens, reward))
+    assert steps_in(root) == [20, 10]
+    assert apply(root, best(keep_last=1)).idle == (reward,)
+    assert apply(root, best(keep_last=1)).idle == (), "of a single one there is nothing to delete"
+
+
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_of_equals_the_oldest_is_the_best(mode):
     values = rewards(s10=0, s20=0.0, s30=0)
@@ -96,7 +129,7 @@ def test_numbers_of_any_size_are_compared():
 
 
 def test_rules_add_up():
-    """Over many folders: kept is just what some rule keeps."""
+    """Over many folders: kept is just what some rule keeps that has a candidate."""
     for seed in range(300):
         choose = random.Random(seed)
         steps = choose.sample(range(100), choose.randint(1, 12))
@@ -104,7 +137,7 @@ def test_rules_add_up():
         found = entries(*steps, pinned=set(choose.sample(steps, len(steps) // 4)), metrics=values)
         last, every, top = choose.randint(1, 4), choose.randint(1, 30), choose.randint(1, 3)
         rules = [Retention(keep_last=last), Retention(keep_every=every), best(top)]
-        single = [set(kept_by(rule, found)) for rule in rules]
+        single = [set(kept_by(rule, found)) for rule in rules if not idle_rules(found, rule)]
         assert set(kept_by(best(top, keep_last=last, keep_every=every), found)) == set.union(*single)
         for number, kept in itertools.product([max(steps)], single):
             assert number in kept

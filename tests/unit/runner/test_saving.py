@@ -18,7 +18,9 @@ from rlinf_lite.runner.saving import Saver, comparable
 NOTHING = (None, None)
 
 
-def report(step: int, *, stall: float = 0.0, durable: float = 2.0, removed: tuple[Path, ...] = ()) -> SaveReport:
+def report(
+    step: int, *, stall: float = 0.0, durable: float = 2.0, removed: tuple[Path, ...] = (), idle: tuple[str, ...] = ()
+) -> SaveReport:
     return SaveReport(
         path=Path(f"ckpt/global_step_{step}"),
         step=step,
@@ -27,6 +29,7 @@ def report(step: int, *, stall: float = 0.0, durable: float = 2.0, removed: tupl
         stall_seconds=stall,
         superseded=None,
         removed=removed,
+        idle=idle,
     )
 
 
@@ -310,6 +313,25 @@ def test_the_best_so_far_is_remembered_in_the_checkpoint(make, capsys):
     assert [args[1] for args in ranks.asked] == [1, 4]
     assert ranks.asked[1][2]["progress"]["best"] == {"val/loss": 1.5}
     assert capsys.readouterr().out.count("best val/loss so far") == 2
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_value_that_is_no_finite_number_is_never_the_best(make, mode):
+    ranks = TwoRanks({"save": [(report(3), report(3))]})
+    best = KeepBestConfig(metric="val/loss", mode=mode)
+    saver = make(ranks, OnBest("val/loss"), mode="sync", keep_best=best, save_on_best=True)
+    for value in (float("inf"), -float("inf"), 0.5, float("nan")):
+        end_step(saver, **{"val/loss": value})
+    assert [args[1] for args in ranks.asked] == [3]
+
+
+def test_a_rule_without_candidates_is_told_once(make, capsys):
+    idle = "keep_best: none of the {} checkpoints has a number for val/x, so this rule deletes nothing yet"
+    ranks = TwoRanks({"save": [(report(step, idle=(idle.format(step),)),) * 2 for step in (2, 3)]})
+    saver = make(ranks, mode="sync")
+    end_step(saver), end_step(saver)
+    told = [line for line in capsys.readouterr().out.splitlines() if "keep_best" in line]
+    assert told == [f"!! runner.checkpoint.{idle.format(2)}"]
 
 
 def test_what_retention_removed_is_said(make, capsys):
