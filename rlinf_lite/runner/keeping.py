@@ -9,7 +9,7 @@ from rlinf_lite.config import Config
 
 
 def never_meet(config: Config, last_step: int) -> Iterator[str]:
-    """What to print at the start of a run of ``last_step`` steps. Saves by a signal or a deadline cannot be foreseen."""
+    """What to print at the start of a run of ``last_step`` steps; saves by a signal or deadline cannot be foreseen."""
     yield from _best_without_validation(config, last_step)
     yield from _every_without_save(config, last_step)
 
@@ -39,6 +39,6 @@ def _every_without_save(config: Config, last_step: int) -> Iterator[str]:
         return
     saves = f"saves every {save} steps" if save > 0 else "one save, after the last step,"
     yield (
-        f"runner.checkpoint.keep_every={every}: with {saves} no checkpoint of the {last_step} steps is of a multiple of "
-        "it; let keep_every be a multiple of runner.save_interval that the run reaches, or set it to null"
+        f"runner.checkpoint.keep_every={every}: with {saves} no checkpoint of the {last_step} steps is of a multiple "
+        "of it; let keep_every be a multiple of runner.save_interval that the run reaches, or set it to null"
     )
