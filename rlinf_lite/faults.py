@@ -3,6 +3,24 @@
 ``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to
 itself), ``hang``, ``wait`` (three seconds), or the name of an errno (``ENOSPC``). A fault without ``rank`` strikes
 every rank. With ``"mark": PATH`` that file is made first: who waits for it knows that the phase was reached.
+
+Phases of a start, a resume or a rollback, in order: each is reached right before one change of what is on the disk. The
+step is the one that the run goes on from (0: a new run).
+
+==========================  ======================================================================================
+phase                       the change that comes next
+==========================  ======================================================================================
+``resume.sweep``            incomplete saves of a killed run are removed
+``resume.aside``            a checkpoint newer than the start is renamed; reached once for each, newest first, and
+                            there ``step`` is the step of that checkpoint
+``resume.config``           the config is written
+``resume.event``            the start (or the way back) is appended to ``events.jsonl``
+``resume.rollouts``         rows after the step are dropped from ``rollouts.jsonl`` (a new run: the file is moved aside)
+``resume.metrics``          the same for ``metrics.jsonl``
+``resume.tensorboard``      a new event file hides the rows after the step
+``resume.wandb``            the wandb run is opened, and is sent what it lacks
+``resume.ready``            none: the first step begins
+==========================  ======================================================================================
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m rlinf_lite.checkpoint``: list, show, verify, compare, remove and pin checkpoints from a shell."""
+"""``python -m rlinf_lite.checkpoint``: list, show, verify, compare, remove, prune and pin checkpoints."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ ERRORS = (CheckpointError, ValueError, OSError, OverflowError, RecursionError)
 DESCRIPTION = """\
 Look at, check, compare and remove checkpoints. PATH is a global_step_N folder, ROOT the folder that holds them or
 that of a run; both may be URLs that fsspec knows (s3://, gs:// ...). Each command takes --json."""
+
+WHAT_STAYS = """\
+one stays while no checkpoint of the same step or a later one verifies in full, and while it is pinned or in use"""
 
 WITHOUT_US = """\
 the same check with standard commands, inside of the checkpoint's folder:
@@ -64,6 +67,18 @@ def remove(options: argparse.Namespace) -> int:
     return 0
 
 
+def prune(options: argparse.Namespace) -> int:
+    done = []
+    for found in tools.prune(tools.located(options.root), force=options.force, dry_run=options.dry_run):
+        done.append(found)
+        verb = "would remove" if options.dry_run else "removed"
+        if not options.json:
+            text.say_line(f"{verb} {found.path}" if found.kept is None else f"kept {found.path}: {found.kept}")
+    if options.json:
+        text.say_json(done)
+    return 0
+
+
 def pin(options: argparse.Namespace) -> int:
     path = tools.located(options.path)
     if options.remove:
@@ -100,6 +115,10 @@ def parser() -> argparse.ArgumentParser:
     rm = command("rm", remove, "delete checkpoints and leftovers; not while a run saves into their folder")
     rm.add_argument("paths", metavar="PATH", nargs="+")
     rm.add_argument("--force", action="store_true", help="even if pinned, in use, the newest, or without a manifest")
+    away = command("prune", prune, "delete what runs have set aside as superseded or damaged", WHAT_STAYS)
+    away.add_argument("root", metavar="ROOT", nargs="?", default=".", help="default: the current folder")
+    away.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
+    away.add_argument("--force", action="store_true", help="without regard to what else is there")
     keep = command("pin", pin, "keep a checkpoint for ever")
     keep.add_argument("path", metavar="PATH")
     keep.add_argument("--remove", action="store_true", help="take the pin away")

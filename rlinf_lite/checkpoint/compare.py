@@ -116,7 +116,8 @@ def compare(a: Folder, b: Folder, *, tensors_only: bool = False, batch_bytes: in
 
 
 def _facts(manifest: manifests.Manifest) -> dict[str, Any]:
-    return {"step": manifest.step, "world_size": manifest.world_size, "info": manifest.info}
+    info = {key: value for key, value in manifest.info.items() if key != manifests.SAVE_ID}
+    return {"step": manifest.step, "world_size": manifest.world_size, "info": info}
 
 
 def _comparable(a: Entries, b: Entries) -> dict[str, int]:

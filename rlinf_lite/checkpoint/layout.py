@@ -10,8 +10,12 @@ from rlinf_lite.checkpoint.storage import Folder, is_local, remove_tree
 MANIFEST = "manifest.json"
 ACTOR = "actor"
 DATA = "data/data.pt"
+SUPERSEDED, DAMAGED = "superseded", "damaged"
+"""Why a checkpoint was set aside: another one took its place, or the run went back before it; it did not verify."""
 _STEP = re.compile(r"global_step_(0|[1-9][0-9]*)")
 _LEFTOVER = re.compile(r"global_step_[0-9]+\.(tmp|deleting)-[0-9a-f]+")
+
+_ASIDE = re.compile(rf"global_step_[0-9]+\.({SUPERSEDED}|{DAMAGED})-[0-9a-f]+")
 
 
 def step_dir(root: Folder, step: int) -> Folder:
@@ -60,6 +64,11 @@ def _is_leftover(path: Folder) -> bool:
     return torso or bool(_LEFTOVER.fullmatch(path.name))
 
 
+def set_aside_in(root: Folder) -> list[Folder]:
+    """What `set_aside` left in ``root``, by name."""
+    return sorted((path for path in _entries(root) if _ASIDE.fullmatch(path.name) and path.is_dir()), key=str)
+
+
 def sweep(root: Folder) -> list[Folder]:
     """Remove `leftovers`. Only one process may own ``root``. Returns what was removed."""
     found = leftovers(root)
@@ -68,30 +77,32 @@ def sweep(root: Folder) -> list[Folder]:
     return found
 
 
-def set_aside(path: Folder) -> Folder:
-    """Rename a committed directory so that its name is free and nothing of it is lost; its pin goes with it."""
-    aside = path.with_name(f"{path.name}.superseded-{_token()}")
-    if is_pinned(path):
-        pin_file(aside).touch()
-        pin_file(path).unlink()
-    if is_local(path):
-        path.rename(aside)
-    else:
-        _copy(path, aside)
-        delete(path)
+def set_aside(path: Folder, why: str = SUPERSEDED) -> Folder:
+    """Rename a committed directory so that its name is free and nothing of it is lost; its pin goes with it.
+
+    Args:
+        why: `SUPERSEDED`, or `DAMAGED` for one that did not verify.
+    """
+    aside = path.with_name(f"{path.name}.{why}-{_token()}")
+    _move(path, aside)
     return aside
 
 
 def put_back(aside: Folder, path: Folder) -> None:
     """Undo `set_aside`."""
-    if is_pinned(aside):
-        pin_file(path).touch()
-        pin_file(aside).unlink()
-    if is_local(path):
-        aside.rename(path)
+    _move(aside, path)
+
+
+def _move(source: Folder, target: Folder) -> None:
+    """Rename a directory. Its pin is there before it and goes after it: a kill in between leaves one too many."""
+    if is_pinned(source):
+        pin_file(target).touch()
+    if is_local(source):
+        source.rename(target)
     else:
-        _copy(aside, path)
-        delete(aside)
+        _copy(source, target)
+        delete(source)
+    pin_file(source).unlink(missing_ok=True)
 
 
 def delete(path: Folder) -> None:

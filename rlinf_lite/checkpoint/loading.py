@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout, rng
 from rlinf_lite.checkpoint import manifest as manifests
@@ -69,10 +71,14 @@ def fill(
         rank, held = ranks.rank, reader.metadata.state_dict_metadata
         restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
         wanted = ranks.together(lambda: take(state))
+        if whole:
+            ranks.together(lambda: _check_rng_entries(path, reader.metadata, manifest.world_size))
         asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
         plan = ranks.together(lambda: _plan(reader, asked, whole))
     bring(plan)
     num_bytes = ranks.together(lambda: _read(reader, plan, hashes, manifest.step, rank))
+    if restorable:
+        ranks.together(lambda: _check_rng(path, rank, asked[rng.key(rank)]))
     ranks.together(lambda: give_back(state, asked))
     if restorable:
         rng.restore(asked[rng.key(rank)])
@@ -85,6 +91,38 @@ def fill(
         rng_restored=restorable,
         num_bytes=sum(ranks.gather(num_bytes)),
     )
+
+
+def _check_rng_entries(path: Folder, metadata: Metadata, world_size: int) -> None:
+    """Each rank that wrote the checkpoint has an RNG state of the usual form, and no other has.
+
+    Raises:
+        DamagedCheckpoint: names the entry.
+    """
+    held: dict[str, dict[str, Any]] = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if name.startswith(rng.PREFIX):
+            key, _, part = name.rpartition(".")
+            held.setdefault(key, {})[part] = entry
+    if not held:
+        return  # of another program: what is missing is said with everything else
+    fitting = {rng.key(rank) for rank in range(min(world_size, len(held) + 1))}
+    if wrong := sorted(fitting ^ held.keys()):
+        what = "is missing" if wrong[0] in fitting else "is there"
+        raise DamagedCheckpoint(f"{path}: {wrong[0]} {what}, but {world_size} rank(s) wrote it, as the manifest says")
+    form = {part: (tensor.dtype, tensor.shape) for part, tensor in rng.capture().items() if part != "cuda"}
+    for key, parts in held.items():
+        for part, (dtype, shape) in form.items():
+            found = parts.get(part)
+            if not isinstance(found, TensorStorageMetadata) or (found.properties.dtype, found.size) != (dtype, shape):
+                raise DamagedCheckpoint(f"{path}: {key}.{part} is no RNG state, which is {dtype} {list(shape)}")
+
+
+def _check_rng(path: Folder, rank: int, state: rng.RngState) -> None:
+    try:
+        rng.check(state)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path}: {rng.key(rank)}: {error}") from None
 
 
 def _open(path: Folder, verify: str) -> Manifest:

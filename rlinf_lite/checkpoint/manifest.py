@@ -23,6 +23,8 @@ from rlinf_lite.checkpoint.storage import Folder, is_local, read_small
 
 FORMAT = 1
 LEVELS = ("full", "size", "off")
+SAVE_ID = "save_id"
+"""Key of ``info``: which save wrote the checkpoint. Two saves differ in it, even of the same state."""
 _CHUNK = 1 << 20
 _MOST_BYTES = 256 << 20
 _HASH_THREADS = min(8, os.cpu_count() or 1)
@@ -102,7 +104,7 @@ def _parse(body: dict[str, Any]) -> Manifest:
         raise ValueError("its digest does not match: it was changed after it was written")
     return Manifest(
         step=_count(body["step"]),
-        world_size=_count(body["world_size"]),
+        world_size=_at_least_one(_count(body["world_size"])),
         files={name: _record(**record) for name, record in body["files"].items()},
         info=dict(body["info"]),
     )
@@ -112,6 +114,12 @@ def _record(*, size: int, sha256: str) -> FileRecord:
     if not _SHA256.fullmatch(sha256):
         raise ValueError(f"{sha256!r} is no sha256")
     return FileRecord(size=_count(size), sha256=sha256)
+
+
+def _at_least_one(count: int) -> int:
+    if count == 0:
+        raise ValueError("no rank wrote it")
+    return count
 
 
 def _count(value: int) -> int:

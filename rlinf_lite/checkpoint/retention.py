@@ -47,8 +47,8 @@ class Retention:
     A rule that has no candidate in the whole folder counts as not set: what it was meant to keep cannot be told apart,
     so it is no reason to delete anything. `RetentionReport.idle` names it.
 
-    Whatever the rules: the newest and pinned ones are kept, so are those that somebody reads now, and what has no
-    readable manifest is neither deleted nor counted.
+    Whatever the rules: the newest and pinned ones are kept, so are those that somebody reads now. What has no readable
+    manifest, or a file that is missing or of another size, is neither deleted nor counted.
     """
 
     keep_last: int | None = None
@@ -172,7 +172,7 @@ def apply(root: Folder, retention: Retention, *, protect: Collection[Folder] = (
 
 
 def readable(root: Folder) -> list[tuple[Folder, Entry]]:
-    """The committed checkpoints in ``root`` whose manifest can be read, newest first.
+    """The committed checkpoints in ``root`` whose files have the sizes that their manifest says, newest first.
 
     Raises:
         OSError: ``root`` cannot be listed.
@@ -180,7 +180,7 @@ def readable(root: Folder) -> list[tuple[Folder, Entry]]:
     found = []
     for path in layout.committed(root):
         try:
-            manifest = manifests.read(path)
+            manifest = manifests.read_verified(path, "size")
         except CheckpointError:
             continue
         found.append((path, Entry(step=manifest.step, metrics=metrics_of(manifest), pinned=layout.is_pinned(path))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
@@ -42,16 +42,46 @@ def capture() -> RngState:
     return state
 
 
+def check(state: RngState) -> None:
+    """Whether `restore` could take it; nothing is changed.
+
+    Raises:
+        ValueError: names the generator that could not be put into the state, and why.
+    """
+    trials: dict[str, Callable[[], object]] = {
+        "python": lambda: random.Random().setstate(_python(state)),
+        "numpy": lambda: np.random.RandomState().set_state(_numpy(state)),
+        "torch": lambda: torch.Generator().set_state(state["torch"]),
+    }
+    if "cuda" in state:
+        trials["cuda"] = lambda: torch.Generator("cuda").set_state(state["cuda"])
+    for name, trial in trials.items():
+        try:
+            trial()
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"{name} cannot be restored ({str(error).splitlines()[0]})") from None
+
+
 def restore(state: RngState) -> None:
     """Put every generator back to where `capture` found it."""
-    version, *internal = state["python"].tolist()
-    gauss = state["python_gauss"].item()
-    random.setstate((version, tuple(internal), None if math.isnan(gauss) else gauss))
-    *words, position, has_gauss = state["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, state["numpy_gauss"].item()))
+    random.setstate(_python(state))
+    np.random.set_state(_numpy(state))
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _python(state: RngState) -> tuple[int, tuple[int, ...], float | None]:
+    version, *internal = state["python"].tolist()
+    gauss = state["python_gauss"].item()
+    return version, tuple(internal), None if math.isnan(gauss) else gauss
+
+
+def _numpy(state: RngState) -> tuple[str, np.ndarray, int, int, float]:
+    *words, position, has_gauss = state["numpy"].tolist()
+    if not all(0 <= word < 2**32 for word in words) or not 0 <= position <= len(words) or has_gauss not in (0, 1):
+        raise ValueError(f"words, position {position} or flag {has_gauss} out of range")
+    return "MT19937", np.array(words, dtype=np.uint32), position, has_gauss, state["numpy_gauss"].item()
 
 
 def reseed(seed: int, step: int, rank: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlinf_lite.checkpoint import layout
@@ -23,8 +23,13 @@ class Selection:
     manifest: Manifest | None
     data: dict[str, Any]
     """What ``data/data.pt`` holds."""
-    skipped: tuple[str, ...] = ()
+    damaged: Mapping[Folder, str] = field(default_factory=dict)
     """Newer checkpoints that did not verify, each with its reason."""
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The reasons."""
+        return tuple(self.damaged.values())
 
 
 def select(
@@ -36,7 +41,7 @@ def select(
         resume_dir: None for a new run, a ``global_step_N`` directory, or ``auto`` for the newest that verifies.
         root: the run's own checkpoints folder.
         verify: ``full``, ``size`` or ``off``.
-        damaged: checkpoints already found damaged, with the reasons: not looked at again.
+        damaged: checkpoints already found damaged, with the reasons: not looked at again, nor named in an error.
 
     Raises:
         WouldStartFresh: a new run was asked for, but ``root`` holds checkpoints.
@@ -61,10 +66,10 @@ def select(
     return _given(path, verify)
 
 
-def _open(path: Folder, verify: str, skipped: tuple[str, ...] = ()) -> Selection:
+def _open(path: Folder, verify: str, damaged: Mapping[Folder, str] | None = None) -> Selection:
     """Raises as `manifest.read_verified` and `read_data`."""
     manifest = manifests.read_verified(path, verify)
-    return Selection(path=path, manifest=manifest, data=read_data(path), skipped=skipped)
+    return Selection(path=path, manifest=manifest, data=read_data(path), damaged=damaged or {})
 
 
 def _given(path: Folder, verify: str) -> Selection:
@@ -77,21 +82,20 @@ def _given(path: Folder, verify: str) -> Selection:
     return _open(path, verify)
 
 
-def _newest_that_verifies(
-    existing: list[Folder], root: Folder, verify: str, damaged: Mapping[Folder, str]
-) -> Selection:
-    skipped: list[str] = []
+def _newest_that_verifies(existing: list[Folder], root: Folder, verify: str, known: Mapping[Folder, str]) -> Selection:
+    found: dict[Folder, str] = {}
     for path in existing:
-        if path in damaged:
-            skipped.append(damaged[path])
+        if path in known:
             continue
         try:
-            return _open(path, verify, tuple(skipped))
+            return _open(path, verify, {**known, **found})
         except CheckpointError as error:
-            skipped.append(str(error))
-    if skipped:
-        reasons = "".join(f"\n  {reason}" for reason in skipped)
+            found[path] = str(error)
+    if existing:
+        reasons = "".join(f"\n  {reason}" for reason in found.values())
+        named = " (others were named before, or are not looked at)" if known else ""
         raise DamagedCheckpoint(
-            f"runner.resume_dir=auto: none of the {len(skipped)} checkpoints in {root} verifies:{reasons}"
+            f"runner.resume_dir=auto: none of the {len(existing)} checkpoints in {root} verifies{named}"
+            f"{':' if reasons else ''}{reasons}"
         )
     return Selection(path=None, manifest=None, data={})

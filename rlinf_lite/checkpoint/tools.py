@@ -25,9 +25,15 @@ CHECKPOINTS = "checkpoints"
 """The name that a run gives to the folder of its checkpoints."""
 
 COMMITTED, DAMAGED, NO_MANIFEST = "committed", "damaged manifest", "no manifest"
-LEFTOVERS = {"tmp": "unfinished save", "deleting": "half deleted", "superseded": "superseded"}
+LEFTOVERS = {
+    "tmp": "unfinished save",
+    "deleting": "half deleted",
+    layout.SUPERSEDED: "superseded",
+    layout.DAMAGED: "set aside as damaged",
+}
 """What the part of a name after the step says."""
-_ASIDE = re.compile(r"global_step_([0-9]+)\.(tmp|deleting|superseded)-[0-9a-f]+")
+_SET_ASIDE = (LEFTOVERS[layout.SUPERSEDED], LEFTOVERS[layout.DAMAGED])
+_ASIDE = re.compile(r"global_step_([0-9]+)\.(tmp|deleting|superseded|damaged)-[0-9a-f]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,6 +232,46 @@ def remove(paths: Sequence[Folder], *, force: bool) -> Iterator[Folder]:
             layout.delete(path)
             layout.pin_file(path).unlink(missing_ok=True)
         yield path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pruned:
+    """One directory that was set aside."""
+
+    path: Folder
+    kept: str | None
+    """Why it stays; None: it is removed."""
+
+
+def prune(where: Folder, *, force: bool = False, dry_run: bool = False) -> Iterator[Pruned]:
+    """Remove what runs have set aside (superseded, or damaged), and yield each when that is decided and done.
+
+    One stays while no committed checkpoint of its step or a later one verifies in full: it may be the only good copy of
+    what the run had learnt by then. Pinned ones, and those in use, stay too. It may be called while a run saves.
+
+    Args:
+        where: a folder of checkpoints, or of a run.
+        force: without regard to other checkpoints.
+        dry_run: decide only.
+
+    Raises:
+        NoCheckpoint: there is no such folder.
+    """
+    root = checkpoints_folder(where)
+    aside = [found for path in root.iterdir() if (found := look(path)) is not None and found.state in _SET_ASIDE]
+    passed = _newest_good_step(root) if aside and not force else None
+    for found in sorted(aside, key=lambda found: (found.step, found.path.name)):
+        kept = "pinned" if found.pinned else "in use" if found.in_use else "a link" if found.path.is_symlink() else None
+        if kept is None and not force and (passed is None or passed < found.step):
+            kept = f"no checkpoint of step {found.step} or later verifies"
+        if kept is None and not dry_run:
+            storage.remove_tree(found.path)
+        yield Pruned(path=found.path, kept=kept)
+
+
+def _newest_good_step(root: Folder) -> int | None:
+    """Of the newest committed checkpoint that verifies in full."""
+    return next((layout.step_of(path) for path in layout.committed(root) if verify(path, "full").ok), None)
 
 
 def _refusal(path: Folder, found: Found | None, force: bool) -> str | None:

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import (
     Checkpointer,
+    DamagedCheckpoint,
     KeepBest,
     LoadReport,
     MemoryCheckpoints,
@@ -127,7 +128,10 @@ class ActorWorker:
 
     def update(self, step: int, batch: MiniBatch) -> UpdateReport:
         faults.reach("actor.update", step=step, rank=self.rank)
-        return self.trainer.update(batch)
+        try:
+            return self.trainer.update(batch)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {step}: {error}") from None
 
     def save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> SaveReport:
         return self.checkpointer.save(step, self.trainer.state(), data=data, info=info)
@@ -147,7 +151,14 @@ class ActorWorker:
         return _outcome(self.checkpointer.finish)
 
     def load(self, path: str, verify: str) -> LoadReport:
-        return self.checkpointer.load(path, self.trainer.state(), verify=verify)
+        report = self.checkpointer.load(path, self.trainer.state(), verify=verify)
+        self._refuse(path, self.trainer.bad_state())
+        return report
+
+    def _refuse(self, path: str, problem: str | None) -> None:
+        # Collective calls are over by now: a rank may find it alone.
+        if problem is not None:
+            raise DamagedCheckpoint(f"{path}: {problem} (rank {self.rank}): no run can go on from it")
 
     def replicate(
         self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]
@@ -159,11 +170,17 @@ class ActorWorker:
     def load_replica(self, step: int, *files: Mapping[str, np.ndarray]) -> LoadReport:
         """Go back to a state that `replicate` took."""
         given = {name: data for part in files for name, data in part.items()}
-        return self.replicas.load(step, given, self.trainer.state())
+        report = self.replicas.load(step, given, self.trainer.state())
+        self._refuse(f"(memory) step {step}", self.trainer.bad_state())
+        return report
 
     def load_weights(self, path: str, verify: str) -> LoadReport:
         """Only the model; moments, counters and generators stay as they are."""
-        return self.checkpointer.load(path, {"model": self.trainer.state()["model"]}, verify=verify, whole=False)
+        model = {"model": self.trainer.state()["model"]}
+        report = self.checkpointer.load(path, model, verify=verify, whole=False)
+        name = self.trainer.non_finite(weights_only=True)
+        self._refuse(path, None if name is None else f"{name} holds a NaN or an infinity")
+        return report
 
     def state_digest(self) -> str:
         """sha256 of parameters, moments and counters. Collective."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypedDict
 
+from rlinf_lite import faults
 from rlinf_lite.config import ConfigError, LoggerConfig, nearest
 from rlinf_lite.observability.console import ConsoleSink
 from rlinf_lite.observability.jsonl import JsonlSink
@@ -146,11 +147,15 @@ def _sinks(
     num_steps: int | None,
     origin: Origin,
 ) -> Iterator[MetricSink]:
+    step = committed_step or 0
     # First, because what it drops on a resume must not reach wandb as history.
+    faults.reach("resume.metrics", step=step)
     yield JsonlSink(metrics_file, committed_step=committed_step)
     if "tensorboard" in config.logger_backends:
+        faults.reach("resume.tensorboard", step=step)
         yield TensorBoardSink(metrics_file.parent / "tensorboard", committed_step=committed_step)
     if "wandb" in config.logger_backends:
+        faults.reach("resume.wandb", step=step)
         sink = open_wandb(
             config,
             committed_step=committed_step,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -123,8 +124,18 @@ def seek_step(file: BinaryIO, step: int) -> int:
     return low
 
 
+def missing_steps(path: Path, last: int) -> list[int]:
+    """Which steps up to ``last`` have no row, or several; those before the first row are left out if there is one."""
+    found: Counter[int] = Counter()
+    if path.exists():
+        with path.open("rb") as file:
+            found.update(step for line in file if line.endswith(b"\n") and (step := step_of(line)) is not None)
+    first = min((step for step in found if step <= last), default=1)
+    return [step for step in range(first, last + 1) if found[step] != 1]
+
+
 def _move_aside(path: Path) -> None:
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:  # empty: what a start left that was killed before its first row
         return
     number = 1
     while (aside := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
@@ -10,13 +11,16 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from rlinf_lite import faults
 from rlinf_lite.checkpoint import CheckpointError, layout
+from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import Folder, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.config import Config, flatten
 from rlinf_lite.data import PromptStream
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, say
+from rlinf_lite.observability.hub import METRICS_FILE
 from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.identity import carried_on
 from rlinf_lite.runner.interruption import Interruption
@@ -30,12 +34,15 @@ from rlinf_lite.runner.resume import (
     recipe,
     restore,
     saved_identity,
+    say_missing_rows,
     say_what_differs,
-    supersede_newer,
+    set_newer_aside,
     sweep,
     what_differs,
 )
 from rlinf_lite.runner.saving import Saver
+
+_FROM_STEP = re.compile(r"config\.from_step_([0-9]+)\.yaml")
 
 
 @dataclass(kw_only=True)
@@ -83,13 +90,9 @@ class Build:
         facts, self._compute = self.bring_up(crew)
         size = f"{facts['num_parameters'] / 1e6:.2f}M parameters"
         say(f"model: {config.actor.model.model_path}, {size}, {crew.actors.size} actor ranks")
-        sweep(self.checkpoints)
         start = self._restore_from(prepared.start, crew)
-        save_config(config, self.log, start)
-        path = start.selection.path
-        self.events.add(events.START if path is None else events.RESUME, start.progress.step, str(path or ""))
         self._recipe = recipe(prepared.identity, crew.actors.size, self._compute)
-        hub, samples = open_sinks(config, self.log, start, prepared.last_step, sinks, made_with=self._recipe)
+        hub, samples = self._begin_on_disk(start, sinks)
         info = {
             "identity": carried_on(saved_identity(start), prepared.identity),
             "compute": self._compute,
@@ -115,10 +118,30 @@ class Build:
             between_steps=between_steps,
         )
         runner.saver.flush = runner.flush
-        if start.progress.step < prepared.last_step:
-            supersede_newer(start, self.checkpoints)
         self._began_from = replace(start, progress=deepcopy(start.progress))
         return runner
+
+    def _begin_on_disk(self, start: Start, sinks: ExitStack) -> tuple[MetricHub, JsonlSink | None]:
+        """Everything that a start changes on the disk; nothing if there is nothing to do.
+
+        In such an order that a kill after any of the changes leaves what the next start repairs: no row is dropped
+        while a checkpoint that counts on it could be chosen.
+        """
+        config, last_step, step = self.config, self.prepared.last_step, start.progress.step
+        if start.is_done(last_step):
+            return MetricHub([], committed_step=step), None
+        faults.reach("resume.sweep", step=step)
+        sweep(self.checkpoints)
+        set_newer_aside(start, self.checkpoints)
+        faults.reach("resume.config", step=step)
+        save_config(config, self.log, start)
+        faults.reach("resume.event", step=step)
+        path = start.selection.path
+        self.events.add(events.START if path is None else events.RESUME, step, str(path or ""))
+        opened = open_sinks(config, self.log, start, last_step, sinks, made_with=self._recipe)
+        say_missing_rows(start, self.log / METRICS_FILE, self.checkpoints)
+        faults.reach("resume.ready", step=step)
+        return opened
 
     def _saver(self, crew: Crew, progress: Progress, info: dict) -> Saver:
         return Saver(
@@ -132,8 +155,16 @@ class Build:
             started=self.started,
             request=self.request,
             record=self.events.add,
-            is_committed=lambda step: (layout.step_dir(self.checkpoints, step) / layout.MANIFEST).is_file(),
+            is_committed=self.is_committed,
         )
+
+    def is_committed(self, step: int, save_id: str) -> bool:
+        """Whether the checkpoint of ``step`` is the one that the save ``save_id`` wrote."""
+        try:
+            manifest = manifests.read(layout.step_dir(self.checkpoints, step))
+        except CheckpointError:
+            return False
+        return manifest.info.get(manifests.SAVE_ID) == save_id
 
     def _restore_from(self, start: Start, crew: Crew) -> Start:
         return restore(start, crew.actors, self.config, self.checkpoints, self.prepared.identity, self._compute)
@@ -195,7 +226,7 @@ class Build:
         config = replace(self.config, runner=settings)
         if self.saved_by(step):
             try:
-                start = choose_start(config, self.checkpoints, others, list(others.values()))
+                start = choose_start(config, self.checkpoints, others)
                 return restore(
                     start, crew.actors, config, self.checkpoints, self.prepared.identity, self._compute, others
                 )
@@ -206,6 +237,8 @@ class Build:
     def _go_back(self, runner: Runner, start: Start) -> None:
         lost = runner.progress.step - start.progress.step
         say(f"   {lost} completed step(s) are done again: from step {start.progress.step + 1}")
+        set_newer_aside(start, self.checkpoints)
+        faults.reach("resume.event", step=start.progress.step)
         self.events.add(events.BACK, start.progress.step, f"{lost} completed step(s) are done again")
         runner.progress.become(start.progress)
         runner.saver.went_back()
@@ -230,6 +263,7 @@ def open_sinks(
     logger, progress = config.runner.logger, start.progress
     new = start.committed_step is None and not again
     rollouts = log / "rollouts.jsonl"
+    faults.reach("resume.rollouts", step=progress.step)
     samples = JsonlSink(rollouts, committed_step=None if new else progress.step) if logger.log_rollouts else None
     if samples:
         sinks.callback(samples.close)
@@ -248,5 +282,10 @@ def open_sinks(
 def save_config(config: Config, log: Path, start: Start) -> None:
     """The resolved config, as YAML that can be run again. A resume keeps the first and adds its own."""
     step = start.committed_step
+    for path in log.glob("config.from_step_*.yaml"):  # of a future that is given up: a reader takes the latest one
+        if (match := _FROM_STEP.fullmatch(path.name)) and int(match[1]) > start.progress.step:
+            path.replace(path.with_suffix(".superseded.yaml"))
     name = "config.yaml" if step is None else f"config.from_step_{step}.yaml"
-    (log / name).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    aside = log / f"{name}.tmp"
+    aside.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    aside.replace(log / name)

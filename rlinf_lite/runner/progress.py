@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -63,11 +64,44 @@ class Progress:
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """
+    def from_state(cls, state: Any) -> Progress:
+        """What `state` gave.
+
         Raises:
-            TypeError: a counter is missing or unknown: it is another version's.
+            ValueError: a counter is missing, unknown, or holds what a counter of a run never holds; names it.
         """
+        if not isinstance(state, dict):
+            raise ValueError(f"progress is a {type(state).__name__}, not a dict of counters")
         if state.keys() != set(cls.__dataclass_fields__):
-            raise TypeError(f"progress holds {sorted(state)}, expected {sorted(cls.__dataclass_fields__)}")
-        return cls(**state)
+            expected = sorted(cls.__dataclass_fields__)
+            raise ValueError(f"progress holds {sorted(map(str, state))}, expected {expected}: another version wrote it")
+        for name, value in state.items():
+            if not _KINDS[cls.__dataclass_fields__[name].type](value) or (name == "best" and _holds_nan(value)):
+                raise ValueError(f"progress.{name}={value!r:.60}: no run of this version writes that")
+        if state["best_val_step"] > state["step"]:
+            raise ValueError(f"progress.best_val_step={state['best_val_step']} is after step {state['step']}")
+        return cls(**deepcopy(state))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int)
+
+
+def _is_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(key) is str and _is_number(part) for key, part in value.items())
+
+
+def _holds_nan(metrics: Mapping[str, float]) -> bool:
+    return any(math.isnan(value) for value in metrics.values())
+
+
+_KINDS: dict[Any, Callable[[Any], bool]] = {
+    "int": _is_count,
+    "float": lambda value: _is_number(value) and math.isfinite(value),
+    "dict[str, float]": _is_metrics,
+}
+"""By the annotation of a field: what it may hold. Metrics of a step may be NaN, the best so far may not."""

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from rlinf_lite.checkpoint import CheckpointError, DamagedCheckpoint, LoadReport, Selection, layout, select
+from rlinf_lite import faults
+from rlinf_lite.checkpoint import (
+    CheckpointError,
+    DamagedCheckpoint,
+    LoadReport,
+    Selection,
+    StateMismatch,
+    layout,
+    select,
+    storage,
+)
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import Folder, absolute, folder
@@ -16,8 +27,10 @@ from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import Config
 from rlinf_lite.observability import say
 from rlinf_lite.observability.hub import HubState
+from rlinf_lite.observability.jsonl import missing_steps
 from rlinf_lite.runner.identity import ONE_SIDED, refuse_changes
 from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.records import check_info, records_of
 
 _NO_CHECKPOINT = Selection(path=None, manifest=None, data={})
 
@@ -36,23 +49,29 @@ class Start:
     automatic: bool = False
     """Whether an older checkpoint will do if this one turns out to be damaged."""
 
+    def is_done(self, last_step: int) -> bool:
+        """Whether nothing is left to do; a validation and a row may be still to come after the last step."""
+        return self.committed_step is not None and self.progress.step >= last_step and not self.progress.unlogged
+
     @property
     def committed_step(self) -> int | None:
         """Step of the checkpoint that the run goes on from; None: a new run."""
         return None if self.selection.path is None else self.progress.step
 
+    def is_own(self, checkpoints: Folder) -> bool:
+        """Whether the checkpoint lies in the run's own folder, so that its rows lie beside it."""
+        path = self.selection.path
+        return path is not None and absolute(path).parent == absolute(checkpoints)
 
-def choose_start(
-    config: Config, checkpoints: Folder, damaged: dict[Folder, str] | None = None, said: Sequence[str] = ()
-) -> Start:
+
+def choose_start(config: Config, checkpoints: Folder, damaged: Mapping[Folder, str] | None = None) -> Start:
     """Find the checkpoint that ``runner.resume_dir`` asks for, and read its counters.
 
     Nothing is hashed here: the ranks hash what they read, in `restore`.
 
     Args:
         checkpoints: the run's own folder.
-        damaged: what is known not to verify, with the reason; `auto` does not look at it again.
-        said: reasons that the user has read already.
+        damaged: what `auto` does not look at (again), with the reason, which the user has read if it is of interest.
 
     Raises:
         CheckpointError: as `checkpoint.select`; or its ``data.pt`` is not what this version writes.
@@ -67,45 +86,49 @@ def choose_start(
         if not damaged:
             say("runner.resume_mode=weights: this run has checkpoints of its own, and goes on from the newest of them")
         wanted = AUTO
-    damaged = {} if damaged is None else damaged
+    known = dict(damaged or {})
     while True:
-        selection = select(wanted, checkpoints, verify=level, damaged=damaged)
-        _say_skipped(selection, {*said, *damaged.values()})
+        selection = select(wanted, checkpoints, verify=level, damaged=known)
+        for path, reason in selection.damaged.items():
+            if path not in known:
+                say(f"!! stepped over a damaged checkpoint: {reason}")
         try:
             return _start(selection, checkpoints, automatic=wanted == AUTO)
         except DamagedCheckpoint as error:
             if wanted != AUTO:
                 raise
-            step_over(selection, error, damaged)
+            known = step_over(selection, error)
 
 
-def _say_skipped(selection: Selection, said: Collection[str]) -> None:
-    for reason in selection.skipped:
-        if reason not in said:
-            say(f"!! stepped over a damaged checkpoint: {reason}")
-
-
-def step_over(selection: Selection, error: DamagedCheckpoint, damaged: dict[Folder, str]) -> None:
-    """Remember, and say, that a checkpoint that `auto` has chosen is no good after all."""
+def step_over(selection: Selection, error: CheckpointError) -> dict[Folder, str]:
+    """Print that a checkpoint that `auto` has chosen is no good after all; returns all that are known not to be."""
     assert selection.path is not None
-    damaged[selection.path] = str(error)
     say(f"!! stepped over a damaged checkpoint: {error}")
+    return {**selection.damaged, selection.path: str(error)}
 
 
 def _start(selection: Selection, checkpoints: Folder, *, automatic: bool) -> Start:
+    """Raises DamagedCheckpoint: a record of the checkpoint holds what no run of this version writes."""
     path, manifest, data = selection.path, selection.manifest, selection.data
     if path is None or manifest is None:
         if automatic:
             say(f"runner.resume_dir=auto: no checkpoint in {checkpoints} yet, so this is a new run")
+            if aside := layout.set_aside_in(checkpoints):
+                names = ", ".join(found.name for found in aside)
+                say(f"!! {checkpoints} holds {names}, set aside: to go on from one, rename it to global_step_N")
         return Start(selection=selection, progress=Progress())
     try:
-        progress, hub_state = Progress.from_state(data["progress"]), data["observability"]
-    except (KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{path / layout.DATA}: {error}; it was written by another version") from None
+        check_info(manifest.info)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path / layout.MANIFEST}: {error}") from None
+    try:
+        progress, hub_state = records_of(data)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path / layout.DATA}: {error}") from None
     if progress.step != manifest.step:
         raise DamagedCheckpoint(f"{path}: {layout.DATA} says step {progress.step}, the manifest {manifest.step}")
     start = Start(selection=selection, progress=progress, hub_state=hub_state, automatic=automatic)
-    if absolute(path).parent == absolute(checkpoints):
+    if start.is_own(checkpoints):
         return start
     of_run = f" (wandb run {hub_state['wandb_run_id']})" if hub_state["wandb_run_id"] else ""
     return replace(start, hub_state=None, changes=(f"resumed from another run's {absolute(path)}{of_run}",))
@@ -190,18 +213,18 @@ def restore(
         CheckpointError: the given checkpoint does not verify, or none does.
         ConfigError: an older one that verifies would not give the same numbers.
     """
-    damaged: dict[Folder, str] = dict(others or {})
     if start.weights is not None:
         _load_weights(start.weights, actors, config)
     while (path := start.selection.path) is not None:
         try:
             report: LoadReport = actors.call("load", str(absolute(path)), config.runner.checkpoint.verify)[0]
-        except DamagedCheckpoint as error:
-            if not start.automatic:
+        except (DamagedCheckpoint, StateMismatch) as error:
+            # Its identity is ours, so state of another form means that it is not what it says.
+            allowed = isinstance(error, StateMismatch) and bool(config.runner.resume_allow_changes)
+            if not start.automatic or allowed:
                 raise
-            step_over(start.selection, error, damaged)
-            older = choose_start(config, checkpoints, damaged, start.selection.skipped)
-            start = check_identity(older, now, config)
+            known = {**(others or {}), **step_over(start.selection, error)}
+            start = check_identity(choose_start(config, checkpoints, known), now, config)
         else:
             _say_restored(report, actors.size, compute)
             changes = (*start.changes, *what_differs(report, actors.size, compute))
@@ -249,18 +272,56 @@ def say_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
         )
 
 
-def supersede_newer(start: Start, checkpoints: Folder) -> None:
-    """Going back to an older checkpoint starts another future: what the old one left must not be picked by ``auto``.
+def set_newer_aside(start: Start, checkpoints: Folder) -> None:
+    """Rename the checkpoints that are newer than the one that the run goes on from.
 
-    Done last, when the run is about to take its first step: a start that fails must leave everything where it is.
+    To be done before a row of a later step is dropped: from then on `auto` must not choose them, whether the run was
+    sent back (they belong to another future), or they did not verify (they may do so next time). Newest first: whatever
+    is left when this is killed, `auto` goes on from the newest that is left, whose rows are all there.
     """
     path, step = start.selection.path, start.progress.step
-    if path is None or start.automatic:  # what `auto` has stepped over stays as it is
-        return
     for newer in layout.committed(checkpoints):
-        if (layout.step_of(newer) or 0) > step and absolute(newer) != absolute(path):
-            aside = layout.set_aside(newer)
-            say(
-                f"!! {newer.name} is newer than {path.name}, from which this run goes on; it is now {aside.name} "
-                "(resume_dir=auto goes on from the newest)"
-            )
+        number = layout.step_of(newer) or 0
+        if number <= step or (path is not None and absolute(newer) == absolute(path)):
+            continue
+        faults.reach("resume.aside", step=number)
+        damaged = newer in start.selection.damaged
+        aside = layout.set_aside(newer, layout.DAMAGED if damaged else layout.SUPERSEDED)
+        storage.sync_dir(checkpoints)
+        begins = f"step {step}" if step else "the beginning"
+        what = "did not verify" if damaged else f"is newer than {begins}, from which this run goes on"
+        say(
+            f"!! {newer.name} {what}; it is now {aside.name} (nothing reads it; remove it with "
+            "python -m rlinf_lite.checkpoint prune)"
+        )
+
+
+def say_missing_rows(start: Start, metrics_file: Path, checkpoints: Folder) -> None:
+    """Print which rows up to the step that the run goes on from are not in ``metrics.jsonl``, and how to get them.
+
+    The run goes on: its later numbers are right, and the rows may be kept elsewhere. They do not come by themselves.
+    Rows before the first one are not missed: the run may have begun from a checkpoint of another one.
+    """
+    last = start.progress.logged_step
+    if start.committed_step is None or last <= 0 or not start.is_own(checkpoints):
+        return
+    if not (missing := missing_steps(metrics_file, last)):
+        return
+    first = missing[0]
+    older = [path.name for path in layout.committed(checkpoints) if (layout.step_of(path) or 0) < first]
+    again = f"runner.resume_dir={checkpoints / older[0]}" if older else "a new run under another runner.experiment_name"
+    say(
+        f"!! {metrics_file}: the rows of {_ranges(missing)} are not there, each once, though the run goes on after "
+        f"step {last}. They were removed, or are in another file, and do not come again. To make them again: {again}"
+    )
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """``steps 3-5, 8``, of rising numbers."""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and parts[-1][-1] == step - 1:
+            parts[-1][1:] = [step]
+        else:
+            parts.append([step])
+    return f"step{'s' * (len(steps) > 1)} " + ", ".join("-".join(map(str, part)) for part in parts)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlinf_lite.checkpoint import SaveError, SaveReport
+from rlinf_lite.checkpoint.manifest import SAVE_ID
 from rlinf_lite.checkpoint.retention import METRICS
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import CheckpointConfig
@@ -25,6 +27,8 @@ class _InFlight:
 
     step: int
     why: str
+    save_id: str
+    """In the manifest that it commits: a checkpoint of the same step may be of another save."""
     driver_seconds: float = 0.0
     """That the loop waited for it."""
     start_seconds: Sequence[float] = ()
@@ -63,8 +67,8 @@ class Saver:
     started: float
     """When the driver's process began, by ``clock``."""
     request: SaveRequest
-    is_committed: Callable[[int], bool]
-    """Whether there is a checkpoint of this step."""
+    is_committed: Callable[[int, str], bool]
+    """Whether the checkpoint of this step is there, and is the one that the save of this id wrote."""
     record: Callable[[str, int, str, Metrics], None] = lambda kind, step, text, figures: None
     """`EventLog.add`: each save that ended, and how."""
     clock: Callable[[], float] = time.monotonic
@@ -76,7 +80,8 @@ class Saver:
     def __post_init__(self) -> None:
         self._in_flight: _InFlight | None = None
         self._told: set[str] = set()
-        self._owed: int | None = None
+        self._owed: tuple[int, str | None] | None = None
+        """Step and id of a save that is due or was cut off; no id: it had not begun."""
         self._saved = self.progress.step
         """Newest step that is known to be saved: the run goes on from it, or saved it itself."""
         self._metrics: Metrics = {}
@@ -91,8 +96,10 @@ class Saver:
 
     def cut_off(self) -> None:
         """Actors were lost: nobody will hear of the save in flight any more. `settle` makes up for it."""
-        if self._in_flight is not None:
-            self._owed, self._in_flight = max(self._in_flight.step, self._owed or 0), None
+        if (save := self._in_flight) is not None:
+            if self._owed is None or self._owed[0] <= save.step:
+                self._owed = save.step, save.save_id
+            self._in_flight = None
 
     def went_back(self) -> None:
         """The run goes on from an older checkpoint: what was saved after it, and could not be used, is saved anew."""
@@ -105,13 +112,14 @@ class Saver:
         """
         owed, self._owed = self._owed, None
         self._step_began = self.clock()  # what a recovery took is no step
-        if owed is None or self.progress.step < owed:
+        if owed is None or self.progress.step < owed[0]:
             return
-        if self.is_committed(owed):
-            say(f"   the save of step {owed} was committed before its workers were lost")
-            self._saved, self.failed = owed, None
+        step, save_id = owed
+        if save_id is not None and self.is_committed(step, save_id):
+            say(f"   the save of step {step} was committed before its workers were lost")
+            self._saved, self.failed = step, None
         else:
-            self._begin(Due(f"that of step {owed} was cut off"), state, self.progress.unlogged or self._metrics)
+            self._begin(Due(f"that of step {step} was cut off"), state, self.progress.unlogged or self._metrics)
 
     def save_newest(self, why: str, state: Callable[[], Mapping[str, Any]]) -> None:
         """Wait for the save in flight; if the newest completed step is not saved by then, save it, and wait for it."""
@@ -173,13 +181,14 @@ class Saver:
         return self.progress.improved(best.metric, value, best.mode)
 
     def _begin(self, due: Due, state: Callable[[], Mapping[str, Any]], metrics: Metrics) -> None:
-        self._owed = step = self.progress.step  # the wait for the one before may find that the ranks are gone
+        step, save_id = self.progress.step, uuid.uuid4().hex
+        self._owed = step, None  # the wait for the one before may find that the ranks are gone
         self.drain()
         self._owed = None
         if step == self._saved:
             return  # by a signal, before its validation: what is committed is not written again
-        began, info = self.clock(), {**self.info, METRICS: comparable(metrics)}
-        save = self._in_flight = _InFlight(step=step, why=due.why)
+        began, info = self.clock(), {**self.info, METRICS: comparable(metrics), SAVE_ID: save_id}
+        save = self._in_flight = _InFlight(step=step, why=due.why, save_id=save_id)
         try:
             self.flush()
             if self.checkpoint.mode == "sync":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.tensor import DTensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -26,6 +28,18 @@ def build_optimizer(
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
     """``{parameter name: {"step", "exp_avg", "exp_avg_sq"}}``. Rates and betas come from the config, not from here."""
     return {name: dict(optimizer.state[param]) for name, param in model.named_parameters()}
+
+
+@torch.no_grad()
+def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor whose part in this process holds a NaN or an infinity, or None. Not collective.
+
+    The norm of all is not finite if one number is not; it may also overflow, so only then is each number looked at.
+    """
+    local = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+    if torch.isfinite(torch.nn.utils.get_total_norm(list(local.values()), foreach=True)):
+        return None
+    return next((name for name, tensor in local.items() if not torch.isfinite(tensor).all()), None)
 
 
 class GradScalerState(Stateful):

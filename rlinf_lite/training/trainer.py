@@ -22,7 +22,7 @@ from rlinf_lite.config import ActorConfig, AlgorithmConfig
 from rlinf_lite.models import build, folder, shard, weights
 from rlinf_lite.training.lr import learning_rate
 from rlinf_lite.training.objective import MicroSums, micro_batch_loss
-from rlinf_lite.training.state import GradScalerState, build_optimizer, optimizer_state
+from rlinf_lite.training.state import MOMENTS, GradScalerState, build_optimizer, first_non_finite, optimizer_state
 from rlinf_lite.types import MicroBatch, MiniBatch
 
 
@@ -119,6 +119,28 @@ class PolicyTrainer:
             state["grad_scaler"] = GradScalerState(self.scaler)
         return state
 
+    def non_finite(self, *, weights_only: bool = False) -> str | None:
+        """Name of a parameter or moment that holds a NaN or an infinity in this rank's shard; None if none does."""
+        tensors = {f"model.{name}": param.detach() for name, param in self.model.named_parameters()}
+        if not weights_only:
+            for name, moments in optimizer_state(self.model, self.optimizer).items():
+                tensors |= {f"optim.{name}.{moment}": moments[moment] for moment in MOMENTS}
+        return first_non_finite(tensors)
+
+    def bad_state(self) -> str | None:
+        """What no training leaves behind in this rank's state, to be asked after a load; None if there is none."""
+        if (name := self.non_finite()) is not None:
+            return f"{name} holds a NaN or an infinity"
+        if self.num_updates < 0:
+            return f"lr_scheduler.num_updates is {int(self.num_updates)}"
+        for name, moments in optimizer_state(self.model, self.optimizer).items():
+            taken = moments["step"].item()
+            if not 0 <= taken <= int(self.num_updates) or taken != int(taken):
+                return f"optim.{name}.step is {taken} after {int(self.num_updates)} optimizer steps"
+        if self.scaler.is_enabled() and not 0 < self.scaler.get_scale() < float("inf"):
+            return f"grad_scaler.scale is {self.scaler.get_scale()}"
+        return None
+
     def weight_rows(self, dtype: torch.dtype) -> dict[str, tuple[int, Tensor]]:
         """This rank's rows of every weight, cast to ``dtype``: ``{name: (index of the first row, rows)}``.
 
@@ -162,7 +184,8 @@ class PolicyTrainer:
         """One optimizer step on this rank's share of the mini-batch. Collective.
 
         Raises:
-            FloatingPointError: the gradient is not finite (and no gradient scaler is there to skip the step).
+            FloatingPointError: the gradient is not finite (and no gradient scaler is there to skip the step), or what
+                the step made of parameters and moments is not: the state must not be saved.
         """
         lr = learning_rate(self.actor.optim, int(self.num_updates), self.total_updates)
         self.optimizer.param_groups[0]["lr"] = lr
@@ -190,6 +213,13 @@ class PolicyTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.num_updates += 1
+        if finite and (name := self.non_finite()) is not None:
+            raise FloatingPointError(
+                f"{name} holds a NaN or an infinity after {int(self.num_updates)} optimizer steps (rank {self.rank}). "
+                "This state is neither saved nor kept in memory: the newest checkpoint is of a step before. Lower "
+                "actor.optim.lr, set actor.optim.clip_grad, or compute in fp32 (actor.model.precision, "
+                "actor.fsdp_config.mixed_precision)"
+            )
         return UpdateReport(sums=sums, grad_norm=norm.item(), lr=lr, skipped=not finite)
 
     def _loss(self, micro: MicroBatch | None, batch: MiniBatch) -> tuple[Tensor, MicroSums]:

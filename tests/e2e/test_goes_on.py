@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.runner.failures import EXIT_WORKER_LOST
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
@@ -119,4 +122,30 @@ def test_ray_itself_is_killed(straight, new_run, same_run, tmp_path: Path):
             child.kill()
     printed = finish(run, process)
     assert "Ray was lost" in printed and "the driver starts anew" in printed
+    same_run(straight, run, 8)
+
+
+def test_a_damaged_checkpoint_does_not_pass_for_the_save_that_was_cut_off(straight, new_run, same_run, tmp_path):
+    """Steps 4 and 8 are there, 8 damaged; the run goes on from 4, and loses a rank while it saves step 8 anew."""
+    run = new_run({"runner.save_interval": "4"})
+    shutil.copytree(straight.folder, run.folder)
+    for path in layout.committed(run.checkpoints):
+        if layout.step_of(path) not in (4, 8):
+            shutil.rmtree(path)
+    shard = run.checkpoints / "global_step_8" / "actor" / "__1_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    mark = tmp_path / "saving"
+    slow = {"phase": "save.halfway", "step": 8, "rank": 0, "action": "wait", "mark": str(mark)}
+    process = run.start(AUTO, REPLICAS, faults=[slow])
+    printed = run.read_until(process, "step    8/8")
+    while not mark.exists():
+        time.sleep(0.01)
+    kill(run, "actor", 1)
+    printed += finish(run, process)
+    assert printed.count("stepped over a damaged checkpoint") == 1 and "that of step 8 was cut off" in printed
+    assert "was committed before its workers were lost" not in printed
+    manifests.read_verified(run.checkpoints / "global_step_8", "full")
+    assert len(list(run.checkpoints.glob("global_step_8.damaged-*"))) == 1
     same_run(straight, run, 8)

@@ -153,3 +153,24 @@ def train_and_save(
         if number == save_after:
             path = str(checkpointer.save(number, trainer.state(), data={}, info={}).path)
     return {**snapshot(trainer), "reports": reports, "path": path, "noise": torch.rand(4)}
+
+
+def train_on_a_nan(
+    mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], advantages: Tensor, broken: str
+) -> tuple[str | None, str | None, str | None]:
+    """Two steps; before the second, rank 1 finds a NaN in one tensor of its shard: ``weight`` or a moment's name.
+
+    Returns what `bad_state` said before it, the second step's error, and what `bad_state` says then.
+    """
+    trainer = make_trainer(mesh, model_dir, config)
+    step(trainer, config, rollouts, advantages, 1)
+    before, error = trainer.bad_state(), None
+    if mesh.get_local_rank() == 1:
+        param = list(trainer.model.parameters())[-1]
+        tensor = param.detach() if broken == "weight" else trainer.optimizer.state[param][broken]
+        tensor.to_local().view(-1)[0] = torch.nan
+    try:
+        step(trainer, config, rollouts, advantages, 2)
+    except FloatingPointError as raised:
+        error = str(raised)
+    return before, error, trainer.bad_state()

@@ -116,3 +116,19 @@ def test_a_gradient_that_is_not_finite_changes_nothing(ranks, given, advantages,
         assert last["num_updates"] == 2
     arguments["advantages_of_steps"] = [advantages, advantages]
     assert_same_state(ranks.run(3, "train_with_failures", **arguments)[0][-1], last)
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
+def test_a_step_that_leaves_a_nan_behind_is_an_error(ranks, given, moment):
+    """Found after the step, by the rank whose shard it is in: nobody may save or keep that state."""
+    (before, error, after), (_, found, held) = ranks.run(2, "train_on_a_nan", **given(broken=moment))
+    assert (before, error, after) == (None, None, None)
+    assert found is not None and held is not None
+    assert "holds a NaN or an infinity after 2 optimizer steps (rank 1)" in found and "actor.optim.lr" in found
+    assert held.startswith("model.") and held.endswith("holds a NaN or an infinity")
+
+
+def test_a_nan_among_the_weights_is_met_before_the_step(ranks, given):
+    results = ranks.run(2, "train_on_a_nan", **given(broken="weight"))
+    assert all("the gradient norm is nan" in str(error) for _, error, _ in results)
+    assert results[1][2] is not None

@@ -512,3 +512,48 @@ def test_as_a_program(save, root):
     verified = subprocess.run([*program, "verify", str(path)], capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stderr) == (1, "")
     assert verified.stdout.startswith("BAD")
+
+
+# prune
+
+
+@pytest.fixture
+def gone_back(save, root):
+    """Two checkpoints, and one set aside before, between and after them; one of them is pinned, one in use."""
+    for step in (5, 10, 15, 30):
+        layout.set_aside(save(step), layout.DAMAGED if step == 15 else layout.SUPERSEDED)
+    save(10), save(20)
+    shutil.copytree(root / "global_step_10", root / "global_step_25.tmp-ab")
+    return root
+
+
+def steps_aside(root):
+    return sorted(int(path.name.split("_")[2].split(".")[0]) for path in root.glob("*.*-*") if "tmp" not in path.name)
+
+
+def test_prune_removes_what_was_set_aside_before_a_checkpoint_that_verifies(gone_back, cli, cli_json):
+    root = gone_back
+    (pinned,) = root.glob("global_step_5.*")
+    layout.pin_file(pinned).touch()
+    code, out, _ = cli("prune", root.parent, "--dry-run")
+    assert code == 0 and steps_aside(root) == [5, 10, 15, 30]
+    assert [line.split()[0] for line in out.splitlines()] == ["kept", "would", "would", "kept"]
+    flip(root / "global_step_20" / "actor" / "__0_0.distcp")
+    code, found = cli_json("prune", root)
+    assert [entry["kept"] for entry in found] == ["pinned", None, *["no checkpoint of step 15 or later verifies"], *[
+        "no checkpoint of step 30 or later verifies"]]  # fmt: skip
+    assert steps_aside(root) == [5, 15, 30]
+    with storage.in_use(next(root.glob("global_step_15.*")) / "manifest.json"):
+        assert "in use" in cli("prune", root, "--force")[1]
+    assert steps_aside(root) == [5, 15] and cli("prune", root, "--force")[0] == 0
+    assert steps_aside(root) == [5], "a pin counts, whatever is asked for"
+    assert (root / "global_step_25.tmp-ab").is_dir(), "a save in flight is none of its business"
+    assert [layout.step_of(path) for path in layout.committed(root)] == [20, 10]
+
+
+def test_prune_never_removes_the_only_good_copy(save, root, cli):
+    aside = layout.set_aside(save(5))
+    assert "kept" in cli("prune", root)[1] and aside.is_dir()
+    flip(save(5) / "data" / "data.pt")
+    assert "kept" in cli("prune", root)[1] and aside.is_dir()
+    assert cli("prune", root / "none")[0] == 2

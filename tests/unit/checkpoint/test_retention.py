@@ -221,6 +221,20 @@ def test_damaged_ones_are_neither_touched_nor_counted(fill):
     assert (root / "global_step_10" / "data" / "data.pt").is_file()
 
 
+@pytest.mark.parametrize("damage", ["cut", "lost", "added"])
+def test_one_whose_files_are_not_of_their_size_takes_no_good_ones_place(fill, damage):
+    root = fill(10, 20, 30, 40)
+    shard = root / "global_step_30" / "actor" / "__0_0.distcp"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "lost":
+        shard.unlink()
+    else:
+        (root / "global_step_30" / "actor" / "other").write_bytes(b"")
+    assert [path.name for path in apply(root, Retention(keep_last=2)).removed] == ["global_step_10"]
+    assert steps_in(root) == [40, 30, 20]
+
+
 def test_torsos_and_what_was_set_aside_stay(save, root):
     save(10), save(20)
     shutil.copytree(root / "global_step_20", root / "global_step_5.tmp-ab")

@@ -40,7 +40,7 @@ def test_progress_round_trip():
         True,
     ]
     assert not Progress().improved("loss", float("nan"), "max")
-    with pytest.raises(TypeError, match="progress holds"):
+    with pytest.raises(ValueError, match="progress holds"):
         Progress.from_state({"step": 1})
 
 

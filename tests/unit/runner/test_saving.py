@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from rlinf_lite.checkpoint import SaveError, SaveReport
+from rlinf_lite.checkpoint import Checkpointer, SaveError, SaveReport
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.config import CheckpointConfig, KeepBestConfig
+from rlinf_lite.runner.build import Build
 from rlinf_lite.runner.policies import AtLastStep, EverySteps, OnBest, OnSignal, Policy, SaveRequest
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver, comparable
@@ -72,7 +75,7 @@ def make() -> Callable[..., Saver]:
             flush=flush,
             started=0.0,
             request=SaveRequest(),
-            is_committed=lambda step: False,
+            is_committed=lambda step, save_id: False,
             clock=lambda: ranks.clock,
         )
 
@@ -212,11 +215,31 @@ def test_a_save_that_was_cut_off_is_made_up_for(make, step, committed, saved):
     saver = make(ranks)
     end_step(saver)
     saver.cut_off()
-    saver.is_committed = lambda step: step in committed
+    saver.is_committed = lambda step, save_id: step in committed and save_id == ranks.asked[0][3]["save_id"]
     saver.progress.step = step
     saver.settle(lambda: {})
     saver.settle(lambda: {})
     assert [args[1] for args in ranks.asked[1:]] == saved
+
+
+def test_a_checkpoint_that_another_save_wrote_is_not_taken_for_the_one_that_was_cut_off(make, tmp_path, capsys):
+    """It has the same step: damaged, and stepped over by `auto`, or of a run that went back."""
+    ranks, state = TwoRanks({"start_save": [(0.0, 0.0)] * 3}), {"w": torch.zeros(3)}
+    saver = make(ranks)
+    saver.is_committed = Build(
+        config=None, prepared=SimpleNamespace(start=None), checkpoints=tmp_path, log=tmp_path, stop=None, request=None,
+        started=0.0,
+    ).is_committed  # fmt: skip
+    Checkpointer(tmp_path).save(1, state, info={"save_id": "of another save"})
+    end_step(saver)
+    saver.cut_off()
+    saver.settle(dict)
+    assert ranks.methods() == ["start_save", "start_save"] and "was committed" not in capsys.readouterr().out
+    assert ranks.asked[0][3]["save_id"] != ranks.asked[1][3]["save_id"]
+    Checkpointer(tmp_path).save(1, state, info=ranks.asked[1][3])
+    saver.cut_off()
+    saver.settle(dict)
+    assert len(ranks.asked) == 2 and "was committed before its workers were lost" in capsys.readouterr().out
 
 
 def test_nothing_in_flight_nothing_owed(make):
@@ -276,7 +299,7 @@ def test_a_save_that_is_due_while_the_one_before_is_cut_off(make):
     with pytest.raises(WorkerLost):
         end_step(saver)
     saver.cut_off()
-    saver.is_committed = lambda step: step == 1
+    saver.is_committed = lambda step, save_id: step == 1
     saver.settle(dict)
     assert [args[1] for args in ranks.asked if args[0] == "start_save"] == [1, 2]
 
@@ -296,6 +319,7 @@ def test_the_manifest_gets_the_comparable_metrics_of_the_step(make):
     ranks = TwoRanks({"start_save": [(0.0, 0.0)]})
     end_step(make(ranks), **{"reward/mean": 1, "time/step": 3.0, "loss/total": float("nan")})
     _, step, data, info = ranks.asked[0]
+    assert info.pop("save_id")
     assert (step, info) == (1, {"tied": {}, "metrics": {"reward/mean": 1.0}})
     assert data["progress"]["step"] == 1
     assert comparable({"a": float("inf"), "save/num_bytes": 1, "memory/x": 1, "throughput/x": 1, "val/x": 0.5}) == {
