@@ -11,7 +11,7 @@ from rlinf_lite import faults
 from rlinf_lite.cluster.process import compute_capability, prepare
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, unpack
 from rlinf_lite.config import Config
-from rlinf_lite.models import build, folder
+from rlinf_lite.models import build, folder, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.types import GenerationChunk, Rollout
@@ -41,7 +41,7 @@ class RolloutWorker:
             tokenizer,
             model_dir=model_dir,
             shapes=shapes,
-            eos_ids=folder.eos_ids(model_dir, tokenizer),
+            eos_ids=vocabulary.eos_ids(model_dir, tokenizer),
             device=self.device,
             materialize=build.materialize,
         )

@@ -33,9 +33,8 @@ def sums(config: ArithmeticConfig, split: Literal["train", "val"]) -> list[Quest
 
 
 def _question(wording: str, left: int, right: int, number: int) -> Question:
-    name = f"arithmetic:{number}"
     content = wording.replace("{a}", str(left)).replace("{b}", str(right))
-    return Question(where=name, source=name, content=content, answer=str(left + right))
+    return Question(path="arithmetic", line=number, content=content, answer=str(left + right))
 
 
 def _operand_range(num_digits: int) -> tuple[int, int]:

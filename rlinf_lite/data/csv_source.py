@@ -6,21 +6,21 @@ import codecs
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 
 from rlinf_lite.data.errors import DataError
-from rlinf_lite.data.jsonl_source import lines, open_binary
+from rlinf_lite.data.files import Meter
+from rlinf_lite.data.jsonl_source import lines
 from rlinf_lite.data.rows import Row
 
 
-def read_csv(path: str) -> Iterator[Row]:
+def read_csv(path: str, meter: Meter) -> Iterator[Row]:
     """One `Row` a record; its line is the one where the record ends.
 
     Raises:
         DataError: not UTF-8, a record of more or fewer values than there are columns, or a broken gzip stream.
     """
     csv.field_size_limit(sys.maxsize)  # the library's own is 131,072 characters
-    with closing(open_binary(path)) as file:
+    with meter.opened(path) as file:
         reader = csv.DictReader(codecs.iterdecode(lines(file, path), "utf-8-sig"), strict=True)
         try:
             _check_names(reader.fieldnames or (), path)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlinf_lite.data.arrow import exact_row, has_narrow_floats
 from rlinf_lite.data.errors import DataError
+from rlinf_lite.data.files import Meter, refuse_special
 from rlinf_lite.data.rows import Row
 
+_ROWS_A_BATCH = 1024
 _SPEC = re.compile(r"hf:(?P<name>[^:]+)(?::(?P<config>[^:\[\]]+))?:(?P<split>[^:\[\]]+(?:\[[^\]]*\])?)")
 
 
@@ -35,7 +39,7 @@ def parse_hub_path(path: str) -> HubDataset:
     return HubDataset(match["name"], match["config"], match["split"])
 
 
-def read_hub(path: str) -> Iterator[Row]:
+def read_hub(path: str, meter: Meter) -> Iterator[Row]:
     """Rows of ``hf:NAME[:CONFIG]:SPLIT``; the split is downloaded to the datasets cache first.
 
     Raises:
@@ -50,7 +54,7 @@ def read_hub(path: str) -> Iterator[Row]:
     yield from _rows(path, table)
 
 
-def read_saved(path: str) -> Iterator[Row]:
+def read_saved(path: str, meter: Meter) -> Iterator[Row]:
     """Rows of a folder that ``Dataset.save_to_disk`` wrote.
 
     Raises:
@@ -65,6 +69,8 @@ def read_saved(path: str) -> Iterator[Row]:
             f"{path}: a folder not written by datasets.save_to_disk (no state.json); name a file in it, or "
             f"hf:{path}:SPLIT"
         )
+    for child in Path(path).iterdir():
+        refuse_special(child, path)
     datasets = _datasets(path)
     try:
         table = datasets.load_from_disk(path)
@@ -81,6 +87,15 @@ def _datasets(path: str) -> Any:
     return datasets
 
 
-def _rows(path: str, table: Iterable[dict[str, Any]]) -> Iterator[Row]:
-    for line, fields in enumerate(table, start=1):
-        yield Row(path=path, line=line, fields=fields)
+def _rows(path: str, table: Any) -> Iterator[Row]:
+    narrow = has_narrow_floats(table.features.arrow_schema)
+    for first in range(0, len(table), _ROWS_A_BATCH):
+        columns = table[first : first + _ROWS_A_BATCH]
+        names = list(columns)
+        for index, values in enumerate(zip(*columns.values(), strict=True), start=first):
+            exact = partial(_exact, table, index) if narrow else None
+            yield Row(path=path, line=index + 1, fields=dict(zip(names, values, strict=True)), exact=exact)
+
+
+def _exact(table: Any, index: int) -> dict[str, Any]:
+    return exact_row(table.with_format("arrow")[index : index + 1], 0)

@@ -1,4 +1,4 @@
-"""Rows of ``.jsonl`` and ``.json`` files, as they are or in gzip."""
+"""Rows of ``.jsonl`` and ``.json`` files, as they are or in gzip, read piece by piece."""
 
 from __future__ import annotations
 
@@ -6,73 +6,86 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from decimal import Decimal
+from functools import partial
 from typing import Any, BinaryIO
 
-from rlinf_lite.data.errors import DataError
+from rlinf_lite.data.errors import DataError, explain_json
+from rlinf_lite.data.files import Meter
+from rlinf_lite.data.json_array import elements
 from rlinf_lite.data.rows import Row
 
+_BLOCK_BYTES = 1 << 18
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_jsonl(path: str) -> Iterator[Row]:
+def read_jsonl(path: str, meter: Meter) -> Iterator[Row]:
     """One `Row` a line; blank lines are skipped but counted.
 
     Raises:
         DataError: a line that is not a JSON object in UTF-8, or a broken gzip stream.
     """
-    with closing(open_binary(path)) as file:
-        for line, raw in enumerate(lines(file, path), start=1):
-            content = raw.removeprefix(_BYTE_ORDER_MARK) if line == 1 else raw
-            if content.strip():
-                yield Row(path=path, line=line, fields=_parse(content, f"{path}:{line}"))
+    with meter.opened(path) as file:
+        yield from _rows_of_lines(file, path)
 
 
-def read_json(path: str) -> Iterator[Row]:
+def read_json(path: str, meter: Meter) -> Iterator[Row]:
     """One `Row` an element of the file's JSON array; a file that is no array is read as `read_jsonl` does.
 
     Raises:
         DataError: not valid JSON in UTF-8, an element that is no object, or a broken gzip stream.
     """
-    with closing(open_binary(path)) as file:
-        content = b"".join(lines(file, path)).removeprefix(_BYTE_ORDER_MARK)
-    if not content.lstrip().startswith(b"["):
-        yield from read_jsonl(path)
-        return
-    for number, fields in enumerate(_decode(content, path, "the file must hold one JSON array of objects"), start=1):
-        yield Row(path=path, line=number, fields=_as_object(fields, f"{path}:{number}", "each element"))
+    with meter.opened(path) as file:
+        is_array = _begins_with_bracket(file, path)
+        file.seek(0)
+        if not is_array:
+            yield from _rows_of_lines(file, path)
+            return
+        for number, (fields, text) in enumerate(elements(_blocks(file, path), path), start=1):
+            yield _row(path, number, _as_object(fields, f"{path}:{number}", "each element"), text)
 
 
-def open_binary(path: str) -> BinaryIO | gzip.GzipFile:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+def _rows_of_lines(file: BinaryIO, path: str) -> Iterator[Row]:
+    for line, raw in enumerate(lines(file, path), start=1):
+        content = raw.removeprefix(_BYTE_ORDER_MARK) if line == 1 else raw
+        if content.strip():
+            yield _row(path, line, _parse(content, path, line), content)
 
 
-def lines(file: BinaryIO | gzip.GzipFile, path: str) -> Iterator[bytes]:
+def _begins_with_bracket(file: BinaryIO, path: str) -> bool:
+    for block in _blocks(file, path):
+        if content := block.removeprefix(_BYTE_ORDER_MARK).lstrip():
+            return content.startswith(b"[")
+    return False
+
+
+def _blocks(file: BinaryIO, path: str) -> Iterator[bytes]:
+    """Of an array, which may be one line."""
+    return _read(iter(lambda: file.read(_BLOCK_BYTES), b""), path)
+
+
+def lines(file: BinaryIO, path: str) -> Iterator[bytes]:
     """Lines as bytes: only a newline ends one. Text mode and `str.splitlines` also cut at U+2028 and its kin."""
+    return _read(iter(file.readline, b""), path)
+
+
+def _read(parts: Iterator[bytes], path: str) -> Iterator[bytes]:
     try:
-        yield from file
+        yield from parts
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: broken gzip file ({error}); compress it again") from None
 
 
-def _parse(content: bytes, where: str) -> dict[str, Any]:
-    return _as_object(_decode(content, where, "each line must hold one JSON object"), where, "each line")
+def _row(path: str, line: int, fields: dict[str, Any], text: str | bytes) -> Row:
+    return Row(path=path, line=line, fields=fields, exact=partial(json.loads, text, parse_float=Decimal))
 
 
-def _decode(content: bytes, where: str, remedy: str) -> Any:
+def _parse(content: bytes, path: str, line: int) -> dict[str, Any]:
     try:
-        return json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno} " if error.lineno > 1 else ""
-        raise DataError(f"{where}: not valid JSON ({error.msg} at {line}column {error.colno}); {remedy}") from None
-    except ValueError as error:  # of an integer of thousands of digits
-        raise DataError(
-            f"{where}: a number that cannot be read ({str(error).partition(';')[0]}); write it as text"
-        ) from None
-    except RecursionError:
-        raise DataError(f"{where}: JSON nested too deeply; {remedy}") from None
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(explain_json(error, f"{path}:{line}", "each line must hold one JSON object")) from None
+    return value if isinstance(value, dict) else _as_object(value, f"{path}:{line}", "each line")
 
 
 def _as_object(value: Any, where: str, what: str) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
+from rlinf_lite.data.arrow import exact_row, has_narrow_floats
 from rlinf_lite.data.errors import DataError
+from rlinf_lite.data.files import Meter
 from rlinf_lite.data.rows import Row
 
 _ROWS_A_BATCH = 1024
 
 
-def read_parquet(path: str) -> Iterator[Row]:
+def read_parquet(path: str, meter: Meter) -> Iterator[Row]:
     """One `Row` a table row, with Python values.
 
     Raises:
@@ -20,11 +23,16 @@ def read_parquet(path: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     line = 0
-    try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=_ROWS_A_BATCH):
-                for fields in batch.to_pylist():
-                    line += 1
-                    yield Row(path=path, line=line, fields=fields)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file, after row {line} ({error}); write it again") from None
+    with meter.opened(path) as file:
+        try:
+            with pq.ParquetFile(file) as table:
+                narrow = has_narrow_floats(table.schema_arrow)
+                for batch in table.iter_batches(batch_size=_ROWS_A_BATCH):
+                    for index, fields in enumerate(batch.to_pylist()):
+                        line += 1
+                        exact = partial(exact_row, batch, index) if narrow else None
+                        yield Row(path=path, line=line, fields=fields, exact=exact)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}: not a readable parquet file, after row {line} ({error}); write it again"
+            ) from None

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 from rlinf_lite.config import ConfigError, DataConfig
 from rlinf_lite.data.arithmetic import sums
 from rlinf_lite.data.errors import DataError
-from rlinf_lite.data.prompts import prompt_writer
-from rlinf_lite.data.questions import Question, canonical, question_reader
+from rlinf_lite.data.files import Meter
+from rlinf_lite.data.identity import Fingerprint
+from rlinf_lite.data.progress import Progress
+from rlinf_lite.data.prompts import Writer, prompt_writer
+from rlinf_lite.data.questions import Question, encoded, question_reader
 from rlinf_lite.data.reasoning_gym import items
-from rlinf_lite.data.sources import read_rows
-from rlinf_lite.data.tokenization import TokenIds, tokenize
+from rlinf_lite.data.rows import display_name
+from rlinf_lite.data.sources import num_bytes, read_rows
+from rlinf_lite.data.store import ProblemStore
+from rlinf_lite.data.tokenization import TokenIds, encoder, in_background
 from rlinf_lite.types import Problem
 
 if TYPE_CHECKING:
@@ -23,12 +28,15 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "val"]
 
+_BATCH_ROWS = 1024
+_BATCH_CHARACTERS = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProblemSet:
     """The problems of a split."""
 
-    problems: tuple[Problem, ...]
+    problems: Sequence[Problem]
     """``problems[i].problem_id == i``."""
     fingerprint: str
     """sha256 (hex) over prompts, their token ids, answers and ``data.metadata_keys``, in order; not over paths."""
@@ -36,56 +44,92 @@ class ProblemSet:
     """Rows left out because their prompt is longer than ``data.max_prompt_length``."""
     source: str
     """For messages: ``"train.jsonl, more.parquet"``."""
+    max_token_id: int
+    """The largest id in any prompt."""
 
 
-def load_problems(config: DataConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
-    """Read, tokenize and check every problem of ``split``.
+def load_problems(
+    config: DataConfig, split: Split, tokenizer: PreTrainedTokenizerBase, *, stop: threading.Event | None = None
+) -> ProblemSet:
+    """Read, tokenize and check every problem of ``split``, batch by batch.
+
+    Args:
+        stop: once set, by another thread, the reading ends with `CancelledError`.
 
     Raises:
         DataError: something is wrong with a file or a row, or no problem is left.
         ConfigError: an unknown ``data.type``, or more generated sums than there are.
     """
-    write = prompt_writer(config, tokenizer)
-    questions, source = _questions(config, split)
-    prompts = [write(question) for question in questions]
-    token_ids = tokenize(
-        prompts, tokenizer, add_special_tokens=not config.apply_chat_template, num_threads=config.num_workers
-    )
-    kept = [found for found in zip(questions, prompts, token_ids, strict=True) if _usable(found[0], found[2], config)]
+    write, meter = prompt_writer(config, tokenizer), Meter()
+    questions, source = _questions(config, split, meter)
+    encode = encoder(tokenizer, add_special_tokens=not config.apply_chat_template)
+    kept, found = ProblemStore(), Fingerprint(with_metadata=bool(config.metadata_keys))
+    num_rows, shortest = 0, 0
+    with Progress(source, _num_bytes(config, split), meter) as progress:
+        batches = in_background(_written(questions, write), encode, num_threads=max(1, config.num_workers))
+        for asked, prompts, token_ids in batches:
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            for question, prompt, ids in zip(asked, prompts, token_ids, strict=True):
+                shortest = min(shortest, len(ids)) if num_rows else len(ids)
+                num_rows += 1
+                if _usable(question, ids, config):
+                    text, answer = encoded(prompt, question.where), encoded(question.answer, question.where)
+                    kept.append(text, answer, ids, path=question.path, line=question.line, metadata=question.metadata)
+                    found.add(text, answer, ids, question.metadata)
+            progress.update(num_rows)
     if not kept:
-        raise DataError(_nothing_left(source, token_ids, config))
-    problems = tuple(_problem(index, *found) for index, found in enumerate(kept))
+        raise DataError(_nothing_left(source, num_rows, shortest, config))
     return ProblemSet(
-        problems=problems,
-        fingerprint=fingerprint(problems, with_metadata=bool(config.metadata_keys)),
-        num_filtered=len(questions) - len(kept),
+        problems=kept,
+        fingerprint=found.hexdigest(),
+        num_filtered=num_rows - len(kept),
         source=source,
+        max_token_id=kept.max_token_id,
     )
 
 
-def fingerprint(problems: Iterable[Problem], *, with_metadata: bool = False) -> str:
-    """sha256 (hex) over what the model sees and is judged by, in order; ids and sources do not count."""
-    digest = hashlib.sha256()
-    for problem in problems:
-        fields = [problem.prompt, problem.answer, ",".join(map(str, problem.prompt_ids))]
-        for field in [*fields, canonical(problem.metadata)] if with_metadata else fields:
-            encoded = field.encode("utf-8")
-            digest.update(f"{len(encoded)}:".encode() + encoded)
-    return digest.hexdigest()
-
-
-def _questions(config: DataConfig, split: Split) -> tuple[Sequence[Question], str]:
+def _questions(config: DataConfig, split: Split, meter: Meter) -> tuple[Iterable[Question], str]:
     if config.type == "arithmetic":
         return sums(config.arithmetic, split), "arithmetic"
     if config.type == "reasoning_gym":
         return items(config.reasoning_gym, split), f"reasoning_gym:{config.reasoning_gym.task}"
     if config.type != "math":
         raise ConfigError(f"data.type: {config.type!r}; choose math, arithmetic or reasoning_gym")
-    paths = config.train_data_paths if split == "train" else config.val_data_paths
-    read = question_reader(config)
-    rows = read_rows(paths, f"data.{split}_data_paths")
-    source = ", ".join(path if path.startswith("hf:") else PurePath(path).name for path in paths)
-    return [read(row) for row in rows], source
+    rows = read_rows(_paths(config, split), f"data.{split}_data_paths", meter)
+    return map(question_reader(config), rows), ", ".join(map(display_name, _paths(config, split)))
+
+
+def _paths(config: DataConfig, split: Split) -> list[str]:
+    return config.train_data_paths if split == "train" else config.val_data_paths
+
+
+def _num_bytes(config: DataConfig, split: Split) -> int:
+    """Of the files that are read."""
+    return num_bytes(_paths(config, split)) if config.type == "math" else 0
+
+
+def _written(questions: Iterable[Question], write: Writer) -> Iterator[tuple[list[Question], list[str]]]:
+    """Questions and prompts in batches: of rows, or of characters where the rows are long."""
+    batch: list[Question] = []
+    num_characters = 0
+    for question in questions:
+        batch.append(question)
+        content = question.content
+        num_characters += len(content) if isinstance(content, str) else sum(len(turn["content"]) for turn in content)
+        if len(batch) == _BATCH_ROWS or num_characters >= _BATCH_CHARACTERS:
+            yield batch, _checked(batch, write)
+            batch, num_characters = [], 0
+    if batch:
+        yield batch, _checked(batch, write)
+
+
+def _checked(questions: Sequence[Question], write: Writer) -> list[str]:
+    prompts = write(questions)
+    for question, prompt in zip(questions, prompts, strict=True):
+        if not prompt.isascii():
+            encoded(prompt, question.where)
+    return prompts
 
 
 def _usable(question: Question, ids: TokenIds, config: DataConfig) -> bool:
@@ -101,20 +145,8 @@ def _usable(question: Question, ids: TokenIds, config: DataConfig) -> bool:
     )
 
 
-def _problem(index: int, question: Question, prompt: str, ids: TokenIds) -> Problem:
-    return Problem(
-        problem_id=index,
-        prompt=prompt,
-        answer=question.answer,
-        prompt_ids=ids,
-        source=question.source,
-        metadata=question.metadata,
-    )
-
-
-def _nothing_left(source: str, token_ids: Sequence[TokenIds], config: DataConfig) -> str:
-    if not token_ids:
+def _nothing_left(source: str, num_rows: int, shortest: int, config: DataConfig) -> str:
+    if not num_rows:
         return f"{source}: no rows; name files (or a number of problems) with at least one"
     longer = f"longer than data.max_prompt_length={config.max_prompt_length} tokens"
-    shortest = min(map(len, token_ids))
-    return f"{source}: nothing left, all {len(token_ids)} prompts are {longer} (the shortest has {shortest}); raise it"
+    return f"{source}: nothing left, all {num_rows} prompts are {longer} (the shortest has {shortest}); raise it"

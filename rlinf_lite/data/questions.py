@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from rlinf_lite.config import DataConfig
 from rlinf_lite.data.errors import DataError
+from rlinf_lite.data.messages import Messages, messages_in_text, messages_of
+from rlinf_lite.data.numbers import number_text
 from rlinf_lite.data.rows import Row
-
-Messages = list[dict[str, str]]
 
 _ABSENT = object()
 
@@ -22,15 +20,20 @@ _ABSENT = object()
 class Question:
     """A problem before it is put into words for the model."""
 
-    where: str
-    """For error messages: ``"data/train.jsonl:17"``."""
-    source: str
-    """For `Problem.source`: ``"train.jsonl:17"``."""
+    path: str
+    """The path exactly as configured, or what generated the problem."""
+    line: int
+    """1-based; of generated problems: their number."""
     content: str | Messages
     """What is asked: a text, or chat messages."""
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """For `Problem.metadata`."""
+
+    @property
+    def where(self) -> str:
+        """For error messages: ``"data/train.jsonl:17"``."""
+        return f"{self.path}:{self.line}"
 
 
 def question_reader(config: DataConfig) -> Callable[[Row], Question]:
@@ -40,19 +43,14 @@ def question_reader(config: DataConfig) -> Callable[[Row], Question]:
 
     def read(row: Row) -> Question:
         return Question(
-            where=row.where,
-            source=row.source,
+            path=row.path,
+            line=row.line,
             content=_content(_value(row, config.prompt_key, "prompt_key"), row),
             answer="" if config.answer_key is None else _answer(row, config.answer_key),
             metadata={key: _value(row, key, "metadata_keys") for key in config.metadata_keys},
         )
 
     return read
-
-
-def canonical(metadata: Mapping[str, Any]) -> str:
-    """One text for equal values, for fingerprints; what JSON has no word for counts as its text."""
-    return json.dumps(metadata, sort_keys=True, default=str)
 
 
 def _value(row: Row, key: str, config_key: str) -> Any:
@@ -77,55 +75,55 @@ def _names(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _content(value: Any, row: Row) -> str | Messages:
     if isinstance(value, list):
-        return _messages(value, row)
+        return messages_of(value, row.where)
     if not isinstance(value, str):
-        raise DataError(f"{row.where}: the prompt is {type(value).__name__}, not text; set data.prompt_key=...")
+        kind = "null" if value is None else type(value).__name__
+        raise DataError(f"{row.where}: the prompt is {kind}, not text; set data.prompt_key=...")
     if not value.strip():
         raise DataError(f"{row.where}: the prompt is empty; remove the row or set data.prompt_key=...")
-    return value
-
-
-def _messages(value: list[Any], row: Row) -> Messages:
-    if not value or not all(_is_message(message) for message in value):
-        raise DataError(
-            f"{row.where}: the prompt is neither text nor a list of messages with the text fields 'role' and "
-            "'content'; correct the row or set data.prompt_key=..."
-        )
-    # Other fields are left out: tables fill them with None, which templates may take for present.
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+    return messages_in_text(value, row.where) or value
 
 
 def _answer(row: Row, key: str) -> str:
-    value = _value(row, key, "answer_key")
-    if isinstance(value, list) and len(value) == 1:  # how several public math sets store their one solution
-        value = value[0]
-    if _is_number(value):
-        return str(value)
+    value = _alone(_value(row, key, "answer_key"))
     if isinstance(value, str) and value.strip():
-        return encodable(value, row.where)
-    kind = "empty" if isinstance(value, str) else value if isinstance(value, (float, Decimal)) else type(value).__name__
-    raise DataError(f"{row.where}: the answer {key!r} is {kind}, not text or a number; set data.answer_key=...")
+        return value
+    exact = None
+    if isinstance(value, float) and row.exact is not None:
+        exact = _alone(_value(replace(row, fields=row.exact()), key, "answer_key"))
+    try:
+        text = number_text(value, exact)
+    except OverflowError as error:
+        raise DataError(f"{row.where}: the answer {key!r} is {error}; write it as text") from None
+    if text is None:
+        raise DataError(
+            f"{row.where}: the answer {key!r} is {_kind(value)}, not text or a number; write it as text, or set "
+            "data.answer_key=..."
+        )
+    return text
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, (float, Decimal)):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+def _alone(value: Any) -> Any:
+    """``["72"]`` -> ``"72"``: how several public math sets store their one solution."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def encodable(text: str, where: str) -> str:
-    """``text``.
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "empty"
+    if isinstance(value, float | Decimal):
+        return str(value)
+    return "null" if value is None else type(value).__name__
+
+
+def encoded(text: str, where: str) -> bytes:
+    """``text`` in UTF-8.
 
     Raises:
         DataError: it holds half a surrogate pair, which no tokenizer reads.
     """
     try:
-        text.encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
         raise DataError(f"{where}: half a surrogate pair ({code}) in the text; repair that character") from None
-    return text

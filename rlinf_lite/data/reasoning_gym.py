@@ -50,11 +50,11 @@ def _check(child: Verifier, spec: str, config: ReasoningGymConfig) -> None:
 
 
 def _question(child: Verifier, spec: str, config: ReasoningGymConfig, number: int) -> Question:
-    where = f"reasoning_gym:{config.task}:{number}"
+    name = f"reasoning_gym:{config.task}"
     try:
         made: dict[str, Any] = child.ask({"spec": spec, "index": number})
     except VerifierError as error:
-        raise DataError(f"{where}: {error}; change {_KEY}.seed or config") from None
+        raise DataError(f"{name}:{number}: {error}; change {_KEY}.seed or config") from None
     answer = made["answer"] if isinstance(made["answer"], str) else ""
     metadata = {"spec": spec, "entry": made["entry"]}
-    return Question(where=where, source=where, content=made["question"], answer=answer, metadata=metadata)
+    return Question(path=name, line=number, content=made["question"], answer=answer, metadata=metadata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +17,8 @@ class Row:
     line: int
     """1-based: the line of a text file, the row of a table."""
     fields: dict[str, Any]
+    exact: Callable[[], dict[str, Any]] | None = None
+    """The fields with `Decimal` where a float may differ from the number that is stored; None: none does."""
 
     @property
     def where(self) -> str:
@@ -25,4 +28,9 @@ class Row:
     @property
     def source(self) -> str:
         """For ``Problem.source``: ``"train.jsonl:17"``."""
-        return f"{self.path if self.path.startswith('hf:') else PurePath(self.path).name}:{self.line}"
+        return f"{display_name(self.path)}:{self.line}"
+
+
+def display_name(path: str) -> str:
+    """How messages and ``Problem.source`` name a configured path: without its directories."""
+    return path if path.startswith("hf:") else PurePath(path).name

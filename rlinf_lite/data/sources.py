@@ -7,12 +7,13 @@ from pathlib import Path
 
 from rlinf_lite.data.csv_source import read_csv
 from rlinf_lite.data.errors import DataError
+from rlinf_lite.data.files import Meter, refuse_special
 from rlinf_lite.data.hf_source import parse_hub_path, read_hub, read_saved
 from rlinf_lite.data.jsonl_source import read_json, read_jsonl
 from rlinf_lite.data.parquet_source import read_parquet
 from rlinf_lite.data.rows import Row
 
-Reader = Callable[[str], Iterator[Row]]
+Reader = Callable[[str, Meter], Iterator[Row]]
 
 _BY_ENDING: dict[str, Reader] = {
     ".jsonl": read_jsonl,
@@ -29,12 +30,13 @@ _WHAT_IS_READ = (
 )
 
 
-def read_rows(paths: Sequence[str], key: str) -> Iterator[Row]:
+def read_rows(paths: Sequence[str], key: str, meter: Meter | None = None) -> Iterator[Row]:
     """Rows of all ``paths``, in order. Every path is checked before the first row is read.
 
     Args:
         paths: as configured.
         key: the config key they come from, for messages.
+        meter: told how much has been read.
 
     Raises:
         DataError: no path, a missing file, an unknown ending, or a file that its reader cannot read.
@@ -42,8 +44,14 @@ def read_rows(paths: Sequence[str], key: str) -> Iterator[Row]:
     if not paths:
         raise DataError(f"{key}: no path given; list what to read: {_WHAT_IS_READ}")
     readers = [_reader(path, key) for path in paths]
+    meter = meter or Meter()
     for path, reader in zip(paths, readers, strict=True):
-        yield from reader(path)
+        yield from reader(path, meter)
+
+
+def num_bytes(paths: Sequence[str]) -> int:
+    """Size of the files among ``paths``, as stored."""
+    return sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
 
 
 def _reader(path: str, key: str) -> Reader:
@@ -53,6 +61,7 @@ def _reader(path: str, key: str) -> Reader:
     if not Path(path).exists():
         hint = "correct the path (a relative one starts where the run was started)"
         raise DataError(f"{key}: no such file or folder: {path!r}; {hint}")
+    refuse_special(Path(path), key)
     if Path(path).is_dir():
         return read_saved
     for ending, reader in _BY_ENDING.items():

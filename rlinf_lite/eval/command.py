@@ -18,7 +18,8 @@ from rlinf_lite.eval.engine import build_engine, prepare_device
 from rlinf_lite.eval.evaluate import answer_reader, cut_problems, evaluate, results
 from rlinf_lite.eval.log import EvalLog, MemoryLog
 from rlinf_lite.eval.source import Source, opened
-from rlinf_lite.models import folder
+from rlinf_lite.models import folder, vocabulary
+from rlinf_lite.models.files import check_files
 from rlinf_lite.observability import say
 from rlinf_lite.rewards import VerifierStartError, build_judge, fingerprint
 from rlinf_lite.types import GenerationChunk
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]
         _check_length(config)
         device = prepare_device(config)
         problems = _problems(config)
+        _check_vocabulary(config, problems)
         chunks = cut_problems(config, problems.problems, step=source.step, num_samples=options.num_samples)
         log = _open_log(options, config, source, device, problems, chunks)
         stack.callback(log.close)
@@ -65,8 +67,10 @@ def _check_samples(config: Config, num_samples: int) -> None:
 
 def _check_length(config: Config) -> None:
     model = config.rollout.model
+    model_dir = folder.resolve(model.model_path, "rollout.model.model_path")
+    check_files(model_dir, "rollout.model.model_path")
     folder.check_length(
-        folder.load_config(folder.resolve(model.model_path, "rollout.model.model_path"), model.model_type),
+        folder.load_config(model_dir, model.model_type),
         config.runner.seq_length,
         f"data.max_prompt_length={config.data.max_prompt_length} and --max-new-tokens "
         f"{config.algorithm.val_sampling_params.max_new_tokens}",
@@ -75,7 +79,15 @@ def _check_length(config: Config) -> None:
 
 def _problems(config: Config) -> ProblemSet:
     tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    check_files(tokenizer_dir, "actor.tokenizer.tokenizer_model")
     return load_problems(config.data, "val", folder.load_tokenizer(tokenizer_dir))
+
+
+def _check_vocabulary(config: Config, problems: ProblemSet) -> None:
+    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    model_dir = folder.resolve(config.rollout.model.model_path, "rollout.model.model_path")
+    model_config = folder.load_config(model_dir, config.rollout.model.model_type)
+    vocabulary.check_prompts(problems.max_token_id, tokenizer_dir, {model_dir: model_config})
 
 
 def _open_log(

@@ -15,7 +15,7 @@ from rlinf_lite.checkpoint.reader import ShardReader, check_size
 from rlinf_lite.checkpoint.storage import Folder
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.eval.source import Source
-from rlinf_lite.models import build, folder, weights
+from rlinf_lite.models import build, folder, vocabulary, weights
 from rlinf_lite.rollout.build import build_engine as build_empty
 from rlinf_lite.rollout.engine import RolloutEngine
 
@@ -55,7 +55,7 @@ def build_engine(config: Config, source: Source, device: torch.device) -> Rollou
         tokenizer,
         model_dir=model_dir,
         shapes=build.weight_shapes(model),
-        eos_ids=folder.eos_ids(model_dir, tokenizer),
+        eos_ids=vocabulary.eos_ids(model_dir, tokenizer),
         device=device,
         materialize=build.materialize,
     )

@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.models.files import check_files, read_object
 from rlinf_lite.paths import expand
 
 EMBEDDED = "embedded:"
@@ -49,9 +50,10 @@ def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
 
 def load_config(folder: Path, model_type: str | None) -> PretrainedConfig:
     """The model's config; ``model_type``, when given, must be what the folder holds."""
+    read_object(folder / "config.json", "actor.model.model_path")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"actor.model.model_path={folder}: config.json cannot be used: {_first_line(error)}"
         ) from None
@@ -91,24 +93,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, from local files only."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library in Rust raises nothing more special
+        check_files(folder, "actor.tokenizer.tokenizer_model")
         raise ConfigError(
             f"actor.tokenizer.tokenizer_model={folder}: no tokenizer that can be used: {_first_line(error)}; "
             "give a folder with tokenizer.json and tokenizer_config.json"
         ) from None
-
-
-def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Token ids that end a response: the generation config's, and the tokenizer's own."""
-    found: set[int] = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    if (folder / "generation_config.json").is_file():
-        listed = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-        found |= set(listed) if isinstance(listed, list) else {listed} - {None}
-    if not found:
-        raise ConfigError(
-            f"actor.tokenizer.tokenizer_model={folder}: neither it nor generation_config.json has an eos token"
-        )
-    return frozenset(found)
 
 
 def fingerprint(folder: Path) -> str:

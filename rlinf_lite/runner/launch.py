@@ -68,13 +68,15 @@ def launch(config: Config, *, started: float) -> int:
     if not config.cluster.deterministic:
         say(f"!! {numerics.OPTED_OUT}")
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
+        given_up = threading.Event()  # the pool waits for its thread, which may be reading a large data set
+        stack.callback(given_up.set)
         for folder in folders.owned:
             stack.enter_context(hold(folder))
         request = stack.enter_context(save_requests())
         stack.enter_context(on_signals(stop))
         with stop.immediate():
             # Ray takes seconds to start, and so do torch's import and the data: side by side.
-            preparing = background.submit(_prepare, config, folders)
+            preparing = background.submit(_prepare, config, folders, given_up)
             watch = Watch(config.runner.hang_timeout)
             session = stack.enter_context(open_session(config.cluster, watch))
             stop.install()
@@ -176,10 +178,10 @@ def _start_anew(supervisor: Supervisor, *, private: bool) -> NoReturn:
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
-def _prepare(config: Config, folders: Folders) -> Prepared:
+def _prepare(config: Config, folders: Folders, stop: threading.Event) -> Prepared:
     from rlinf_lite.runner.prepare import prepare
 
-    return prepare(config, folders.checkpoints)
+    return prepare(config, folders.checkpoints, stop)
 
 
 def _say_if_slow(config: Config, device: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlinf_lite import rewards
 from rlinf_lite.checkpoint.storage import Folder
 from rlinf_lite.config import Config
 from rlinf_lite.data import ProblemSet, load_problems
-from rlinf_lite.models import folder
+from rlinf_lite.models import folder, vocabulary
+from rlinf_lite.models.files import check_files
 from rlinf_lite.observability import say
 from rlinf_lite.runner import schedule
 from rlinf_lite.runner.identity import identity
@@ -30,30 +33,39 @@ class Prepared:
     pad_id: int
 
 
-def prepare(config: Config, checkpoints: Folder) -> Prepared:
+def prepare(config: Config, checkpoints: Folder, stop: threading.Event | None = None) -> Prepared:
     """Read everything that the driver needs, the soonest to fail first.
+
+    Args:
+        stop: once set, by another thread, the reading of the data ends with `CancelledError`.
 
     Raises:
         ConfigError, DataError, CheckpointError: what cannot be run or resumed, by key or file.
     """
     start = choose_start(config, checkpoints)
-    model_dir = folder.resolve(config.actor.model.model_path)
-    folder.check_length(folder.load_config(model_dir, config.actor.model.model_type), config.runner.seq_length)
-    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    model_dir = _model_dir(config.actor.model.model_path, "actor.model.model_path")
+    tokenizer_dir = _model_dir(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    engine_dir = _model_dir(config.rollout.model.model_path, "rollout.model.model_path")
+    model_config = folder.load_config(model_dir, config.actor.model.model_type)
+    folder.check_length(model_config, config.runner.seq_length)
     tokenizer = folder.load_tokenizer(tokenizer_dir)
-    engine_dir = folder.resolve(config.rollout.model.model_path, "rollout.model.model_path")
     engine_config = folder.load_config(engine_dir, config.rollout.model.model_type)
     reward = rewards.fingerprint(config.reward)
     versions(config)
-    train = load_problems(config.data, "train", tokenizer)
-    val = load_problems(config.data, "val", tokenizer) if config.runner.val_check_interval > 0 else None
+    eos_ids = vocabulary.eos_ids(engine_dir, tokenizer)
+    train = load_problems(config.data, "train", tokenizer, stop=stop)
+    val = load_problems(config.data, "val", tokenizer, stop=stop) if config.runner.val_check_interval > 0 else None
+    models = {model_dir: model_config, engine_dir: engine_config}
+    vocabulary.check_prompts(max(part.max_token_id for part in (train, val) if part), tokenizer_dir, models)
+    if line := vocabulary.more_tokens_than_model(tokenizer, tokenizer_dir, model_config, model_dir):
+        say(line)
     last_step = schedule.total_steps(config, len(train.problems))
     total_updates = schedule.total_updates(config, last_step)
     made_of = identity(
         config,
         base_model=folder.fingerprint(model_dir),
         tokenizer=folder.tokenizer_fingerprint(tokenizer_dir),
-        engine=f"{folder.config_digest(engine_config)} {sorted(folder.eos_ids(engine_dir, tokenizer))}",
+        engine=f"{folder.config_digest(engine_config)} {sorted(eos_ids)}",
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,
         reward=reward,
@@ -71,8 +83,14 @@ def prepare(config: Config, checkpoints: Folder) -> Prepared:
         last_step=last_step,
         total_updates=total_updates,
         identity=made_of,
-        pad_id=tokenizer.pad_token_id or 0,
+        pad_id=vocabulary.pad_id(tokenizer, model_config),
     )
+
+
+def _model_dir(path: str, key: str) -> Path:
+    found = folder.resolve(path, key)
+    check_files(found, key)
+    return found
 
 
 def slow_precision(config: Config, device: str, capability: str) -> str | None:

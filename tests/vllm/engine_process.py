@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlinf_lite.config import RolloutConfig, RolloutModelConfig, SamplingConfig
-from rlinf_lite.models import build, folder
+from rlinf_lite.models import build, folder, vocabulary
 from rlinf_lite.rollout.vllm_engine import VllmEngine
 from rlinf_lite.types import GenerationChunk, Problem, Prompt, Rollout, Sampling
 
@@ -50,7 +50,7 @@ def make_engine(path: str = EMBEDDED, *, temperature: float = 1.0, seq_length: i
         tokenizer,
         model_dir=model_dir,
         shapes=build.weight_shapes(build.build_on_meta(folder.load_config(model_dir, None), precision)),
-        eos_ids=folder.eos_ids(folder.resolve(EMBEDDED), tokenizer),
+        eos_ids=vocabulary.eos_ids(folder.resolve(EMBEDDED), tokenizer),
         seq_length=seq_length,
         sampling=SamplingConfig(temperature=temperature),
         device=torch.device("cpu"),

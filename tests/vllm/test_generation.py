@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_process import EMBEDDED, bits, load_model, make_chunk, pieces, sums
 
-from rlinf_lite.models import folder
+from rlinf_lite.models import folder, vocabulary
 from rlinf_lite.rollout.builtin import BuiltinEngine
 
 if find_spec("vllm") is None:
@@ -28,7 +28,8 @@ def loaded(engine):
 def builtin():
     model_dir = folder.resolve(EMBEDDED)
     tokenizer = folder.load_tokenizer(model_dir)
-    return BuiltinEngine(load_model(), tokenizer, eos_ids=folder.eos_ids(model_dir, tokenizer), return_logprobs=True)
+    eos_ids = vocabulary.eos_ids(model_dir, tokenizer)
+    return BuiltinEngine(load_model(), tokenizer, eos_ids=eos_ids, return_logprobs=True)
 
 
 def told(rollouts):

@@ -13,7 +13,7 @@ import torch
 from rlinf_lite.config import build
 from rlinf_lite.data import load_problems
 from rlinf_lite.eval import command as commands
-from rlinf_lite.models import folder
+from rlinf_lite.models import folder, vocabulary
 from rlinf_lite.rewards import attempts, build_judge
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.rollout.chunks import cut, join
@@ -31,7 +31,7 @@ def validated(settings, trained_model):
         model_dir = folder.resolve(EMBEDDED)
         tokenizer = folder.load_tokenizer(model_dir)
         engine = BuiltinEngine(
-            trained_model(seed=step), tokenizer, eos_ids=folder.eos_ids(model_dir, tokenizer), return_logprobs=False
+            trained_model(seed=step), tokenizer, eos_ids=vocabulary.eos_ids(model_dir, tokenizer), return_logprobs=False
         )
         prompts = [
             Prompt(position=p.problem_id, epoch=0, problem=p)

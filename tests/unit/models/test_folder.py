@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -115,18 +114,3 @@ def test_fingerprint_of_a_large_file_reads_samples_of_all_of_it(tmp_path):
         assert folder.fingerprint(tmp_path) != first
     file.write_bytes(content + b"x")
     assert folder.fingerprint(tmp_path) != first
-
-
-@pytest.mark.parametrize(
-    ("listed", "of_tokenizer", "expected"),
-    [([7, 9], 2, {2, 7, 9}), (5, 2, {2, 5}), (5, None, {5}), (None, 2, {2}), ("no file", 2, {2})],
-)
-def test_eos_ids(tmp_path, listed, of_tokenizer, expected):
-    if listed != "no file":
-        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
-    assert folder.eos_ids(tmp_path, SimpleNamespace(eos_token_id=of_tokenizer)) == expected
-
-
-def test_no_eos_anywhere(tmp_path):
-    with pytest.raises(ConfigError, match=r"neither it nor generation_config\.json has an eos token"):
-        folder.eos_ids(tmp_path, SimpleNamespace(eos_token_id=None))

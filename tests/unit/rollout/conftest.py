@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlinf_lite.models import folder
+from rlinf_lite.models import folder, vocabulary
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.types import GenerationChunk, Problem, Prompt, Sampling
 
@@ -43,7 +43,7 @@ def embedded():
     return SimpleNamespace(
         model=AutoModelForCausalLM.from_pretrained(path).eval(),
         tokenizer=tokenizer,
-        eos_ids=folder.eos_ids(path, tokenizer),
+        eos_ids=vocabulary.eos_ids(path, tokenizer),
     )
 
 

@@ -1,0 +1,85 @@
+"""Problems as columns: a few large buffers instead of a dozen Python objects for each row."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from rlinf_lite.data.rows import display_name
+from rlinf_lite.types import Problem
+
+
+class ProblemStore(Sequence[Problem]):
+    """A sequence of problems; each `Problem` is made when it is asked for. ``store[i].problem_id == i``."""
+
+    def __init__(self) -> None:
+        self._prompts, self._answers, self._ids = _Texts(), _Texts(), array("i")
+        self._ids_end = array("q", [0])
+        self._paths: dict[str, int] = {}
+        self._path, self._line = array("i"), array("q")
+        self._metadata: list[Mapping[str, Any]] | None = None
+
+    def append(
+        self, prompt: bytes, answer: bytes, ids: list[int], *, path: str, line: int, metadata: Mapping[str, Any]
+    ) -> None:
+        """
+        Args:
+            prompt, answer: UTF-8.
+            path: as configured.
+        """
+        if metadata and self._metadata is None:
+            self._metadata = [{}] * len(self)
+        if self._metadata is not None:
+            self._metadata.append(metadata)
+        self._prompts.append(prompt)
+        self._answers.append(answer)
+        self._ids.fromlist(ids)
+        self._ids_end.append(len(self._ids))
+        self._path.append(self._paths.setdefault(path, len(self._paths)))
+        self._line.append(line)
+
+    @property
+    def max_token_id(self) -> int:
+        """-1 without problems."""
+        return int(np.frombuffer(self._ids, dtype=np.intc).max(initial=-1))
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Problem]: ...
+
+    def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        path = list(self._paths)[self._path[number]]
+        return Problem(
+            problem_id=number,
+            prompt=self._prompts[number],
+            answer=self._answers[number],
+            prompt_ids=tuple(self._ids[self._ids_end[number] : self._ids_end[number + 1]]),
+            source=f"{display_name(path)}:{self._line[number]}",
+            metadata={} if self._metadata is None else self._metadata[number],
+        )
+
+    def __iter__(self) -> Iterator[Problem]:
+        return map(self.__getitem__, range(len(self)))
+
+
+class _Texts:
+    def __init__(self) -> None:
+        self._bytes, self._end = bytearray(), array("q", [0])
+
+    def append(self, text: bytes) -> None:
+        self._bytes += text
+        self._end.append(len(self._bytes))
+
+    def __getitem__(self, index: int) -> str:
+        return self._bytes[self._end[index] : self._end[index + 1]].decode("utf-8")

@@ -1,0 +1,61 @@
+"""The text files of a model directory, checked before a library reads them: its errors do not say which file it was."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite.config import ConfigError
+
+_LFS = b"version https://git-lfs"
+_FETCH = "fetch the model again (from the hub: hf download NAME --local-dir DIR)"
+_PLAIN = (".json", ".jinja", ".model", ".txt", ".safetensors")
+
+
+def check_files(folder: Path, key: str) -> None:
+    """
+    Args:
+        key: the config key that names ``folder``, for messages.
+
+    Raises:
+        ConfigError: a file that is no plain file, is only a Git LFS pointer, or is JSON that cannot be read; names file
+            and line.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in _PLAIN:
+            continue
+        if not file.exists():
+            raise ConfigError(f"{key}={folder}: {file.name} is a symbolic link to nothing; {_FETCH}")
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ConfigError(f"{key}={folder}: {file.name} is no plain file; {_FETCH}")
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS)) == _LFS:
+                raise ConfigError(f"{key}={folder}: {file.name} is a Git LFS pointer, not the file; run git lfs pull")
+        if file.suffix == ".json":
+            read_json(file, key)
+
+
+def read_json(file: Path, key: str) -> Any:
+    """What a JSON file of a model directory holds.
+
+    Raises:
+        ConfigError: it cannot be read; names file, line and column.
+    """
+    where = f"{key}={file.parent}: {file.name}"
+    try:
+        return json.loads(file.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}"
+        raise ConfigError(f"{where}: not valid JSON at {place} ({error.msg}); correct it, or {_FETCH}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where}: not readable as JSON ({error}); {_FETCH}") from None
+
+
+def read_object(file: Path, key: str) -> dict[str, Any]:
+    """As `read_json`, of a file that must hold one object."""
+    value = read_json(file, key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key}={file.parent}: {file.name} holds a {type(value).__name__}, not an object; {_FETCH}")
+    return value

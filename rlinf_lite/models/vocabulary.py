@@ -1,0 +1,118 @@
+"""Whether tokenizer and model fit: end-of-sequence ids, and ids that the model has no embedding for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.models.files import read_object
+
+_MODEL_KEY = "actor.model.model_path"
+_TOKENIZER_KEY = "actor.tokenizer.tokenizer_model"
+
+
+def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Token ids that end a response: those of ``generation_config.json``, or else of ``config.json``, and the
+    tokenizer's own.
+
+    Raises:
+        ConfigError: there is none, or what is listed is no id of a token of the model.
+    """
+    found = _listed(folder)
+    if isinstance(tokenizer.eos_token_id, int):
+        found |= {tokenizer.eos_token_id}
+    if not found:
+        raise ConfigError(
+            f"{_TOKENIZER_KEY}={folder}: neither the tokenizer, nor generation_config.json, nor config.json has an eos "
+            "token; set eos_token_id in generation_config.json"
+        )
+    size = _stated_size(folder)
+    if size is not None and min(found) >= size:
+        raise ConfigError(
+            f"{_TOKENIZER_KEY}={folder}: the eos token is {min(found)}, but the model has only the tokens 0 to "
+            f"{size - 1}, so no response could end; use the model's own tokenizer, or set eos_token_id in "
+            "generation_config.json"
+        )
+    return frozenset(found)
+
+
+def _listed(folder: Path) -> set[int]:
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        if not file.is_file():
+            continue
+        config = read_object(file, _MODEL_KEY)
+        value = config.get("eos_token_id")
+        if value is None and isinstance(config.get("text_config"), dict):
+            value = config["text_config"].get("eos_token_id")
+        ids = {_checked(item, file) for item in (value if isinstance(value, list) else [value]) if item is not None}
+        if ids:
+            return ids
+    return set()
+
+
+def _checked(value: Any, file: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        said = f"eos_token_id has {value!r}, which is no id of a token"
+        raise ConfigError(f"{_MODEL_KEY}={file.parent}: {file.name}: {said}; write an integer, or a list of them")
+    return value
+
+
+def _stated_size(folder: Path) -> int | None:
+    """``vocab_size`` of ``config.json``; None if it does not say."""
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_object(folder / "config.json", _MODEL_KEY)
+    nested = config.get("text_config")
+    size = config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, dict) else None)
+    return size if isinstance(size, int) else None
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """What rows are padded with: the tokenizer's pad token, or 0 where it has none that the model knows. Padding is
+    masked, so which token it is changes nothing; but the model looks it up.
+    """
+    found = tokenizer.pad_token_id
+    return found if isinstance(found, int) and 0 <= found < num_embeddings(config) else 0
+
+
+def num_embeddings(config: PretrainedConfig) -> int:
+    """Tokens that the model has embeddings for; often more than the tokenizer has."""
+    size = config.get_text_config().vocab_size
+    assert isinstance(size, int), size
+    return size
+
+
+def check_prompts(max_token_id: int, tokenizer_dir: Path, models: dict[Path, PretrainedConfig]) -> None:
+    """
+    Args:
+        max_token_id: the largest id in any prompt.
+        models: the configs of the models that will read the prompts, by their directories.
+
+    Raises:
+        ConfigError: a model has no embedding for it.
+    """
+    for model_dir, config in models.items():
+        size = num_embeddings(config)
+        if max_token_id >= size:
+            raise ConfigError(
+                f"{_TOKENIZER_KEY}={tokenizer_dir}: prompts have the token {max_token_id}, but the model in "
+                f"{model_dir} has only {size} (0 to {size - 1}: vocab_size in its config.json); use the "
+                "tokenizer that belongs to the model"
+            )
+
+
+def more_tokens_than_model(
+    tokenizer: PreTrainedTokenizerBase, tokenizer_dir: Path, config: PretrainedConfig, model_dir: Path
+) -> str | None:
+    """What to say of a tokenizer whose ids reach beyond the model, where no prompt uses them."""
+    beyond = max(tokenizer.get_vocab().values(), default=-1) + 1
+    size = num_embeddings(config)
+    if beyond <= size:
+        return None
+    return (
+        f"!! the tokenizer in {tokenizer_dir} has ids up to {beyond - 1}, the model in {model_dir} only up to "
+        f"{size - 1}; no prompt uses the others"
+    )
