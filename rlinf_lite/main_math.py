@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
+
+from rlinf_lite.runner.signals import end, end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before all other imports, which take seconds; until `launch` takes the signals
 
 from rlinf_lite import numerics
 
@@ -77,5 +84,15 @@ def _compose(folder: Path, stem: str, overrides: list[str]) -> DictConfig:
         raise ConfigError(f"config {stem!r} with {overrides}: {reason}") from None
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. One that ends early waits for no thread and no library, and leaves nothing of its Ray behind."""
+    if code == 0:
+        sys.exit(0)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    end(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

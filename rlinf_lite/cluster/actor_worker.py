@@ -47,6 +47,8 @@ class ActorWorker:
         self.device = prepare(config, device)
         self.store: dist.TCPStore | None = None
         self.channel: Broadcaster | None = None
+        self.step = 0
+        """The last one whose update was begun here, or that was loaded; for `faults`."""
 
     def rendezvous(self) -> tuple[str, int]:
         """Rank 0: open the store that all ranks meet at."""
@@ -105,6 +107,7 @@ class ActorWorker:
 
     def weight_rows(self, precision: str) -> Pieces:
         """This rank's rows of every weight, for the object store."""
+        faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
         return pack(self.trainer.weight_rows(build.DTYPES[precision]))
 
     def serve_channel(self, num_receivers: int) -> tuple[str, int]:
@@ -124,9 +127,11 @@ class ActorWorker:
                 self.channel.broadcast(tensor.contiguous())
 
     def logprobs(self, micro_batches: list[MicroBatch], reference: bool) -> dict[int, torch.Tensor]:
+        faults.reach("actor.logprobs", step=self.step + 1, rank=self.rank)
         return self.trainer.logprobs(micro_batches, reference=reference)
 
     def update(self, step: int, batch: MiniBatch) -> UpdateReport:
+        self.step = step
         faults.reach("actor.update", step=step, rank=self.rank)
         try:
             return self.trainer.update(batch)
@@ -153,6 +158,7 @@ class ActorWorker:
     def load(self, path: str, verify: str) -> LoadReport:
         report = self.checkpointer.load(path, self.trainer.state(), verify=verify)
         self._refuse(path, self.trainer.bad_state())
+        self.step = report.manifest.step
         return report
 
     def _refuse(self, path: str, problem: str | None) -> None:
@@ -172,6 +178,7 @@ class ActorWorker:
         given = {name: data for part in files for name, data in part.items()}
         report = self.replicas.load(step, given, self.trainer.state())
         self._refuse(f"(memory) step {step}", self.trainer.bad_state())
+        self.step = step
         return report
 
     def load_weights(self, path: str, verify: str) -> LoadReport:

@@ -13,7 +13,8 @@ import ray
 from ray import exceptions as ray_errors
 
 from rlinf_lite import numerics
-from rlinf_lite.cluster.errors import WorkerLost
+from rlinf_lite.cluster.errors import RayLost, WorkerLost
+from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.shell import Seat
 from rlinf_lite.cluster.spares import Spares
@@ -76,18 +77,17 @@ class WorkerGroup:
     def replace(self, rank: int) -> None:
         """A new process for one rank: a spare if there is one. The old one, if it still lives, is ended."""
         old, self._members[rank] = self._members[rank], self._spawn(rank, self.size)
-        ray.kill(old.handle)
-        ray.wait([old.handle.__ray_ready__.remote()], timeout=_GONE_SECONDS)
+        guard.kill(old.handle)
+        guard.wait([_ready(old)], timeout=_GONE_SECONDS)
 
     def _spawn(self, rank: int, size: int) -> _Member:
         slot = self._session.placement.slots[self.component][rank]
         handle = self._spares.take(slot) or self._session.start_process(self.name, self.component, slot)
-        return _Member(handle=handle, prepared=[handle.adopt.remote(self._target, rank, size, *self._args)])
+        return _Member(handle=handle, prepared=[guard.ask(handle.adopt.remote, self._target, rank, size, *self._args)])
 
     def prepare_one(self, rank: int, method: str, *args: Any) -> None:
         """Call ``method`` on a rank that was replaced, without waiting; a failure comes out of the next call to it."""
-        member = self._members[rank]
-        member.prepared.append(member.handle.run.remote(method, *args))
+        self._members[rank].prepared.append(self.start_one(rank, method, *args))
 
     def seats(self) -> list[Seat]:
         """Where each rank lives. Waits until all are up; raises as `call`."""
@@ -103,17 +103,17 @@ class WorkerGroup:
             return None
 
     def _has_adopted(self, rank: int) -> bool:
-        return bool(ray.wait([self._members[rank].prepared[0]], timeout=0)[0])
+        return bool(guard.wait([self._members[rank].prepared[0]], timeout=0)[0])
 
     def gone(self, seconds: float) -> list[WorkerLost]:
         """The ranks that are gone; asks for at most ``seconds``, which those that are busy use up."""
-        asked = {member.handle.__ray_ready__.remote(): rank for rank, member in enumerate(self._members)}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+        asked = {_ready(member): rank for rank, member in enumerate(self._members)}
+        answered, _ = guard.wait(list(asked), num_returns=len(asked), timeout=seconds)
         return [lost for ref in answered if (lost := self._loss(ref, asked[ref])) is not None]
 
     def is_gone(self, rank: int) -> bool:
         """Whether a rank's process is dead; one that is only busy is not."""
-        asked, _ = ray.wait([self._members[rank].handle.__ray_ready__.remote()], timeout=_GONE_SECONDS)
+        asked, _ = guard.wait([_ready(self._members[rank])], timeout=_GONE_SECONDS)
         return any(self._loss(ref, rank) for ref in asked)
 
     def reset(self, seconds: float) -> list[int]:
@@ -122,13 +122,15 @@ class WorkerGroup:
         deadline = time.monotonic() + seconds
         waiting, failed = list(asked), []
         while waiting and (left := deadline - time.monotonic()) > 0:
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+            done, waiting = guard.wait(waiting, timeout=left)
             failed += [asked[ref] for ref in done if not self._succeeded(ref, asked[ref])]
         return sorted(failed + [asked[ref] for ref in waiting])
 
     def _succeeded(self, ref: ray.ObjectRef, rank: int) -> bool:
         try:
             self.result(ref, rank)
+        except RayLost:
+            raise
         except Exception:  # whatever it is: this process is not used any more
             return False
         return True
@@ -143,7 +145,7 @@ class WorkerGroup:
     def kill(self) -> None:
         """End every process of the group, by handle."""
         for member in self._members:
-            ray.kill(member.handle)
+            guard.kill(member.handle)
         self._members = []
 
     # -- calls
@@ -152,17 +154,18 @@ class WorkerGroup:
         """Call ``method`` on every rank without waiting; batches go into the object store once, for all of them."""
         self.look()
         if self.size > 1:
-            args = tuple(ray.put(arg) if isinstance(arg, MiniBatch | list) else arg for arg in args)
-        return [member.handle.run.remote(method, *args) for member in self._members]
+            args = tuple(guard.put(arg) if isinstance(arg, MiniBatch | list) else arg for arg in args)
+        return [self.start_one(rank, method, *args) for rank in range(self.size)]
 
     def start_in_two(self, method: str, *args: Any) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
         """As `start`, for a method that returns a pair: so that the first can be had without fetching the second."""
-        pairs = [member.handle.run.options(num_returns=2).remote(method, *args) for member in self._members]
+        runs = [member.handle.run.options(num_returns=2).remote for member in self._members]
+        pairs = [guard.ask(run, method, *args) for run in runs]
         return [first for first, _ in pairs], [second for _, second in pairs]
 
     def start_one(self, rank: int, method: str, *args: Any) -> ray.ObjectRef:
         """Call ``method`` on one rank without waiting."""
-        return self._members[rank].handle.run.remote(method, *args)
+        return guard.ask(self._members[rank].handle.run.remote, method, *args)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call ``method`` on every rank; results in rank order.
@@ -200,7 +203,7 @@ class WorkerGroup:
 
     def _get(self, ref: ray.ObjectRef, rank: int) -> Any:
         try:
-            return ray.get(ref)
+            return guard.get(ref)
         except ray_errors.RayTaskError as error:
             raise self._cause(error, ref, rank) from None
         except _GONE as error:
@@ -208,9 +211,9 @@ class WorkerGroup:
 
     def _cause(self, error: ray_errors.RayTaskError, ref: ray.ObjectRef, rank: int) -> BaseException:
         for earlier in self._members[rank].prepared:  # what it could not become explains what it could not do
-            if earlier is not ref and ray.wait([earlier], timeout=0)[0]:
+            if earlier is not ref and guard.wait([earlier], timeout=0)[0]:
                 try:
-                    ray.get(earlier)
+                    guard.get(earlier)
                 except ray_errors.RayTaskError as first:
                     error = first
                     break
@@ -240,7 +243,7 @@ class WorkerGroup:
             return watch.wait_one(list(running), lambda ref: _name(running[ref]))
 
     def look(self) -> None:
-        """What every wait looks at, now: without a raylet the first word to Ray would end this process."""
+        """What every wait looks at, now."""
         self._session.watch.look()
 
 
@@ -256,6 +259,11 @@ def results_of(*calls: tuple[WorkerGroup, Sequence[ray.ObjectRef]]) -> list[Any]
         group, rank = source[ref]
         values[ref] = group.result(ref, rank)
     return [values[ref] for ref in source]
+
+
+def _ready(member: _Member) -> ray.ObjectRef:
+    """A question that a process answers when it has nothing else to do, and whose error says that it is gone."""
+    return guard.ask(member.handle.__ray_ready__.remote)
 
 
 def _name(source: tuple[WorkerGroup, int]) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from ray import exceptions as ray_errors
 # Ray of any other driver on this machine, and dies with it.
 from ray._private.services import find_bootstrap_address
 
+from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.errors import ClusterError
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import ClusterConfig
@@ -39,6 +40,7 @@ def connect(config: ClusterConfig) -> str:
         return address
     if address is not None and wanted != "auto":
         raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there; correct it, or unset it")
+    own_ray.adopt_orphans()
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, _seats(config)),

@@ -17,6 +17,7 @@ import ray
 from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
 from rlinf_lite.cluster.errors import Hung, WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.session import Session
 
 
@@ -72,16 +73,16 @@ class MemoryReplicas:
         away = nodes[(nodes.index(home) + 1) % len(nodes)]
         if away not in self._keepers:
             self._keepers[away] = self._session.start_process("Keeper", "reward", slots[away])
-            self._keepers[away].adopt.remote(f"{__name__}:Keeper")
-        kept = self._keepers[away].run.remote("keep", step, rank, shard)
+            guard.ask(self._keepers[away].adopt.remote, f"{__name__}:Keeper")
+        kept = guard.ask(self._keepers[away].run.remote, "keep", step, rank, shard)
         try:
             with self._session.watch.starting(self._session.config.start_timeout):
                 self._session.watch.wait_one([kept], lambda _: ("keeper", rank))
-            ray.get(kept)
+            guard.get(kept)
         except (ray.exceptions.RayError, Hung):
             if lost := self._actors.gone(0.5):
                 raise lost[0] from None  # what it should have kept is gone
-            ray.kill(self._keepers.pop(away))  # made anew at the next step
+            guard.kill(self._keepers.pop(away))  # made anew at the next step
 
     def restore(self) -> tuple[LoadReport, Mapping[str, Any]] | None:
         """Load what is held into the actors, which may be more or fewer by now. Returns it with its ``data``.
@@ -112,5 +113,5 @@ class MemoryReplicas:
     def forget_keepers(self) -> None:
         """The nodes are others now."""
         for keeper in self._keepers.values():
-            ray.kill(keeper)
+            guard.kill(keeper)
         self._keepers.clear()

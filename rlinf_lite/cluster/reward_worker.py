@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlinf_lite import faults
 from rlinf_lite.config import RewardConfig
 from rlinf_lite.rewards import build_judge
 from rlinf_lite.types import Attempt, Score
@@ -17,7 +18,9 @@ class RewardWorker:
         Args:
             search: where the driver looks for a user's function.
         """
+        self.rank = rank
         self.judge = build_judge(config, search)
 
     def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+        faults.reach("reward.score", step=0, rank=self.rank)  # of which step, nobody tells a grader
         return self.judge.score(attempts)

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import ray
+from ray import exceptions as ray_errors
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import ClusterError
+from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.joining import connect
+from rlinf_lite.cluster.nodes import RayPulse
 from rlinf_lite.cluster.placement import Placement, parse, shrink
 from rlinf_lite.cluster.shell import Shell
 from rlinf_lite.cluster.watch import Watch
@@ -24,14 +28,15 @@ from rlinf_lite.observability.notices import say
 class Session:
     """A joined cluster with this job's slots reserved."""
 
-    def __init__(self, config: ClusterConfig, address: str, device: str, watch: Watch) -> None:
+    def __init__(self, config: ClusterConfig, address: str, device: str, watch: Watch, pulse: RayPulse) -> None:
         """
         Args:
             address: where the cluster is, or ``local``.
             device: ``cpu`` or ``cuda``.
             watch: what looks around while the driver waits.
+            pulse: whether Ray is still there.
         """
-        self.config, self.address, self.device, self.watch = config, address, device, watch
+        self.config, self.address, self.device, self.watch, self.pulse = config, address, device, watch, pulse
         self.wanted = parse(config.component_placement, _available(device))
         """As configured."""
         self.placement = self.wanted
@@ -53,7 +58,8 @@ class Session:
         self._wait_for_nodes()
         self.placement = self._fitting()
         group = self._new_group()
-        table, nodes = placement_group_table(group)["bundles_to_node_id"], ray.nodes()
+        table = guard.ask_head(placement_group_table, group)["bundles_to_node_id"]
+        nodes = guard.ask_head(ray.nodes)
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
         # Node by node, so that neighbouring slots, and after a restart the same ones, share a node.
         order = sorted(range(len(table)), key=lambda index: (addresses[table[index]], table[index], index))
@@ -64,7 +70,7 @@ class Session:
         config = self.config
         seconds = config.elastic_timeout if config.elastic else config.start_timeout
         deadline = time.monotonic() + seconds
-        while (alive := sum(node["Alive"] for node in ray.nodes())) < config.num_nodes:
+        while (alive := sum(node["Alive"] for node in guard.ask_head(ray.nodes))) < config.num_nodes:
             self.watch.look()
             if time.monotonic() > deadline:
                 if config.elastic:
@@ -91,23 +97,23 @@ class Session:
     def _new_group(self) -> PlacementGroup:
         config, need = self.config, len(self.placement.used)
         bundle = {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if self.device == "cuda" else {})
-        have = ray.cluster_resources()
+        have = guard.ask_head(ray.cluster_resources)
         for name, amount in bundle.items():
             if have.get(name, 0) < amount * need:
                 raise ClusterError(
                     f"cluster.component_placement uses {need} slots of {amount:g} {name} each, the cluster has "
                     f"{have.get(name, 0):g} {name}; use fewer slots or add nodes"
                 )
-        group = placement_group([bundle] * need, strategy="PACK")
+        group = guard.ask_head(placement_group, [bundle] * need, strategy="PACK")
         deadline = time.monotonic() + config.start_timeout
-        if not group.wait(5):
+        if not guard.ask_head(group.wait, 5):
             say(
                 f"waiting for {need} free slots in the cluster (at most cluster.start_timeout={config.start_timeout} s)"
             )
-        while not group.wait(0.5):
+        while not guard.ask_head(group.wait, 0.5):
             self.watch.look()
             if time.monotonic() > deadline:
-                remove_placement_group(group)
+                guard.ask_head(remove_placement_group, group)
                 raise ClusterError(
                     f"the cluster has the {need} slots of cluster.component_placement, but other jobs hold them "
                     f"(waited cluster.start_timeout={config.start_timeout} s); free them or wait longer"
@@ -117,7 +123,8 @@ class Session:
     def release(self) -> None:
         """Give the slots back."""
         if self._group is not None:
-            remove_placement_group(self._group)
+            if not guard.lost:
+                guard.ask_head(remove_placement_group, self._group)
             self._group, self._nodes = None, ()
 
     @property
@@ -131,7 +138,7 @@ class Session:
         missing = len(self.wanted.used) - len(self.placement.used)
         if missing == 0 or _slots(self.config, self.device) < len(self.wanted.used):
             return False
-        free = ray.available_resources().get("GPU" if self.device == "cuda" else "CPU", 0)
+        free = guard.ask_head(ray.available_resources).get("GPU" if self.device == "cuda" else "CPU", 0)
         return free >= missing * (1 if self.device == "cuda" else self.config.threads_per_worker)
 
     @property
@@ -155,18 +162,16 @@ class Session:
             name: what `ps` and `ray list actors` show.
             args: for `Shell`.
         """
-        return (
-            ray.remote(type(name, (Shell,), {}))
-            .options(
-                num_cpus=0,
-                num_gpus=self._gpu_share(component, slot),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._held, self._bundles[self.placement.used.index(slot)]
-                ),
-                runtime_env={"env_vars": self.worker_env()},
-            )
-            .remote(*args)
+        shell: Any = ray.remote(type(name, (Shell,), {})).options(
+            num_cpus=0,
+            num_gpus=self._gpu_share(component, slot),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._held, self._bundles[self.placement.used.index(slot)]
+            ),
+            runtime_env={"env_vars": self.worker_env()},
+            enable_task_events=False,
         )
+        return guard.ask(shell.remote, *args)
 
     def _gpu_share(self, component: str, slot: int) -> float:
         """What part of the slot's GPU a worker of ``component`` gets."""
@@ -197,27 +202,41 @@ def open_session(config: ClusterConfig, watch: Watch) -> Iterator[Session]:
     """
     address = connect(config)
     try:
-        session = Session(config, address, _device(config), watch)
+        pulse = _look_at_ray()
+        session = Session(config, address, _device(config), watch, pulse)
         session.reserve()
         try:
             yield session
         finally:
             session.release()
     finally:
-        ray.shutdown()
+        if not guard.lost:
+            ray.shutdown()
+            guard.watch(None)
+
+
+def _look_at_ray() -> RayPulse:
+    try:
+        pulse = RayPulse()
+    except (OSError, psutil.NoSuchProcess, ray_errors.RayError) as error:
+        guard.abandon(f"it does not answer: {' '.join(str(error).split())[:300]}")
+        guard.check()
+        raise
+    guard.watch(pulse)
+    return pulse
 
 
 def _device(config: ClusterConfig) -> str:
     if config.device != "auto":
         return config.device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+    return "cuda" if guard.ask_head(ray.cluster_resources).get("GPU", 0) else "cpu"
 
 
 def _available(device: str) -> int:
-    return int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+    return int(guard.ask_head(ray.cluster_resources).get("GPU" if device == "cuda" else "CPU", 0))
 
 
 def _slots(config: ClusterConfig, device: str) -> int:
     """How many slots the living nodes have, whoever uses them."""
     name, amount = ("GPU", 1.0) if device == "cuda" else ("CPU", float(config.threads_per_worker))
-    return sum(int(node["Resources"].get(name, 0) // amount) for node in ray.nodes() if node["Alive"])
+    return sum(int(node["Resources"].get(name, 0) // amount) for node in guard.ask_head(ray.nodes) if node["Alive"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import ray
+from ray import exceptions as ray_errors
 
+from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.session import Session
 
 _LOOK_SECONDS = 1.0
@@ -50,15 +51,16 @@ class Spares:
         """End them all, by handle."""
         for ready in self._ready.values():
             for handle in ready:
-                ray.kill(handle)
+                guard.kill(handle)
         self._ready.clear()
 
 
 def _lives(handle: Any) -> bool:
     """False only if it is known to be gone: one that still imports does not answer."""
-    done, _ = ray.wait([handle.__ray_ready__.remote()], timeout=0.02)
+    done, _ = guard.wait([guard.ask(handle.__ray_ready__.remote)], timeout=0.02)
     try:
-        ray.get(done)
-    except ray.exceptions.RayActorError:
+        for ready in done:
+            guard.get(ready)
+    except ray_errors.RayActorError:
         return False
     return True

@@ -251,14 +251,16 @@ def _on_nodes(
     import ray  # here, so that what concerns one machine needs no Ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from rlinf_lite.cluster.guard import guard
+
     here = ray.get_runtime_context().get_node_id()
     task = ray.remote(work)
+    there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes if node != here}
     refs = {
-        node: task.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(list(processes), **options)
-        for node, processes in nodes.items()
-        if node != here
+        node: guard.ask(
+            task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote, list(nodes[node]), **options
+        )
+        for node, strategy in there.items()
     }
     deadline = time.monotonic() + seconds
     answers: dict[str, Any] = {}
@@ -269,7 +271,7 @@ def _on_nodes(
             answers[here] = f"node {here}: {error!r}; run the driver as the user who started Ray"
     for node, ref in refs.items():
         try:
-            answers[node] = ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
+            answers[node] = guard.get(ref, timeout=max(0.0, deadline - time.monotonic()))
         except ray.exceptions.GetTimeoutError:
             answers[node] = f"node {node} does not answer: nothing in {seconds:g} s"
         except ray.exceptions.RayTaskError as error:

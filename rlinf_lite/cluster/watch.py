@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 
 from rlinf_lite.cluster.errors import Hung
+from rlinf_lite.cluster.guard import POLL_SECONDS, guard
 
-POLL_SECONDS = 0.25
 _RARELY_SECONDS = 1.0
 
 
@@ -47,7 +46,7 @@ class Watch:
         """
         self.progress()
         while True:
-            done, _ = ray.wait(list(refs), num_returns=1, timeout=POLL_SECONDS)
+            done, _ = guard.wait(refs, timeout=POLL_SECONDS)
             if done:
                 self.progress()
             self.look()
@@ -65,10 +64,6 @@ class Watch:
             yield
         finally:
             self.hang_timeout = before
-
-    def hurry(self, *signal: Any) -> None:
-        """Make the next look a thorough one. May be a signal handler: of SIGCHLD, since a Ray of our own is a child."""
-        self._last_rarely = 0.0
 
     def look(self) -> None:
         """Every check, once."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from rlinf_lite.cluster.errors import Hung, WorkerHung, WorkerLost
+from rlinf_lite.cluster.guard import guard
 
 if TYPE_CHECKING:
     from rlinf_lite.cluster.group import WorkerGroup
@@ -31,7 +32,7 @@ class Work:
         """One more. Does not wait; begins at once if a worker is free."""
         self._queue.append((key, item))
         if len(self._running) == self._group.size:
-            ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+            ended, _ = guard.wait(list(self._running), num_returns=len(self._running), timeout=0)
             for ref in ended:
                 self._take(ref)
         self._feed()

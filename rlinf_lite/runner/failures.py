@@ -6,13 +6,11 @@ from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import ClusterError, RayLost, WorkerLost
 from rlinf_lite.config import ConfigError
 from rlinf_lite.rewards import VerifierStartError
-
-EXIT_USER_ERROR = 2
-EXIT_WORKER_LOST = 3
-EXIT_OUT_OF_TIME = 75
-"""EX_TEMPFAIL: stopped before the end by ``runner.max_time``, SIGTERM, SIGUSR1 or a drained node, and saved; start
-again with ``runner.resume_dir=auto``."""
-EXIT_INTERRUPTED = 130
+from rlinf_lite.runner.exit_codes import (
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    EXIT_WORKER_LOST,
+)
 
 _SAME_AGAIN = (
     "A resume would come to the same numbers: change something, and allow it by name with runner.resume_allow_changes."

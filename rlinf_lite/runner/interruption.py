@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import signal
 import threading
 import time
@@ -12,16 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from rlinf_lite.runner.failures import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
+from rlinf_lite.runner.signals import STOP_SIGNALS, end
 
-STOP_SIGNALS = {
-    signal.SIGTERM: ("SIGTERM", EXIT_OUT_OF_TIME),
-    signal.SIGUSR1: ("SIGUSR1", EXIT_OUT_OF_TIME),
-    signal.SIGINT: ("Ctrl-C", EXIT_INTERRUPTED),
-}
-"""Reason and exit code of each."""
 SAME_WISH_SECONDS = 0.1
 """Signals so close are one wish: `timeout` and shells send theirs to the process and to its group."""
+_START_SECONDS = 1.0
+"""How long the main thread may take to leave the start-up: a library may be in C code, where no handler runs."""
 
 
 class Interrupted(BaseException):
@@ -102,6 +99,11 @@ class Interruption:
         finally:
             self._abandonable -= 1
 
+    @property
+    def is_immediate(self) -> bool:
+        """Whether there is nothing to save yet, and nothing to finish."""
+        return self._immediate > 0
+
     @contextmanager
     def immediate(self) -> Iterator[None]:
         """Within: the signal itself raises `Interrupted`, wherever the main thread is; also on the way in and out.
@@ -154,7 +156,8 @@ class Interruption:
 
 @contextmanager
 def on_signals(interruption: Interruption) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and Ctrl-C ask ``interruption`` to stop; a second one ends the process at once.
+    """SIGTERM, SIGUSR1 and Ctrl-C ask ``interruption`` to stop; a second one ends the process at once, and one during
+    the start-up after a second.
 
     Does nothing outside of the main thread.
     """
@@ -162,7 +165,7 @@ def on_signals(interruption: Interruption) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    with _second_ends():
+    with _watched(interruption):
         interruption.install()
         try:
             yield
@@ -172,16 +175,16 @@ def on_signals(interruption: Interruption) -> Iterator[None]:
 
 
 @contextmanager
-def _second_ends() -> Iterator[None]:
-    """End the process at the second signal, whatever the main thread does.
+def _watched(interruption: Interruption) -> Iterator[None]:
+    """End the process at the second signal, whatever the main thread does; in the start-up soon after the first.
 
     Handlers run in the main thread, once it is back from C code, and then once for all equal signals that came
-    meanwhile. A second one would not be seen while that code waits for a disk; but each is written to the wakeup pipe.
+    meanwhile. None would run while that code waits for a disk; but each signal is written to the wakeup pipe.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    watch = threading.Thread(target=_watch, args=(read,), name="second-signal", daemon=True)
+    watch = threading.Thread(target=_watch, args=(read, interruption), name="signals", daemon=True)
     watch.start()
     try:
         yield
@@ -192,14 +195,20 @@ def _second_ends() -> Iterator[None]:
         os.close(read)
 
 
-def _watch(pipe: int) -> None:
+def _watch(pipe: int, interruption: Interruption) -> None:
     first: int | None = None
-    since = 0.0
-    while numbers := os.read(pipe, 64):
+    since, in_start = 0.0, False
+    while True:
+        patience = max(0.0, since + _START_SECONDS - time.monotonic()) if in_start else None
+        if not select.select([pipe], [], [], patience)[0]:
+            assert first is not None
+            end(STOP_SIGNALS[signal.Signals(first)][1])
+        if not (numbers := os.read(pipe, 64)):
+            return
         for number in numbers:
             if number not in STOP_SIGNALS:
                 continue
             if first is None:
-                first, since = number, time.monotonic()
+                first, since, in_start = number, time.monotonic(), interruption.is_immediate
             elif time.monotonic() - since > SAME_WISH_SECONDS:
-                os._exit(STOP_SIGNALS[signal.Signals(first)][1])
+                end(STOP_SIGNALS[signal.Signals(number)][1])

@@ -6,27 +6,29 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rlinf_lite import numerics
+from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.errors import NodeLost, RayLost
+from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.joining import REJOIN_VARIABLE
-from rlinf_lite.cluster.nodes import RayPulse, dead, draining
+from rlinf_lite.cluster.nodes import dead, draining
 from rlinf_lite.cluster.session import Session, open_session
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.observability import say
 from rlinf_lite.runner.crew import Crew
-from rlinf_lite.runner.failures import EXIT_OUT_OF_TIME
-from rlinf_lite.runner.interruption import STOP_SIGNALS, Interrupted, Interruption, on_signals
+from rlinf_lite.runner.exit_codes import EXIT_OUT_OF_TIME
+from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
 from rlinf_lite.runner.lock import hold
 from rlinf_lite.runner.policies import SaveRequest, save_requests
-from rlinf_lite.runner.restarts import BUDGET_VARIABLE, budget_for
+from rlinf_lite.runner.restarts import BUDGET_VARIABLE, RestartBudget, budget_for
+from rlinf_lite.runner.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from rlinf_lite.checkpoint.storage import Folder
@@ -64,60 +66,77 @@ def launch(config: Config, *, started: float) -> int:
     started = float(os.environ.pop(_STARTED_VARIABLE, started))
     folders = make_folders(config)
     stop = Interruption(config.runner.preemption_grace)
+    budget = budget_for(config.runner.max_restarts, config.runner.restart_window)
     say(f"run: {config.runner.experiment_name}, in {folders.log}; starting ...")
     if not config.cluster.deterministic:
         say(f"!! {numerics.OPTED_OUT}")
-    with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        given_up = threading.Event()  # the pool waits for its thread, which may be reading a large data set
+    with ExitStack() as stack:
+        given_up = threading.Event()  # the thread that prepares may be reading a large data set
         stack.callback(given_up.set)
         for folder in folders.owned:
             stack.enter_context(hold(folder))
         request = stack.enter_context(save_requests())
         stack.enter_context(on_signals(stop))
-        with stop.immediate():
-            # Ray takes seconds to start, and so do torch's import and the data: side by side.
-            preparing = background.submit(_prepare, config, folders, given_up)
-            watch = Watch(config.runner.hang_timeout)
-            session = stack.enter_context(open_session(config.cluster, watch))
-            stop.install()
-            pulse = RayPulse()
-        stack.enter_context(_on_child_death(watch))
-        watch.often.append(stop.check)
-        watch.rarely += [lambda: _check_ray(pulse), lambda: _check_nodes(session, stop, pulse)]
-        supervisor = _supervisor(config, folders, session, preparing, stop, request, started, stack)
+        driver = _Driver(
+            config=config,
+            folders=folders,
+            stop=stop,
+            budget=budget,
+            request=request,
+            started=started,
+            stack=stack,
+            given_up=given_up,
+        )
         try:
-            runner = supervisor.run()
-        except Interrupted as wish:
-            return _stopped(wish, supervisor, folders)
+            return _last_words(driver.train(), folders)
+        except Interrupted as interrupted:
+            return driver.stopped(interrupted)
         except RayLost as lost:
             if stop.reason is None:
-                supervisor.admit_ray_lost(lost)
-                pulse.end()
-                signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # from here on one waits for the new driver
-            if stop.reason is None:
-                _start_anew(supervisor, private=pulse.private)
-            return _stopped(Interrupted(stop.reason or str(lost), stop.code), supervisor, folders)
-    return _last_words(runner, folders)
+                driver.start_anew(lost)
+            return driver.stopped(Interrupted(stop.reason or str(lost), stop.code))
 
 
-def _supervisor(
-    config: Config,
-    folders: Folders,
-    session: Session,
-    preparing: Future[Prepared],
-    stop: Interruption,
-    request: SaveRequest,
-    started: float,
-    stack: ExitStack,
-) -> Supervisor:
-    """Workers on their way, and who looks after them."""
-    with stop.immediate():
+@dataclass(kw_only=True)
+class _Driver:
+    """One life of this process's program: it ends with the run, or with the Ray that it is connected to."""
+
+    config: Config
+    folders: Folders
+    stop: Interruption
+    budget: RestartBudget
+    request: SaveRequest
+    started: float
+    stack: ExitStack
+    given_up: threading.Event
+    session: Session | None = None
+    supervisor: Supervisor | None = None
+
+    def train(self) -> Runner:
+        """Ray, workers, and the supervised run. Raises as `Supervisor.run`."""
+        with self.stop.immediate():
+            # Ray takes seconds to start, and so do torch's import and the data: side by side.
+            background = ThreadPoolExecutor(1)
+            preparing = background.submit(_prepare, self.config, self.folders, self.given_up)
+            background.shutdown(wait=False)
+            watch = Watch(self.config.runner.hang_timeout)
+            session = self.session = self.stack.enter_context(open_session(self.config.cluster, watch))
+            self.stop.install()
+        watch.often.append(self.stop.check)
+        watch.rarely += [guard.check_head, lambda: _check_nodes(session, self.stop)]
+        with self.stop.immediate():
+            self.supervisor = self._supervisor(session, preparing)
+        return self.supervisor.run()
+
+    def _supervisor(self, session: Session, preparing: Future[Prepared]) -> Supervisor:
+        """Workers on their way, and who looks after them."""
+        config = self.config
         prepared = preparing.result()
         say(f"ray: {session.address}; device: {session.device}; {_describe(session)}")
         _say_if_slow(config, session.device)
         _make_paths_absolute(config)
-        crew = Crew(config, session, folders.log / "workers.json")
-        stack.callback(crew.kill)
+        crew = Crew(config, session, self.folders.log / "workers.json")
+        self.stack.callback(crew.kill)
         # Imported here, so that worker processes are on their way before the driver spends seconds on its imports.
         from rlinf_lite.runner.build import Build
         from rlinf_lite.runner.supervisor import Supervisor
@@ -125,57 +144,80 @@ def _supervisor(
         build = Build(
             config=config,
             prepared=prepared,
-            checkpoints=folders.checkpoints,
-            log=folders.log,
-            stop=stop,
-            request=request,
-            started=started,
+            checkpoints=self.folders.checkpoints,
+            log=self.folders.log,
+            stop=self.stop,
+            request=self.request,
+            started=self.started,
         )
-        return Supervisor(build, crew, budget_for(config.runner.max_restarts, config.runner.restart_window))
+        return Supervisor(build, crew, self.budget)
+
+    def stopped(self, interrupted: Interrupted) -> int:
+        """Say what is saved and how to go on; returns the exit code.
+
+        Raises:
+            Interrupted: so early that there is nothing to say yet.
+        """
+        if self.supervisor is None or own_ray.roots():
+            guard.abandon(interrupted.reason)  # whoever asked does not wait: `main_math.leave` ends what still runs
+        if self.supervisor is None:
+            raise interrupted
+        from rlinf_lite.checkpoint import layout
+
+        runner = self.supervisor.runner
+        there = layout.committed(self.folders.checkpoints)
+        done = "before the first step" if runner is None else f"{runner.progress.step} of {runner.last_step} steps"
+        say(f"interrupted by {interrupted.reason}: {done}; newest checkpoint: {there[0] if there else 'none'}")
+        say(f"  go on        {_go_on(self.config, early=True)}")
+        return interrupted.code
+
+    def start_anew(self, lost: RayLost) -> None:
+        """Without Ray no connection of this process is of use: it becomes a new driver with the same process id.
+
+        Locks and files are given back by that (they are close-on-exec); no clean-up of Ray's is waited for. Returns
+        only if a signal came meanwhile.
+
+        Raises:
+            GaveUp: that came too often.
+            RayLost: a cluster that this driver was about to join: which one is not known any more.
+        """
+        private = bool(own_ray.roots()) if self.session is None else self.session.pulse.private
+        if self.session is None and not private:
+            raise lost
+        self._admit(lost)
+        own_ray.end()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # from here on one waits for the new driver
+        if self.stop.reason is None:
+            self._become_new(None if private or self.session is None else self.session.address)
+
+    def _admit(self, lost: RayLost) -> None:
+        if self.supervisor is not None:
+            self.supervisor.admit_ray_lost(lost)
+            return
+        say(f"!! Ray was lost: {lost}")
+        number = self.budget.admit(step=0, cause="Ray was lost", death=True)
+        say(f"   going on by itself (restart {number} of {self.budget.max_restarts})")
+
+    def _become_new(self, address: str | None) -> NoReturn:
+        os.environ[_STARTED_VARIABLE] = str(self.started)
+        os.environ[BUDGET_VARIABLE] = self.budget.to_json()
+        if address is not None:
+            os.environ[REJOIN_VARIABLE] = address
+        arguments = sys.orig_argv[1:]
+        if self.supervisor is not None and self.supervisor.has_saved:
+            arguments = [*arguments, "runner.resume_dir=auto"]
+        say("   the driver starts anew ...")
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *arguments])
 
 
-@contextmanager
-def _on_child_death(watch: Watch) -> Iterator[None]:
-    """A raylet of our own may have died: Ray would end this process at its next word, so we must know before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, watch.hurry)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-
-
-def _check_ray(pulse: RayPulse) -> None:
-    if (lost := pulse.lost()) is not None:
-        raise RayLost(lost)
-
-
-def _check_nodes(session: Session, stop: Interruption, pulse: RayPulse) -> None:
-    if not pulse.reachable:
+def _check_nodes(session: Session, stop: Interruption) -> None:
+    if not session.pulse.reachable:
         return
     if len(session.nodes) > 1 and (gone := dead(session.nodes)):
         raise NodeLost(sorted(gone))
     for node in draining(session.nodes):
         stop.ask(f"node {node} is being drained", EXIT_OUT_OF_TIME)
-
-
-def _start_anew(supervisor: Supervisor, *, private: bool) -> NoReturn:
-    """Without Ray nothing of this process's connections is of use: it becomes a new driver, with the same process id.
-
-    Locks and files are given back by that (they are close-on-exec); no clean-up of Ray's is waited for.
-    """
-    os.environ[_STARTED_VARIABLE] = str(supervisor.build.started)
-    os.environ[BUDGET_VARIABLE] = supervisor.budget.to_json()
-    if not private:
-        os.environ[REJOIN_VARIABLE] = supervisor.crew.session.address
-    arguments = sys.orig_argv[1:]
-    if supervisor.has_saved:
-        arguments = [*arguments, "runner.resume_dir=auto"]
-    say("   the driver starts anew ...")
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def _prepare(config: Config, folders: Folders, stop: threading.Event) -> Prepared:
@@ -259,17 +301,6 @@ def _last_words(runner: Runner, folders: Folders) -> int:
         say(f"!! the last checkpoint is NOT on the disk: {failed}")
         return 1
     return EXIT_OUT_OF_TIME if early else 0
-
-
-def _stopped(wish: Interrupted, supervisor: Supervisor, folders: Folders) -> int:
-    """Say what is saved and how to go on; returns the exit code."""
-    from rlinf_lite.checkpoint import layout
-
-    runner, there = supervisor.runner, layout.committed(folders.checkpoints)
-    done = "before the first step" if runner is None else f"{runner.progress.step} of {runner.last_step} steps"
-    say(f"interrupted by {wish.reason}: {done}; newest checkpoint: {there[0] if there else 'none'}")
-    say(f"  go on        {_go_on(supervisor.build.config, early=True)}")
-    return wish.code
 
 
 def _go_on(config: Config, early: bool) -> str:

@@ -152,6 +152,8 @@ class Supervisor:
             if failure.hung is not None:
                 failure = self._end_hung(failure.hung, failure)
             self._admit(step, failure.text, failure.cause, death=failure.death)
+        except RayLost:
+            raise  # the workers end with it: there is nobody to wait for
         except GaveUp:
             self._leave_nothing_behind()
             if self.stop.reason is not None:  # whoever asked may have ended the workers, too

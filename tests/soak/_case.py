@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psutil
 from _job import Attempt, Job, kill
 from _plan import Kill, Plan, Timeline
+from _traps import CHANGES, PHASES, Traps, damage
 from _victims import Victim, below, strike
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
@@ -26,6 +27,8 @@ _LAST_BREATH = 30.0
 class Death:
     kill: Kill
     victims: tuple[str, ...]
+    target: str
+    """What a targeted kind was aimed at."""
     step: int
     """The last one whose line this driver had printed; 0: none yet."""
     seconds: float
@@ -33,7 +36,8 @@ class Death:
 
     def __str__(self) -> str:
         who = self.victims[0] if len(self.victims) == 1 else f"all {len(self.victims)} processes"
-        return f"{who} {self.seconds:.2f} s {f'after step {self.step}' if self.step else 'into the start'}"
+        where = f" ({self.target})" if self.target else ""
+        return f"{who}{where} {self.seconds:.2f} s {f'after step {self.step}' if self.step else 'into the start'}"
 
 
 @dataclass(kw_only=True)
@@ -58,16 +62,23 @@ class Outcome:
 class Case:
     """Runs a job under a plan."""
 
-    def __init__(self, job: Job, plan: Plan, timeline: Timeline, nodes: Nodes | None, limit: float) -> None:
+    def __init__(
+        self, job: Job, plan: Plan, timeline: Timeline, nodes: Nodes | None, traps: Traps, limit: float
+    ) -> None:
         """
         Args:
             limit: seconds after which the run counts as hanging.
         """
-        self._job, self._timeline, self._nodes, self._limit = job, timeline, nodes, limit
+        self._job, self._timeline, self._nodes, self._traps, self._limit = job, timeline, nodes, traps, limit
         self._pending = deque(plan.kills)
         self._most_restarts = 2 * len(plan.kills) + 2
         self._last_kill, self._again = 0.0, 0.0
         self._excused = False
+        self._armed: Kill | None = None
+        self._change: str | None = None
+        """Before which a start is to be killed."""
+        self._damage: int | None = None
+        """Which bit is to be flipped before the next start."""
         self._below: set[psutil.Process] = set()
         self._struck: set[psutil.Process] = set()
         self._attempts: list[Attempt] = []
@@ -86,6 +97,7 @@ class Case:
                 time.sleep(_TICK)
         finally:
             self._attempts[-1].kill()
+            self._traps.clear()
         steps = [line.step for attempt in self._attempts for line in attempt.steps]
         self.outcome.missed = len(self._pending)
         self.outcome.repeated = len(steps) - len(set(steps))
@@ -95,6 +107,10 @@ class Case:
 
     def _start(self) -> None:
         self._excused = False
+        if self._damage is not None:
+            found = damage(self._job.folder / "checkpoints", self._damage)
+            self._damage = None
+            self._name_target(found or "no checkpoint to damage")
         self._attempts.append(start(self._job, self._nodes))
 
     def _ended(self) -> bool:
@@ -103,6 +119,8 @@ class Case:
         if code is None:
             return False
         self.outcome.exit_codes.append(code)
+        if self._change is not None and self._traps.is_reached(self._change):
+            self._excused, self._change = True, None
         if code == 0:
             return True
         if not self._excused:
@@ -123,6 +141,8 @@ class Case:
         if not self._pending or now < self._again or not self._timeline.due(self._pending[0], attempt, self._last_kill):
             return
         kill_ = self._pending[0]
+        if kill_.victim == "phase" and not self._in_phase(kill_):
+            return
         self._below.update(below(attempt, self._nodes))
         if not (victims := strike(kill_, attempt, self._job.folder, self._nodes, self._struck)):
             self._again = now + _ABSENT_TICK  # no such process yet
@@ -132,6 +152,24 @@ class Case:
         self._struck.update(victim.process for victim in victims)
         self._excused |= kill_.victim == "raylet" or any(victim.name == "driver" for victim in victims)
         self.outcome.deaths.append(_death(kill_, victims, attempt))
+        if kill_.victim == "phase":
+            self._name_target(_phase(kill_))
+        elif kill_.victim == "damage":
+            self._damage = kill_.rank
+        elif kill_.victim == "change":
+            self._change = CHANGES[kill_.rank % len(CHANGES)]
+            self._traps.arm(self._change)
+            self._name_target(f"and the next before {self._change}")
+
+    def _in_phase(self, kill_: Kill) -> bool:
+        """Whether a worker is in the phase now; lets the next one that comes there wait for the kill."""
+        if self._armed is not kill_:
+            self._armed = kill_
+            self._traps.arm(_phase(kill_))
+        return self._traps.is_reached(_phase(kill_))
+
+    def _name_target(self, text: str) -> None:
+        self.outcome.deaths[-1] = replace(self.outcome.deaths[-1], target=text)
 
     def _look_for_orphans(self) -> None:
         """Nothing that a killed driver had started may outlive it for long."""
@@ -152,7 +190,11 @@ def _death(kill_: Kill, victims: Sequence[Victim], attempt: Attempt) -> Death:
     line = attempt.line
     step, since = (0, attempt.started) if line is None else (line.step, line.at)
     names = tuple(victim.name for victim in victims)
-    return Death(kill=kill_, victims=names, step=step, seconds=time.monotonic() - since)
+    return Death(kill=kill_, victims=names, target="", step=step, seconds=time.monotonic() - since)
+
+
+def _phase(kill_: Kill) -> str:
+    return PHASES[kill_.rank % len(PHASES)]
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 
 from _job import Attempt
 
-KINDS = ("driver", "actor", "rollout", "reward", "raylet", "all")
+ANYWHERE = ("driver", "actor", "rollout", "reward", "raylet", "all")
+"""Who is killed, at any instant."""
+TARGETED = ("phase", "damage", "change")
+"""What random instants do not find: the raylet while a worker is in one phase of a step; the driver, and then a bit of
+its newest checkpoint; the driver, and then the next one before one of the changes that a start makes on the disk."""
+KINDS = (*ANYWHERE, *TARGETED)
 MOST_KILLS = 3
 START_SHARE = 0.4
 """Of all kills, those that fall into the start-up. How long that takes beside the steps differs from machine to
 machine, and must not decide what a seed means: instants are uniform within the start-up, and uniform from the line of
 the first step to the end of the process."""
+ENDING = ("driver", "all", "damage", "change")
+"""Those after which the driver is started again."""
 _SAVE_INTERVALS = ("1", "1", "2", "3", "5")
 
 
@@ -24,7 +31,7 @@ class Kill:
     victim: str
     """One of `KINDS`."""
     rank: int
-    """Which of them, modulo their number."""
+    """Which of them, modulo their number; of a targeted kind: which phase, bit or change."""
     startup: bool
     share: float
     """Of the undisturbed run's start-up, or of the time from the line of its first step to the end of its process."""
@@ -85,10 +92,11 @@ def draw(seed: int, case: int, victims: Sequence[str], num_kills: int | None, mo
 
 
 def _draw_kill(rng: random.Random, victims: Sequence[str]) -> Kill:
+    victim = rng.choice(victims)
     return Kill(
-        victim=rng.choice(victims),
+        victim=victim,
         rank=rng.randrange(1 << 16),
-        startup=rng.random() < START_SHARE,
+        startup=rng.random() < START_SHARE and victim not in TARGETED,
         share=rng.random(),
         returns=rng.uniform(0, 10),
     )
@@ -98,6 +106,6 @@ def _ordered(kills: Sequence[Kill]) -> list[Kill]:
     """Those after the first step by their instants; those in a start-up before all, or after the end of a driver."""
     ordered = sorted((kill for kill in kills if not kill.startup), key=lambda kill: kill.share)
     for kill in (kill for kill in kills if kill.startup):
-        places = [0, *(index + 1 for index, other in enumerate(ordered) if other.victim in ("driver", "all"))]
+        places = [0, *(index + 1 for index, other in enumerate(ordered) if other.victim in ENDING)]
         ordered.insert(places[kill.rank % len(places)], kill)
     return ordered

@@ -15,6 +15,7 @@ from _case import Case, Outcome, start
 from _compare import differences
 from _job import SETTINGS, Job
 from _plan import KINDS, Timeline, draw
+from _traps import Traps
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
     from _nodes import Nodes
@@ -41,6 +42,7 @@ class Suite:
             **({} if nodes is None else {"cluster.num_nodes": str(nodes.size)}),
             **dict(override.split("=", 1) for override in overrides),
         }
+        self._traps = Traps(root / "traps")
         self._reference = Job(root=root / "undisturbed", settings={**self._settings, _SAVE_INTERVAL: "1"})
         self._struck: Counter[str] = Counter()
         self._equal = self._runs = self._failed = 0
@@ -89,7 +91,7 @@ class Suite:
             settings={**self._settings, **({} if interval is None else {_SAVE_INTERVAL: interval})},
         )
         limit = options.limit or 120 + 3 * timeline.end * (len(plan.kills) + 1)
-        outcome = Case(job, plan, timeline, self._nodes, limit).run()
+        outcome = Case(job, plan, timeline, self._nodes, self._traps, limit).run()
         if not outcome.wrong:
             outcome.wrong += differences(self._reference.folder, job.folder, job.last_step)
         if options.strict and outcome.gave_up:

@@ -33,11 +33,11 @@ def strike(
     Args:
         struck: by earlier kills: they may take a moment to be gone.
     """
-    if kill_.victim == "raylet" and nodes is not None:
+    if kill_.victim in ("raylet", "phase") and nodes is not None:
         raylet = nodes.kill_one(kill_.rank, returns=kill_.returns)
         return [] if raylet is None else [Victim(name="raylet", process=raylet)]
     found = [victim for victim in _find(kill_, attempt, folder, nodes) if victim.process not in struck]
-    if kill_.victim in _CLASSES or kill_.victim == "raylet":
+    if kill_.victim in _CLASSES or kill_.victim in ("raylet", "phase"):
         found = found[kill_.rank % len(found) :][:1] if found else []
     killed = [victim for victim in found if kill(victim.process)]
     if kill_.victim == "all" and nodes is not None:
@@ -55,10 +55,12 @@ def below(attempt: Attempt, nodes: Nodes | None) -> list[psutil.Process]:
 def _find(kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None) -> list[Victim]:
     """All that ``kill_`` may mean: one of them, except for all at once."""
     driver = Victim(name="driver", process=attempt.process)
-    if kill_.victim == "driver":
+    if kill_.victim in ("driver", "damage", "change"):
         return [driver]
     if kill_.victim == "all":
         return [driver, *_workers(attempt, folder, nodes), *_daemons(attempt)]
+    if kill_.victim == "phase":
+        return [victim for victim in _daemons(attempt) if victim.name == "raylet"]
     return _daemons(attempt) if kill_.victim == "raylet" else _workers(attempt, folder, nodes, kill_.victim)
 
 

@@ -4,10 +4,12 @@
     python tests/soak/chaos.py --seed 7 --case 12       the same victims at the same instants again
 
 A kill strikes the driver, an actor rank, a rollout or reward worker, a raylet, or all of them at once, at a random
-instant of the run's life. A driver that is gone is started again with the same command, as a scheduler would. At the
-end parameters, moments, generators, counters, metric rows and generated tokens must be bit-equal, no step missing or
-done twice, and no process left. Exit code 1 if one run is not so: its folder is kept, and the command that repeats it
-printed. ``key=value`` are hydra overrides for every run.
+instant of the run's life; or it is targeted: ``phase``, the raylet while a worker is in a given phase of a step;
+``damage``, the driver, and a bit of its newest checkpoint; ``change``, the driver, and the next one before a given
+change that a start makes on the disk. A driver that is gone is started again with the same command, as a scheduler
+would. At the end parameters, moments, generators, counters, metric rows and generated tokens must be bit-equal, no step
+missing or done twice, and no process left. Exit code 1 if one run is not so: its folder is kept, and the command that
+repeats it printed. ``key=value`` are hydra overrides for every run.
 """
 
 from __future__ import annotations

@@ -23,9 +23,10 @@ def chaos(*options: str, seconds: float = 840) -> str:
 
 
 def test_ten_kills(tmp_path):
-    """One run, and every kind of victim; what is neither the driver nor its raylet dies without ending it."""
-    printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "707", "--strict", "--folder", str(tmp_path))
+    """One run: workers, all at once, the raylet in a weight sync, a damaged checkpoint at a start."""
+    printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "7903", "--strict", "--folder", str(tmp_path))
     assert "10 kills, 10 bit-equal" in printed, printed
+    assert "(actor.rows)" in printed and "(global_step_" in printed, printed
 
 
 @pytest.mark.soak
@@ -38,9 +39,11 @@ def test_two_hundred_kills(where, tmp_path):
 
 def test_a_seed_says_all(monkeypatch):
     monkeypatch.syspath_prepend(SOAK)
-    from _plan import KINDS, draw
+    from _plan import ANYWHERE, KINDS, draw
 
     assert draw(7, 3, KINDS, None) == draw(7, 3, KINDS, None)
+    old = [kill.victim for kill in draw(707, 1, ANYWHERE, 4).kills]
+    assert old == ["all", "reward", "actor", "rollout"]  # as before there were other kinds
     assert len({draw(7, case, KINDS, None) for case in range(20)}) == 20
     kills = [kill for case in range(200) for kill in draw(7, case, KINDS, None).kills]
     assert {kill.victim for kill in kills} == {*KINDS} and {kill.startup for kill in kills} == {True, False}

@@ -13,8 +13,9 @@ import time
 
 import pytest
 
-from rlinf_lite.runner.failures import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
-from rlinf_lite.runner.interruption import STOP_SIGNALS, Interrupted, Interruption, on_signals
+from rlinf_lite.runner.exit_codes import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
+from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
+from rlinf_lite.runner.signals import STOP_SIGNALS
 
 
 class Clock:
@@ -310,6 +311,20 @@ with on_signals(interruption):
     process.send_signal(signal.SIGTERM)
     code, errors = ended(process)
     assert code == EXIT_OUT_OF_TIME + 1 and "SIGTERM: stopping: there is nothing to save yet" in errors
+
+
+def test_a_start_that_is_in_c_code_is_ended_soon(start):
+    """No handler runs there; and whatever else the main thread waits for when it leaves."""
+    process = start(f"with on_signals(interruption), interruption.immediate():\n    ready()\n    {WAITS['C code']}")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == EXIT_OUT_OF_TIME
+
+
+def test_before_the_start_a_signal_ends_the_process(start):
+    process = start("from rlinf_lite.runner.signals import end_at_once\nend_at_once()\nready()\ntime.sleep(30)")
+    process.send_signal(signal.SIGUSR1)
+    assert ended(process) == (EXIT_OUT_OF_TIME, "SIGUSR1: stopped before the start\n")
 
 
 def test_outside_of_immediate_nothing_is_raised(start):

@@ -1,0 +1,78 @@
+"""Ray is lost in each phase of a step: the driver starts itself anew, and the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.xdist_group("e2e")]  # a driver that starts up to ten times
+
+AUTO = "runner.resume_dir=auto"
+REPLICAS = "runner.checkpoint.memory_replicas=1"
+LOGPROBS = {"algorithm.n_minibatches": "2"}
+"""So that log-probs are recomputed before the update."""
+PHASES = {
+    "reward.score": None,
+    "actor.rows": 3,
+    "load.read": None,
+    "rollout.train": 4,
+    "rollout.val": 4,
+    "actor.logprobs": 5,
+    "actor.update": 6,
+    "replica.write": 7,
+    "save.halfway": 8,
+}
+"""Phase and step; None: the first time. A restore is a phase, too: of the start after a loss, from step 3 on,
+where a checkpoint is sure to be there."""
+
+
+def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, *extra: str) -> str:
+    """Run to the end; ``part`` of Ray is killed when a worker is in one of the phases. Returns what was printed."""
+    marks.mkdir()
+    faults = []
+    for phase, step in phases.items():
+        armed = marks / f"{phase}.armed"
+        armed.touch()
+        fault = {"phase": phase, "action": "wait", "armed": str(armed), "mark": str(marks / phase)}
+        faults.append(fault if step is None else {**fault, "step": step})
+    process, coming = run.start(AUTO, *extra, faults=faults), set(phases)
+    with ThreadPoolExecutor(1) as reader:
+        printed = reader.submit(process.communicate, timeout=3600)  # or the pipe would be full at some time
+        while process.poll() is None:
+            for phase in [phase for phase in coming if (marks / phase).exists()]:
+                coming.remove(phase)
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    if child.name() == part:
+                        child.kill()
+            time.sleep(0.01)
+        text = printed.result()[0]
+    assert process.returncode == 0, text
+    assert not coming, f"never came to {coming}\n{text}"
+    assert text.count("the driver starts anew") == len(phases) and "Traceback" not in text, text
+    return text
+
+
+def test_ray_is_lost_while_the_driver_waits(straight, new_run, same_run, tmp_path):
+    """In the weight sync, where handlers ask the group again; and in the restore, where the run is not built yet."""
+    run = new_run({})
+    phases = {phase: PHASES[phase] for phase in ("actor.rows", "load.read")}
+    lose_ray(run, tmp_path / "marks", phases, "raylet", REPLICAS)
+    same_run(straight, run, 8)
+
+
+@pytest.fixture(scope="module")
+def with_logprobs(tmp_path_factory, undisturbed):
+    return undisturbed(tmp_path_factory.mktemp("logprobs"), LOGPROBS)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_ray_is_lost_in_every_phase(part, with_logprobs, new_run, same_run, tmp_path):
+    run = new_run(LOGPROBS)
+    lose_ray(run, tmp_path / "marks", PHASES, part, REPLICAS)
+    same_run(with_logprobs, run, 8)

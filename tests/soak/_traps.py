@@ -1,0 +1,95 @@
+"""Faults that wait to be armed: where Ray is lost, where a start is killed. And damage to a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlinf_lite import faults
+from rlinf_lite.checkpoint import CheckpointError, layout
+from rlinf_lite.checkpoint import manifest as manifests
+
+PHASES = (
+    "actor.rows",
+    "rollout.train",
+    "reward.score",
+    "actor.update",
+    "replica.write",
+    "save.halfway",
+    "rollout.val",
+)
+"""Of a step, in which Ray is lost: sync, rollout, grading, update, replica, save, validation."""
+CHANGES = (
+    "resume.sweep",
+    "resume.config",
+    "resume.event",
+    "resume.rollouts",
+    "resume.metrics",
+    "resume.ready",
+)
+"""Of the state on the disk, before each of which a start can be killed."""
+
+
+class Traps:
+    """One for each phase; they do nothing until they are armed, and strike once."""
+
+    def __init__(self, folder: Path) -> None:
+        """To be made before what the faults shall strike is started: they travel in this process's environment."""
+        folder.mkdir()
+        self._folder = folder
+        actions = dict.fromkeys(PHASES, "wait") | dict.fromkeys(CHANGES, "kill")
+        os.environ[faults.VARIABLE] = json.dumps(
+            [
+                {"phase": phase, "action": action, "armed": str(folder / phase), "mark": str(self._mark(phase))}
+                for phase, action in actions.items()
+            ]
+        )
+
+    def _mark(self, phase: str) -> Path:
+        return self._folder / f"{phase}.reached"
+
+    def arm(self, phase: str) -> None:
+        """The next process that reaches it is struck."""
+        self._mark(phase).unlink(missing_ok=True)
+        (self._folder / phase).touch()
+
+    def is_reached(self, phase: str) -> bool:
+        return self._mark(phase).exists()
+
+    def clear(self) -> None:
+        """Disarm all of them."""
+        for path in self._folder.iterdir():
+            path.unlink()
+
+
+def damage(checkpoints: Path, number: int) -> str | None:
+    """Flip one bit in the newest checkpoint that is intact, as long as there is another to go on from.
+
+    Args:
+        number: says which bit.
+
+    Returns:
+        The file; None: nothing was damaged.
+    """
+    intact = _intact(checkpoints)
+    newest = next(intact, None)
+    if newest is None or next(intact, None) is None:
+        return None
+    names = [name for name, file in sorted(manifests.read(newest).files.items()) if file.size]
+    path = newest / names[number % len(names)]
+    content = bytearray(path.read_bytes())
+    content[number * 8191 % len(content)] ^= 1 << number % 8
+    path.write_bytes(content)
+    return str(path.relative_to(checkpoints))
+
+
+def _intact(checkpoints: Path) -> Iterator[Path]:
+    """Newest first."""
+    for path in sorted(layout.committed(checkpoints), key=lambda path: -(layout.step_of(path) or 0)):
+        try:
+            manifests.verify(path, manifests.read(path), "full")
+        except CheckpointError:
+            continue
+        yield Path(path)
