@@ -202,7 +202,13 @@ class AlgorithmConfig:
     kl_beta: float = 0.0
     """Weight of the KL term against the frozen base model; 0: no reference model is built."""
     kl_penalty_type: str = "low_var_kl"
-    """``kl`` (k1), ``abs``, ``mse`` (k2) or ``low_var_kl`` (k3)."""
+    """``low_var_kl`` (k3; its gradient is that of KL(reference || policy)), ``mse`` (k2; that of KL(policy ||
+    reference)) or ``abs`` (twice that of the total variation). ``kl`` (k1) has an expected gradient of 0 in a loss:
+    only with ``kl_importance_correction``."""
+    kl_importance_correction: bool = False
+    """Multiply the KL term by the ratio of the policy to the one that drew the tokens, as DeepSeek-V3.2 does (TRL:
+    ``use_bias_correction_kl``). Its gradient is then that of KL(policy || reference), with several mini-batches too,
+    for ``kl``, ``mse`` and ``low_var_kl`` alike."""
     ratio_clip_eps: float = 0.2
     clip_ratio_low: float | None = None
     """Lower clip; null: ``ratio_clip_eps``."""
@@ -422,7 +428,10 @@ class RewardConfig:
     """Reward of a correct answer; a wrong one gets 0. A function's or task's score is multiplied by it."""
     verifier_timeout: float = 30.0
     """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one check by
-    math-verify or reasoning-gym is given up; that sample then counts as wrong."""
+    math-verify or reasoning-gym is given up; that response then counts as wrong."""
+    max_failed_fraction: float = neutral(0.5)
+    """Share of a step's (or a validation's) responses that may fail to be generated or graded; they are left out of the
+    step. With more the run stops, with the first error; 1: it never stops for that."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from rlinf_lite.config import Config, ConfigError, SamplingConfig, flatten, seconds_of
+from rlinf_lite.config import AlgorithmConfig, Config, ConfigError, SamplingConfig, flatten, seconds_of
 from rlinf_lite.metric_names import why_never
 
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -64,6 +64,7 @@ _AT_LEAST: dict[str, float] = {
     "actor.optim.weight_decay": 0,
     "actor.optim.total_training_steps": 1,
     "reward.verifier_timeout": 0.1,
+    "reward.max_failed_fraction": 0,
     "runner.logger.log_rollouts": -1,
     "cluster.start_timeout": 1,
     "actor.optim.clip_grad": 0,
@@ -292,6 +293,8 @@ def _algorithm(config: Config) -> Iterator[str]:
             "algorithm.importance_sampling_fix=true: compares the engine's log-probs with recomputed ones; set "
             "rollout.return_logprobs=true and algorithm.recompute_logprobs=true"
         )
+    if algorithm.kl_beta > 0:
+        yield from _kl(algorithm)
     if algorithm.importance_sampling_clip == 0:
         yield "algorithm.importance_sampling_clip=0: nothing would be learned; it must be above 0, 2.0 for example"
     if algorithm.clip_ratio_c is not None and algorithm.clip_ratio_c <= 1:
@@ -308,6 +311,21 @@ def _algorithm(config: Config) -> Iterator[str]:
         yield (
             "actor.fsdp_config.grad_scaler.enabled=true: scaling is for fp16; set it to false, or "
             "actor.fsdp_config.mixed_precision.param_dtype=fp16"
+        )
+
+
+def _kl(algorithm: AlgorithmConfig) -> Iterator[str]:
+    kind, corrected = algorithm.kl_penalty_type, algorithm.kl_importance_correction
+    if kind == "kl" and not corrected:
+        yield (
+            f"algorithm.kl_penalty_type=kl with algorithm.kl_beta={algorithm.kl_beta}: in a loss its expected gradient "
+            "is zero, so that it would only add noise; use mse, whose gradient is that of KL(policy || reference), "
+            "low_var_kl, or set algorithm.kl_importance_correction=true"
+        )
+    if kind == "abs" and corrected:
+        yield (
+            "algorithm.kl_importance_correction=true: corrects estimates of the KL, and algorithm.kl_penalty_type=abs "
+            "is none; use low_var_kl, mse or kl"
         )
 
 
@@ -388,6 +406,8 @@ def _reward(config: Config) -> Iterator[str]:
             f"reward.path={reward.path}: reward.reward_type={reward.reward_type} asks no function; set "
             "reward.reward_type=custom, or remove the path"
         )
+    if reward.max_failed_fraction > 1:
+        yield f"reward.max_failed_fraction={reward.max_failed_fraction}: is a share of the responses; use at most 1"
     if reward.reward_type == "reasoning_gym" and data.type != "reasoning_gym":
         yield f"reward.reward_type=reasoning_gym: does not know data.type={data.type}; set data.type=reasoning_gym"
     if data.type == "reasoning_gym" and reward.reward_type not in ("reasoning_gym", "custom"):

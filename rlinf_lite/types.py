@@ -93,6 +93,9 @@ class Rollout:
     """True: ended by itself; False: cut at ``max_new_tokens``."""
     text: str
     """``response_ids`` decoded without special tokens."""
+    error: str | None = None
+    """Why the engine could not generate this response (it is then not graded, and ``response_ids`` may be empty);
+    None: it could."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +111,7 @@ class MicroBatch:
     input_ids_BT: Tensor
     """int64; padding holds the tokenizer's pad id, or 0."""
     loss_mask_BT: Tensor
-    """float32 [B, T-1]: 1 on response tokens, 0 on prompt and padding."""
+    """float32 [B, T-1]: 1 on response tokens, 0 on prompt and padding, and on all of a row that is left out."""
     advantages_BT: Tensor
     """float32 [B, T-1]."""
     min_prompt_len: int
@@ -127,9 +130,9 @@ class MiniBatch:
 
     micro_batches: tuple[MicroBatch, ...]
     num_tokens: int
-    """Loss tokens of the whole mini-batch, over all ranks: the token-mean normaliser."""
+    """Loss tokens of the whole mini-batch, over all ranks: the token-mean normaliser. 0: no optimizer step is taken."""
     num_sequences: int
-    """Rows of the whole mini-batch, over all ranks."""
+    """Rows with loss tokens of the whole mini-batch, over all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,10 +153,15 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """What a reward worker says about one response."""
+    """The grade of one response, or why it has none."""
 
     reward: float
-    """Scaled by ``reward.reward_scale``."""
+    """Scaled by ``reward.reward_scale``; 0.0 without meaning when not graded."""
     correct: bool
+    """False when not graded."""
     error: str | None = None
-    """Why this response could not be judged (it then counts as wrong); None when it could."""
+    """What went wrong while this response was graded, or generated; None: nothing."""
+    graded: bool = True
+    """False: the grader or the generation failed, so nobody knows what the response is worth. It is left out of its
+    group's statistics and of the loss. What the response itself brings about (an expression too large to evaluate) is
+    no failure of the grader: that is graded, as wrong, with the reason in ``error``."""

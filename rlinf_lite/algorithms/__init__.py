@@ -1,9 +1,9 @@
 """The algorithms: pure functions of tensors, one idea a file, chosen by the config through registries."""
 
-from rlinf_lite.algorithms.advantages import ADVANTAGES, group_advantages, whiten
+from rlinf_lite.algorithms.advantages import ADVANTAGES, group_advantages, left_out, over_graded, whiten
 from rlinf_lite.algorithms.aggregation import AGGREGATORS, aggregate
 from rlinf_lite.algorithms.importance import importance_weights
-from rlinf_lite.algorithms.kl import KL_PENALTIES, kl_penalty
+from rlinf_lite.algorithms.kl import KL_PENALTIES, corrected_kl, kl_penalty
 from rlinf_lite.algorithms.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlinf_lite.algorithms.losses import LOSSES, PolicyLoss, policy_loss
 from rlinf_lite.algorithms.registry import pick
@@ -15,9 +15,12 @@ __all__ = [
     "LOSSES",
     "PolicyLoss",
     "aggregate",
+    "corrected_kl",
     "group_advantages",
     "importance_weights",
     "kl_penalty",
+    "left_out",
+    "over_graded",
     "pick",
     "policy_loss",
     "token_logprobs",

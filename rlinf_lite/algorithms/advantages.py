@@ -28,6 +28,38 @@ def group_advantages(rewards_PG: Tensor) -> Tensor:
     return torch.where(is_flat, 0.0, centered / (std + _EPS)).float()
 
 
+def left_out(graded_PG: Tensor) -> Tensor:
+    """Which responses take no part in a step: those without a grade, and all of a group with fewer than two grades.
+
+    Args:
+        graded_PG: bool [P, G].
+
+    Returns:
+        bool [P, G].
+    """
+    return ~(graded_PG & (graded_PG.sum(dim=1, keepdim=True) >= 2))
+
+
+def over_graded(advantages: Callable[[Tensor], Tensor], rewards_PG: Tensor, left_out_PG: Tensor) -> Tensor:
+    """``advantages`` of each group as though it had no other responses than those that are not left out.
+
+    Args:
+        advantages: an entry of `ADVANTAGES`.
+        rewards_PG: finite, also where left out.
+        left_out_PG: bool [P, G], see `left_out`.
+
+    Returns:
+        float32 [P, G], exactly 0 where left out.
+    """
+    advantages_PG = advantages(rewards_PG).clone()
+    for group in left_out_PG.any(dim=1).nonzero()[:, 0].tolist():
+        kept_G = ~left_out_PG[group]
+        advantages_PG[group] = 0.0
+        if kept_G.any():
+            advantages_PG[group, kept_G] = advantages(rewards_PG[group, kept_G][None])[0]
+    return advantages_PG
+
+
 def whiten(advantages_N: Tensor, num_tokens_N: Tensor) -> Tensor:
     """Shift and scale to mean 0 and (population) std 1 over all response tokens of the batch.
 

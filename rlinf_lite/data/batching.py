@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,16 +55,22 @@ def collate(
     pad_id: int,
     *,
     with_rollout: bool,
+    left_out: Container[int] = (),
 ) -> MicroBatch:
-    """Right-pad prompt + response of ``rows`` to the longest of them."""
+    """Right-pad prompt + response of ``rows`` to the longest of them. Rows that are ``left_out`` stay, so that the
+    batch is the same, but have no loss tokens: all their columns are padding.
+    """
     chosen = [rollouts[row] for row in rows]
-    assert all(len(r.prompt_ids) and len(r.response_ids) for r in chosen), "no token predicts the first one"
+    assert all(len(r.prompt_ids) for r in chosen), "no token predicts the first one"
+    assert all(len(r.response_ids) for row, r in zip(rows, chosen, strict=True) if row not in left_out)
     width = max(len(r.prompt_ids) + len(r.response_ids) for r in chosen)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask, advantages, reported = (np.zeros((len(rows), width - 1), dtype=np.float32) for _ in range(3))
     for i, (row, rollout) in enumerate(zip(rows, chosen, strict=True)):
         start, stop = len(rollout.prompt_ids), len(rollout.prompt_ids) + len(rollout.response_ids)
         ids[i, :start], ids[i, start:stop] = rollout.prompt_ids, rollout.response_ids
+        if row in left_out:
+            continue  # what it brings may not even be finite
         mask[i, start - 1 : stop - 1] = 1.0
         advantages[i, start - 1 : stop - 1] = float(advantages_N[row])
         if with_rollout:
@@ -83,15 +89,24 @@ class StepBatch:
     """A step's rollouts, cut twice: for the log-prob passes and for the updates."""
 
     def __init__(
-        self, rollouts: Sequence[Rollout], advantages_N: Tensor, *, step: int, pad_id: int, config: Config
+        self,
+        rollouts: Sequence[Rollout],
+        advantages_N: Tensor,
+        *,
+        step: int,
+        pad_id: int,
+        config: Config,
+        left_out: Container[int] = (),
     ) -> None:
         """
         Args:
             rollouts: N of them, in canonical order.
             advantages_N: float32 [N].
             step: the step being made.
+            left_out: rows without loss tokens. How the batch is cut does not depend on them.
         """
         self.rollouts, self._advantages_N, self._pad_id = rollouts, advantages_N, pad_id
+        self._left_out = left_out
         self._lengths = [len(r.prompt_ids) + len(r.response_ids) for r in rollouts]
         self._with_rollout = config.rollout.return_logprobs
         self._max_tokens = config.runner.max_tokens_per_mbs if config.runner.enable_dynamic_batch_size else None
@@ -109,6 +124,7 @@ class StepBatch:
 
         Args:
             logprobs: ``{"old_logprobs_BT" | "ref_logprobs_BT": a float32 [R] for each row's response}``; may be empty.
+                What is given for rows that are left out is not read.
         """
         size = self._config.algorithm.training_batch_size_per_gpu
         minibatches = []
@@ -120,24 +136,31 @@ class StepBatch:
                     name: self._spread(micros[i], cut, by_row) for name, by_row in logprobs.items()
                 }
                 micros[i] = replace(micros[i], **fields)
-            num_tokens = sum(len(self.rollouts[row].response_ids) for row in rows)
-            minibatches.append(MiniBatch(micro_batches=tuple(micros), num_tokens=num_tokens, num_sequences=len(rows)))
+            trained = [row for row in rows if row not in self._left_out]
+            num_tokens = sum(len(self.rollouts[row].response_ids) for row in trained)
+            minibatches.append(
+                MiniBatch(micro_batches=tuple(micros), num_tokens=num_tokens, num_sequences=len(trained))
+            )
         return minibatches
 
     def by_row(self, cuts: Sequence[Sequence[int]], found: Mapping[int, Tensor]) -> list[np.ndarray]:
-        """Log-probs of micro-batches, as the actors return them, back to one float32 [R] a row's response."""
+        """Log-probs of micro-batches, as the actors return them, back to one float32 [R] a row's response; empty for
+        rows that are left out.
+        """
         rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(self.rollouts)
         for index, cut in enumerate(cuts):
             for i, row in enumerate(cut):
                 start, stop = self._response_columns(row)
-                rows[row] = found[index][i, start:stop].numpy()
+                if row not in self._left_out:
+                    rows[row] = found[index][i, start:stop].numpy()
         return rows
 
     def _spread(self, micro: MicroBatch, cut: Sequence[int], by_row: Sequence[np.ndarray]) -> Tensor:
         spread = torch.zeros_like(micro.loss_mask_BT)
         for i, row in enumerate(cut):
             start, stop = self._response_columns(row)
-            spread[i, start:stop] = torch.from_numpy(by_row[row])
+            if row not in self._left_out:
+                spread[i, start:stop] = torch.from_numpy(by_row[row])
         return spread
 
     def _response_columns(self, row: int) -> tuple[int, int]:
@@ -145,4 +168,12 @@ class StepBatch:
         return start, start + len(self.rollouts[row].response_ids)
 
     def _collate(self, index: int, rows: Sequence[int]) -> MicroBatch:
-        return collate(index, rows, self.rollouts, self._advantages_N, self._pad_id, with_rollout=self._with_rollout)
+        return collate(
+            index,
+            rows,
+            self.rollouts,
+            self._advantages_N,
+            self._pad_id,
+            with_rollout=self._with_rollout,
+            left_out=self._left_out,
+        )

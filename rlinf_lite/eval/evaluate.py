@@ -11,7 +11,7 @@ import numpy as np
 from rlinf_lite.config import Config
 from rlinf_lite.eval.estimators import Vote, ladder, maj_at_k, pass_at_k
 from rlinf_lite.eval.log import MemoryLog, Row
-from rlinf_lite.rewards import Judge, attempts
+from rlinf_lite.rewards import Judge, attempts, ungraded
 from rlinf_lite.rewards.extraction import final_answer
 from rlinf_lite.rollout.chunks import cut, join
 from rlinf_lite.rollout.engine import RolloutEngine
@@ -59,9 +59,15 @@ def evaluate(
         if num_done <= len(log.rows):
             continue
         rollouts = join([engine.generate(chunk)])
-        rows = _rows(chunk, rollouts, judge.score(attempts(chunk.prompts, rollouts)), answer_of)
+        rows = _rows(chunk, rollouts, _scores(judge, chunk.prompts, rollouts), answer_of)
         log.append(rows)
         progress(rows)
+
+
+def _scores(judge: Judge, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Score]:
+    """One a rollout, in their order; what could not be generated is not given to the grader."""
+    scores = iter(judge.score(attempts(prompts, [rollout for rollout in rollouts if rollout.error is None])))
+    return [next(scores) if rollout.error is None else ungraded(rollout.error) for rollout in rollouts]
 
 
 def answer_reader(reward_type: str) -> Callable[[str], str]:
@@ -96,7 +102,7 @@ def _response(rollout: Rollout, score: Score, answer_of: Callable[[str], str]) -
         "text": rollout.text,
         "answer": answer_of(rollout.text),
         "correct": score.correct,
-        "reward": score.reward,
+        "reward": score.reward if score.graded else None,
         "finished": rollout.finished,
         "num_tokens": len(rollout.response_ids),
         "error": score.error,
@@ -104,19 +110,23 @@ def _response(rollout: Rollout, score: Score, answer_of: Callable[[str], str]) -
 
 
 def results(rows: Sequence[Row]) -> dict[str, Any]:
-    """What all rows come to. ``accuracy`` is the mean over all responses."""
+    """What all rows come to. ``accuracy`` is the mean over all responses, in which those that could not be graded
+    count as wrong; ``reward_mean`` is over graded ones, None if there are none.
+    """
     responses = [response for row in rows for response in row["responses"]]
+    rewards = [response["reward"] for response in responses if response["reward"] is not None]
     num_samples = len(rows[0]["responses"])
     found: dict[str, Any] = {
         "num_problems": len(rows),
         "num_samples": num_samples,
         "accuracy": float(np.mean([response["correct"] for response in responses])),
         "accuracy_stderr": _standard_error(rows),
-        "reward_mean": float(np.mean([response["reward"] for response in responses])),
+        "reward_mean": float(np.mean(rewards)) if rewards else None,
         "response_tokens_mean": float(np.mean([response["num_tokens"] for response in responses])),
         "response_tokens_max": max(response["num_tokens"] for response in responses),
         "cut_fraction": float(np.mean([not response["finished"] for response in responses])),
         "verifier_errors": sum(response["error"] is not None for response in responses),
+        "ungraded": len(responses) - len(rewards),
     }
     if num_samples > 1:
         found["pass@k"] = {str(k): statistics.fmean(_passes(row, k) for row in rows) for k in ladder(num_samples)}

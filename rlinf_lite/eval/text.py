@@ -82,6 +82,8 @@ def table(found: Mapping[str, Any]) -> list[str]:
         f"responses   {found['response_tokens_mean']:.1f} tokens on average, {found['response_tokens_max']} at most; "
         f"{found['cut_fraction']:.1%} cut"
     )
-    if found["verifier_errors"]:
-        lines.append(f"verifier    gave up on {found['verifier_errors']}, which count as wrong")
+    if found["ungraded"]:
+        lines.append(f"ungraded    {found['ungraded']} could not be generated or graded, and count as wrong")
+    if given_up := found["verifier_errors"] - found["ungraded"]:
+        lines.append(f"verifier    gave up on {given_up}, which count as wrong")
     return lines

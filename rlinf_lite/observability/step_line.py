@@ -58,6 +58,9 @@ def _throughput(metrics: Metrics) -> str:
         shown.append(f"{_short(metrics['throughput/tokens_per_second']):>5} tok/s")
     if "val/accuracy" in metrics:
         shown.append(f"val {metrics['val/accuracy']:.3f}")
+    for label, key in (("ungraded", "reward/ungraded"), ("val ungraded", "val/reward/ungraded")):
+        if metrics.get(key):
+            shown.append(f"{label} {metrics[key]:.0f}")
     return "  ".join(shown)
 
 

@@ -29,9 +29,10 @@ class Sample:
     """Within the prompt's group."""
     prompt: str
     response: str
-    reward: float
+    reward: float | None
+    """None: it could not be graded."""
     error: str | None
-    """What the reward function failed with."""
+    """Why it could not be generated or graded, or counts as wrong."""
 
 
 def choose_samples(path: Path) -> list[Sample]:
@@ -53,7 +54,7 @@ def _of_step(path: Path, step: int) -> Iterator[Sample]:
                 index=int(row["sample"]),
                 prompt=_cut(prompt_of(row)),
                 response=_cut(row["text"]),
-                reward=float(row["reward"]),
+                reward=None if row["reward"] is None else float(row["reward"]),
                 error=row.get("error"),
             )
 

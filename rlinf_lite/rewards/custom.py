@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import traceback
+from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from numbers import Complex, Real
 from typing import Any, SupportsFloat
 
+from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.rewards.user_function import UserFunction
 from rlinf_lite.types import Attempt, Score
 
@@ -16,7 +18,7 @@ _RETURNS = "return a number, a bool, or {'reward': number, 'correct': bool}"
 
 
 class CustomJudge:
-    """Asks ``function`` for each response. What it raises, or returns beside a finite number, costs that sample."""
+    """Asks ``function`` for each response. Where it raises, or returns no finite number, the response is not graded."""
 
     def __init__(self, function: UserFunction, reward_scale: float) -> None:
         """
@@ -34,31 +36,31 @@ class CustomJudge:
     def _judge(self, attempt: Attempt) -> Score:
         try:
             return self._read(self._call(**{name: _offer(attempt, name) for name in self._names}))
-        except (Exception, SystemExit) as error:  # whatever a user's code makes of a model's text, the run goes on
-            return _failed(f"{type(error).__name__}: {_text(error)} ({_place(error)})")
+        except (
+            Exception,
+            SystemExit,
+            CancelledError,
+        ) as error:  # it is the user's code
+            return ungraded(f"{type(error).__name__}: {_text(error)} ({_place(error)})")
 
     def _read(self, returned: Any) -> Score:
         reward = returned.get("reward") if isinstance(returned, Mapping) else returned
         if not isinstance(reward, SupportsFloat) or (isinstance(reward, Complex) and not isinstance(reward, Real)):
-            return _failed(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
+            return ungraded(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
         value = float(reward)
         if not math.isfinite(self._scale * value):
-            return _failed(
+            return ungraded(
                 f"reward.path: the function returned {value}; a reward must be finite, reward_scale included"
             )
         correct = returned.get("correct") if isinstance(returned, Mapping) else None
-        if isinstance(correct, str):
-            return _failed(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
+        if isinstance(correct, str) or correct != correct:  # NaN is not even itself
+            return ungraded(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
         return Score(reward=self._scale * value, correct=value >= 1.0 if correct is None else bool(correct))
 
 
 def _offer(attempt: Attempt, name: str) -> Any:
     # Metadata are shared by the responses to one problem.
     return deepcopy(dict(attempt.metadata)) if name == "metadata" else getattr(attempt, name)
-
-
-def _failed(reason: str) -> Score:
-    return Score(reward=0.0, correct=False, error=reason[:500])
 
 
 def _text(error: BaseException) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from rlinf_lite.rewards.extraction import final_answer, reference_answer
+from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.rewards.plain_numbers import MAX_CHARS, parse_number, same_number
-from rlinf_lite.rewards.verifier import Verifier, VerifierError
+from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
 from rlinf_lite.types import Attempt, Score
 
 
@@ -42,6 +43,8 @@ class MathJudge:
             correct = self._is_correct(final_answer(response), reference_answer(answer))
         except VerifierError as error:
             return Score(reward=0.0, correct=False, error=str(error))
+        except VerifierLost as error:
+            return ungraded(str(error))
         return Score(reward=self._scale if correct else 0.0, correct=correct)
 
     def _is_correct(self, found: str, reference: str) -> bool:

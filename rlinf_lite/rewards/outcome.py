@@ -1,4 +1,4 @@
-"""When rewards say nothing any more, and the run must not go on."""
+"""Responses that could not be graded: how they are marked, and when there are too many of them to go on."""
 
 from __future__ import annotations
 
@@ -7,23 +7,30 @@ from collections.abc import Sequence
 from rlinf_lite.config import ConfigError
 from rlinf_lite.types import Score
 
-_ENOUGH = 8
-"""Fewer responses than these prove nothing."""
-
 
 class RewardError(ConfigError):
-    """Not one response of a whole batch could be judged."""
+    """Too many responses could not be graded."""
 
 
-def refuse_if_none_judged(scores: Sequence[Score]) -> None:
+def ungraded(reason: str) -> Score:
+    """The score of a response that could not be graded, for ``reason`` (its first 500 characters)."""
+    return Score(reward=0.0, correct=False, error=reason[:500], graded=False)
+
+
+def refuse_too_many_ungraded(scores: Sequence[Score], max_fraction: float, what: str) -> None:
     """
+    Args:
+        max_fraction: ``reward.max_failed_fraction``.
+        what: where the responses come from, for the message: ``"step 12"``.
+
     Raises:
-        RewardError: every score of the batch is an error, so that nothing could be learned from it.
+        RewardError: more than ``max_fraction`` of the responses could not be graded.
     """
-    errors = [score.error for score in scores if score.error is not None]
-    if len(errors) == len(scores) >= _ENOUGH:
+    errors = [score.error for score in scores if not score.graded]
+    if errors and len(errors) / len(scores) > max_fraction:
         raise RewardError(
-            f"reward: none of {len(scores)} responses could be judged; the first: {errors[0]}\n"
-            "correct the reward, and start again with runner.resume_dir=auto and "
-            "\"runner.resume_allow_changes=['reward (source)']\""
+            f"reward: {len(errors)} of {len(scores)} responses of {what} could not be graded, more than "
+            f"reward.max_failed_fraction={max_fraction:g} of them; the first: {errors[0]}\n"
+            "correct the cause, or raise reward.max_failed_fraction, and start again with runner.resume_dir=auto (and, "
+            "if the reward's source changes, \"runner.resume_allow_changes=['reward (source)']\")"
         )

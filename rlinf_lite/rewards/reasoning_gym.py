@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from rlinf_lite.config import ConfigError
-from rlinf_lite.rewards.verifier import Verifier, VerifierError
+from rlinf_lite.rewards.outcome import ungraded
+from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
 from rlinf_lite.types import Attempt, Score
 
 SUBJECT = "reasoning-gym"
@@ -40,6 +41,8 @@ class ReasoningGymJudge:
             reply = self._verifier.ask({**attempt.metadata, "answers": stated_answers(attempt.response)})
         except VerifierError as error:
             return Score(reward=0.0, correct=False, error=str(error))
+        except VerifierLost as error:
+            return ungraded(str(error))
         return Score(reward=self._scale * reply["reward"], correct=reply["reward"] >= 1.0)
 
 

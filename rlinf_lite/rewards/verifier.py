@@ -26,7 +26,11 @@ _WALL_FACTOR = 10.0
 
 
 class VerifierError(RuntimeError):
-    """One check has no verdict; the sample counts as wrong."""
+    """One check has no verdict because of its texts (too large, too slow, fatal to the child): they count as wrong."""
+
+
+class VerifierLost(RuntimeError):
+    """One check has no verdict, and not because of its texts: the response cannot be graded."""
 
 
 class VerifierStartError(RuntimeError):
@@ -55,7 +59,8 @@ class Verifier:
         """Whether ``answer`` means ``reference``; both are LaTeX or plain text without a box.
 
         Raises:
-            VerifierError: the check ran out of CPU time, or the child died in it twice.
+            VerifierError: the check ran out of CPU time or failed, or the child crashed in it twice.
+            VerifierLost: the child was killed, or stood still, in it twice.
             VerifierStartError: no child could be started.
         """
         return bool(self.ask({"reference": reference, "answer": answer})["correct"])
@@ -81,8 +86,9 @@ class Verifier:
     def _ask_again(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._ask(request)
-        except _ChildLost as error:
-            raise VerifierError(f"{self._subject} gave no answer twice: {error}") from None
+        except _ChildLost as lost:
+            error = VerifierError if lost.crashed else VerifierLost
+            raise error(f"{self._subject} gave no answer twice: {lost}") from None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._child is None:
@@ -100,8 +106,16 @@ class Verifier:
             self._child = None
 
 
+_CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+"""Signals that a process gets for what it did itself; others are sent by somebody else (out of memory, an operator)."""
+
+
 class _ChildLost(Exception):
     """The child died, or does not answer: it has to be replaced."""
+
+    def __init__(self, reason: str, *, crashed: bool = False) -> None:
+        super().__init__(reason)
+        self.crashed = crashed
 
 
 class _Child:
@@ -175,4 +189,4 @@ class _Child:
         code = self.process.wait()
         if code == -signal.SIGPROF:
             return VerifierError(f"{self._subject} took more than {self._cpu_seconds:g} s of CPU time")
-        return _ChildLost(f"exit status {code}")
+        return _ChildLost(f"exit status {code}", crashed=code > 0 or -code in _CRASHES)

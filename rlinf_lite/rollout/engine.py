@@ -32,7 +32,8 @@ class RolloutEngine(Protocol):
         """
 
     def generate(self, chunk: GenerationChunk) -> list[Rollout]:
-        """``group_size`` responses for each prompt, ordered by prompt and then by sample index.
+        """``group_size`` responses for each prompt, ordered by prompt and then by sample index. One that could not be
+        generated is there all the same, with the reason in its ``error``.
 
         Raises:
             FloatingPointError: the weights give logits that are not finite.

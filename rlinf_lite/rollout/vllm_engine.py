@@ -110,7 +110,10 @@ class VllmEngine:
             raise
         outputs = [answer.outputs[0] for answer in answers]
         texts = self._tokenizer.batch_decode([list(output.token_ids) for output in outputs], skip_special_tokens=True)
-        return [self._rollout(chunk, row, output, texts[row]) for row, output in enumerate(outputs)]
+        rollouts = [self._rollout(chunk, row, output, texts[row]) for row, output in enumerate(outputs)]
+        if all(rollout.error == _NO_TOKEN for rollout in rollouts):
+            raise FloatingPointError(_NO_TOKEN)
+        return rollouts
 
     def _params(self, chunk: GenerationChunk) -> list:
         """A request's sampling parameters, each with a seed of its own."""
@@ -138,21 +141,29 @@ class VllmEngine:
     def _rollout(self, chunk: GenerationChunk, row: int, output, text: str) -> Rollout:  # type: ignore[no-untyped-def]
         prompt = chunk.prompts[row // chunk.group_size]
         response = np.array(output.token_ids, dtype=np.int64)
+        error = _ended_early(output)
         logprobs = None
-        if self._wants_logprobs(chunk):
+        if self._wants_logprobs(chunk) and error is None:
             found = [at[token].logprob for at, token in zip(output.logprobs, output.token_ids, strict=True)]
             logprobs = np.array(found, dtype=np.float32)
-            if not np.isfinite(logprobs).all():
-                raise FloatingPointError(_NO_TOKEN)
+            error = None if np.isfinite(logprobs).all() else _NO_TOKEN
         return Rollout(
             position=prompt.position,
             sample_index=row % chunk.group_size,
             prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
             response_ids=response,
             logprobs=logprobs,
-            finished=int(response[-1]) in self._eos,
+            finished=error is None and int(response[-1]) in self._eos,
             text=text,
+            error=error,
         )
+
+
+def _ended_early(output) -> str | None:  # type: ignore[no-untyped-def]
+    """Why vLLM gave a request up, None if it did not: a response ends with ``stop`` or ``length``."""
+    if output.finish_reason not in ("stop", "length"):
+        return f"vLLM ended the request early: finish_reason {output.finish_reason!r}"
+    return None if len(output.token_ids) else "vLLM gave no token"
 
 
 def _check_device(settings: RolloutConfig, device: torch.device) -> None:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-import torch
 
-from rlinf_lite.algorithms import ADVANTAGES, pick, whiten
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
@@ -17,11 +15,13 @@ from rlinf_lite.cluster.work import Work
 from rlinf_lite.config import Config, SamplingConfig
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
-from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer
+from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, say
+from rlinf_lite.rewards import refuse_too_many_ungraded
 from rlinf_lite.rollout.chunks import cut, join
+from rlinf_lite.runner.credit import credit
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.judging import in_order, judge
-from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics
+from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver
 from rlinf_lite.runner.schedule import due
@@ -54,6 +54,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._made: dict[tuple[str, int, int], list[Rollout]] = {}
+        self._told_of_ungraded = False
 
     def run(self) -> None:
         """Train until ``last_step`` steps are completed, or the time is up."""
@@ -81,8 +82,11 @@ class Runner:
                 self.rest()
             with timer.phase("reward"):
                 scores = in_order(judging, rollouts)
-            advantages = self.advantages(rollouts, scores)
-            batch = StepBatch(rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config)
+            self.check_graded(scores, f"step {step}")
+            advantages, left_out = credit(rollouts, scores, self.config.algorithm)
+            batch = StepBatch(
+                rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config, left_out=left_out
+            )
             logprobs = self.logprobs(batch, timer)
         self.intact = False
         with timer.phase("update"):
@@ -157,14 +161,14 @@ class Runner:
         if self.config.rollout.enable_sleep:
             self.rollouts.call("sleep")
 
-    def advantages(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> torch.Tensor:
-        """float32 [N], one a rollout: whole groups are compared here, before anything is cut over ranks."""
-        algorithm = self.config.algorithm
-        rewards_PG = torch.tensor([s.reward for s in scores], dtype=torch.float64).reshape(-1, algorithm.group_size)
-        advantages_N = pick(ADVANTAGES, "algorithm.adv_type", algorithm.adv_type)(rewards_PG).reshape(-1)
-        if algorithm.normalize_advantages:
-            advantages_N = whiten(advantages_N, torch.tensor([len(r.response_ids) for r in rollouts]))
-        return advantages_N
+    def check_graded(self, scores: Sequence[Score], what: str) -> None:
+        """Stop above ``reward.max_failed_fraction``; the first time that a response is left out, print why."""
+        refuse_too_many_ungraded(scores, self.config.reward.max_failed_fraction, what)
+        errors = [score.error for score in scores if not score.graded]
+        if errors and not self._told_of_ungraded:
+            share = f"{len(errors)} of {len(scores)} responses of {what}"
+            say(f"reward: {share} could not be graded; the first: {errors[0]}")
+            self._told_of_ungraded = True
 
     def logprobs(self, batch: StepBatch, timer: PhaseTimer) -> dict[str, list[Any]]:
         """Log-probs from before the update, where the loss needs them: the reference's, and the old policy's.
@@ -204,8 +208,8 @@ class Runner:
                 rollouts += made
                 scores += in_order(judging, made)
             self.rest()
-        metrics = rollout_metrics(rollouts, scores, prefix="val/")
-        metrics["val/accuracy"] = metrics.pop("val/reward/accuracy")
+        self.check_graded(scores, f"the validation after step {self.progress.step}")
+        metrics = validation_metrics(rollouts, scores)
         self.progress.validated(metrics["val/accuracy"])
         return metrics
 
@@ -248,6 +252,6 @@ def _sample_row(prompt: str, rollout: Rollout, score: Score) -> dict[str, Any]:
         "response_ids": rollout.response_ids.tolist(),
         "prompt": prompt,
         "text": rollout.text,
-        "reward": score.reward,
+        "reward": score.reward if score.graded else None,
         "error": score.error,
     }

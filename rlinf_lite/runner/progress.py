@@ -16,9 +16,9 @@ class Progress:
     cursor: int = 0
     """Prompts used: where in the stream the next step begins."""
     num_samples: int = 0
-    """Responses trained on."""
+    """Responses of all steps, those that a step left out included."""
     num_tokens: int = 0
-    """Tokens trained on, prompts included."""
+    """Their tokens, prompts included."""
     best_val_accuracy: float = -1.0
     """-1 before the first validation."""
     best_val_step: int = 0

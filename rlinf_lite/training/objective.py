@@ -8,6 +8,7 @@ from torch import Tensor
 from rlinf_lite.algorithms import (
     LOSSES,
     aggregate,
+    corrected_kl,
     importance_weights,
     kl_penalty,
     pick,
@@ -19,7 +20,8 @@ from rlinf_lite.types import MicroBatch, MiniBatch
 
 MicroSums = dict[str, float]
 """Of one micro-batch: ``loss``, ``policy_loss``, ``kl_loss`` are its shares of the mini-batch's value; every other key
-is a sum over its loss tokens (``tokens`` of them)."""
+is a sum over its loss tokens (``tokens`` of them). ``policy_grad_square`` and ``kl_grad_square`` are of the gradients
+of the two terms of the loss in the tokens' log-probs."""
 
 
 def micro_batch_loss(
@@ -75,10 +77,17 @@ def micro_batch_loss(
         "update_kl": _masked_sum(kl_penalty(old, logprobs.detach(), "low_var_kl"), mask),
     }
     if reference is not None:
-        kl_BC = kl_penalty(logprobs, reference, config.kl_penalty_type)
+        if config.kl_importance_correction:
+            kl_BC = corrected_kl(logprobs, reference, old, config.kl_penalty_type)
+        else:
+            kl_BC = kl_penalty(logprobs, reference, config.kl_penalty_type)
         kl = share(kl_BC)
-        loss = loss + config.kl_beta * kl
         sums |= {"kl_loss": kl.item(), "ref_kl": _masked_sum(kl_BC, mask)}
+        sums |= {
+            "policy_grad_square": _grad_square(loss, logprobs),
+            "kl_grad_square": _grad_square(config.kl_beta * kl, logprobs),
+        }
+        loss = loss + config.kl_beta * kl
     if entropy_BC is not None:
         if config.entropy_bonus:
             loss = loss - config.entropy_bonus * share(entropy_BC)
@@ -88,6 +97,12 @@ def micro_batch_loss(
         trainer = old if config.recompute_logprobs else logprobs.detach()
         sums["rollout_gap"] = _masked_sum((trainer - rollout).abs(), mask)
     return loss, sums | {"loss": loss.item()}
+
+
+def _grad_square(term: Tensor, logprobs: Tensor) -> float:
+    """Squared L2 norm of the gradient of ``term`` in the log-probs; does not go through the model."""
+    (grad,) = torch.autograd.grad(term, logprobs, retain_graph=True)
+    return grad.double().square().sum().item()
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> float:

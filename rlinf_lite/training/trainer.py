@@ -33,10 +33,10 @@ class UpdateReport:
     sums: dict[int, MicroSums]
     """By `MicroBatch.index`: the driver adds them in that order, whatever rank they come from."""
     grad_norm: float
-    """Global L2 norm before clipping; not finite when skipped."""
+    """Global L2 norm before clipping; not finite after an overflow, 0 without loss tokens."""
     lr: float
     skipped: bool
-    """The gradient scaler met an overflow and took no step."""
+    """No optimizer step was taken: the gradient scaler met an overflow, or the mini-batch has no loss tokens."""
 
 
 class PolicyTrainer:
@@ -183,12 +183,18 @@ class PolicyTrainer:
     def update(self, batch: MiniBatch) -> UpdateReport:
         """One optimizer step on this rank's share of the mini-batch. Collective.
 
+        Without any loss token no step is taken, on any rank: it would move the weights by weight decay and by the
+        momentum of earlier steps alone. The learning rate goes on all the same.
+
         Raises:
             FloatingPointError: the gradient is not finite (and no gradient scaler is there to skip the step), or what
                 the step made of parameters and moments is not: the state must not be saved.
         """
         lr = learning_rate(self.actor.optim, int(self.num_updates), self.total_updates)
         self.optimizer.param_groups[0]["lr"] = lr
+        if not batch.num_tokens:
+            self._count_update()
+            return UpdateReport(sums={}, grad_norm=0.0, lr=lr, skipped=True)
         self.optimizer.zero_grad()
         sums = {}
         for micro in self._share(batch.micro_batches):
@@ -212,7 +218,7 @@ class PolicyTrainer:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.num_updates += 1
+        self._count_update()
         if finite and (name := self.non_finite()) is not None:
             raise FloatingPointError(
                 f"{name} holds a NaN or an infinity after {int(self.num_updates)} optimizer steps (rank {self.rank}). "
@@ -221,6 +227,10 @@ class PolicyTrainer:
                 "actor.fsdp_config.mixed_precision)"
             )
         return UpdateReport(sums=sums, grad_norm=norm.item(), lr=lr, skipped=not finite)
+
+    def _count_update(self) -> None:
+        # Not in place: where no optimizer step is taken nothing waits for a save that may still be reading it.
+        self.num_updates = self.num_updates + 1
 
     def _loss(self, micro: MicroBatch | None, batch: MiniBatch) -> tuple[Tensor, MicroSums]:
         """The micro-batch's share of the mini-batch loss: over all micro-batches and ranks the shares add up."""

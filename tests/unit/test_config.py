@@ -83,6 +83,20 @@ def test_a_missing_value_is_named():
         ({"algorithm__sampling_params__temperature": float("nan")}, "temperature=nan: must be a finite number"),
         ({"actor__optim__lr": float("inf")}, "actor.optim.lr=inf: must be a finite number"),
         ({"algorithm__clip_ratio_c": 0.5}, "must be above 1"),
+        (
+            {"algorithm__kl_beta": 0.1, "algorithm__kl_penalty_type": "kl"},
+            "algorithm.kl_penalty_type=kl with algorithm.kl_beta=0.1: in a loss its expected gradient is zero",
+        ),
+        (
+            {
+                "algorithm__kl_beta": 0.1,
+                "algorithm__kl_penalty_type": "abs",
+                "algorithm__kl_importance_correction": True,
+            },
+            "algorithm.kl_penalty_type=abs is none; use low_var_kl",
+        ),
+        ({"reward__max_failed_fraction": 1.5}, "reward.max_failed_fraction=1.5: is a share"),
+        ({"reward__max_failed_fraction": -0.1}, "reward.max_failed_fraction=-0.1: must be at least 0"),
         ({"algorithm__group_size": 1}, "use at least 2"),
         ({"data__type": "math"}, "data.train_data_paths=[]"),
         ({"actor__fsdp_config__grad_scaler__enabled": True}, "scaling is for fp16"),
@@ -119,6 +133,11 @@ def test_a_contradiction_is_named_with_its_remedy(values, said):
     with pytest.raises(ConfigError) as caught:
         check(small(**values))
     assert said in str(caught.value)
+
+
+def test_an_estimator_without_gradient_is_fine_where_it_is_not_differentiated():
+    for values in ({}, {"algorithm__kl_beta": 0.1, "algorithm__kl_importance_correction": True}):
+        check(small(algorithm__kl_penalty_type="kl", **values))
 
 
 @pytest.mark.parametrize(

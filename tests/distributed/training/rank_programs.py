@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,16 @@ def make_trainer(mesh: DeviceMesh, model_dir: str, config: Config, total_updates
     )
 
 
-def step(trainer: PolicyTrainer, config: Config, rollouts: list[Rollout], advantages: Tensor, number: int) -> list[Any]:
+def step(
+    trainer: PolicyTrainer,
+    config: Config,
+    rollouts: list[Rollout],
+    advantages: Tensor,
+    number: int,
+    left_out: Collection[int] = (),
+) -> list[Any]:
     """A step as the runner makes it: old and reference log-probs, then the updates; returns this rank's reports."""
-    batch = StepBatch(rollouts, advantages, step=number, pad_id=0, config=config)
+    batch = StepBatch(rollouts, advantages, step=number, pad_id=0, config=config, left_out=left_out)
     fields = {"old_logprobs_BT": False} if config.algorithm.n_minibatches > 1 else {}
     if config.algorithm.kl_beta:
         fields["ref_logprobs_BT"] = True
@@ -66,11 +74,20 @@ def snapshot(trainer: PolicyTrainer) -> dict[str, Any]:
 
 
 def train(
-    mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], advantages: Tensor, num_steps: int = 1
+    mesh: DeviceMesh,
+    *,
+    model_dir: str,
+    config: Config,
+    rollouts: list[Rollout],
+    advantages: Tensor,
+    num_steps: int = 1,
+    left_out: Collection[int] = (),
 ) -> dict[str, Any]:
     trainer = make_trainer(mesh, model_dir, config)
     reports = [
-        report for number in range(1, num_steps + 1) for report in step(trainer, config, rollouts, advantages, number)
+        report
+        for number in range(1, num_steps + 1)
+        for report in step(trainer, config, rollouts, advantages, number, left_out)
     ]
     return {
         **snapshot(trainer),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -23,8 +26,10 @@ def row_logprobs(model, rollout, temperature):
     return all_logprobs[torch.arange(len(rollout.response_ids)), torch.from_numpy(rollout.response_ids)]
 
 
-def reference_update(model_dir, config, rollouts, advantages):
-    """One step, written out: clipped loss with importance weights, k1 KL, entropy bonus, clipping by norm, AdamW."""
+def reference_update(model_dir, config, rollouts, advantages, left_out=()):
+    """One step without the rows that are left out, written out: clipped loss with importance weights, k2 KL, entropy
+    bonus, clipping by norm, AdamW.
+    """
     algorithm, optim = config.algorithm, config.actor.optim
     temperature = algorithm.sampling_params.temperature
     model, base = (AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32) for _ in range(2))
@@ -39,7 +44,12 @@ def reference_update(model_dir, config, rollouts, advantages):
         old = [row_logprobs(model, rollout, temperature) for rollout in rollouts]
         ref = [row_logprobs(base, rollout, temperature) for rollout in rollouts]
     norms, losses = [], []
-    for rows in arrange(len(rollouts), 1, config):
+    for all_rows in arrange(len(rollouts), 1, config):
+        rows = [row for row in all_rows if row not in left_out]
+        if not rows:
+            norms.append(0.0)
+            losses.append(0.0)
+            continue
         num_tokens = sum(len(rollouts[row].response_ids) for row in rows)
         loss = torch.zeros(())
         for row in rows:
@@ -50,7 +60,7 @@ def reference_update(model_dir, config, rollouts, advantages):
             if algorithm.importance_sampling_fix:
                 engine = torch.from_numpy(rollouts[row].logprobs)
                 token_loss = token_loss * (old[row] - engine).exp().clamp(max=algorithm.importance_sampling_clip)
-            token_loss = token_loss + algorithm.kl_beta * (logprobs - ref[row])
+            token_loss = token_loss + algorithm.kl_beta * 0.5 * (logprobs - ref[row]).square()
             scaled = row_logits(model, rollouts[row]) / temperature
             entropy = torch.distributions.Categorical(logits=scaled).entropy()
             token_loss = token_loss - algorithm.entropy_bonus * entropy
@@ -110,7 +120,7 @@ EVERYTHING = {
     "algorithm.n_minibatches": 2,
     "algorithm.shuffle_rollout": True,
     "algorithm.kl_beta": 0.3,
-    "algorithm.kl_penalty_type": "kl",
+    "algorithm.kl_penalty_type": "mse",
     "algorithm.entropy_bonus": 0.05,
     "algorithm.ratio_clip_eps": 0.01,
     "algorithm.importance_sampling_fix": True,
@@ -136,6 +146,67 @@ def test_two_minibatches_with_every_term(ranks, model_dirs, make_config, rollout
     assert sum(abs(s["ref_kl"]) for s in second.values()) > 0
     assert sum(s["update_kl"] for s in second.values()) > 0
     assert all({report.lr for report in result["reports"]} == {0.01} for result in results)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("loss_agg_func", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
+def test_rows_left_out_are_in_no_term_and_no_normaliser(
+    ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, world_size, loss_agg_func
+):
+    """What they hold, finite or not, changes no bit; the others are trained on as though they had been alone."""
+    config = make_config(EVERYTHING | {"algorithm.loss_agg_func": loss_agg_func})
+    left_out = {0, 4, 7, 8}
+    given = {"model_dir": model_dirs["llama"], "config": config, "rollouts": rollouts, "left_out": left_out}
+    results = ranks.run(world_size, "train", **given, advantages=advantages)
+    assert_follows_reference(results, reference_update(**given, advantages=advantages))
+    sums = [s for result in results for report in result["reports"] for s in report.sums.values()]
+    assert sum(s["tokens"] for s in sums) == sum(
+        len(r.response_ids) for i, r in enumerate(rollouts) if i not in left_out
+    )
+    broken = [
+        replace(r, logprobs=np.full_like(r.logprobs, np.nan)) if i in left_out else r for i, r in enumerate(rollouts)
+    ]
+    nan = advantages.clone()
+    nan[sorted(left_out)] = float("nan")
+    again = ranks.run(world_size, "train", **{**given, "rollouts": broken}, advantages=nan)
+    for one, other in zip(results, again, strict=True):
+        assert_same_state(one, other)
+        assert one["reports"] == other["reports"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_responses_without_tokens(ranks, model_dirs, make_config, rollouts, advantages, world_size):
+    """A micro-batch of nothing but them has no column at all."""
+    config = make_config(EVERYTHING | {"algorithm.shuffle_rollout": False})
+    left_out = {2, 3, 9}
+    empty = np.array([], dtype=np.int64)
+    failed = [
+        replace(r, prompt_ids=rollouts[2].prompt_ids, response_ids=empty, logprobs=None) if i in left_out else r
+        for i, r in enumerate(rollouts)
+    ]
+    given = {"model_dir": model_dirs["llama"], "config": config, "left_out": left_out, "advantages": advantages}
+    results = ranks.run(world_size, "train", rollouts=failed, **given)
+    assert_follows_reference(results, reference_update(rollouts=rollouts, **given))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_without_loss_tokens_no_step_is_taken(
+    ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, world_size
+):
+    """Neither weight decay nor momentum moves the weights; the rate goes on."""
+    config = make_config({"algorithm.n_minibatches": 2, "actor.optim.lr_scheduler": "linear", "algorithm.kl_beta": 0.1})
+    given = {"model_dir": model_dirs["llama"], "config": config, "rollouts": rollouts, "advantages": advantages}
+    first = {0, 1, 2, 3, 4}
+    results = ranks.run(world_size, "train", **given, left_out=first)
+    skipped, taken = results[0]["reports"]
+    assert (skipped.skipped, skipped.grad_norm, skipped.sums, taken.skipped) == (True, 0.0, {}, False)
+    assert (results[0]["num_updates"], taken.lr) == (2, pytest.approx(0.01 * 99 / 100))
+    assert {int(moments["step"]) for moments in results[0]["optim"].values()} == {1}
+    base = AutoModelForCausalLM.from_pretrained(model_dirs["llama"], dtype=torch.float32).state_dict()
+    nothing = ranks.run(world_size, "train", **given, left_out=set(range(10)), num_steps=2)
+    assert nothing[0]["num_updates"] == 4
+    for result in nothing:
+        assert all(torch.equal(tensor, base[name]) for name, tensor in result["model"].items())
 
 
 def test_ties_stay_tied(ranks, model_dirs, make_config, rollouts, advantages):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlinf_lite.algorithms import ADVANTAGES, group_advantages, pick, whiten
+from rlinf_lite.algorithms import ADVANTAGES, group_advantages, left_out, over_graded, pick, whiten
 
 
 def test_group_advantages_by_hand():
@@ -65,3 +65,29 @@ def test_registry():
     assert pick(ADVANTAGES, "algorithm.adv_type", "grpo") is group_advantages
     with pytest.raises(ValueError, match=r"algorithm\.adv_type: 'gae' is unknown; use one of grpo"):
         pick(ADVANTAGES, "algorithm.adv_type", "gae")
+
+
+def test_a_group_with_fewer_than_two_grades_is_left_out_whole():
+    graded = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
+    assert left_out(graded).tolist() == [[False] * 3, [False, True, False], [True] * 3, [True] * 3]
+    assert left_out(torch.ones(2, 1).bool()).all(), "one response has nothing to be compared with"
+
+
+def test_ungraded_responses_play_no_part_in_their_group():
+    """With rewards in [-1, 0] a 0 that stands for "no grade" would be the best of the group."""
+    rewards = torch.tensor([[-1.0, -0.5, 0.0, -0.25], [0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, -0.5, 0.0]])
+    graded = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    found = over_graded(group_advantages, rewards, left_out(graded))
+    # Row 1: -1, -0.5, -0.25: mean -0.5833333; deviations -0.4166667, 0.0833333, 0.3333333; squares 0.2916667; / 2;
+    #        std 0.3818813; -0.4166667 / 0.3818823 = -1.0910866, 0.2182173, 0.8728693
+    expected = torch.tensor([-1.0910866, 0.2182173, 0.0, 0.8728693])
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
+    assert torch.equal(found[0, [0, 1, 3]], group_advantages(rewards[:1, [0, 1, 3]])[0])
+    assert torch.equal(found[1], torch.zeros(4))
+    assert torch.equal(found[2], group_advantages(rewards[2:])[0])
+
+
+def test_without_failures_the_bits_are_those_of_the_estimator():
+    rewards = torch.randn(64, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    graded = torch.ones(64, 8).bool()
+    assert torch.equal(over_graded(group_advantages, rewards, left_out(graded)), group_advantages(rewards))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlinf_lite.config import ConfigError, RewardConfig
-from rlinf_lite.rewards import RewardError, build_judge, fingerprint, refuse_if_none_judged
+from rlinf_lite.rewards import RewardError, build_judge, fingerprint, refuse_too_many_ungraded, ungraded
 from rlinf_lite.rewards.user_function import OFFERED, find
 from rlinf_lite.types import Attempt, Score
 
@@ -92,13 +92,18 @@ def test_what_a_function_may_return(write, returned, expected):
         ("return {'reward': 1, 'correct': np.array([1, 0])}", "ValueError: "),
         ("return 1 / len(response.strip('2'))", "ZeroDivisionError: division by zero ("),
         ("raise SystemExit(3)", "SystemExit: 3 ("),
+        ("return {'reward': None, 'correct': True}", "the function returned {'reward': None, 'correct': True}"),
+        ("return {'reward': 1, 'correct': np.nan}", "the function returned {'reward': 1, 'correct': nan}; return"),
+        ("raise TimeoutError('no answer in 10 s')", "TimeoutError: no answer in 10 s ("),
+        ("import asyncio; raise asyncio.CancelledError", "CancelledError: "),  # no Exception
+        ("return score(response)", "RecursionError: "),
     ],
 )
 def test_a_mistake_costs_one_response(write, body, error):
     path = write(f"def score(response):\n    import numpy as np\n    if response == 'fine': return 1\n    {body}")
     fine = Attempt(prompt="", response="fine", answer="", finished=True)
     first, second = scores(path, ATTEMPT, fine)
-    assert (first.reward, first.correct) == (0.0, False)
+    assert (first.reward, first.correct, first.graded) == (0.0, False, False)
     assert error in first.error
     assert second == Score(reward=1.0, correct=True)
     if "Zero" in error or "Exit" in error:
@@ -250,13 +255,26 @@ def test_the_example_in_the_docs(attempts):
     ]
 
 
-def test_a_batch_of_errors_alone_ends_the_run():
-    right, failed = Score(reward=1.0, correct=True), Score(reward=0.0, correct=False, error="KeyError: 'x' (a.py:3)")
-    refuse_if_none_judged([failed] * 7)
-    refuse_if_none_judged([failed] * 511 + [right])
-    refuse_if_none_judged([])
-    with pytest.raises(RewardError, match=r"none of 8 responses could be judged; the first: KeyError: 'x' \(a.py:3\)"):
-        refuse_if_none_judged([failed] * 8)
+def test_too_many_ungraded_responses_end_the_run():
+    right, failed = Score(reward=1.0, correct=True), ungraded("KeyError: 'x' (a.py:3)")
+    refuse_too_many_ungraded([], 0.0, "step 5")
+    refuse_too_many_ungraded([right], 0.0, "step 5")
+    refuse_too_many_ungraded([right, failed], 0.5, "step 5")
+    refuse_too_many_ungraded([failed] * 29 + [right] * 71, 0.29, "step 5")  # 0.29 * 100 is below 29
+    refuse_too_many_ungraded([failed] * 8, 1.0, "step 5")
+    message = (
+        r"reward: 3 of 4 responses of step 5 could not be graded, more than reward\.max_failed_fraction=0\.5 of them; "
+        r"the first: KeyError: 'x' \(a\.py:3\)"
+    )
+    with pytest.raises(RewardError, match=message):
+        refuse_too_many_ungraded([right, failed, ungraded("another"), ungraded("third")], 0.5, "step 5")
+    with pytest.raises(RewardError, match="1 of 2"):
+        refuse_too_many_ungraded([failed, right], 0.0, "step 5")
+
+
+def test_a_wrong_answer_with_a_reason_is_graded():
+    given_up = Score(reward=0.0, correct=False, error="math-verify took more than 30 s of CPU time")
+    refuse_too_many_ungraded([given_up] * 8, 0.0, "step 5")
 
 
 def test_a_reward_is_finite_after_it_is_scaled(write):

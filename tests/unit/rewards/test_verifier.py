@@ -13,7 +13,7 @@ import pytest
 from rlinf_lite.rewards import VerifierStartError
 from rlinf_lite.rewards import verifier as verifier_module
 from rlinf_lite.rewards.math_judge import MathJudge
-from rlinf_lite.rewards.verifier import Verifier, VerifierError
+from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
 
 HANG = "9^{9^{9^{9}}}"
 
@@ -46,7 +46,7 @@ def test_a_hang_costs_one_sample(attempts):
     judge.close()
     assert [score.correct for score in scores] == [True, False, True]
     assert [score.error for score in scores] == [None, "math-verify took more than 2 s of CPU time", None]
-    assert scores[1].reward == 0.0
+    assert scores[1].reward == 0.0 and scores[1].graded, "a model must not escape a penalty by what it writes"
 
 
 def test_killed_between_two_checks(verifier):
@@ -78,6 +78,29 @@ def test_a_child_that_dies_twice_costs_one_sample(verifier, tmp_path, monkeypatc
         verifier.check("0.5", r"\frac12")
     monkeypatch.undo()
     assert verifier.check("0.5", r"\frac12")
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM"])
+def test_a_response_whose_check_is_killed_twice_is_not_graded(verifier, attempts, tmp_path, monkeypatch, end):
+    """By somebody else (out of memory, an operator): that says nothing about the response."""
+    fake = tmp_path / "child.py"
+    fake.write_text(
+        f"import os, signal\nprint('{{\"ready\": true}}', flush=True)\ninput()\nos.kill(os.getpid(), signal.{end})\n"
+    )
+    monkeypatch.setattr(verifier_module, "_CHILD", fake)
+    with pytest.raises(VerifierLost, match="twice: exit status -"):
+        verifier.check("0.5", r"\frac12")
+    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{\frac12}", "0.5")))
+    assert not score.graded and "gave no answer twice" in str(score.error)
+
+
+@pytest.mark.parametrize("end", ["os.abort()", "os.kill(os.getpid(), 11)", "raise SystemExit(1)"])
+def test_a_response_that_crashes_the_check_twice_is_wrong(attempts, tmp_path, monkeypatch, end):
+    fake = tmp_path / "child.py"
+    fake.write_text(f"import os\nprint('{{\"ready\": true}}', flush=True)\ninput()\n{end}\n")
+    monkeypatch.setattr(verifier_module, "_CHILD", fake)
+    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{\frac12}", "0.5")))
+    assert score.graded and not score.correct and "gave no answer twice" in str(score.error)
 
 
 def test_a_child_that_stands_still_is_replaced():

@@ -129,12 +129,12 @@ def test_rows_that_cannot_be_cut_evenly_are_refused(num_rows):
         arrange(num_rows, 1, config(n_minibatches=3))
 
 
-def step_batch(**changes) -> StepBatch:
+def step_batch(left_out=(), rollouts=ROLLOUTS, **changes) -> StepBatch:
     made = config(
         **{"n_minibatches": 2, "training_batch_size_per_gpu": 1, "logprob_forward_micro_batch_size": 3, **changes}
     )
     made.rollout.return_logprobs = True
-    return StepBatch(ROLLOUTS, ADVANTAGES, step=1, pad_id=PAD, config=made)
+    return StepBatch(rollouts, ADVANTAGES, step=1, pad_id=PAD, config=made, left_out=left_out)
 
 
 def test_for_logprobs_cuts_the_whole_batch_in_order():
@@ -176,3 +176,64 @@ def test_logprobs_find_their_way_back(shuffle, dynamic):
             assert torch.equal(micro.old_logprobs_BT, expected)
             assert torch.equal(micro.ref_logprobs_BT, 2 * expected)
             assert torch.equal(micro.rollout_logprobs_BT != 0, micro.loss_mask_BT > 0)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_rows_left_out_stay_in_the_batch_without_loss_tokens(dynamic):
+    """Row 1 is left out: tokens and cuts are those of the whole batch, what is counted is not."""
+    given = {"shuffle_rollout": True, "training_batch_size_per_gpu": 2}
+    whole, partly = step_batch(**given), step_batch(left_out={1}, **given)
+    if dynamic:
+        whole._max_tokens = partly._max_tokens = 10
+    cuts, micros = whole.for_logprobs()
+    part_cuts, part_micros = partly.for_logprobs()
+    assert part_cuts == cuts
+    assert all(torch.equal(a.input_ids_BT, b.input_ids_BT) for a, b in zip(micros, part_micros, strict=True))
+    found = {m.index: torch.full_like(m.loss_mask_BT, -2.0) for m in part_micros}
+    by_row = partly.by_row(part_cuts, found)
+    assert [len(row) for row in by_row] == [2, 0, 1, 2]
+    logprobs = {"old_logprobs_BT": by_row, "ref_logprobs_BT": by_row}
+    num_tokens = []
+    for one, other, rows in zip(whole.for_update({}), partly.for_update(logprobs), partly.minibatch_rows, strict=True):
+        assert other.num_sequences == len(set(rows) - {1})
+        assert other.num_tokens == sum(int(micro.loss_mask_BT.sum()) for micro in other.micro_batches)
+        num_tokens.append(other.num_tokens)
+        in_order = iter(rows)
+        for a, b in zip(one.micro_batches, other.micro_batches, strict=True):
+            assert torch.equal(a.input_ids_BT, b.input_ids_BT) and a.min_prompt_len == b.min_prompt_len
+            for i, row in zip(range(len(b.input_ids_BT)), in_order, strict=False):
+                for name in ("loss_mask_BT", "advantages_BT", "rollout_logprobs_BT"):
+                    expected = torch.zeros_like(getattr(a, name)[i]) if row == 1 else getattr(a, name)[i]
+                    assert torch.equal(getattr(b, name)[i], expected)
+                assert torch.equal(b.old_logprobs_BT[i] != 0, b.loss_mask_BT[i] > 0)
+    assert sum(num_tokens) == 5
+
+
+def test_a_response_that_was_not_generated_may_have_no_tokens_and_no_logprobs():
+    failed = rollout([1, 5, 6, 7, 8, 9, 3], [])  # the longest prompt: it alone makes the width
+    batch = step_batch(left_out={0}, rollouts=[failed, *ROLLOUTS[1:]], n_minibatches=1, training_batch_size_per_gpu=2)
+    cuts, micros = batch.for_logprobs()
+    by_row = batch.by_row(cuts, {m.index: torch.zeros_like(m.loss_mask_BT) for m in micros})
+    (mini,) = batch.for_update({"old_logprobs_BT": [None, *by_row[1:]]})
+    first = mini.micro_batches[0]
+    assert first.input_ids_BT.tolist() == [[1, 5, 6, 7, 8, 9, 3], [1, 5, 11, 12, 13, 2, PAD]]
+    assert not first.loss_mask_BT[0].any() and not first.rollout_logprobs_BT[0].any()
+    with pytest.raises(AssertionError):
+        step_batch(rollouts=[failed, *ROLLOUTS[1:]]).for_update({})
+
+
+def test_what_is_not_finite_does_not_get_into_the_batch():
+    broken = rollout([1, 5, 6], [10, 2], [np.nan, -np.inf])
+    batch = step_batch(left_out={0}, rollouts=[broken, *ROLLOUTS[1:]])
+    nan = np.full(2, np.nan, dtype=np.float32)
+    rows = [nan, *(np.zeros(len(r.response_ids), dtype=np.float32) for r in ROLLOUTS[1:])]
+    for mini in batch.for_update({"old_logprobs_BT": rows}):
+        for micro in mini.micro_batches:
+            assert micro.rollout_logprobs_BT.isfinite().all() and micro.old_logprobs_BT.isfinite().all()
+
+
+def test_a_mini_batch_of_rows_left_out_counts_nothing():
+    first, second = step_batch(left_out={0, 1}).for_update({})
+    assert (first.num_tokens, first.num_sequences) == (0, 0)
+    assert (second.num_tokens, second.num_sequences) == (3, 2)
+    assert len(first.micro_batches) == 2
