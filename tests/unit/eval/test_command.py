@@ -101,6 +101,27 @@ def test_samples(make_run, results, tmp_path):
     assert first["responses"][0].keys() == {"text", "answer", "correct", "reward", "finished", "num_tokens", "error"}
 
 
+def test_a_response_that_cannot_be_graded_counts_as_wrong(make_run, command, tmp_path):
+    """Every other problem is not graded, the others are called right: half are right, and the mean reward is theirs."""
+    (tmp_path / "half.py").write_text(
+        "def score(answer):\n    return {'reward': -0.5, 'correct': True} if int(answer) % 2 else None\n"
+    )
+    run, file = make_run([4]), tmp_path / "rows.jsonl"
+    custom = ("reward.reward_type=custom", f"reward.path={tmp_path}/half.py:score")
+    code, out, err = command(run, "--output", file, *custom)
+    assert code == 0, err
+    odd = [int(row["reference"]) % 2 for row in rows_of(file)]
+    responses = [row["responses"][0] for row in rows_of(file)]
+    assert [(r["correct"], r["reward"]) for r in responses] == [(True, -0.5) if o else (False, None) for o in odd]
+    assert all(
+        ("the function returned None" in str(r["error"])) == (not o) for r, o in zip(responses, odd, strict=True)
+    )
+    found = json.loads((tmp_path / "rows.jsonl.summary.json").read_text())["results"]
+    assert (found["accuracy"], found["reward_mean"], found["ungraded"]) == (sum(odd) / 20, -0.5, 20 - sum(odd))
+    assert f"ungraded    {20 - sum(odd)} could not be generated or graded, and count as wrong" in out
+    assert "verifier " not in out
+
+
 def test_it_goes_on_where_it_was(make_run, command, results, tmp_path, monkeypatch):
     """Ctrl-C in the third chunk, then the same command: the file is that of an evaluation in one go."""
     run, whole, file = make_run([4]), tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"

@@ -129,6 +129,7 @@ def test_long_texts_are_folded_and_errors_are_told(run):
     found = report(run)
     assert sum(tag == "details" for tag, _ in found.found) > 30
     assert "the verifier <i>died</i>" in found.text("div")
+    assert {"none", "0.25"} <= set(found.text("td"))
 
 
 def test_a_run_without_rows_says_so(run):
