@@ -113,9 +113,8 @@ def test_a_response_that_cannot_be_graded_counts_as_wrong(make_run, command, tmp
     odd = [int(row["reference"]) % 2 for row in rows_of(file)]
     responses = [row["responses"][0] for row in rows_of(file)]
     assert [(r["correct"], r["reward"]) for r in responses] == [(True, -0.5) if o else (False, None) for o in odd]
-    assert all(
-        ("the function returned None" in str(r["error"])) == (not o) for r, o in zip(responses, odd, strict=True)
-    )
+    errors = [None if o else "reward.path: the function returned None; return" for o in odd]
+    assert [r["error"] and r["error"][: len(e)] for r, e in zip(responses, errors, strict=True)] == errors
     found = json.loads((tmp_path / "rows.jsonl.summary.json").read_text())["results"]
     assert (found["accuracy"], found["reward_mean"], found["ungraded"]) == (sum(odd) / 20, -0.5, 20 - sum(odd))
     assert f"ungraded    {20 - sum(odd)} could not be generated or graded, and count as wrong" in out

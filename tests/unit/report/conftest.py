@@ -37,9 +37,8 @@ def metrics_of(step: int) -> dict[str, float]:
 def sample_of(step: int, index: int) -> dict:
     text = f"answer {step}.{index} {HURTS}" + " long" * (200 if index == 1 else 0)
     row = {"prompt_id": step, "sample": index, "prompt_ids": [1, 2], "prompt": f"{HURTS} 1+{step}=", "text": text}
-    return row | (
-        {"reward": None, "error": "the verifier <i>died</i>"} if index == 2 else {"reward": 0.25, "error": None}
-    )
+    failed = {"reward": None, "error": "the verifier <i>died</i>"}
+    return row | (failed if index == 2 else {"reward": 0.25, "error": None})
 
 
 @pytest.fixture
