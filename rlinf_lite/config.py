@@ -322,7 +322,7 @@ class DataConfig:
     val_rollout_batch_size: int | None = None
     """Prompts in a validation batch; null: as many as ``rollout_batch_size``."""
     num_workers: int = neutral(0)
-    """Threads that tokenize rows at start; 0: none besides the driver."""
+    """Batches of rows that are tokenized at the same time at start, each on the tokenizer's own threads; 0: one."""
     shuffle: bool = True
     seed: int = 1234
     train_data_paths: list[str] = neutral([], path=True)

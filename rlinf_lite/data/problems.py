@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -62,17 +63,20 @@ def load_problems(
     """
     write, meter = prompt_writer(config, tokenizer), Meter()
     questions, source = _questions(config, split, meter)
-    encode = encoder(tokenizer, add_special_tokens=not config.apply_chat_template)
+    limit = config.max_prompt_length if config.filter_prompt_by_length else None
+    encode = encoder(tokenizer, add_special_tokens=not config.apply_chat_template, limit=limit)
     kept, found = ProblemStore(), Fingerprint(with_metadata=bool(config.metadata_keys))
-    num_rows, shortest = 0, 0
+    num_rows, shortest = 0, math.inf
     with Progress(source, _num_bytes(config, split), meter) as progress:
         batches = in_background(_written(questions, write), encode, num_threads=max(1, config.num_workers))
         for asked, prompts, token_ids in batches:
             if stop is not None and stop.is_set():
                 raise CancelledError
             for question, prompt, ids in zip(asked, prompts, token_ids, strict=True):
-                shortest = min(shortest, len(ids)) if num_rows else len(ids)
                 num_rows += 1
+                if ids is None:
+                    continue
+                shortest = min(shortest, len(ids))
                 if _usable(question, ids, config):
                     text, answer = encoded(prompt, question.where), encoded(question.answer, question.where)
                     kept.append(text, answer, ids, path=question.path, line=question.line, metadata=question.metadata)
@@ -145,8 +149,9 @@ def _usable(question: Question, ids: TokenIds, config: DataConfig) -> bool:
     )
 
 
-def _nothing_left(source: str, num_rows: int, shortest: int, config: DataConfig) -> str:
+def _nothing_left(source: str, num_rows: int, shortest: float, config: DataConfig) -> str:
     if not num_rows:
         return f"{source}: no rows; name files (or a number of problems) with at least one"
     longer = f"longer than data.max_prompt_length={config.max_prompt_length} tokens"
-    return f"{source}: nothing left, all {num_rows} prompts are {longer} (the shortest has {shortest}); raise it"
+    known = "" if math.isinf(shortest) else f" (the shortest that was counted has {shortest})"
+    return f"{source}: nothing left, all {num_rows} prompts are {longer}{known}; raise it"

@@ -138,7 +138,7 @@ def test_nothing_left(load, jsonl):
     message = refusal(load, jsonl(ROWS), max_prompt_length=4)
     assert message == (
         "train.jsonl: nothing left, all 3 prompts are longer than data.max_prompt_length=4 tokens "
-        "(the shortest has 5); raise it"
+        "(the shortest that was counted has 5); raise it"
     )
     assert refusal(load, jsonl([])).startswith("train.jsonl: no rows")
 

@@ -73,5 +73,5 @@ def test_half_a_surrogate_pair_in_an_example(load, jsonl):
 
 def test_examples_count_for_the_length(load, jsonl):
     assert len(load(jsonl(ROWS), max_prompt_length=4).problems) == 1
-    with pytest.raises(DataError, match="the shortest has 10"):
+    with pytest.raises(DataError, match="the shortest that was counted has 10"):
         load(jsonl(ROWS), max_prompt_length=9, prompt_template="{prompt}------")
