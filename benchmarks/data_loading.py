@@ -1,7 +1,7 @@
 """How long 200 MB of prompts take to load, beside the bare tokenizer on the same texts.
 
 Makes two files in a temporary directory, short rows and long prompts, and a byte-level BPE tokenizer trained on words
-like theirs. Then, each in a process of its own, loads each file as a run does, and encodes all its prompts with the bare
+like theirs. Then, each in a process of its own, loads each file as a run does, and encodes its prompts with the bare
 tokenizer's ``encode_batch``. Prints seconds, CPU seconds, and the largest memory of the process.
 
     python benchmarks/data_loading.py [--megabytes 200]
