@@ -528,7 +528,7 @@ def gone_back(save, root):
 
 
 def steps_aside(root):
-    return sorted(int(path.name.split("_")[2].split(".")[0]) for path in root.glob("*.*-*") if "tmp" not in path.name)
+    return sorted(int(path.name.split("_")[2].split(".")[0]) for path in layout.set_aside_in(root))
 
 
 def test_prune_removes_what_was_set_aside_before_a_checkpoint_that_verifies(gone_back, cli, cli_json):
