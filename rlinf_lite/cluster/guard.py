@@ -23,7 +23,6 @@ POLL_SECONDS = 0.25
 """No call waits longer without a look at whether Ray is still there."""
 _SETTLE_SECONDS = 2.0
 """A process that is killed closes its sockets first, and is gone a moment later."""
-_BROKEN = (OSError, ray_errors.RpcError, ray_errors.RaySystemError)
 
 
 class Guard:
@@ -79,11 +78,13 @@ class Guard:
     def _blame(self, error: Exception) -> None:
         """Raise `RayLost` if that is why."""
         self.check()
+        of_a_socket = not isinstance(error, ray_errors.RayError)  # GetTimeoutError is an OSError, too
+        in_doubt = of_a_socket or isinstance(error, ray_errors.RpcError | ray_errors.RaySystemError)
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while isinstance(error, _BROKEN) and time.monotonic() < deadline:
+        while in_doubt and time.monotonic() < deadline:
             time.sleep(0.02)
             self.check()
-        if isinstance(error, OSError) and self._pulse is not None:
+        if of_a_socket and self._pulse is not None:
             self._lost = f"its connection broke: {' '.join(str(error).split())[:300]}"
             raise RayLost(self._lost) from None
 

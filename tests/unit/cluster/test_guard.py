@@ -113,6 +113,7 @@ def test_a_broken_connection_to_a_living_ray_is_its_loss():
         of_a_worker(BrokenPipeError(32, "Broken pipe")),
         ray_errors.RayActorError(),
         ray_errors.RaySystemError("no"),
+        ray_errors.GetTimeoutError("no"),
         KeyError(1),
     ],
 )
