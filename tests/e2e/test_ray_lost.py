@@ -41,18 +41,23 @@ def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, *ext
         fault = {"phase": phase, "action": "wait", "armed": str(armed), "mark": str(marks / phase)}
         faults.append(fault if step is None else {**fault, "step": step})
     process, coming = run.start(AUTO, *extra, faults=faults), set(phases)
+    started: set[psutil.Process] = set()
     with ThreadPoolExecutor(1) as reader:
         printed = reader.submit(process.communicate, timeout=3600)  # or the pipe would be full at some time
         while process.poll() is None:
             for phase in [phase for phase in coming if (marks / phase).exists()]:
                 coming.remove(phase)
-                for child in psutil.Process(process.pid).children(recursive=True):
+                below = psutil.Process(process.pid).children(recursive=True)
+                started.update(below)
+                for child in below:
                     if child.name() == part:
                         child.kill()
             time.sleep(0.01)
         text = printed.result()[0]
     assert process.returncode == 0, text
     assert not coming, f"never came to {coming}\n{text}"
+    _, left = psutil.wait_procs(started, timeout=5)
+    assert not left, left
     assert text.count("the driver starts anew") == len(phases) and "Traceback" not in text, text
     return text
 
