@@ -78,15 +78,15 @@ def below(process) -> set[psutil.Process]:
     return set()
 
 
-def ends_and_leaves_nothing(process, started: set[psutil.Process], expect: int) -> None:
+def ends_and_leaves_nothing(process, started: set[psutil.Process], expect: int, still_running) -> None:
     """At once, by what it costs here: `ray job stop` kills after 3 s. Of what was started nothing is left then."""
     began = time.monotonic()
     while process.poll() is None and time.monotonic() - began < 30:
         time.sleep(0.01)
     seconds = time.monotonic() - began
     assert process.returncode == expect and seconds < 3 * slowness(), f"{process.returncode} after {seconds:.1f} s"
-    psutil.wait_procs(started, timeout=3 * slowness())
-    assert not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    left = still_running(started, 3 * slowness())
+    assert not left, left
 
 
 def slowness() -> float:
@@ -94,7 +94,7 @@ def slowness() -> float:
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def test_stopped_while_it_starts(new_run):
+def test_stopped_while_it_starts(new_run, still_running):
     """Before its imports, while Ray starts, when it has started, while workers import and build."""
     for text, later in [
         (None, 0.3),
@@ -113,20 +113,20 @@ def test_stopped_while_it_starts(new_run):
             time.sleep(0.05)
             started |= below(process)
         process.send_signal(signal.SIGTERM)
-        ends_and_leaves_nothing(process, started, EXIT_OUT_OF_TIME)
+        ends_and_leaves_nothing(process, started, EXIT_OUT_OF_TIME, still_running)
         assert run.steps() == []
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_OUT_OF_TIME), (signal.SIGINT, EXIT_INTERRUPTED)])
-def test_stopped_twice(number, code, new_run, tmp_path):
+def test_stopped_twice(number, code, new_run, still_running, tmp_path):
     process = start_and_reach(new_run({}), tmp_path / "reached", "actor.update", 2, "hang")
     started = below(process)
     assert "raylet" in {child.name() for child in started}
     process.send_signal(number)
     time.sleep(1)
     process.send_signal(number)
-    ends_and_leaves_nothing(process, started, code)
+    ends_and_leaves_nothing(process, started, code, still_running)
 
 
 @pytest.mark.soak

@@ -31,8 +31,8 @@ PHASES = {
 where a checkpoint is sure to be there."""
 
 
-def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, *extra: str) -> str:
-    """Run to the end; ``part`` of Ray is killed when a worker is in one of the phases. Returns what was printed."""
+def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, still_running) -> None:
+    """Run to the end; ``part`` of Ray is killed when a worker is in one of the phases."""
     marks.mkdir()
     faults = []
     for phase, step in phases.items():
@@ -40,7 +40,7 @@ def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, *ext
         armed.touch()
         fault = {"phase": phase, "action": "wait", "armed": str(armed), "mark": str(marks / phase)}
         faults.append(fault if step is None else {**fault, "step": step})
-    process, coming = run.start(AUTO, *extra, faults=faults), set(phases)
+    process, coming = run.start(AUTO, REPLICAS, faults=faults), set(phases)
     started: set[psutil.Process] = set()
     with ThreadPoolExecutor(1) as reader:
         printed = reader.submit(process.communicate, timeout=3600)  # or the pipe would be full at some time
@@ -56,17 +56,16 @@ def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, *ext
         text = printed.result()[0]
     assert process.returncode == 0, text
     assert not coming, f"never came to {coming}\n{text}"
-    _, left = psutil.wait_procs(started, timeout=5)
+    left = still_running(started, 5.0)
     assert not left, left
     assert text.count("the driver starts anew") == len(phases) and "Traceback" not in text, text
-    return text
 
 
-def test_ray_is_lost_while_the_driver_waits(straight, new_run, same_run, tmp_path):
+def test_ray_is_lost_while_the_driver_waits(straight, new_run, same_run, still_running, tmp_path):
     """In the weight sync, where handlers ask the group again; and in the restore, where the run is not built yet."""
     run = new_run({})
     phases = {phase: PHASES[phase] for phase in ("actor.rows", "load.read")}
-    lose_ray(run, tmp_path / "marks", phases, "raylet", REPLICAS)
+    lose_ray(run, tmp_path / "marks", phases, "raylet", still_running)
     same_run(straight, run, 8)
 
 
@@ -77,7 +76,7 @@ def with_logprobs(tmp_path_factory, undisturbed):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
-def test_ray_is_lost_in_every_phase(part, with_logprobs, new_run, same_run, tmp_path):
+def test_ray_is_lost_in_every_phase(part, with_logprobs, new_run, same_run, still_running, tmp_path):
     run = new_run(LOGPROBS)
-    lose_ray(run, tmp_path / "marks", PHASES, part, REPLICAS)
+    lose_ray(run, tmp_path / "marks", PHASES, part, still_running)
     same_run(with_logprobs, run, 8)
