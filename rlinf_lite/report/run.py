@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from rlinf_lite.observability import Event, read_events
-from rlinf_lite.observability.events import EVENTS_FILE, RECOVERED, RESTART, RESUME, SAVE, START
+from rlinf_lite.observability.events import BACK, EVENTS_FILE, RECOVERED, RESTART, RESUME, SAVE, START
 from rlinf_lite.observability.hub import METRICS_FILE
 
 Column = tuple[np.ndarray, np.ndarray]
@@ -121,9 +121,18 @@ class Run:
 
     @property
     def saves(self) -> list[Save]:
-        """By event; of runs that recorded none by the rows in which they ended, which are a step or more later."""
-        recorded = [_save(event.step, event.figures) for event in self.events if event.kind == SAVE and event.figures]
-        return recorded or [_save(int(step), self._row(step)) for step in self.column("time/save_durable")[0]]
+        """By event, one per step, without those of a branch that was left. Of runs that recorded none by the rows in
+        which they ended, which are a step or more later.
+        """
+        recorded: dict[int, Save] = {}
+        for event in self.events:
+            if event.kind in (RESUME, BACK):
+                recorded = {step: save for step, save in recorded.items() if step <= event.step}
+            elif event.kind == SAVE and event.figures:
+                recorded[event.step] = _save(event.step, event.figures)
+        return list(recorded.values()) or [
+            _save(int(step), self._row(step)) for step in self.column("time/save_durable")[0]
+        ]
 
     def _row(self, step: int) -> dict[str, float]:
         places = {key: np.searchsorted(steps, step) for key, (steps, _) in self.columns.items()}

@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from rlinf_lite.observability import EventLog
+from rlinf_lite.observability.events import BACK, RESUME, SAVE
 from rlinf_lite.report.run import ReportError, read_run
 
 
@@ -59,3 +61,19 @@ def test_a_folder_that_is_no_runs_is_refused_with_those_below_it(run, tmp_path):
     shutil.rmtree(run)
     with pytest.raises(ReportError, match="so it is no run's; give"):
         read_run(tmp_path)
+
+
+def test_saves_of_a_branch_that_was_left_are_not_counted(run):
+    events = EventLog(run / "events.jsonl", clock=lambda: 1.8e9)
+
+    def saved(step: int, stall: float) -> None:
+        events.add(SAVE, step, "", {"time/save_stall": stall, "time/save_durable": 1.0})
+
+    events.add(RESUME, 10, "checkpoints/global_step_10")
+    saved(15, 0.5)
+    saved(25, 0.5)
+    events.add(BACK, 15)
+    saved(20, 0.7)
+    saved(20, 0.9)
+    shown = [(save.step, save.stall_seconds) for save in read_run(run).saves]
+    assert shown == [(10, 0.02), (15, 0.5), (20, 0.9)]
