@@ -25,7 +25,7 @@ from rlinf_lite.observability.wandb_rows import SentRows
 from rlinf_lite.observability.wandb_state import read_state
 from rlinf_lite.runner.build import Build, open_sinks
 from rlinf_lite.runner.progress import Progress
-from rlinf_lite.runner.resume import check_identity, choose_start, recipe, restore, supersede_newer
+from rlinf_lite.runner.resume import check_identity, choose_start, recipe, restore, set_newer_aside
 
 pytest.importorskip("wandb")
 
@@ -77,9 +77,9 @@ class Toy:
         now = flatten(config, neutral_keys=False)
         start = check_identity(choose_start(config, self.checkpoints), now, config)
         start = restore(start, Ranks(ranks), config, self.checkpoints, now, "cpu")
+        set_newer_aside(start, self.checkpoints)
         with ExitStack() as sinks:
             hub, _ = open_sinks(config, self.log, start, until, sinks, made_with=recipe(now, ranks, "cpu"))
-            supersede_newer(start, self.checkpoints)
             self.train(config, hub, start.progress.step, until, ranks, drift)
         return self.check(hub) if "wandb" in config.runner.logger.logger_backends else ""
 
