@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_MAX_ELEMENTS = 1 << 22
-_MAX_ELEMENTS_CUDA = 1 << 26
+MAX_ELEMENTS = 1 << 22
+MAX_ELEMENTS_CUDA = 1 << 26
 """Logits that are in float32 at a time, unless one token has more: 16 MiB, which stay in a CPU's cache; 256 MiB, which
 fill a GPU."""
 
@@ -60,11 +60,9 @@ class _TokenStats(torch.autograd.Function):
         logprobs_BT = logits_BTV.new_empty(targets_BT.shape, dtype=_work_dtype(logits_BTV))
         entropy_BT = torch.empty_like(logprobs_BT) if with_entropy else None
         for part in _parts(logits_BTV):
-            logprobs = functional.log_softmax(_scaled(logits_BTV[part], temperature), dim=-1)
-            logprobs_BT[part] = logprobs.gather(2, targets_BT[part][..., None]).squeeze(2)
+            logprobs_BT[part], entropy = _stats(logits_BTV[part], targets_BT[part], temperature, with_entropy)
             if entropy_BT is not None:
-                probs = logprobs.exp()
-                entropy_BT[part] = -probs.mul_(_finite_(logprobs)).sum(dim=-1)
+                entropy_BT[part] = entropy
         ctx.save_for_backward(logits_BTV, targets_BT, entropy_BT)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -72,9 +70,6 @@ class _TokenStats(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        """d log p(target) / d logit_v = ((v is target) - p_v) / temperature;
-        d entropy / d logit_v = -p_v (log p_v + entropy) / temperature.
-        """
         logits_BTV, targets_BT, entropy_BT = ctx.saved_tensors
         of_logprobs_BT, of_entropy_BT = grad_outputs
         if of_logprobs_BT is None and of_entropy_BT is None:
@@ -83,26 +78,59 @@ class _TokenStats(torch.autograd.Function):
             of_logprobs_BT = torch.zeros_like(entropy_BT)
         grad_BTV = torch.empty_like(logits_BTV)
         for part in _parts(logits_BTV):
-            scaled = _scaled(logits_BTV[part], ctx.temperature)
-            of_logprobs = (of_logprobs_BT[part] / ctx.temperature)[..., None]
-            if of_entropy_BT is None:
-                grad = functional.softmax(scaled, dim=-1).mul_(-of_logprobs)
-            else:
-                of_entropy = (of_entropy_BT[part] / ctx.temperature)[..., None]
-                logprobs = functional.log_softmax(scaled, dim=-1)
-                grad = logprobs.exp()
-                grad.mul_(_finite_(logprobs).add_(entropy_BT[part][..., None]).mul_(-of_entropy).sub_(of_logprobs))
-            index = targets_BT[part][..., None]
-            # scatter_ writes each place once here, so it is deterministic; scatter_add_ on a GPU would not be.
-            grad.scatter_(2, index, grad.gather(2, index) + of_logprobs)
-            grad_BTV[part] = grad
+            grad_BTV[part] = _gradient(
+                logits_BTV[part],
+                targets_BT[part][..., None],
+                (of_logprobs_BT[part] / ctx.temperature)[..., None],
+                None if of_entropy_BT is None else (of_entropy_BT[part] / ctx.temperature)[..., None],
+                None if entropy_BT is None else entropy_BT[part][..., None],
+                ctx.temperature,
+            )
         return grad_BTV, None, None, None
+
+
+# Functions of their own, whose tensors in float32 are gone before the next part begins: at most two live at a time.
+
+
+def _stats(logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of ``targets``, and entropy, of one part."""
+    logprobs = functional.log_softmax(_scaled(logits, temperature), dim=-1)
+    chosen = logprobs.gather(2, targets[..., None]).squeeze(2)
+    if not with_entropy:
+        return chosen, None
+    probs = logprobs.exp()
+    return chosen, -probs.mul_(_finite_(logprobs)).sum(dim=-1)
+
+
+def _gradient(
+    logits: Tensor,
+    targets: Tensor,
+    of_logprobs: Tensor,
+    of_entropy: Tensor | None,
+    entropy: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """Of one part: d log p(target) / d logit_v = ((v is target) - p_v) / temperature;
+    d entropy / d logit_v = -p_v (log p_v + entropy) / temperature.
+
+    Args:
+        targets, of_logprobs, of_entropy, entropy: [B, T, 1]; those named ``of_`` are the derivatives of the loss in
+            log-prob and entropy, divided by the temperature.
+    """
+    if of_entropy is None or entropy is None:
+        grad = functional.softmax(_scaled(logits, temperature), dim=-1).mul_(-of_logprobs)
+    else:
+        logprobs = functional.log_softmax(_scaled(logits, temperature), dim=-1)
+        grad = logprobs.exp()
+        grad.mul_(_finite_(logprobs).add_(entropy).mul_(-of_entropy).sub_(of_logprobs))
+    # scatter_ writes each place once here, so it is deterministic; scatter_add_ on a GPU would not be.
+    return grad.scatter_(2, targets, grad.gather(2, targets) + of_logprobs)
 
 
 def _parts(logits_BTV: Tensor) -> Iterator[tuple[slice, slice]]:
     """(rows, columns) of tokens to be worked on together: whole rows, or else a piece of one row."""
     num_rows, num_columns, num_logits = logits_BTV.shape
-    limit = _MAX_ELEMENTS_CUDA if logits_BTV.is_cuda else _MAX_ELEMENTS
+    limit = MAX_ELEMENTS_CUDA if logits_BTV.is_cuda else MAX_ELEMENTS
     columns = max(1, limit // num_logits)
     rows = max(1, columns // max(1, num_columns))
     for row in range(0, num_rows, rows):

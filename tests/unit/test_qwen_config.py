@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
+from rlinf_lite.algorithms import logprobs
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import Config
 from rlinf_lite.data.batching import arrange, micro_rows
@@ -134,7 +135,13 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
             2 * micro * length * vocab * 2 / GB,
             f"logits of a micro-batch and their gradient, bf16: 2 x {micro} x {length} x {vocab} x 2 B",
         ),
-        (2 * length * vocab * 4 / GB, f"one row of them in fp32, twice: 2 x {length} x {vocab} x 4 B"),
+        # tests/unit/training/test_head_memory.py counts both: 2 x 2 B per logit, 9 B per logit of a piece. What autograd
+        # would keep for an entropy bonus, 13 B per logit, is not kept.
+        (
+            logprobs.MAX_ELEMENTS_CUDA * 9 / GB,
+            f"a piece of them in fp32, twice, and a mask: {logprobs.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 9 B "
+            "(an entropy bonus keeps nothing more)",
+        ),
         (
             micro * length * (layers * hidden + 4 * inner + 12 * hidden) * 2 / GB,
             f"activations, checkpointed: {micro} x {length} tokens x "
