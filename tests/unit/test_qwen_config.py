@@ -135,8 +135,8 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
             2 * micro * length * vocab * 2 / GB,
             f"logits of a micro-batch and their gradient, bf16: 2 x {micro} x {length} x {vocab} x 2 B",
         ),
-        # tests/unit/training/test_head_memory.py counts both: 2 x 2 B per logit, 9 B per logit of a piece. What autograd
-        # would keep for an entropy bonus, 13 B per logit, is not kept.
+        # tests/unit/training/test_head_memory.py counts both: 2 x 2 B per logit, 9 B per logit of a piece. The 13 B per
+        # logit that autograd would keep for an entropy bonus are not kept.
         (
             logprobs.MAX_ELEMENTS_CUDA * 9 / GB,
             f"a piece of them in fp32, twice, and a mask: {logprobs.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 9 B "

@@ -1,4 +1,4 @@
-"""What is alive at the worst moment of a micro-batch's loss and backward pass: what the sums of memory in configs say."""
+"""What is alive at the worst moment of a micro-batch's loss and backward pass, as the sums in the configs have it."""
 
 from __future__ import annotations
 
