@@ -61,7 +61,7 @@ class _TokenStats(torch.autograd.Function):
         entropy_BT = torch.empty_like(logprobs_BT) if with_entropy else None
         for part in _parts(logits_BTV):
             logprobs_BT[part], entropy = _stats(logits_BTV[part], targets_BT[part], temperature, with_entropy)
-            if entropy_BT is not None:
+            if entropy_BT is not None and entropy is not None:
                 entropy_BT[part] = entropy
         ctx.save_for_backward(logits_BTV, targets_BT, entropy_BT)
         ctx.temperature = temperature
