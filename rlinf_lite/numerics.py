@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlinf_lite.config import ConfigError
 
@@ -21,6 +21,8 @@ _WORKSPACES = (":4096:8", ":16:8")
 OPTED_OUT = "cluster.deterministic=false: kernels may sum in another order from run to run; a resume may differ"
 
 _is_fixed = False
+_default_blas: Any = None
+"""torch's own choice of a BLAS library, from before it was changed."""
 
 _REFUSALS = (
     (re.compile(r"(\S+) does not have a deterministic implementation"), r"\1"),
@@ -128,8 +130,11 @@ def _choose_kernels(device: str, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     settings.fill_uninitialized_memory = not deterministic  # type: ignore[attr-defined]
     if device == "cuda":
+        global _default_blas
+        library = torch.backends.cuda.preferred_blas_library
+        _default_blas = library() if _default_blas is None else _default_blas
         # cuBLAS itself cannot be told not to split: torch raises there. Both settings or none.
-        torch.backends.cuda.preferred_blas_library("cublaslt" if deterministic else "default")
+        library("cublaslt" if deterministic else _default_blas)
         _allow_reduced_sums(not deterministic)
 
 
