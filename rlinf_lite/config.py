@@ -176,7 +176,7 @@ class SamplingConfig:
     do_sample: bool = True
     temperature: float = 1.0
     top_k: int = -1
-    """Keep the k most likely tokens; -1: all."""
+    """Keep the k most likely tokens; -1 or 0: all."""
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     max_new_tokens: int = 1024

@@ -41,8 +41,11 @@ _AT_LEAST: dict[str, float] = {
     "algorithm.training_batch_size_per_gpu": 1,
     "algorithm.logprob_forward_micro_batch_size": 1,
     "algorithm.kl_beta": 0,
+    "algorithm.entropy_bonus": 0,
     "algorithm.ratio_clip_eps": 0,
     "algorithm.sampling_params.max_new_tokens": 1,
+    "algorithm.sampling_params.top_k": -1,
+    "algorithm.val_sampling_params.top_k": -1,
     "algorithm.val_sampling_params.max_new_tokens": 1,
     "rollout.max_running_requests": 1,
     "rollout.tensor_parallel_size": 1,
@@ -50,17 +53,26 @@ _AT_LEAST: dict[str, float] = {
     "data.max_prompt_length": 1,
     "data.rollout_batch_size": 1,
     "data.num_workers": 0,
+    "data.arithmetic.num_digits": 1,
+    "data.arithmetic.num_problems": 1,
+    "data.arithmetic.num_val_problems": 0,
+    "actor.fsdp_config.grad_scaler.growth_interval": 1,
+    "cluster.object_store_memory": 75 * 2**20,
+    "runner.seq_length": 1,
+    "algorithm.sampling_params.repetition_penalty": 0.01,
+    "algorithm.val_sampling_params.repetition_penalty": 0.01,
+    "data.seed": -(2**63),
+    "data.reasoning_gym.seed": 0,
+    "actor.seed": -(2**63),
     "data.val_rollout_batch_size": 1,
     "data.reasoning_gym.size": 1,
     "data.reasoning_gym.val_size": 0,
     "algorithm.clip_ratio_low": 0,
     "algorithm.clip_ratio_high": 0,
-    "algorithm.importance_sampling_clip": 0,
     "actor.optim.lr": 0,
     "actor.optim.min_lr": 0,
     "actor.optim.adam_beta1": 0,
     "actor.optim.adam_beta2": 0,
-    "actor.optim.adam_eps": 0,
     "actor.optim.weight_decay": 0,
     "actor.optim.total_training_steps": 1,
     "reward.verifier_timeout": 0.1,
@@ -88,6 +100,73 @@ _LONGEST_NAME = 255
 
 # Metrics that a resumed run does not repeat, so no checkpoint is better by them.
 OF_THE_MACHINE = ("time/", "throughput/", "memory/", "save/")
+
+_ABOVE: dict[str, float] = {
+    "algorithm.importance_sampling_clip": 0,
+    "algorithm.clip_ratio_c": 1,
+    "algorithm.sampling_params.top_p": 0,
+    "algorithm.val_sampling_params.top_p": 0,
+    "actor.optim.adam_eps": 0,
+    "actor.fsdp_config.grad_scaler.init_scale": 0,
+    "actor.fsdp_config.grad_scaler.growth_factor": 1,
+    "actor.fsdp_config.grad_scaler.backoff_factor": 0,
+    "reward.reward_scale": 0,
+    "rollout.gpu_memory_utilization": 0,
+}
+
+_BELOW: dict[str, float] = {
+    "actor.optim.adam_beta1": 1,
+    "actor.optim.adam_beta2": 1,
+    "actor.fsdp_config.grad_scaler.backoff_factor": 1,
+}
+
+_AT_MOST: dict[str, float] = {
+    "actor.optim.lr": 1,
+    "actor.optim.min_lr": 1,
+    "actor.optim.adam_eps": 1,
+    "actor.fsdp_config.grad_scaler.init_scale": 2.0**32,
+    "algorithm.clip_ratio_high": 10,
+    "algorithm.clip_ratio_low": 1,
+    "algorithm.ratio_clip_eps": 1,
+    "algorithm.sampling_params.repetition_penalty": 100,
+    "algorithm.sampling_params.top_p": 1,
+    "algorithm.val_sampling_params.repetition_penalty": 100,
+    "algorithm.val_sampling_params.top_p": 1,
+    "actor.seed": 2**63 - 1,
+    "data.seed": 2**63 - 1,
+    "data.reasoning_gym.seed": 2**63 - 1,
+    "reward.max_failed_fraction": 1,
+    "reward.reward_scale": 1e6,
+    "rollout.gpu_memory_utilization": 1,
+    "rollout.kv_cache_gb": 1e5,
+    "runner.checkpoint.staged_fraction": 1,
+    "cluster.threads_per_worker": 1024,
+    "cluster.object_store_memory": 2**50,
+    "data.num_workers": 1024,
+}
+_MOST_SECONDS = 1e8
+"""Three years. What waits cannot wait for ever: Python's own limit is about 9e9 s."""
+_DURATIONS = (
+    "cluster.start_timeout",
+    "cluster.elastic_timeout",
+    "runner.checkpoint.timeout",
+    "runner.hang_timeout",
+    "runner.preemption_grace",
+    "runner.restart_window",
+    "runner.save_interval_minutes",
+    "reward.verifier_timeout",
+)
+_MOST_COUNT = 2**31 - 1
+"""Of any whole number without a limit of its own: what counts tokens, rows and steps is added up in 64 bits."""
+
+# What turns a key off, beside its range: (key, value).
+_OFF: dict[str, float] = {
+    "runner.save_interval": -1,
+    "runner.val_check_interval": -1,
+    "runner.max_steps": -1,
+    "runner.max_epochs": -1,
+    "runner.save_interval_minutes": -1,
+}
 
 # Accepted keys of RLinf whose feature is not here: (key, the value that is fine, why, what to do).
 _UNSUPPORTED: tuple[tuple[str, object, str], ...] = (
@@ -168,32 +247,77 @@ def _values(config: Config) -> Iterator[str]:
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             yield f"{key}={values[key]}: not known here; use {' or '.join(str(c) for c in choices)}"
-    for key, least in _AT_LEAST.items():
-        if values[key] is not None and values[key] < least:
-            yield f"{key}={values[key]}: must be at least {least:g}"
     for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            yield f"{key}={value}: must be a finite number"
-    for key in ("actor.optim.adam_beta1", "actor.optim.adam_beta2"):
-        if values[key] >= 1:
-            yield f"{key}={values[key]}: must be below 1"
+        if (limit := _limit(key, value)) is not None:
+            yield f"{key}={value}: must be {limit}"
     if values["actor.optim.min_lr"] > values["actor.optim.lr"]:
         yield f"actor.optim.min_lr={values['actor.optim.min_lr']}: is above actor.optim.lr; lower it"
+    if (decay := values["actor.optim.lr"] * values["actor.optim.weight_decay"]) >= 1:
+        yield (
+            f"actor.optim.weight_decay={values['actor.optim.weight_decay']}: times actor.optim.lr it takes away "
+            f"{decay:g} of each weight in a step; it must be below 1"
+        )
     for key, fine, reason in _UNSUPPORTED:
         if values[key] != fine:
             yield f"{key}={values[key]}: {reason}"
-    for key in ("runner.max_steps", "runner.max_epochs", "runner.save_interval", "runner.val_check_interval"):
-        if values[key] == 0 or values[key] < -1:
-            yield f"{key}={values[key]}: must be positive, or -1 for none"
     for backend in config.runner.logger.logger_backends:
         if backend not in ("tensorboard", "wandb"):
             yield f"runner.logger.logger_backends: {backend!r} is not known; use tensorboard, wandb"
 
 
+def _limit(key: str, value: object) -> str | None:
+    """What a number must be, if it is not; None if it may stay."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if key in _OFF:
+        if value == _OFF[key] or 0 < value <= (_MOST_SECONDS if key in _DURATIONS else _MOST_COUNT):
+            return None
+        return f"positive, or {_OFF[key]:g} for none"
+    if key in _AT_LEAST and value < _AT_LEAST[key]:
+        return f"at least {_AT_LEAST[key]:.10g}"
+    if key in _ABOVE and value <= _ABOVE[key]:
+        return f"above {_ABOVE[key]:g}"
+    if key in _BELOW and value >= _BELOW[key]:
+        return f"below {_BELOW[key]:g}"
+    most = _AT_MOST.get(key, _MOST_SECONDS if key in _DURATIONS else _MOST_COUNT if isinstance(value, int) else None)
+    return f"at most {most:.10g}" if most is not None and value > most else None
+
+
+def slips(config: Config) -> Iterator[str]:
+    """What can be run, and is hardly meant: key, value and what comes of it."""
+    optim, algorithm = config.actor.optim, config.algorithm
+    if optim.lr == 0:
+        yield "actor.optim.lr=0.0: nothing will be learned"
+    elif optim.lr > 0.01:
+        yield f"actor.optim.lr={optim.lr}: Adam moves each weight by about that much per step; 1e-6 to 1e-3 is usual"
+    if optim.total_training_steps is not None and optim.lr_warmup_steps >= optim.total_training_steps:
+        yield (
+            f"actor.optim.lr_warmup_steps={optim.lr_warmup_steps}: no step is left after it of "
+            f"actor.optim.total_training_steps={optim.total_training_steps}"
+        )
+    if optim.weight_decay > 1:
+        yield f"actor.optim.weight_decay={optim.weight_decay}: 0 to 0.1 is usual"
+    for key in ("ratio_clip_eps", "clip_ratio_low", "clip_ratio_high"):
+        value = getattr(algorithm, key)
+        if value == 0:
+            yield f"algorithm.{key}=0.0: only the first optimizer step of a batch moves that way"
+        elif value is not None and value >= 1:
+            yield f"algorithm.{key}={value}: hardly anything is clipped; 0.1 to 0.4 is usual (0.2, not 20 %)"
+    if algorithm.kl_beta > 1:
+        yield f"algorithm.kl_beta={algorithm.kl_beta}: the KL term outweighs the reward; 0.001 to 0.1 is usual"
+    if algorithm.entropy_bonus > 0.1:
+        yield f"algorithm.entropy_bonus={algorithm.entropy_bonus}: outweighs the reward; at most 0.01 is usual"
+    if config.algorithm.sampling_params.temperature > 2:
+        yield (
+            f"algorithm.sampling_params.temperature={algorithm.sampling_params.temperature}: responses are nearly "
+            "random; 0.6 to 1.2 is usual"
+        )
+
+
 def _checkpoint(config: Config) -> Iterator[str]:
     runner, checkpoint = config.runner, config.runner.checkpoint
-    if checkpoint.staged_fraction > 1:
-        yield f"runner.checkpoint.staged_fraction={checkpoint.staged_fraction}: is a part of the state; use at most 1"
     if (checkpoint.root or "").startswith("memory:"):
         yield (
             f"runner.checkpoint.root={checkpoint.root}: every process of a run has a memory of its own, which ends "
@@ -214,9 +338,6 @@ def _checkpoint(config: Config) -> Iterator[str]:
 
 
 def _time(config: Config) -> Iterator[str]:
-    minutes = config.runner.save_interval_minutes
-    if not (minutes > 0 or minutes == -1):
-        yield f"runner.save_interval_minutes={minutes}: must be positive, or -1 for none"
     try:
         seconds = seconds_of(config.runner.max_time)
     except ConfigError as error:
@@ -270,10 +391,8 @@ def _sampling(config: Config) -> Iterator[str]:
         key = f"algorithm.{name}"
         if params.do_sample and params.temperature <= 0:
             yield f"{key}.temperature={params.temperature}: must be above 0; for greedy decoding {key}.do_sample=false"
-        if not 0 < params.top_p <= 1:
-            yield f"{key}.top_p={params.top_p}: must be above 0 and at most 1"
-        if params.repetition_penalty <= 0:
-            yield f"{key}.repetition_penalty={params.repetition_penalty}: must be above 0; 1 turns it off"
+        elif (params.do_sample and not 0.001 <= params.temperature <= 100) or params.temperature < 0:
+            yield f"{key}.temperature={params.temperature}: must be 0.001 to 100; 1 samples from the model as it is"
     if not config.algorithm.sampling_params.do_sample and config.algorithm.group_size > 1:
         yield (
             "algorithm.sampling_params.do_sample=false: every response of a group would be the same, so nothing "
@@ -295,10 +414,6 @@ def _algorithm(config: Config) -> Iterator[str]:
         )
     if algorithm.kl_beta > 0:
         yield from _kl(algorithm)
-    if algorithm.importance_sampling_clip == 0:
-        yield "algorithm.importance_sampling_clip=0: nothing would be learned; it must be above 0, 2.0 for example"
-    if algorithm.clip_ratio_c is not None and algorithm.clip_ratio_c <= 1:
-        yield f"algorithm.clip_ratio_c={algorithm.clip_ratio_c}: must be above 1; null turns it off"
     if algorithm.group_size == 1:
         yield "algorithm.group_size=1: GRPO compares the responses of a group; use at least 2"
     if config.actor.model.precision == "fp16":
@@ -338,8 +453,6 @@ def _rollout(config: Config) -> Iterator[str]:
                 yield f"{key}={values[key]}: is for vLLM only; set it to {plain}, or set rollout.rollout_backend=vllm"
         return
     share = rollout.gpu_memory_utilization
-    if share is not None and not 0 < share <= 1:
-        yield f"rollout.gpu_memory_utilization={share}: is a part of the memory; use a number above 0 and at most 1"
     if share is not None and rollout.kv_cache_gb is not None:
         yield (
             f"rollout.kv_cache_gb={rollout.kv_cache_gb}: rollout.gpu_memory_utilization={share} decides over the cache "
@@ -406,8 +519,6 @@ def _reward(config: Config) -> Iterator[str]:
             f"reward.path={reward.path}: reward.reward_type={reward.reward_type} asks no function; set "
             "reward.reward_type=custom, or remove the path"
         )
-    if reward.max_failed_fraction > 1:
-        yield f"reward.max_failed_fraction={reward.max_failed_fraction}: is a share of the responses; use at most 1"
     if reward.reward_type == "reasoning_gym" and data.type != "reasoning_gym":
         yield f"reward.reward_type=reasoning_gym: does not know data.type={data.type}; set data.type=reasoning_gym"
     if data.type == "reasoning_gym" and reward.reward_type not in ("reasoning_gym", "custom"):

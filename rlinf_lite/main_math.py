@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlinf_lite.config import Config, ConfigError, build
-from rlinf_lite.config_checks import check
+from rlinf_lite.config_checks import check, slips
 from rlinf_lite.overrides import readable
 from rlinf_lite.paths import expand
 
@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         config = load(arguments)
+        for line in slips(config):
+            print(f"note: {line}", flush=True)
         from rlinf_lite.runner.launch import launch
 
         return launch(config, started=started)

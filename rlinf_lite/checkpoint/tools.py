@@ -309,7 +309,7 @@ def pin(path: Folder) -> None:
     """
     if path not in layout.committed(path.parent):
         raise NoCheckpoint(f"{path}: no committed checkpoint")
-    layout.pin_file(path).write_bytes(b"")
+    layout.pin_file(path).touch()
     storage.sync_dir(path.parent)
 
 

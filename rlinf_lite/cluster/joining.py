@@ -12,16 +12,20 @@ from ray import exceptions as ray_errors
 
 # Where the last `ray start` left the address of its cluster. Not ray.init(address="auto"): that also joins the private
 # Ray of any other driver on this machine, and dies with it.
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.services import find_bootstrap_address
 
 from rlinf_lite.cluster import own_ray
-from rlinf_lite.cluster.errors import ClusterError
+from rlinf_lite.cluster.errors import ClusterError, RayLost
 from rlinf_lite.cluster.placement import parse
-from rlinf_lite.config import ClusterConfig
+from rlinf_lite.config import ClusterConfig, ConfigError
 from rlinf_lite.observability.notices import say
 
 REJOIN_VARIABLE = "RLINF_LITE_REJOIN"
 """Environment variable with the address of a cluster that this run was on: it is waited for, nothing else will do."""
+
+_SOCKET_BYTES = 107
+"""Of a Unix socket's path, on Linux."""
 
 
 def connect(config: ClusterConfig) -> str:
@@ -40,16 +44,63 @@ def connect(config: ClusterConfig) -> str:
         return address
     if address is not None and wanted != "auto":
         raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there; correct it, or unset it")
-    own_ray.adopt_orphans()
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, _seats(config)),
-        object_store_memory=config.object_store_memory,
-        include_dashboard=False,
-        logging_level=logging.CRITICAL,
-        log_to_driver=False,
-    )
+    _start(config)
     return "local"
+
+
+def _start(config: ClusterConfig) -> None:
+    """Start a Ray of our own.
+
+    Raises:
+        ConfigError: ``cluster.object_store_memory`` is more than there is.
+        ClusterError: the directory for temporary files cannot hold Ray's sockets.
+        RayLost: Ray did not start, for whatever other reason.
+    """
+    num_cpus = max(os.cpu_count() or 1, _seats(config))
+    _check_object_store(config.object_store_memory)
+    _check_socket_length(get_default_ray_temp_dir())
+    own_ray.adopt_orphans()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            object_store_memory=config.object_store_memory,
+            include_dashboard=False,
+            logging_level=logging.CRITICAL,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray's own code, which raises plain Exception where a node does not start
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RayLost(
+            f"Ray did not start on this machine: {reason}\nIts logs are raylet.* and gcs_server.* in "
+            f"{get_default_ray_temp_dir()}/session_latest/logs; a busy machine may only need another try"
+        ) from None
+
+
+def _check_object_store(num_bytes: int | None) -> None:
+    """Raises ConfigError if the object store would not fit into shared memory, where Ray keeps it."""
+    if num_bytes is None or os.environ.get("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE") == "1":
+        return
+    try:
+        shared = os.statvfs("/dev/shm")
+    except OSError:
+        return  # no shared memory to measure: Ray chooses a place
+    if num_bytes > (free := shared.f_bavail * shared.f_frsize):
+        raise ConfigError(
+            f"cluster.object_store_memory={num_bytes}: /dev/shm has {free} bytes free; use less, or null for Ray's "
+            "choice, or make /dev/shm larger (docker run --shm-size)"
+        )
+
+
+def _check_socket_length(directory: str) -> None:
+    """Raises ClusterError if the paths of Ray's sockets in its temporary directory would be too long for Linux."""
+    longest = f"{directory}/session_2026-01-31_23-59-59_999999_{os.getpid()}/sockets/plasma_store"
+    if (over := len(os.fsencode(longest)) - _SOCKET_BYTES) > 0:
+        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        raise ClusterError(
+            f"{variable}={os.environ.get(variable)}: is {over} bytes too long: Ray makes sockets below it, and a "
+            f"socket's path has at most {_SOCKET_BYTES} bytes; set RAY_TMPDIR to a short directory, for example /tmp"
+        )
 
 
 def _join(address: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from rlinf_lite.checkpoint.storage import sync_dir
 from rlinf_lite.config import ConfigError
+from rlinf_lite.paths import open_fixed
 
 Row = dict[str, Any]
 
@@ -121,7 +122,7 @@ class EvalLog(MemoryLog):
     def _write_summary(self, results: dict[str, Any] | None) -> None:
         content = {"settings": self.settings, "results": results}
         aside = self.summary_path.with_name(f"{self.summary_path.name}.tmp")
-        with aside.open("w", encoding="utf-8") as file:
+        with open(aside, "w", encoding="utf-8", opener=open_fixed) as file:
             file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlinf_lite.observability.notices import say
+from rlinf_lite.paths import open_fixed
 
 EVENTS_FILE = "events.jsonl"
 START, RESUME, RESTART, RECOVERED, BACK, STOP = "start", "resume", "restart", "recovered", "back", "stop"
@@ -54,7 +55,7 @@ class EventLog:
             self._complained = True
 
     def _append(self, line: bytes) -> None:
-        with self._path.open("ab+", buffering=0) as file:
+        with open(self._path, "ab+", buffering=0, opener=open_fixed) as file:
             if file.tell():
                 file.seek(-1, 2)
                 torn = file.read(1) != b"\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlinf_lite.observability.notices import say
+from rlinf_lite.paths import open_fixed
 
 _STEP = re.compile(rb'\{"step": (-?\d+)[,}]')
 
@@ -35,7 +36,7 @@ class JsonlSink:
         else:
             _drop_after(path, committed_step)
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        self._file = open(path, "ab", buffering=0, opener=open_fixed)  # noqa: SIM115
         self._waiting = b""
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -153,7 +154,7 @@ def _drop_after(path: Path, committed_step: int) -> None:
             return
         file.seek(0)
         kept = path.with_name(f"{path.name}.tmp")
-        with kept.open("wb") as copy:
+        with open(kept, "wb", opener=open_fixed) as copy:
             copy.writelines(line for line in file if _stays(line, committed_step))
             copy.flush()
             os.fsync(copy.fileno())

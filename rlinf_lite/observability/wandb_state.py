@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlinf_lite.paths import open_fixed
+
 FILE_NAME = "wandb_state.json"
 
 
@@ -25,7 +27,7 @@ def read_state(log_path: Path) -> WandbState | None:
 def write_state(log_path: Path, state: WandbState) -> None:
     """Atomic: after a kill there is the old file or the new one."""
     aside = log_path / f"{FILE_NAME}.tmp"
-    with aside.open("w", encoding="utf-8") as file:
+    with open(aside, "w", encoding="utf-8", opener=open_fixed) as file:
         json.dump(asdict(state), file)
         file.flush()
         os.fsync(file.fileno())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def write(folder: Path, output: Path, others: Sequence[Path]) -> Path:
 
     text = page([read_run(path) for path in (folder, *others)])
     output.mkdir(parents=True, exist_ok=True)
-    html, aside = output / "report.html", output / f".report-{os.getpid()}.html"
+    html, aside = output / "report.html", output / f".report-{uuid.uuid4().hex[:8]}.html"
     aside.write_text(text, encoding="utf-8")
     aside.replace(html)
     return html

@@ -21,6 +21,7 @@ from rlinf_lite.config import Config, flatten
 from rlinf_lite.data import PromptStream
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, say
 from rlinf_lite.observability.hub import METRICS_FILE
+from rlinf_lite.paths import open_fixed
 from rlinf_lite.runner.crew import Crew
 from rlinf_lite.runner.identity import carried_on
 from rlinf_lite.runner.interruption import Interruption
@@ -287,5 +288,6 @@ def save_config(config: Config, log: Path, start: Start) -> None:
             path.replace(path.with_suffix(".superseded.yaml"))
     name = "config.yaml" if step is None else f"config.from_step_{step}.yaml"
     aside = log / f"{name}.tmp"
-    aside.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    with open(aside, "w", encoding="utf-8", opener=open_fixed) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
     aside.replace(log / name)

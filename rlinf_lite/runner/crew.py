@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,7 @@ class Crew:
             for group in self.groups
             for rank, seat in enumerate(group.seats())
         ]
-        aside = self._workers_file.with_suffix(f".tmp-{os.getpid()}")
+        aside = self._workers_file.with_suffix(f".tmp-{uuid.uuid4().hex[:8]}")
         aside.write_text(json.dumps({"driver": os.getpid(), "workers": workers}, indent=1), encoding="utf-8")
         aside.replace(self._workers_file)
         self._noted = True

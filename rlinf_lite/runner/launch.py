@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import threading
+import uuid
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -46,6 +48,8 @@ class Folders:
     run: Path
     log: Path
     checkpoints: Folder
+    made: tuple[Path, ...] = ()
+    """Directories that were not there before, outermost first."""
 
     @property
     def owned(self) -> list[Path]:
@@ -73,6 +77,7 @@ def launch(config: Config, *, started: float) -> int:
     with ExitStack() as stack:
         given_up = threading.Event()  # the thread that prepares may be reading a large data set
         stack.callback(given_up.set)
+        stack.callback(_remove_empty, folders.made)
         for folder in folders.owned:
             stack.enter_context(hold(folder))
         request = stack.enter_context(save_requests())
@@ -236,18 +241,42 @@ def _say_if_slow(config: Config, device: str) -> None:
 
 
 def make_folders(config: Config) -> Folders:
-    """Create the run's folders and make sure that they can be written.
+    """Create the run's folders and make sure that they can be written; if they cannot, none is left behind.
 
     Raises:
         ConfigError: they cannot; names the key.
     """
     run = Path(config.runner.output_dir) / config.runner.experiment_name
     log, root = Path(config.runner.logger.log_path), config.runner.checkpoint.root
-    folders = Folders(run=run, log=log, checkpoints=run / "checkpoints" if root is None else _folder(root))
-    _try("runner.output_dir", run)
-    _try("runner.logger.log_path", log)
-    _try("runner.output_dir" if root is None else "runner.checkpoint.root", folders.checkpoints)
-    return folders
+    checkpoints = run / "checkpoints" if root is None else _folder(root)
+    wanted: list[tuple[str, Folder]] = [
+        ("runner.output_dir", run),
+        ("runner.logger.log_path", log),
+        ("runner.output_dir" if root is None else "runner.checkpoint.root", checkpoints),
+    ]
+    made: list[Path] = []
+    try:
+        for key, folder in wanted:
+            made += _missing(folder)
+            _try(key, folder)
+    except ConfigError:
+        _remove_empty(made)
+        raise
+    return Folders(run=run, log=log, checkpoints=checkpoints, made=tuple(made))
+
+
+def _missing(folder: Folder) -> list[Path]:
+    """What of ``folder`` and the directories above it is not there yet, outermost first."""
+    if not isinstance(folder, Path):
+        return []
+    return [path for path in reversed((folder, *folder.parents)) if not os.path.lexists(path)]
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    """Undo `make_folders` where nothing came of it: a refused start leaves the disk as it was."""
+    for path in reversed(made):
+        with suppress(OSError):  # something is in it, or another start has removed it
+            path.rmdir()
 
 
 def _folder(root: str) -> Folder:
@@ -263,10 +292,13 @@ def _folder(root: str) -> Folder:
 
 
 def _try(key: str, folder: Folder) -> None:
-    probe = folder / f".probe-{os.getpid()}"
+    probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
+        if isinstance(probe, Path):
+            probe.touch(exist_ok=False)
+        else:
+            probe.write_bytes(b"")
         probe.unlink()
     except Exception as error:  # every kind of storage has errors of its own
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
@@ -281,7 +313,7 @@ def _make_paths_absolute(config: Config) -> None:
 
 
 def _absolute(model_path: str) -> str:
-    return model_path if model_path.startswith("embedded:") else str(Path(model_path).expanduser().resolve())
+    return model_path if model_path.startswith("embedded:") else str(Path(model_path).resolve())
 
 
 def _describe(session: Session) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.observability.notices import say
+from rlinf_lite.paths import open_fixed
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Network file systems without them, or mounted so (Lustre: ENOSYS)."""
@@ -24,22 +25,48 @@ _held: set[int] = set()
 def hold(folder: Path) -> Iterator[None]:
     """Keep ``folder`` for this process; the kernel gives it back when the process ends or re-executes itself.
 
-    On a file system without locks, says so and goes on.
+    On a file system without locks, says so and goes on. The file goes when it is given back in order.
 
     Raises:
         ConfigError: another process holds it.
+        OSError: ``.lock`` is a link or no ordinary file, or the disk's own error.
     """
-    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(file)
+    path, ours = folder / ".lock", False
+    file = _open(path)
     try:
-        if _taken(file, folder):
+        ours = _taken(file, folder)
+        while ours and not _is_at(file, path):  # its holder has just removed it
+            _close(file)
+            file = _open(path)
+            ours = _taken(file, folder)
+        if ours:
             os.ftruncate(file, 0)
             os.pwrite(file, _self().encode(), 0)
         yield
     finally:
-        if file in _held:
-            _held.remove(file)
-            os.close(file)
+        if file in _held:  # a forked child has let go of it
+            if ours and _is_at(file, path):
+                path.unlink()
+            _close(file)
+
+
+def _open(path: Path) -> int:
+    file = open_fixed(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(file)
+    return file
+
+
+def _close(file: int) -> None:
+    _held.remove(file)
+    os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the open ``file`` is what ``path`` names: a lock on a removed file holds nobody off."""
+    try:
+        return os.path.samestat(os.fstat(file), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _taken(file: int, folder: Path) -> bool:

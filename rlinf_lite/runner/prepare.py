@@ -76,6 +76,7 @@ def prepare(config: Config, checkpoints: Folder, stop: threading.Event | None = 
     _say_data(train, val, last_step, config)
     for line in never_meet(config, last_step):
         say(f"!! {line}")
+    _say_if_never_warm(config, total_updates)
     return Prepared(
         start=start,
         train=train,
@@ -109,6 +110,15 @@ def slow_precision(config: Config, device: str, capability: str) -> str | None:
     if device != "cpu" or capability not in ("DEFAULT", "AVX2") or not low:
         return None
     return f"{' and '.join(low)}: this processor has no instructions for it, and fp32 is several times faster here"
+
+
+def _say_if_never_warm(config: Config, total_updates: int) -> None:
+    warmup = config.actor.optim.lr_warmup_steps
+    if warmup >= total_updates and config.actor.optim.total_training_steps is None:
+        say(
+            f"note: actor.optim.lr_warmup_steps={warmup}: the run has {total_updates} optimizer steps, so the learning "
+            "rate is still rising at its end"
+        )
 
 
 def _say_data(train: ProblemSet, val: ProblemSet | None, last_step: int, config: Config) -> None:

@@ -9,7 +9,17 @@ import pytest
 import yaml
 
 from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, seconds_of
-from rlinf_lite.config_checks import _AT_LEAST, _CHOICES, _UNSUPPORTED, check
+from rlinf_lite.config_checks import (
+    _ABOVE,
+    _AT_LEAST,
+    _AT_MOST,
+    _BELOW,
+    _CHOICES,
+    _DURATIONS,
+    _OFF,
+    _UNSUPPORTED,
+    check,
+)
 from rlinf_lite.main_math import CONFIGS, load
 
 # RLinf's documented example, word for word (its resume page), and the model that any run needs.
@@ -79,7 +89,7 @@ def test_a_missing_value_is_named():
         ({"algorithm__sampling_params__do_sample": False}, "nothing could be learned"),
         ({"algorithm__recompute_logprobs": False}, "rollout.return_logprobs=true"),
         ({"algorithm__importance_sampling_fix": True}, "rollout.return_logprobs=true"),
-        ({"algorithm__importance_sampling_clip": 0.0}, "nothing would be learned; it must be above 0"),
+        ({"algorithm__importance_sampling_clip": 0.0}, "importance_sampling_clip=0.0: must be above 0"),
         ({"algorithm__sampling_params__temperature": float("nan")}, "temperature=nan: must be a finite number"),
         ({"actor__optim__lr": float("inf")}, "actor.optim.lr=inf: must be a finite number"),
         ({"algorithm__clip_ratio_c": 0.5}, "must be above 1"),
@@ -105,7 +115,7 @@ def test_a_missing_value_is_named():
         ({"runner__logger__logger_backends": ["swanlab"]}, "'swanlab' is not known"),
         ({"runner__checkpoint__mode": "later"}, "use async or sync"),
         ({"runner__checkpoint__root": "memory://checkpoints"}, "every process of a run has a memory of its own"),
-        ({"runner__checkpoint__staged_fraction": 1.5}, "use at most 1"),
+        ({"runner__checkpoint__staged_fraction": 1.5}, "staged_fraction=1.5: must be at most 1"),
         ({"runner__checkpoint__keep_last": 0}, "runner.checkpoint.keep_last=0: must be at least 1"),
         (
             {"runner__checkpoint__keep_best__metric": "val/accuracy"},
@@ -121,7 +131,7 @@ def test_a_missing_value_is_named():
         ({"runner__checkpoint__keep_best__metric": "policy/rollout_logprob_gap"}, "rollout.return_logprobs=true"),
         ({"runner__checkpoint__keep_best__metric": "time/step"}, "says nothing about the model"),
         ({"runner__checkpoint__save_on_best": True}, "set runner.checkpoint.keep_best.metric"),
-        ({"runner__save_interval_minutes": 0.0}, "must be positive, or -1"),
+        ({"runner__save_interval_minutes": 0.0}, "must be positive, or -1 for none"),
         ({"runner__max_time": "90m"}, 'use "HH:MM:SS", "DD:HH:MM:SS", or a number of minutes'),
         ({"runner__max_time": "00:00:00"}, "leaves no time"),
         ({"runner__max_time": 45000}, "YAML reads 12:30:00 without quotes as 45000"),
@@ -156,7 +166,8 @@ def test_all_problems_are_said_at_once():
 
 def test_tables_name_existing_keys():
     keys = set(flatten(small()))
-    assert keys >= set(_CHOICES) | set(_AT_LEAST) | {key for key, *_ in _UNSUPPORTED}
+    ranges = {*_AT_LEAST, *_ABOVE, *_AT_MOST, *_BELOW, *_DURATIONS, *_OFF}
+    assert keys >= {*_CHOICES, *ranges, *(key for key, *_ in _UNSUPPORTED)}
 
 
 def test_every_key_of_the_design_is_known():

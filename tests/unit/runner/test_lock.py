@@ -17,6 +17,7 @@ import pytest
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.runner import lock
+from rlinf_lite.runner.failures import explain
 from rlinf_lite.runner.lock import hold
 
 HOLD = """
@@ -165,8 +166,58 @@ def test_without_locks_it_says_what_is_not_protected(tmp_path, monkeypatch, caps
         assert "second run in this folder would not be refused" in said and said.count("\n") == 1
         with hold(tmp_path):
             pass
-    assert (tmp_path / ".lock").read_text() == ""
     assert lock._held == set()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_its_place_is_not_followed(tmp_path, there):
+    target = tmp_path / "precious"
+    if there:
+        target.write_text("years of work")
+    (tmp_path / ".lock").symlink_to(target)
+    with pytest.raises(OSError) as caught, hold(tmp_path):
+        pass
+    message, code = explain(caught.value)
+    assert code == 2 and message is not None
+    assert f"{tmp_path / '.lock'}: is a symbolic link to {target}, and is not written to; remove it first" in message
+    assert target.exists() == there and (not there or target.read_text() == "years of work")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_ordinary_file_is_named(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(OSError, match=r"is (no ordinary file|a directory), and is not written to"), hold(tmp_path):
+        pass
+
+
+def test_it_leaves_nothing_behind(tmp_path):
+    with pytest.raises(KeyError), hold(tmp_path):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+RACE = """
+import os, sys, time
+from pathlib import Path
+from rlinf_lite.config import ConfigError
+from rlinf_lite.runner.lock import hold
+folder, number = Path(sys.argv[1]), 0
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        with hold(folder):
+            os.close(os.open(folder / "alone", os.O_CREAT | os.O_EXCL))  # fails where two hold it
+            os.unlink(folder / "alone")
+            number += 1
+    except ConfigError:
+        pass
+print(number, flush=True)
+"""
+
+
+def test_two_never_hold_it_though_it_is_removed_each_time(tmp_path, start):
+    counts = [int(next_line(process)) for process in [start(RACE), start(RACE), start(RACE)]]
+    assert sum(counts) > 0 and list(tmp_path.iterdir()) == []
 
 
 def test_another_error_is_not_taken_for_it(tmp_path, monkeypatch):
