@@ -19,6 +19,7 @@ from typing import Any
 
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.layout import MANIFEST, step_of
+from rlinf_lite.checkpoint.mistaken import instead_of
 from rlinf_lite.checkpoint.storage import Folder, is_local, read_small
 
 FORMAT = 1
@@ -83,7 +84,10 @@ def read(path: Folder) -> Manifest:
         if file.is_symlink():
             raise UnsafeCheckpoint(f"{file}: is a symbolic link")
         if not file.is_file():
-            raise NoCheckpoint(f"{path}: no {MANIFEST}, so this was never committed as a checkpoint")
+            hint = instead_of(path)
+            raise NoCheckpoint(
+                f"{path}: no {MANIFEST}, so this was never committed as a checkpoint{f'; it {hint}' if hint else ''}"
+            )
         manifest = _parse(json.loads(read_small(file, _MOST_BYTES)))
     except CheckpointError:
         raise

@@ -11,6 +11,7 @@ from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.data_file import read_data
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, WouldStartFresh
 from rlinf_lite.checkpoint.manifest import Manifest
+from rlinf_lite.checkpoint.mistaken import instead_of, linked
 from rlinf_lite.checkpoint.storage import Folder, folder
 
 AUTO = "auto"
@@ -77,9 +78,13 @@ def _given(path: Folder, verify: str) -> Selection:
         near = layout.committed(path.parent)
         hint = f"; {path.parent} holds {', '.join(p.name for p in near)}" if near else ""
         raise NoCheckpoint(f"runner.resume_dir={path}: no such checkpoint{hint}")
-    if layout.step_of(path) is None:
-        raise NoCheckpoint(f"runner.resume_dir={path}: not a global_step_N directory; give one, or auto")
-    return _open(path, verify)
+    checkpoint = linked(path)
+    if layout.step_of(checkpoint) is None:
+        what = instead_of(checkpoint)
+        raise NoCheckpoint(
+            f"runner.resume_dir={path}: not a global_step_N directory; {f'it {what}' if what else 'give one, or auto'}"
+        )
+    return _open(checkpoint, verify)
 
 
 def _newest_that_verifies(existing: list[Folder], root: Folder, verify: str, known: Mapping[Folder, str]) -> Selection:

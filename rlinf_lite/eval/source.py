@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlinf_lite.checkpoint import CheckpointError, DamagedCheckpoint, Manifest, NoCheckpoint, layout
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.mistaken import instead_of
 from rlinf_lite.checkpoint.storage import Folder, in_use
 from rlinf_lite.checkpoint.tools import checkpoints_folder, is_checkpoint, located
 from rlinf_lite.models import folder as models
@@ -87,7 +88,10 @@ def opened(model: str, verify: str) -> Iterator[Source]:
 def _newest(model: str, checkpoints: list[Folder], verify: str) -> Iterator[Source]:
     """The newest of a run's checkpoints that verifies."""
     if not checkpoints:
-        raise NoCheckpoint(f"{model}: neither a model nor a checkpoint is there; give {WHAT}")
+        hint = instead_of(located(model))
+        raise NoCheckpoint(
+            f"{model}: neither a model nor a checkpoint is there; {f'it {hint}' if hint else f'give {WHAT}'}"
+        )
     reasons = []
     for path in checkpoints:
         with in_use(path / layout.MANIFEST):

@@ -1,6 +1,6 @@
 """From the shards of a checkpoint to one plain PyTorch state dict of the model; nothing in them is unpickled.
 
-Reads checkpoints of rlinf_lite and of RLinf, and plain DCP folders of a model's state dict.
+Reads checkpoints of rlinf_lite, RLinf and torchtitan, and plain DCP directories of a model's state dict.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from arguments import checkpoint_path
-from dcp_source import DCP_PATH_HELP, located, model_prefix
+from dcp_source import DCP_PATH_HELP, left_out, located, model_prefix, of_model
 from durable_output import new_file
 
 from rlinf_lite.checkpoint import CheckpointError, StateMismatch
@@ -41,7 +41,7 @@ def read_model(folder: Folder, tied: Mapping[str, str]) -> dict[str, torch.Tenso
         StateMismatch: no tensor has a known prefix, or a tied name is missing.
     """
     prefix = model_prefix(folder, tensor_names(folder))
-    tensors = read_tensors(folder, lambda name: name.startswith(prefix))
+    tensors = read_tensors(folder, lambda name: of_model(name, prefix))
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for alias, name in tied.items():
         if name not in state:
@@ -95,10 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file = target_file(options.output_path, options.overwrite)
         with located(options.dcp_path) as source:
             state = read_model(source.folder, source.tied)
+            names = tensor_names(source.folder)
+            others = left_out(names, model_prefix(source.folder, names))
         num_bytes = write(state, file)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if others:
+        print(f"note: not of the model, so not written: {others}")
     print(f"wrote {len(state)} tensors, {num_bytes / 1e6:.1f} MB: {file}")
     return 0
 

@@ -5,6 +5,8 @@ Knows checkpoints of rlinf_lite and of RLinf, and plain DCP folders of a model's
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +16,47 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rlinf_lite.checkpoint import Manifest, NoCheckpoint, StateMismatch, layout
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.mistaken import instead_of
 from rlinf_lite.checkpoint.reader import ShardReader, check_size
 from rlinf_lite.checkpoint.storage import Folder, in_use
 
-PREFIXES = ("fsdp_checkpoint.model.", "model.")
-"""What the names of model tensors begin with: in RLinf's checkpoints, in ours."""
-BARE = "lm_head.weight"
-"""At the top level only where a model's state dict was saved by itself: there names have no prefix at all."""
+PREFIXES = ("fsdp_checkpoint.model.", "app.model.", "model.")
+"""What the names of model tensors begin with: in RLinf's checkpoints, where a whole application was saved as ``app``
+(prime-rl, PyTorch's recipe), in ours."""
+BARE = ("lm_head.weight", "output.weight")
+"""At the top level only where a model's state dict has no prefix at all: saved by itself, or by torchtitan, which keeps
+optimizer and train state beside it."""
+STATE = {
+    "optim",
+    "optimizer",
+    "optimizers",
+    "lr_scheduler",
+    "lr_schedulers",
+    "scheduler",
+    "dataloader",
+    "data_loader",
+    "train_state",
+    "trainer_state",
+    "progress",
+    "rng",
+    "rng_state",
+    "grad_scaler",
+    "scaler",
+    "extra_state",
+    "ema",
+    "num_updates",
+    "step",
+    "epoch",
+}
+"""Top-level names of what is no model, beside one without a prefix."""
+_MOMENT = re.compile(
+    r"(?:optim|optimizer|optimizers)\.state\.(?P<parameter>.+)\.(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|step)"
+)
+_MOMENT_NAME = re.compile(r"\.(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer)$")
+_ROOTS = frozenset(
+    ["model", "transformer", "gpt_neox", "lm_head", "output", "layers", "norm", "tok_embeddings", "freqs_cis"]
+)
+"""What the names of a causal LM begin with, in transformers and in torchtitan."""
 RLINF_FOLDER = "dcp_checkpoint"
 DCP_PATH_HELP = (
     f"a global_step_N directory, its actor folder, RLinf's actor/{RLINF_FOLDER}, or any DCP folder of a model"
@@ -59,6 +95,8 @@ def located(path: Folder, verify: str = "full") -> Iterator[Located]:
         if _holds_shards(folder):
             yield Located(folder=folder, manifest=None)
             return
+    if hint := instead_of(path):
+        raise NoCheckpoint(f"--dcp_path {path}: {hint}")
     raise NoCheckpoint(
         f"--dcp_path {path}: no checkpoint there; give a global_step_N directory, its {layout.ACTOR} folder, "
         f"or RLinf's {layout.ACTOR}/{RLINF_FOLDER}"
@@ -80,7 +118,9 @@ def model_prefix(folder: Folder, names: Collection[str]) -> str:
     Raises:
         StateMismatch: none is known.
     """
-    if BARE in names:
+    trained = {match["parameter"] for name in names if (match := _MOMENT.fullmatch(name))}
+    if any(name in names for name in BARE) or any(name in trained for name in names):
+        _check_bare(folder, names, trained)
         return ""
     prefix = next((known for known in PREFIXES if any(name.startswith(known) for name in names)), None)
     if prefix is None:
@@ -90,6 +130,30 @@ def model_prefix(folder: Folder, names: Collection[str]) -> str:
             f"{', '.join(groups) or 'none'}"
         )
     return prefix
+
+
+def of_model(name: str, prefix: str) -> bool:
+    """Whether the tensor of that name belongs to the model, whose names begin with ``prefix``."""
+    return name.startswith(prefix) if prefix else name.split(".")[0] not in STATE
+
+
+def left_out(names: Collection[str], prefix: str) -> str:
+    """What of a directory is not in the model, by top-level name and number of tensors; empty if nothing is."""
+    groups = Counter(name.split(".")[0] for name in names if not of_model(name, prefix))
+    return ", ".join(f"{group} ({count} tensors)" for group, count in sorted(groups.items()))
+
+
+def _check_bare(folder: Folder, names: Collection[str], trained: Collection[str]) -> None:
+    """Refuse what may be a weight, or may be not: beside bare names nothing else tells them apart."""
+    kept = {name for name in names if of_model(name, "")}
+    roots = {name.split(".")[0] for name in (*trained, *BARE) if name in kept} | _ROOTS
+    alone = len(kept) == len(names)
+    unsure = sorted(name for name in kept if _MOMENT_NAME.search(name) or not (alone or name.split(".")[0] in roots))
+    if unsure:
+        raise StateMismatch(
+            f"{folder}: {some(unsure, 3)}: neither known as weights nor as optimizer or training state, and names "
+            "have no prefix here; save the model by itself, or below the key model"
+        )
 
 
 class DcpModel:
@@ -109,7 +173,7 @@ class DcpModel:
         }
         self._prefix = _best_prefix(held, expected)
         self.entries: dict[str, TensorStorageMetadata] = {
-            name.removeprefix(self._prefix): entry for name, entry in held.items() if name.startswith(self._prefix)
+            name.removeprefix(self._prefix): entry for name, entry in held.items() if of_model(name, self._prefix)
         }
         check_size(folder, self.entries)
 

@@ -237,3 +237,68 @@ def test_help_shows_an_example(convert, capsys):
     said = capsys.readouterr().out
     for text in ("--dcp_path", "--output_path", "--overwrite", "example:", "global_step_50"):
         assert text in said
+
+
+def torchtitan(model, **more):
+    """What torchtitan writes: the model's names at the top level, optimizer and train state beside them."""
+    adam = {"exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3), "step": torch.tensor(1.0)}
+    return {
+        **model.state_dict(),
+        "optimizer": {f"state.{name}.{key}": held for name in model.state_dict() for key, held in adam.items()},
+        "lr_scheduler": {"last_epoch": torch.tensor(3)},
+        "train_state": {"step": torch.tensor(3, dtype=torch.int32), "ntokens_seen": torch.tensor(9)},
+        "dataloader": {"dp_rank_0": torch.zeros(4)},
+        **more,
+    }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_torchtitan_with_optimizer_gives_the_model_alone(make_model, convert, tmp_path, tied):
+    model = make_model(tied)
+    state = torchtitan(model)
+    if tied:
+        del state["lm_head.weight"]
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    code, said = convert(tmp_path / "dcp", tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    assert code == 0 and found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    num_moments = 3 * len(model.state_dict())
+    left_out = "dataloader (1 tensors), lr_scheduler (1 tensors), "
+    left_out += f"optimizer ({num_moments} tensors), train_state (2 tensors)"
+    assert f"note: not of the model, so not written: {left_out}" in said
+    assert f"wrote {len(wanted)} tensors, {(tmp_path / 'out.pt').stat().st_size / 1e6:.1f} MB" in said
+
+
+def test_torchtitan_with_names_of_its_own(make_model, convert, tmp_path):
+    names = ["tok_embeddings.weight", "layers.0.attention.wq.weight", "norm.weight", "output.weight"]
+    weights = {name: torch.ones(4, 2) for name in names}
+    state = weights | {"optimizer": {"state.output.weight.exp_avg": torch.zeros(4, 2)}}
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert convert(tmp_path / "dcp", tmp_path / "out.pt")[0] == 0
+    assert torch.load(tmp_path / "out.pt", weights_only=True).keys() == weights.keys()
+
+
+def test_a_whole_application_gives_the_model_alone(make_model, convert, tmp_path):
+    model = make_model(False)
+    everything = {"model": model.state_dict(), "optimizers": {"state": {"x": torch.ones(1)}}, "progress": {"step": 1}}
+    state = {"app": everything}
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert convert(tmp_path / "dcp", tmp_path / "out.pt")[0] == 0
+    assert_same_model(tmp_path / "out.pt", model, make_model(False, seed=1))
+
+
+@pytest.mark.parametrize(
+    "more", [{"value_head": {"weight": torch.ones(2)}}, {"model.embed_tokens.weight.exp_avg": torch.ones(2)}]
+)
+def test_what_may_be_a_weight_or_not_is_refused_by_name(make_model, convert, tmp_path, more):
+    dcp.save(torchtitan(make_model(False), **more), checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), next(iter(more)), "neither known as weights")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_moments_beside_bare_names_are_never_weights(make_model, convert, tmp_path):
+    state = dict(make_model(False).state_dict()) | {"lm_head.weight.exp_avg": torch.ones(2)}
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), "lm_head.weight.exp_avg")

@@ -1,0 +1,65 @@
+"""What a directory is that was given as a checkpoint and is none, and what to give instead."""
+
+from __future__ import annotations
+
+import re
+
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint.storage import Folder, is_local
+
+RUN_CHECKPOINTS = "checkpoints"
+RLINF_DCP = "dcp_checkpoint"
+"""Where RLinf keeps the DCP files, below ``actor/``."""
+_VERL_SHARD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
+
+
+def linked(path: Folder) -> Folder:
+    """``path``; or what it leads to if it is a symbolic link, such as ``latest``."""
+    return path.resolve() if is_local(path) and path.is_symlink() else path
+
+
+def instead_of(path: Folder) -> str | None:
+    """What ``path`` is and what would work, as the end of a sentence; None if it is nothing that is known.
+
+    Args:
+        path: a directory without a manifest, or of another name than ``global_step_N``.
+    """
+    if not is_local(path) or not path.is_dir():
+        return None
+    if path.name in (layout.ACTOR, layout.DATA.split("/")[0]) and (path.parent / layout.MANIFEST).is_file():
+        return f"is a part of a checkpoint; did you mean {path.parent}?"
+    for root in (path / RUN_CHECKPOINTS, path):
+        if found := [one for one in layout.committed(root) if (one / layout.MANIFEST).is_file()]:
+            what = "holds checkpoints" if root == path else "is the directory of a run"
+            return f"{what}; did you mean {found[0]}, its newest? (auto means the newest of the run that is started)"
+    if _of_verl(path):
+        return (
+            "is a checkpoint of verl, whose optimizer state cannot be read here; make a Hugging Face directory of it "
+            "with python -m verl.model_merger merge --backend fsdp, and start with that as actor.model.model_path"
+        )
+    if dcp := _of_rlinf(path):
+        return (
+            "is a checkpoint of RLinf, without a manifest.json; its weights can be used: convert them with "
+            f"toolkits/ckpt_convertor/convert_dcp_to_hf.py --dcp_path {dcp} --base_model ..., and start with the "
+            "result as actor.model.model_path"
+        )
+    if (path / "config.json").is_file():
+        return "is a Hugging Face directory; give it as actor.model.model_path"
+    return None
+
+
+def _of_verl(path: Folder) -> bool:
+    return any(
+        folder.is_dir() and any(_VERL_SHARD.fullmatch(file.name) for file in folder.iterdir())
+        for folder in (path, path / layout.ACTOR)
+    )
+
+
+def _of_rlinf(path: Folder) -> Folder | None:
+    """The DCP files of RLinf's in ``path``, or in the newest checkpoint below it."""
+    steps = sorted((p for p in path.iterdir() if layout.step_of(p) is not None), key=lambda p: layout.step_of(p) or 0)
+    for folder in (path, path / layout.ACTOR, *(step / layout.ACTOR for step in reversed(steps))):
+        for dcp in (folder, folder / RLINF_DCP):
+            if (dcp / ".metadata").is_file():
+                return dcp
+    return None
