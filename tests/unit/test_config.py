@@ -105,7 +105,7 @@ def test_a_missing_value_is_named():
             },
             "algorithm.kl_penalty_type=abs is none; use low_var_kl",
         ),
-        ({"reward__max_failed_fraction": 1.5}, "reward.max_failed_fraction=1.5: is a share"),
+        ({"reward__max_failed_fraction": 1.5}, "reward.max_failed_fraction=1.5: must be at most 1"),
         ({"reward__max_failed_fraction": -0.1}, "reward.max_failed_fraction=-0.1: must be at least 0"),
         ({"algorithm__group_size": 1}, "use at least 2"),
         ({"data__type": "math"}, "data.train_data_paths=[]"),
