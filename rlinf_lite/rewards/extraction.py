@@ -1,6 +1,6 @@
-r"""Where in a text the final answer stands: ``\boxed{}``, GSM8K's ``####``, "the answer is", the last number.
+r"""Where in a text the final answer stands: boxes, ``<answer>``, ``####``, "the answer is", the last expression.
 
-Every search is one pass over the text: responses are long, and a model may write anything.
+The order is in ``docs/data-and-rewards.md``. Every search is one pass: responses are long, and a model may write anything.
 """
 
 from __future__ import annotations
@@ -8,87 +8,184 @@ from __future__ import annotations
 import re
 from collections import deque
 
-from rlinf_lite.rewards.plain_numbers import NUMBER
+from rlinf_lite.rewards.plain_numbers import MAX_CHARS
+from rlinf_lite.rewards.running_text import last_expression, leading_answer, right_side
 
-_BOX_OR_BRACE = re.compile(r"\\boxed\s*(?P<open>\{)|\\boxed[ \t]+(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
-# A heading ("#### Step 2") is not an answer: no letter may follow.
-_HASHES = re.compile(r"####[ \t]*([^\sA-Za-z#][^\n]*)")
-_ANSWER_IS = re.compile(r"\banswer(?:\s+is\b|\s*:)[ \t]*:?[ \t]*\**[ \t]*", re.IGNORECASE)
-_AMOUNT = rf"\\?\$?(?=\.?[0-9]){NUMBER}(?:/[0-9]+)?\\?%?"
-_LAST_NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-\u2212])?{_AMOUNT}")
-_LEADING_NUMBER = re.compile(rf"([-+\u2212]?{_AMOUNT})(?=\s*\**\s*$|[.,;:!?)*]+(?:\s|$)|\s+(?!(?:or|and)\b)[A-Za-z])")
-_LEADING_MATH = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+)(?<!\s)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_SENTENCE_END = re.compile(r"\.(?:\s|$)")
+_BOX_OR_BRACE = re.compile(
+    r"\\(?:f?boxed|fbox|framebox)\s*(?P<open>\{)|\\(?:boxed|fbox)[ \t]+(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
+)
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|;|,?\s*(?:and|or)\b)?[\s$]*")
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\w*\{)?\s*(?:|\.{2,}|\\[lc]?dots|…|_+|\?|<[^<>]*>|\[[^\[\]]*[a-z]{3}[^\[\]]*\]|"
+    r"(?:the |your |final |numerical |numeric |correct )*(?:answer|result|value|solution|number)(?: here)?)\s*\}?",
+    re.IGNORECASE,
+)
+_HASHES = re.compile(r"####[ \t]*([^\n#][^\n]*)")
+_HEADING = re.compile(r"(?:[0-9]+|[A-Z]|[ivxIVX]+)[.):][ \t]+\**[A-Za-z]")
+_BARE_WORD = re.compile(r"[\s*]*(?:yes|no|true|false|none|\(?[A-J]\)?)[\s*.]*", re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"\banswers?\b\*{0,2}(?:\s(?:to|for|of|in)\b[^.:\n]{0,80}?)?"
+    r"(?:\s{1,4}(?:is|are|was|equals|would be|should be|must be|will be|comes to)\b\s?:?|\s{0,4}\*{0,2}\s?[:=]"
+    r"|[ \t]{0,4}\*{0,2}[ \t]{0,4}\n{1,4}(?=\s?[^\sA-Za-z]))",
+    re.IGNORECASE,
+)
+_MAX_STATEMENTS = 50
+"""So many of the last statements of one kind are looked at, and so many boxes make one list."""
+_MAX_STATEMENT_CHARS = MAX_CHARS + 500
+_TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
+_THINK = re.compile(r"<think>|</think>", re.IGNORECASE)
+_NEGATION = re.compile(r"[\s:*]*(?:not|n't|neither|unknown|unclear)\b", re.IGNORECASE)
+_MATH_SPAN = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+)(?<!\s)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+
+ANSWER_FORMATS = ("auto", "boxed", "hashes", "last_number")
 
 
-def final_answer(response: str) -> str:
+def final_answer(response: str, answer_format: str = "auto") -> str:
     r"""The answer that a response settles on, or ``""`` when it states none.
 
-    In this order: the last closed ``\boxed{...}`` (innermost when nested); the last ``#### x``; what follows the last
-    "answer is"; the last number. A response whose only box was cut off states none.
+    Args:
+        answer_format: ``auto``: whichever of a closed box, ``<answer>...</answer>``, ``#### x`` and "the answer is x" comes
+            last, else the last expression with a number; ``boxed``, ``hashes``, ``last_number``: only that.
     """
-    box, was_opened = _last_box(response)
-    if was_opened:
-        return box
-    return _after_hashes(response) or _after_answer_is(response) or _last_number(response)
+    text = _without_thinking(response)
+    if answer_format == "boxed":
+        return _last_box(text)[0]
+    if answer_format == "hashes":
+        return _after_hashes(text)[0]
+    if answer_format == "last_number":
+        return last_expression(text)
+    return _auto(text)
 
 
 def reference_answer(answer: str) -> str:
-    r"""The answer that a data set states: after ``####``, in ``\boxed{}``, between ``$``, or the text itself."""
-    hashes = _after_hashes(answer)
+    r"""The answer that a data set states: after ``####``, in ``\boxed{}``, between ``$``, after "the answer is", or the
+    text itself.
+    """
+    hashes = _last(_HASHES, answer)
     if hashes:
-        return hashes
-    box, was_opened = _last_box(answer)
+        return hashes[1].strip()
+    box, was_opened, _ = _last_box(answer)
     if was_opened:
         return box
-    math = _LEADING_MATH.fullmatch(answer.strip())
-    return _first_group(math) if math else answer.strip()
+    math = _MATH_SPAN.fullmatch(answer.strip())
+    if math:
+        return next(group for group in math.groups() if group is not None).strip()
+    return _after_answer_is(answer)[0] or answer.strip()
 
 
-def _last_box(text: str) -> tuple[str, bool]:
-    """Content of the closed box that begins last, and whether any box was opened at all."""
-    content, content_start, was_opened = "", -1, False
-    open_braces: list[tuple[bool, int]] = []
+def _auto(text: str) -> str:
+    box, box_was_opened, box_end = _last_box(text)
+    tag, tag_end = _last_tag(text)
+    hashes, hashes_start = _after_hashes(text)
+    phrase, phrase_start, is_certain = _after_answer_is(text)
+    stated = [(box_end, box), (tag_end, tag), (hashes_start, hashes)]
+    if is_certain or not (box or tag or hashes):
+        stated.append((phrase_start, phrase))
+    _, answer = max(stated)
+    if answer:
+        return answer
+    # A response whose only box was cut off states no answer.
+    return "" if box_was_opened and not box else last_expression(text)
+
+
+def _without_thinking(text: str) -> str:
+    """What follows the last ``</think>``, up to a ``<think>`` that is never closed."""
+    start, end, opened = 0, len(text), None
+    for match in _THINK.finditer(text):
+        if match[0][1] == "/":
+            start, opened = match.end(), None
+        elif opened is None:
+            opened = match.start()
+    if opened is not None:
+        end = opened
+    return text[start:end]
+
+
+def _last_box(text: str) -> tuple[str, bool, int]:
+    """Content of the last closed box that is no placeholder, whether a box was cut off or filled, and where it ends.
+
+    Boxes that follow each other (``\\boxed{1}`` and ``\\boxed{2}``) are one list.
+    """
+    boxes: list[tuple[int, int, int, int]] = []  # begins, content begins, content ends, ends
+    open_braces: list[tuple[int, int]] = []
     for match in _BOX_OR_BRACE.finditer(text):
         if match["bare"]:
-            content, content_start, was_opened = match["bare"].rstrip(".,;"), match.start(), True
+            boxes.append((match.start(), match.start("bare"), match.end("bare"), match.end()))
         elif match[0].endswith("{") and (match["open"] or match[0] == "{"):
-            open_braces.append((bool(match["open"]), match.end()))
-            was_opened = was_opened or bool(match["open"])
+            open_braces.append((match.start() if match["open"] else -1, match.end()))
         elif match[0] == "}" and open_braces:
-            is_box, start = open_braces.pop()
-            if is_box and start > content_start:
-                content, content_start = text[start : match.start()].strip(), start
-    return content, was_opened
+            start, content_start = open_braces.pop()
+            if start >= 0 and not _is_placeholder(text, content_start, match.start()):
+                boxes.append((start, content_start, match.start(), match.end()))
+    if not boxes:
+        return "", any(start >= 0 for start, _ in open_braces), -1
+    boxes.sort()  # the innermost box of nested ones begins last
+    end = boxes[-1][3]
+    last = [boxes.pop()]
+    while boxes and boxes[-1][3] <= last[-1][0] and len(last) < _MAX_STATEMENTS:
+        if not _BETWEEN_BOXES.fullmatch(text[boxes[-1][3] : min(last[-1][0], boxes[-1][3] + 40)]):
+            break
+        last.append(boxes.pop())
+    contents = [text[box[1] : box[2]].strip() for box in reversed(last)]
+    return ", ".join(dict.fromkeys(contents)), True, end
 
 
-def _after_hashes(text: str) -> str:
-    match = _last(_HASHES, text)
-    return match[1].strip() if match else ""
+def _is_placeholder(text: str, start: int, end: int) -> bool:
+    """Of a box that is only spoken of: ``\\boxed{}``, ``\\boxed{...}``, ``\\boxed{answer}``."""
+    return end - start <= 100 and bool(_PLACEHOLDER.fullmatch(text[start:end]))
 
 
-def _after_answer_is(text: str) -> str:
-    match = _last(_ANSWER_IS, text)
-    if match is None:
+def _last_tag(text: str) -> tuple[str, int]:
+    start, content, end = -1, "", -1
+    for match in _TAG.finditer(text):
+        if match[0][1] != "/":
+            start = match.end()
+        elif start >= 0:
+            content, end, start = text[start : match.start()].strip(), match.end(), -1
+    if _is_placeholder(content, 0, len(content)):
+        return "", -1
+    box, was_opened, _ = _last_box(content)
+    phrase, _, is_certain = _after_answer_is(content)
+    return (box if was_opened else phrase if is_certain else right_side(content)), end
+
+
+def _after_hashes(text: str) -> tuple[str, int]:
+    """The last ``####`` line that is an answer and no heading, and where it starts."""
+    for match in reversed(deque(_HASHES.finditer(text), maxlen=_MAX_STATEMENTS)):
+        answer = _hash_answer(match[1][:_MAX_STATEMENT_CHARS].strip())
+        if answer:
+            return answer, match.start()
+    return "", -1
+
+
+def _hash_answer(line: str) -> str:
+    if _HEADING.match(line):
         return ""
-    rest = text[match.end() :].lstrip()
-    math = _LEADING_MATH.match(rest)
-    if math:
-        return _first_group(math)
-    line = rest.split("\n", 1)[0]
-    number = _LEADING_NUMBER.match(line)
-    return number[1] if number else _SENTENCE_END.split(line, maxsplit=1)[0].strip(" \t*")
+    if _BARE_WORD.fullmatch(line):
+        return line.strip(" *.")
+    phrase = _ANSWER_IS.match(line)
+    answer, is_certain = leading_answer(line[phrase.end() :] if phrase else line)
+    return right_side(answer) if is_certain else ""
 
 
-def _last_number(text: str) -> str:
-    match = _last(_LAST_NUMBER, text)
-    return match[0] if match else ""
+def _after_answer_is(text: str) -> tuple[str, int, bool]:
+    """``(answer, start, is_certain)`` of the last "the answer is" that an answer follows."""
+    words = ("", -1, False)
+    for match in reversed(deque(_ANSWER_IS.finditer(text), maxlen=_MAX_STATEMENTS)):
+        following = text[match.end() : match.end() + _MAX_STATEMENT_CHARS]
+        if _NEGATION.match(following):
+            continue
+        answer, is_certain = leading_answer(following)
+        if is_certain and answer:
+            return right_side(answer), match.start(), True
+        if answer and not words[0]:
+            is_short_line = match[0].rstrip("* \t").endswith(":") and len(answer.split()) <= 3
+            words = answer, match.start(), is_short_line
+            if is_short_line:
+                return words
+    return words
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     matches = deque(pattern.finditer(text), maxlen=1)
     return matches[0] if matches else None
-
-
-def _first_group(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group is not None).strip()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from rlinf_lite.rewards.equivalence import same_answer
 from rlinf_lite.rewards.extraction import final_answer, reference_answer
 from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.rewards.plain_numbers import MAX_CHARS, parse_number, same_number
@@ -57,4 +58,4 @@ class MathJudge:
         number, expected = parse_number(found), parse_number(reference)
         if number is not None and expected is not None:
             return same_number(number, expected)
-        return self._verifier.check(reference, found)
+        return same_answer(reference, found, self._verifier.check)

@@ -1,4 +1,4 @@
-"""Numbers as people write them (``1,234.50``, ``$18``, ``12%``, ``-3/4``), compared exactly as fractions."""
+r"""Numbers as people write them (``1,234.50``, ``$18``, ``12%``, ``-3/4``, ``1.5e3``), compared exactly as fractions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from fractions import Fraction
 from typing import NamedTuple
 
 NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+)?"
-_PLAIN = re.compile(rf"(?P<sign>[-+]?) *(?P<number>{NUMBER})(?: */ *(?P<divisor>[0-9]+))? *(?P<percent>%?)")
+# An exponent of more digits is left to the verifier, whose time and memory are limited.
+_EXPONENT = r"(?:[eE](?P<e>[-+]?[0-9]{1,4})|(?P<ten> *\\(?:times|cdot) *10(?:\^\{(?P<power>[-+]?[0-9]{1,4})\})?))"
+_PLAIN = re.compile(
+    rf"(?P<sign>[-+]?) *(?P<number>{NUMBER})\.?{_EXPONENT}?(?: */ *(?P<divisor>[0-9]+))? *(?P<percent>%?)"
+)
+_FRACTION = re.compile(
+    r"(?P<sign>[-+]?) *(?P<open>\()?(?:(?P<whole>[0-9]+)\+)?\\frac\{(?P<minus>-?)(?P<over>[0-9]+)\}\{(?P<under>[0-9]+)\}"
+    r"(?(open)\)) *(?P<percent>%?)"
+)
 _SPELLINGS = (("\\$", ""), ("$", ""), ("\\%", "%"), ("{,}", ","), ("\\,", ""), ("\\!", ""), ("\u2212", "-"))
 
 
@@ -24,19 +32,33 @@ class PlainNumber(NamedTuple):
 
 
 def parse_number(text: str) -> PlainNumber | None:
-    """The plain number that ``text`` is, or None when it is anything else: an expression, a unit, division by 0, longer
-    than `MAX_CHARS`.
+    r"""The plain number that ``text`` is, or None when it is anything else: an expression, a unit, division by 0, longer
+    than `MAX_CHARS`. ``\frac{5}{4}`` and ``(1+\frac{1}{4})``, the normal form of a mixed number, are plain.
     """
+    if len(text) > MAX_CHARS:
+        return None
     for spelling, meaning in _SPELLINGS:
         text = text.replace(spelling, meaning)
-    match = _PLAIN.fullmatch(text.strip().removesuffix(".")) if len(text) <= MAX_CHARS else None
+    text = text.strip().removesuffix(".")
+    match = _PLAIN.fullmatch(text)
     if match is None or not match["number"]:
-        return None
+        return _parse_fraction(text) if "\\frac" in text else None
     divisor = int(match["divisor"] or 1)
     if divisor == 0:
         return None
     value = Fraction(match["sign"] + match["number"].replace(",", "")) / divisor
+    exponent = match["e"] or match["power"] or ("1" if match["ten"] else None)
+    if exponent is not None:
+        value *= Fraction(10) ** int(exponent)
     return PlainNumber(value, bool(match["percent"]))
+
+
+def _parse_fraction(text: str) -> PlainNumber | None:
+    match = _FRACTION.fullmatch(text)
+    if match is None or int(match["under"]) == 0 or (match["whole"] and match["minus"]):
+        return None
+    value = int(match["whole"] or 0) + Fraction(int(match["minus"] + match["over"]), int(match["under"]))
+    return PlainNumber(-value if match["sign"] == "-" else value, bool(match["percent"]))
 
 
 def same_number(a: PlainNumber, b: PlainNumber) -> bool:

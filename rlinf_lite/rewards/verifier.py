@@ -55,15 +55,15 @@ class Verifier:
         """Process id of the running child, None when there is none."""
         return self._child.process.pid if self._child else None
 
-    def check(self, reference: str, answer: str) -> bool:
-        """Whether ``answer`` means ``reference``; both are LaTeX or plain text without a box.
+    def check(self, reference: str, answer: str, up_to_factor: bool = False) -> bool:
+        """Whether two expressions in normal form are equal; ``up_to_factor``: or differ by a constant factor.
 
         Raises:
             VerifierError: the check ran out of CPU time or failed, or the child crashed in it twice.
             VerifierLost: the child was killed, or stood still, in it twice.
             VerifierStartError: no child could be started.
         """
-        return bool(self.ask({"reference": reference, "answer": answer})["correct"])
+        return bool(self.ask({"reference": reference, "answer": answer, "up_to_factor": up_to_factor})["correct"])
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The child's reply; raises as `check`."""

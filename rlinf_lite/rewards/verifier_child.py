@@ -68,7 +68,7 @@ def _reply(judge: Callable[[Request], Reply], request: Request) -> Reply:
 
 def _start_math() -> Reply:
     try:
-        import math_verify  # noqa: F401
+        from rlinf_lite.rewards import expressions  # noqa: F401
     except ImportError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     # With another antlr runtime math-verify imports, reads no LaTeX, and calls everything wrong.
@@ -78,13 +78,14 @@ def _start_math() -> Reply:
 
 
 def _math(request: Request) -> Reply:
-    from math_verify import parse, verify
     from sympy.core.random import seed
 
+    from rlinf_lite.rewards.expressions import same_expression
+
     seed(0)
-    gold = parse(f"\\boxed{{{request['reference']}}}", parsing_timeout=None)
-    found = parse(f"\\boxed{{{request['answer']}}}", parsing_timeout=None)
-    return {"correct": verify(gold, found, timeout_seconds=None)}
+    return {
+        "correct": same_expression(request["reference"], request["answer"], request.get("up_to_factor", False))
+    }
 
 
 def _start_reasoning_gym() -> Reply:

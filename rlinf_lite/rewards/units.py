@@ -1,0 +1,94 @@
+"""A quantity is a number and a unit: ``12 cm^2``, ``$18``, ``5 miles per hour``, ``18 eggs``."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_SAME = """cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|m meter metre|kg kilogram kilo|g gram gm
+mg milligram|l liter litre|ml milliliter millilitre|s sec second|min minute|h hr hour|day|week wk|month|year yr|mph|kmh kph
+ft foot feet|in inch inche|yd yard|mi mile|lb lbs pound|oz ounce|gal gallon|dollar usd buck|cent|euro|deg|rad radian
+n newton|j joule|w watt|v volt|a ampere amp|k kelvin|pa pascal|hz hertz|ohm|mol mole|unit|am|pm|acre|ha hectare"""
+_CANONICAL = {name: group.split()[0] for group in re.split(r"[|\n]", _SAME) for name in group.split()}
+_SYMBOLS_ALONE = "mgshLlNJWVKACF"
+_NOT_UNITS = frozenset(
+    "and or to than minus plus times over squared cubed factorial choose mod more less not if is are in where for all "
+    "any with".split()
+) - {"times"}
+_MONEY = {"$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
+_LEADING_MONEY = re.compile(r"([-+]?) *(?:US|USD|Rs\.?)? *([$€£¥₹]) *([-+]?[0-9.\\(].*)", re.DOTALL)
+_TRAILING_MONEY = re.compile(r"(.*[0-9)}]) *([$€£¥₹])", re.DOTALL)
+_WORD = r"[A-Za-z]+\.?(?: ?\^ ?\{? ?-?[0-9] ?\}?)?"
+# One word directly after the number, or words with something between them; a fraction bar is `per`.
+_TAIL = re.compile(rf"(?<=[0-9)}}!])( *)({_WORD}(?:(?: |/| / | ?\\cdot ?|-){_WORD})*)$|(\^\\circ ?[CF]?)$")
+_COMMAND_BEFORE = re.compile(r"\\[A-Za-z]+$")
+
+
+class Quantity(NamedTuple):
+    """``number`` is what stands before the unit; ``unit`` is its canonical name, "" for none."""
+
+    number: str
+    unit: str
+
+
+def split_unit(text: str) -> Quantity:
+    """Take the unit off ``text``, which is in normal form. A variable is no unit: ``12 x`` stays whole."""
+    money = _LEADING_MONEY.fullmatch(text)
+    if money:
+        number = split_unit(money[3]).number
+        return Quantity(money[1] + number, _MONEY[money[2]])
+    money = _TRAILING_MONEY.fullmatch(text)
+    if money:
+        return Quantity(money[1], _MONEY[money[2]])
+    tail = _TAIL.search(text)
+    if tail is None:
+        return Quantity(text, "")
+    number = text[: tail.start()].strip()
+    if tail[3]:
+        return Quantity(number, tail[3].replace(" ", ""))
+    if not _is_unit(tail[2], has_space=bool(tail[1])):
+        return Quantity(text, "")
+    return Quantity(number, canonical_unit(tail[2]))
+
+
+def same_unit(a: str, b: str) -> bool:
+    """Whether two units can stand for each other. A missing one can stand for any; of two that are no common units
+    (``duck eggs``, ``eggs``) one shared word is enough.
+    """
+    if not a or not b or a == b:
+        return True
+    words_a, words_b = set(a.split()), set(b.split())
+    known = set(_CANONICAL.values())
+    if words_a & known and words_b & known:
+        return False
+    return bool(words_a & words_b)
+
+
+def canonical_unit(words: str) -> str:
+    r"""``square feet`` and ``ft^{2}`` are ``ft^2``; ``km/h``, ``kmh`` and ``kilometers per hour`` are ``km / h``."""
+    words = words.replace("\\cdot", " ").replace("{", "").replace("}", "").replace(" ^", "^").replace("^ ", "^")
+    words = re.sub(r"/|\bper\b|\ban?\b(?= )", " / ", words).replace("-", " ")
+    parts = [_canonical_word(word) for word in words.split()]
+    text = " ".join(part for part in parts if part)
+    text = re.sub(r"\b(?:square|sq) (\w+)", r"\1^2", text)
+    text = re.sub(r"\b(?:cubic|cu) (\w+)", r"\1^3", text)
+    return {"mph": "mi / h", "kmh": "km / h"}.get(text, text)
+
+
+def _canonical_word(word: str) -> str:
+    base, caret, power = word.rstrip(".").partition("^")
+    base = base.lower()
+    for ending in ("", "s", "es"):
+        if ending == "" and base in _CANONICAL or base.endswith(ending) and base[: -len(ending) or None] in _CANONICAL:
+            return _CANONICAL[base[: -len(ending) or None]] + caret + power
+    return (base[:-1] if base.endswith("s") and len(base) > 2 else base) + caret + power
+
+
+def _is_unit(words: str, has_space: bool) -> bool:
+    found = re.findall(r"[A-Za-z]+", words)
+    if any(word.lower() in _NOT_UNITS for word in found):
+        return False
+    first = found[0]
+    if len(first) == 1:
+        return has_space and first in _SYMBOLS_ALONE and all(len(w) > 1 or w in _SYMBOLS_ALONE for w in found)
+    return has_space or _canonical_word(first) in set(_CANONICAL.values()) or first in ("th", "st", "nd", "rd")
