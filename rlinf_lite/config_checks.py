@@ -31,6 +31,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "actor.fsdp_config.mixed_precision.param_dtype": (None, "fp32", "bf16", "fp16"),
     "actor.fsdp_config.mixed_precision.reduce_dtype": (None, "fp32", "bf16", "fp16"),
     "reward.reward_type": ("math", "exact", "custom", "reasoning_gym"),
+    "reward.answer_format": ("auto", "boxed", "hashes", "last_number"),
 }
 
 _AT_LEAST: dict[str, float] = {
@@ -528,5 +529,10 @@ def _reward(config: Config) -> Iterator[str]:
         )
     if data.answer_key is None and reward.reward_type in ("math", "exact"):
         yield f"data.answer_key=null: reward.reward_type={reward.reward_type} compares with answers; name their key"
+    if reward.answer_format != "auto" and reward.reward_type != "math":
+        yield (
+            f"reward.answer_format={reward.answer_format}: reward.reward_type={reward.reward_type} looks for no final "
+            "answer; set reward.reward_type=math, or remove the format"
+        )
     if data.metadata_keys and data.type != "math":
         yield f"data.metadata_keys={data.metadata_keys}: data.type={data.type} has no rows of files; remove it"

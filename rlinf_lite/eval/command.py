@@ -130,7 +130,7 @@ def _answer(
         stack.callback(engine.close)
         progress = text.Progress(log.rows, num_problems)
         stack.callback(progress.close)
-        evaluate(chunks, engine, judge, log, answer_of=answer_reader(reward.reward_type), progress=progress)
+        evaluate(chunks, engine, judge, log, answer_of=answer_reader(reward), progress=progress)
 
 
 def _say_what(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rlinf_lite.config import Config
+from rlinf_lite.config import Config, RewardConfig
 from rlinf_lite.eval.estimators import Vote, ladder, maj_at_k, pass_at_k
 from rlinf_lite.eval.log import MemoryLog, Row
 from rlinf_lite.rewards import Judge, attempts, ungraded
@@ -70,12 +71,12 @@ def _scores(judge: Judge, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
     return [next(scores) if rollout.error is None else ungraded(rollout.error) for rollout in rollouts]
 
 
-def answer_reader(reward_type: str) -> Callable[[str], str]:
+def answer_reader(reward: RewardConfig) -> Callable[[str], str]:
     """Where this reward looks for the answer in a response: for majorities, and for the reader of the rows."""
-    if reward_type == "exact":
+    if reward.reward_type == "exact":
         return str.strip
-    if reward_type == "math":
-        return final_answer
+    if reward.reward_type == "math":
+        return partial(final_answer, answer_format=reward.answer_format)
     return lambda response: final_answer(response) or response.strip()
 
 

@@ -11,8 +11,19 @@ from collections.abc import Callable
 
 from rlinf_lite.rewards.normal_form import normal_form
 from rlinf_lite.rewards.plain_numbers import parse_number, same_number
-from rlinf_lite.rewards.structure import Interval, Items, Region, as_interval, enclosed, items, matrix, region, relation, split_top
-from rlinf_lite.rewards.units import same_unit, split_unit
+from rlinf_lite.rewards.structure import (
+    Interval,
+    Items,
+    Region,
+    as_interval,
+    enclosed,
+    items,
+    matrix,
+    region,
+    relation,
+    split_top,
+)
+from rlinf_lite.rewards.units import compound, same_unit, split_unit
 from rlinf_lite.rewards.words import is_text, number_word, same_text
 
 AskExpression = Callable[[str, str, bool], bool]
@@ -25,14 +36,19 @@ needs more is wrong."""
 _CHOICE = re.compile(r"\(([A-Ja-j])\)(?:\s*(?![,;/+*^=-]|and\b|or\b)(.+))?|([A-J])(?:[).:]\s*(.+))?", re.DOTALL)
 _LABEL = re.compile(
     r"(?:(?P<symbol>\\?[A-Za-z]+'*(?:_\{?\w+\}?)?|m?\s*\\angle\s*[A-Z]+|\|[A-Z]+\||\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\))"
-    r"|(?P<function>[A-Za-z](?:\^\{-1\}|_\{?\w+\}?)?'*\([^()=<>]*\))|(?P<words>[A-Za-z][A-Za-z ]*?))\s*"
+    r"|(?P<function>[A-Za-z](?:\^\{-1\}|_\{?\w+\}?)?'*\([^()=]*\))|(?P<words>[A-Za-z][A-Za-z ]*?))\s*"
     r"(?:=|\\in(?![A-Za-z])|\\approx(?![A-Za-z]))\s*(?P<rest>[^=]+)",
     re.DOTALL,
 )
 _WORDS_COLON = re.compile(r"[A-Za-z][A-Za-z ]+:\s*(\S.*)", re.DOTALL)
-_HEDGE = re.compile(r"(?:approximately|about|exactly|only|just|roughly|around|nearly|a total of)\s+|\\approx\s*|=\s*", re.I)
-_BASE = re.compile(r"([0-9A-Fa-f]+)\s*_\{?\s*(\d+|two|three|eight|ten|sixteen)\s*\}?")
+_HEDGE = re.compile(
+    r"(?:approximately|about|exactly|only|just|roughly|around|nearly|a total of)\s+|\\approx\s*|=\s*", re.I
+)
+_BASE = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(\d+|two|three|eight|ten|sixteen)\s*\}?")
 _BASE_WORDS = {"two": 2, "three": 3, "eight": 8, "ten": 10, "sixteen": 16}
+_VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_SCRIPT = re.compile(r"[\^_]\s*(?:\{[^{}]*\}|[0-9])|(?<=[A-Za-z])\([^()]*\)")
 _SPACES = re.compile(r"(?<![0-9A-Za-z,]) +| +(?![0-9A-Za-z])")
 
 
@@ -60,7 +76,10 @@ class _Comparison:
         return same
 
     def _same(self, reference: str, found: str) -> bool:
-        reference, found = _HEDGE.sub("", reference, count=1) if _HEDGE.match(reference) else reference, _unhedged(found)
+        reference, found = (
+            _HEDGE.sub("", reference, count=1) if _HEDGE.match(reference) else reference,
+            _unhedged(found),
+        )
         if not reference or not found:
             return False
         if _SPACES.sub("", reference) == _SPACES.sub("", found):
@@ -68,7 +87,10 @@ class _Comparison:
         number, expected = parse_number(found), parse_number(reference)
         if number is not None and expected is not None:
             return same_number(number, expected)
-        for rule in (self._choices, self._regions, self._labels, self._texts, self._items, self._matrices):
+        parts, parts_found = compound(reference), compound(found)
+        if parts or parts_found:
+            return parts == parts_found
+        for rule in (self._choices, self._bases, self._regions, self._labels, self._texts, self._items, self._matrices):
             verdict = rule(reference, found)
             if verdict is not None:
                 return verdict
@@ -86,6 +108,15 @@ class _Comparison:
             return self.same(reference, chosen[1])
         return None
 
+    def _bases(self, reference: str, found: str) -> bool | None:
+        """``1011_2`` is ``1011`` (its base left out), ``11_{10}``, and not ``1011_3``."""
+        based, based_found = _BASE.fullmatch(reference), _BASE.fullmatch(found)
+        if based and based_found:
+            value, value_found = _value_in_base(based), _value_in_base(based_found)
+            return value is not None and value == value_found
+        one = based or based_found
+        return one[1] == (found if based else reference) if one else None
+
     def _regions(self, reference: str, found: str) -> bool | None:
         expected, region_found = region(reference), region(found)
         if expected is None and region_found is None:
@@ -99,7 +130,11 @@ class _Comparison:
 
     def _same_piece(self, reference: Interval | str, found: Interval | str) -> bool:
         if isinstance(reference, Interval) and isinstance(found, Interval):
-            return reference[2:] == found[2:] and self.same(reference.low, found.low) and self.same(reference.high, found.high)
+            return (
+                reference[2:] == found[2:]
+                and self.same(reference.low, found.low)
+                and self.same(reference.high, found.high)
+            )
         return isinstance(reference, str) and isinstance(found, str) and self.same(reference, found)
 
     def _labels(self, reference: str, found: str) -> bool | None:
@@ -158,7 +193,9 @@ class _Comparison:
         if expected is None or listed is None:
             one, other = (expected, found) if expected else (listed, reference)
             assert one is not None
-            return len(one.parts) == 1 and (self.same(one.parts[0], found) if expected else self.same(other, one.parts[0]))
+            return len(one.parts) == 1 and (
+                self.same(one.parts[0], found) if expected else self.same(other, one.parts[0])
+            )
         expected, listed = _unlabelled(expected, listed)
         if len(expected.parts) != len(listed.parts):
             return False
@@ -167,7 +204,7 @@ class _Comparison:
         kinds = {_kind(expected), _kind(listed)}
         if kinds <= {"list", "set"}:
             return self._match(expected.parts, listed.parts, self.same)
-        if "set" in kinds or kinds == {"list", "["} and len(listed.parts) == 2:
+        if "set" in kinds or (kinds == {"list", "["} and len(listed.parts) == 2):
             return False
         has_ends = len(expected.parts) == 2 and "list" not in kinds
         if has_ends and (expected.opening, expected.closing) != (listed.opening, listed.closing):
@@ -204,9 +241,6 @@ class _Comparison:
                 return self.same(outer[1], found)
             if outer_found and outer_found[0] == opening:
                 return self.same(reference, outer_found[1])
-        based, based_found = _BASE.fullmatch(reference), _BASE.fullmatch(found)
-        if based or based_found:
-            return _same_base(based, based_found, reference, found)
         if ":" in reference or ":" in found:
             return self._ratios(reference, found)
         if reference.endswith("%") or found.endswith("%"):
@@ -220,10 +254,14 @@ class _Comparison:
         parts, parts_found = reference.split(":"), found.split(":")
         if len(parts) != len(parts_found):
             quantity, quantity_found = split_unit(reference), split_unit(found)
-            return False if (quantity.number, quantity_found.number) == (reference, found) else self.same(
-                quantity.number, quantity_found.number
+            return (
+                False
+                if (quantity.number, quantity_found.number) == (reference, found)
+                else self.same(quantity.number, quantity_found.number)
             )
-        return all(self.same(part.strip(), part_found.strip()) for part, part_found in zip(parts, parts_found, strict=True))
+        return all(
+            self.same(part.strip(), part_found.strip()) for part, part_found in zip(parts, parts_found, strict=True)
+        )
 
     def _percentages(self, reference: str, found: str) -> bool:
         number, number_found = reference.rstrip("% "), found.rstrip("% ")
@@ -280,10 +318,9 @@ def _difference(left: str, right: str) -> str:
 
 
 def _is_calculation(chain: list[str]) -> bool:
-    """``9 \\times 2 = 18`` states 18, and so does ``x = 9 \\times 2 = 18``; ``x + 1 = 18`` states no number."""
-    return all(not re.search(r"(?<![A-Za-z\\])[A-Za-z]", part) for part in chain[1:-1]) and (
-        not re.search(r"(?<![A-Za-z\\])[a-zA-Z](?![A-Za-z])", re.sub(r"\\[A-Za-z]+", "", chain[0]))
-        or bool(_LABEL.fullmatch(f"{chain[0]}= 1"))
+    r"""``9 \times 2 = 18`` states 18, and so do ``x = 9 \times 2 = 18`` and ``m + n = 18``; ``x + 1 = 18`` does not."""
+    return all(not _VARIABLE.search(part) for part in chain[1:-1]) and (
+        not _VARIABLE.search(_COMMAND.sub("", chain[0])) or not re.search("[0-9]", _SCRIPT.sub("", chain[0]))
     )
 
 
@@ -321,18 +358,7 @@ def _unlabelled(expected: Items, listed: Items) -> tuple[Items, Items]:
     return (changed, listed) if index == 0 else (expected, changed)
 
 
-def _same_base(
-    based: re.Match[str] | None, based_found: re.Match[str] | None, reference: str, found: str
-) -> bool:
-    """``1011_2`` is ``1011`` (its base left out), ``11_{10}``, and not ``1011_3``."""
-    if based and based_found:
-        value, value_found = _based_value(based), _based_value(based_found)
-        return value is not None and value == value_found
-    digits, other = (based[1], found) if based else (based_found[1] if based_found else "", reference)
-    return digits == other.replace(" ", "")
-
-
-def _based_value(match: re.Match[str]) -> int | None:
+def _value_in_base(match: re.Match[str]) -> int | None:
     base = _BASE_WORDS.get(match[2]) or int(match[2])
     try:
         return int(match[1], base)

@@ -55,7 +55,9 @@ def same_expression(reference: str, found: str, up_to_factor: bool = False) -> b
 def _read(text: str) -> Any:
     for pattern, replacement in _PREPARE:
         text = pattern.sub(replacement, text)
-    text = _DECIMAL.sub(lambda match: rf"(\frac{{{Fraction(match[1]).numerator}}}{{{Fraction(match[1]).denominator}}})", text)
+    text = _DECIMAL.sub(
+        lambda match: rf"(\frac{{{Fraction(match[1]).numerator}}}{{{Fraction(match[1]).denominator}}})", text
+    )
     text = re.sub(r"(?<=[0-9])(?=\(\\frac)", r" \\cdot ", text)
     if _JUXTAPOSED_NUMBERS.search(text) or "\\ldots" in text:
         raise Unreadable(text)
@@ -119,7 +121,9 @@ def _points(symbols: list[sympy.Symbol]) -> Iterator[dict[sympy.Symbol, sympy.Ra
     """Fixed points of both signs, each coordinate another fraction of primes."""
     for index in range(_MAX_TRIES):
         yield {
-            symbol: sympy.Rational((-1) ** (index // (1 + place % 3)) * sympy.prime(3 + 7 * index + 3 * place), 29 + 6 * place)
+            symbol: sympy.Rational(
+                (-1) ** (index // (1 + place % 3)) * sympy.prime(3 + 7 * index + 3 * place), 29 + 6 * place
+            )
             for place, symbol in enumerate(symbols)
         }
 

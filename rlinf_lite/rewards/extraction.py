@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import deque
 
-from rlinf_lite.rewards.plain_numbers import MAX_CHARS
+from rlinf_lite.rewards.plain_numbers import MAX_CHARS, NUMBER
 from rlinf_lite.rewards.running_text import last_expression, leading_answer, right_side
 
 _BOX_OR_BRACE = re.compile(
@@ -22,10 +22,11 @@ _PLACEHOLDER = re.compile(
 )
 _HASHES = re.compile(r"####[ \t]*([^\n#][^\n]*)")
 _HEADING = re.compile(r"(?:[0-9]+|[A-Z]|[ivxIVX]+)[.):][ \t]+\**[A-Za-z]")
+_PLAIN_LINE = re.compile(rf"-?\$?(?=\.?[0-9]){NUMBER}")
 _BARE_WORD = re.compile(r"[\s*]*(?:yes|no|true|false|none|\(?[A-J]\)?)[\s*.]*", re.IGNORECASE)
 _ANSWER_IS = re.compile(
-    r"\banswers?\b\*{0,2}(?:\s(?:to|for|of|in)\b[^.:\n]{0,80}?)?"
-    r"(?:\s{1,4}(?:is|are|was|equals|would be|should be|must be|will be|comes to)\b\s?:?|\s{0,4}\*{0,2}\s?[:=]"
+    r"\banswers?\b\*{0,2}(?:(?:\s(?:to|for|of|in)\b[^.:\n]{0,80}?)?"
+    r"\s{1,4}(?:is|are|was|equals|would be|should be|must be|will be|comes to)\b\s?:?|\s{0,4}\*{0,2}\s?[:=]"
     r"|[ \t]{0,4}\*{0,2}[ \t]{0,4}\n{1,4}(?=\s?[^\sA-Za-z]))",
     re.IGNORECASE,
 )
@@ -34,6 +35,7 @@ _MAX_STATEMENTS = 50
 _MAX_STATEMENT_CHARS = MAX_CHARS + 500
 _TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
 _THINK = re.compile(r"<think>|</think>", re.IGNORECASE)
+_CALCULATION = re.compile(r"<<[^<>\n]*>>")
 _NEGATION = re.compile(r"[\s:*]*(?:not|n't|neither|unknown|unclear)\b", re.IGNORECASE)
 _MATH_SPAN = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+)(?<!\s)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
@@ -47,7 +49,7 @@ def final_answer(response: str, answer_format: str = "auto") -> str:
         answer_format: ``auto``: whichever of a closed box, ``<answer>...</answer>``, ``#### x`` and "the answer is x" comes
             last, else the last expression with a number; ``boxed``, ``hashes``, ``last_number``: only that.
     """
-    text = _without_thinking(response)
+    text = _CALCULATION.sub("", _without_thinking(response))
     if answer_format == "boxed":
         return _last_box(text)[0]
     if answer_format == "hashes":
@@ -90,6 +92,8 @@ def _auto(text: str) -> str:
 
 def _without_thinking(text: str) -> str:
     """What follows the last ``</think>``, up to a ``<think>`` that is never closed."""
+    if "think>" not in text and "THINK>" not in text:
+        return text
     start, end, opened = 0, len(text), None
     for match in _THINK.finditer(text):
         if match[0][1] == "/":
@@ -106,6 +110,8 @@ def _last_box(text: str) -> tuple[str, bool, int]:
 
     Boxes that follow each other (``\\boxed{1}`` and ``\\boxed{2}``) are one list.
     """
+    if "box" not in text:
+        return "", False, -1
     boxes: list[tuple[int, int, int, int]] = []  # begins, content begins, content ends, ends
     open_braces: list[tuple[int, int]] = []
     for match in _BOX_OR_BRACE.finditer(text):
@@ -136,6 +142,8 @@ def _is_placeholder(text: str, start: int, end: int) -> bool:
 
 
 def _last_tag(text: str) -> tuple[str, int]:
+    if "nswer>" not in text and "NSWER>" not in text:
+        return "", -1
     start, content, end = -1, "", -1
     for match in _TAG.finditer(text):
         if match[0][1] != "/":
@@ -159,6 +167,8 @@ def _after_hashes(text: str) -> tuple[str, int]:
 
 
 def _hash_answer(line: str) -> str:
+    if _PLAIN_LINE.fullmatch(line):
+        return line
     if _HEADING.match(line):
         return ""
     if _BARE_WORD.fullmatch(line):
@@ -171,6 +181,8 @@ def _hash_answer(line: str) -> str:
 def _after_answer_is(text: str) -> tuple[str, int, bool]:
     """``(answer, start, is_certain)`` of the last "the answer is" that an answer follows."""
     words = ("", -1, False)
+    if "nswer" not in text and "NSWER" not in text:
+        return words
     for match in reversed(deque(_ANSWER_IS.finditer(text), maxlen=_MAX_STATEMENTS)):
         following = text[match.end() : match.end() + _MAX_STATEMENT_CHARS]
         if _NEGATION.match(following):

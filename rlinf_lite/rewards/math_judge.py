@@ -1,6 +1,7 @@
 """Reward type ``math``: the final answers of response and reference mean the same.
 
-Equal texts and plain numbers are decided here, in microseconds; the rest goes to math-verify in a child process.
+Equal texts and plain numbers are decided in microseconds; lists, units, words and other structure in this process,
+too; expressions by math-verify's parser and sympy in a child process.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ class MathJudge:
     Args:
         reward_scale: reward of a correct response.
         verifier_timeout: seconds of CPU time for one check by math-verify.
+        answer_format: where a response states its answer, as `final_answer` says.
 
     Raises:
         ImportError: math-verify is not installed (noticed here, not in the middle of a run).
     """
 
-    def __init__(self, reward_scale: float, verifier_timeout: float) -> None:
+    def __init__(self, reward_scale: float, verifier_timeout: float, answer_format: str = "auto") -> None:
         if find_spec("math_verify") is None:
             raise ImportError("reward.reward_type: 'math' needs math-verify; pip install math-verify, or use 'exact'")
-        self._scale = reward_scale
+        self._scale, self._answer_format = reward_scale, answer_format
         self._verifier = Verifier(verifier_timeout)
 
     def score(self, attempts: Sequence[Attempt]) -> list[Score]:
@@ -41,7 +43,7 @@ class MathJudge:
 
     def _judge(self, response: str, answer: str) -> Score:
         try:
-            correct = self._is_correct(final_answer(response), reference_answer(answer))
+            correct = self._is_correct(final_answer(response, self._answer_format), reference_answer(answer))
         except VerifierError as error:
             return Score(reward=0.0, correct=False, error=str(error))
         except VerifierLost as error:

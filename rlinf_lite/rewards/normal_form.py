@@ -13,7 +13,7 @@ from rlinf_lite.rewards.unicode_math import to_latex
 
 Replacement = str | Callable[["re.Match[str]"], str]
 
-_MULTIPLIERS = {"dozen": r"12", "hundred": "10^{2}", "thousand": "10^{3}", "million": "10^{6}"}
+_MULTIPLIERS = {"hundred": "10^{2}", "thousand": "10^{3}", "million": "10^{6}"}
 _MULTIPLIERS |= {"billion": "10^{9}", "trillion": "10^{12}"}
 _REPEATED = re.compile(r"([0-9]{1,12}?)\1+$")
 
@@ -67,11 +67,17 @@ _RULES: tuple[tuple[str, Replacement], ...] = (
         r" \1 ",
     ),
     (r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|bm|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
+    (r"\b([apAP])\.\s?[mM]\b\.?", r"\1m"),
+    (r"(?<=[0-9}])\s*\(\s*[A-Za-z][A-Za-z .]*[A-Za-z]\s*\)\s*$", ""),  # 18 (eggs)
     # Words that are mathematics.
+    (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
     (r"(?<![A-Za-z\\])(?:square root of|sqrt)(?![A-Za-z])", r"\\sqrt"),
     (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
     (r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])|\\infin(?:ity)?(?![A-Za-z])", r"\\infty "),
-    (r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan|exp|gcd|lcm|max|min)(?=[\s(_^{\d])", r"\\\1"),
+    (
+        r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan|exp|gcd|lcm|max|min)(?=[\s(_^{\d])",
+        r"\\\1",
+    ),
     (r"\s*\b(?:percent|per cent|percentage|pct)\b", "%"),
     (
         rf"(?i:(?<=[0-9])\s*({'|'.join(_MULTIPLIERS)})s?\b)",
@@ -95,12 +101,16 @@ _RULES: tuple[tuple[str, Replacement], ...] = (
     (r"\\frac\s*([0-9A-Za-z])\s*\{", r"\\frac{\1}{"),
     (r"\\frac\s*\{([^{}]*)\}\s*([0-9A-Za-z])", r"\\frac{\1}{\2}"),
     (r"\\frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r"\\frac{\1}{\2}"),
+    (r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))", ""),
     # Numbers: 1 234 567, 0.1\overline{6}, 0.(6), 0.333..., 2 1/4.
     (r"(?<![\w.,}])([0-9]{1,3}(?: [0-9]{3})+)(?![\w.]*[\w/])", lambda match: match[1].replace(" ", "")),
     (r"(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\(?:overline|bar|dot)\s*\{?(?P<period>[0-9]{1,40})\}?", _repeating),
     (r"(?P<whole>[0-9]+)\.(?P<fixed>[0-9]*)\((?P<period>[0-9]{1,40})\)", _repeating),
     (r"(?P<whole>[0-9]+)\.(?P<digits>[0-9]{2,60})\s*\\ldots(?![A-Za-z])", _trailing_dots),
-    (r"(?<![\w./}^])([0-9]+)(?:\s+|\s*-\s*(?=[0-9]+/[0-9]+\s+[a-z]{3}))([0-9]+)\s*/\s*([0-9]+)(?![\w./])", r"(\1+\\frac{\2}{\3})"),
+    (
+        r"(?<![\w./}^])([0-9]+)(?:\s+|\s*-\s*(?=[0-9]+/[0-9]+\s+[a-z]{3}))([0-9]+)\s*/\s*([0-9]+)(?![\w./])",
+        r"(\1+\\frac{\2}{\3})",
+    ),
     (r"(?<![\w./}^])([0-9]+)\s*\\frac\{([0-9]+)\}\{([0-9]+)\}", r"(\1+\\frac{\2}{\3})"),
     (r"(?<![\w./])([0-9]+)\s*/\s*([0-9]+)(?![\w./])", r"\\frac{\1}{\2}"),
     (r"\s+", " "),

@@ -30,7 +30,7 @@ class Judge(Protocol):
 JUDGES: dict[str, Callable[[RewardConfig, Sequence[str]], Judge]] = {
     "custom": lambda config, search: CustomJudge(_function(config, search), config.reward_scale),
     "exact": lambda config, _: ExactJudge(config.reward_scale),
-    "math": lambda config, _: MathJudge(config.reward_scale, config.verifier_timeout),
+    "math": lambda config, _: MathJudge(config.reward_scale, config.verifier_timeout, config.answer_format),
     "reasoning_gym": lambda config, _: ReasoningGymJudge(config.reward_scale, config.verifier_timeout),
 }
 

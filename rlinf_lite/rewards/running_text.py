@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rlinf_lite.rewards.plain_numbers import NUMBER
 
 _MATH_WORDS = (
-    "sqrt|pi|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|infinity|inf|mod|percent|degrees?|dozen|hundred|thousand|million|"
+    "sqrt|pi|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|infinity|inf|mod|percent|degrees?|hundred|thousand|million|"
     "billion|trillion"
 )
 _SPAN = re.compile(
@@ -32,16 +32,26 @@ _TOKEN = re.compile(
     |(?P<colon>:)|(?P<comma>[,;])|(?P<stop>.)""",
     re.VERBOSE | re.DOTALL,
 )
+_PLAIN_START = re.compile(rf"[\s:*]*(-?\$?(?=\.?[0-9]){NUMBER})\**\.?\**\s*(?:\n|$)")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 _POWER_STARS = re.compile(r"(?<=[\w)])\*\*(?=[\w(])")
 _CHOICE = re.compile(r"(?:option|choice)?\s*(?:\(([A-J])\)|([A-J])(?![\w'^_/+*=(-])([).:])?)")
 _CHOICE_WITH_OTHERS = re.compile(r"\s*(?:or|and|/|,|&)\s*\(?[A-J]\b")
 _REASON = re.compile(r"(?:because|since|as|so|but|with|for|which|is|due|and|in|by|from|per|that)\b", re.IGNORECASE)
-_UNIT_THEN_NUMBER = re.compile(rf"\s*[A-Za-z]+(?:\s+[A-Za-z]+)?(?:\s*,|\s+and|\s+plus)?\s+{NUMBER.replace('?', '', 1)}(?![0-9])")
-_PREPOSITION = re.compile(r"\b(?:for|from|in|at|on|of|because|since|as|if|when|with|by|after|per|each|every|to|which|so)\b")
+_UNIT_THEN_NUMBER = re.compile(
+    rf"\s*[A-Za-z]+(?:\s+[A-Za-z]+)?(?:\s*,|\s+and|\s+plus)?\s+{NUMBER.replace('?', '', 1)}(?![0-9])"
+)
+_PREPOSITION = re.compile(
+    r"\b(?:for|from|in|at|on|of|because|since|as|if|when|with|by|after|per|each|every|to|which|so)\b"
+)
 _COMMENT = re.compile(r"\s\((?=[^()]*[A-Za-z]{2}|[^()]*=)")
 _LEADING_JUNK = re.compile(r"[\s:*_=]*")
 _LIST_BEFORE = re.compile(r"(?:\bare|:|=)\s*$|^\s*$")
+_NO_VARIABLE = re.compile(
+    r"(?<=[0-9])[mgshlL](?![A-Za-z])|(?<!\S)[xX](?=\s)|\\(?:times|cdot|frac|div|text\s*\{[^{}]*\}|\$)"
+)
+_ONE_WORD = re.compile(r"\s*[*(]{0,3}[^\W\d_]+[*).]{0,3}\s*")
+_DENIED = re.compile(r"\b(?:is not|isn't|cannot be|can't be) [^,;\n]{0,40}?(?=[,;\n]|\.\s|\.?$|\bbut\b)")
 _MAX_CHARS = 4000
 """An expression that stands further from the end of a response is not its answer."""
 _TRAILING = " \t\n,;:.=<*/(["
@@ -61,6 +71,9 @@ def leading_answer(text: str) -> tuple[str, bool]:
 
     An expression, a number or a choice is certain; words are not: "the answer is correct" states none.
     """
+    plain = _PLAIN_START.match(text)
+    if plain:
+        return plain[1], True
     line = _without_bold(text[_LEADING_JUNK.match(text).end() :])  # type: ignore[union-attr]
     choice = _choice(line)
     if choice:
@@ -80,8 +93,10 @@ def leading_answer(text: str) -> tuple[str, bool]:
 
 
 def last_expression(text: str) -> str:
-    """The last run of mathematics with a number in it, or the last formula between ``$`` that is more than a letter."""
-    for line in reversed(_lines(_end_of(text))):
+    """The last run of mathematics with a number in it, or the last formula between ``$`` that is more than a letter; of a
+    text of one word, the word.
+    """
+    for line in map(_without_bold, reversed(_lines(_DENIED.sub(" ", _end_of(text))))):
         found = ""
         position = 0
         for span in _SPAN.finditer(line):
@@ -94,14 +109,18 @@ def last_expression(text: str) -> str:
         found = _last_run(line[position:]) or found
         if found:
             return right_side(found)
-    return ""
+    return text.strip(" \t\n*.()") if _ONE_WORD.fullmatch(text) else ""
 
 
 def right_side(expression: str) -> str:
     """What a calculation or a named value comes to: 42 of ``40 + 2 = 42``; an equation stays whole."""
     left, equals, right = expression.rpartition("=")
-    is_value = not re.search(r"[A-Za-z]", left) or re.fullmatch(r"\s*\\?[A-Za-z]+(?:\([a-z]\))?\s*(?:=[^A-Za-z]*)?", left)
-    is_equation = not equals or not right.strip() or left.endswith(("<", ">", "!")) or not is_value
+    if not equals:
+        return expression
+    is_value = not re.search(r"[A-Za-z]", _NO_VARIABLE.sub("", left)) or re.fullmatch(
+        r"\s*\\?[A-Za-z]+(?:\([a-z]\))?\s*(?:=[^A-Za-z]*)?", left
+    )
+    is_equation = not right.strip() or left.endswith(("<", ">", "!")) or not is_value
     return expression if is_equation else right.strip()
 
 
@@ -193,7 +212,14 @@ def _runs(text: str) -> Iterator[Run]:
 
 def _run(text: str, start: int, end: int, has_number: bool) -> Run:
     content = text[start:end]
-    stripped = content.rstrip(_TRAILING)
+    stripped = content.rstrip(_TRAILING).removesuffix("\\\\")
+    # "The answer is 18!" is loud, and no factorial.
+    if (
+        stripped.endswith("!")
+        and not text[end:].lstrip().startswith(("=", "/", "*"))
+        and not re.search("[a-z]!$", stripped)
+    ):
+        stripped = stripped.rstrip("!")
     depth = 0
     for char in stripped:  # A bracket that was opened before the run, or closed after a comment, is not part of it.
         depth += (char in "([") - (char in ")]")
@@ -214,13 +240,17 @@ def _continues(tokens: list[re.Match[str]], index: int, text: str, inside: bool)
         return inside and "\n" not in token[0]
     following = _next(tokens, index)
     if kind == "letter":
-        is_word = token[0] in "aAI" and following is not None and following.lastgroup in ("word", "letter")
-        return not (is_word and token.end() < len(text) and text[token.end()].isspace())
+        if token[0] not in "aAI" or text[token.end() : token.end() + 1] != " " or following is None:
+            return True
+        return following.lastgroup == "math" and following[0] in "=+-*/^<>"
     if kind == "colon":
         return inside and text[token.start() - 1].isdigit() and text[token.end() : token.end() + 1].isdigit()
     if kind == "comma":
-        return inside and following is not None and following.lastgroup in ("number", "math", "letter") and (
-            _in_brackets(text, token.start()) or _is_list(tokens, index, text)
+        return (
+            inside
+            and following is not None
+            and following.lastgroup in ("number", "math", "letter")
+            and (_in_brackets(text, token.start()) or _is_list(tokens, index, text))
         )
     if kind == "word" and token[0] in ("and", "or"):
         around = (_next(tokens, index, -1), following)
@@ -243,6 +273,10 @@ def _in_brackets(text: str, position: int) -> bool:
 def _is_list(tokens: list[re.Match[str]], index: int, text: str) -> bool:
     """``the roots are 3, 4`` and not ``in step 3, 4 eggs``: what stands before the first item decides."""
     first = index
-    while first > 0 and tokens[first - 1].lastgroup in ("number", "math", "letter", "space", "comma") and index - first < 80:
+    while (
+        first > 0
+        and tokens[first - 1].lastgroup in ("number", "math", "letter", "space", "comma")
+        and index - first < 80
+    ):
         first -= 1
     return bool(_LIST_BEFORE.search(text[max(0, tokens[first].start() - 20) : tokens[first].start()]))

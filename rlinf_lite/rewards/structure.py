@@ -116,13 +116,19 @@ def _both_signs(parts: list[str]) -> Iterator[str]:
 _RELATIONS = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?")
+_SET_BUILDER = re.compile(
+    rf"\\\{{\s*{_VARIABLE.pattern}\s*(?:\\in\s*(?:\\mathbb\{{\w\}}|\(-\\infty ?,\s*\\infty ?\))\s*)?(?:\||:)([^|:]+)\\\}}"
+)
 _MEMBER = re.compile(rf"\s*({_VARIABLE.pattern})\s*\\in(?![A-Za-z])\s*(.+)", re.DOTALL)
 
 
 def region(text: str) -> Region | None:
     """The part of the real line that ``text`` describes for certain: an inequality in one variable, a union, an interval
-    with an infinite end or two kinds of brackets. ``(1, 2)`` can be a point, too: see `as_interval`.
+    with an infinite end or two kinds of brackets, ``\\{x : x < 3\\}``. ``(1, 2)`` can be a point, too: see `as_interval`.
     """
+    built = _SET_BUILDER.fullmatch(text)
+    if built:
+        return _inequalities(built[1])
     member = _MEMBER.fullmatch(text)
     if member:
         inner = region(member[2])

@@ -12,16 +12,46 @@ n newton|j joule|w watt|v volt|a ampere amp|k kelvin|pa pascal|hz hertz|ohm|mol 
 _CANONICAL = {name: group.split()[0] for group in re.split(r"[|\n]", _SAME) for name in group.split()}
 _SYMBOLS_ALONE = "mgshLlNJWVKACF"
 _NOT_UNITS = frozenset(
-    "and or to than minus plus times over squared cubed factorial choose mod more less not if is are in where for all "
-    "any with".split()
-) - {"times"}
+    [
+        "and",
+        "or",
+        "to",
+        "than",
+        "minus",
+        "plus",
+        "over",
+        "squared",
+        "cubed",
+        "factorial",
+        "choose",
+        "mod",
+        "more",
+        "less",
+        "not",
+        "if",
+        "is",
+        "are",
+        "in",
+        "where",
+        "for",
+        "all",
+        "any",
+        "with",
+    ]
+)
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
-_LEADING_MONEY = re.compile(r"([-+]?) *(?:US|USD|Rs\.?)? *([$€£¥₹]) *([-+]?[0-9.\\(].*)", re.DOTALL)
+_MONEY |= {"USD": "dollar", "US$": "dollar", "Rs": "rupee", "EUR": "euro", "GBP": "pound sterling"}
+_LEADING_MONEY = re.compile(r"([-+]?) *(US\$|USD|EUR|GBP|Rs(?=\.? *[0-9])|[$€£¥₹])\.? *([-+]?[0-9.\\(].*)", re.DOTALL)
 _TRAILING_MONEY = re.compile(r"(.*[0-9)}]) *([$€£¥₹])", re.DOTALL)
 _WORD = r"[A-Za-z]+\.?(?: ?\^ ?\{? ?-?[0-9] ?\}?)?"
 # One word directly after the number, or words with something between them; a fraction bar is `per`.
-_TAIL = re.compile(rf"(?<=[0-9)}}!])( *)({_WORD}(?:(?: |/| / | ?\\cdot ?|-){_WORD})*)$|(\^\\circ ?[CF]?)$")
-_COMMAND_BEFORE = re.compile(r"\\[A-Za-z]+$")
+_TAIL = re.compile(
+    rf"(?:(?<=[0-9)}}!])|(?<=\\pi))( *)({_WORD}(?:(?: |/| / | ?\\cdot ?|-){_WORD})*)$|(\^\\circ ?[CF]?)$"
+)
+_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+
+
+_COMPOUND = re.compile(r"([0-9][0-9.,]*) *([A-Za-z]+(?: (?!and\b|or\b)[A-Za-z]+)?)\.?(?: *(?:,|and|,? and) +| +|$)")
 
 
 class Quantity(NamedTuple):
@@ -44,11 +74,25 @@ def split_unit(text: str) -> Quantity:
     if tail is None:
         return Quantity(text, "")
     number = text[: tail.start()].strip()
+    if tail[3] and _FUNCTION.search(number):
+        return Quantity(text, "")
     if tail[3]:
         return Quantity(number, tail[3].replace(" ", ""))
     if not _is_unit(tail[2], has_space=bool(tail[1])):
         return Quantity(text, "")
     return Quantity(number, canonical_unit(tail[2]))
+
+
+def compound(text: str) -> list[tuple[str, str]] | None:
+    """``[("3", "h"), ("20", "min")]`` of ``3 hours and 20 minutes``; None for anything but several quantities."""
+    found, position = [], 0
+    while position < len(text):
+        match = _COMPOUND.match(text, position)
+        if match is None or not _is_unit(match[2], has_space=True):
+            return None
+        found.append((match[1].replace(",", ""), canonical_unit(match[2])))
+        position = match.end()
+    return sorted(found) if len(found) > 1 else None
 
 
 def same_unit(a: str, b: str) -> bool:
@@ -79,7 +123,9 @@ def _canonical_word(word: str) -> str:
     base, caret, power = word.rstrip(".").partition("^")
     base = base.lower()
     for ending in ("", "s", "es"):
-        if ending == "" and base in _CANONICAL or base.endswith(ending) and base[: -len(ending) or None] in _CANONICAL:
+        if (ending == "" and base in _CANONICAL) or (
+            base.endswith(ending) and base[: -len(ending) or None] in _CANONICAL
+        ):
             return _CANONICAL[base[: -len(ending) or None]] + caret + power
     return (base[:-1] if base.endswith("s") and len(base) > 2 else base) + caret + power
 

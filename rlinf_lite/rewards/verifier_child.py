@@ -83,9 +83,7 @@ def _math(request: Request) -> Reply:
     from rlinf_lite.rewards.expressions import same_expression
 
     seed(0)
-    return {
-        "correct": same_expression(request["reference"], request["answer"], request.get("up_to_factor", False))
-    }
+    return {"correct": same_expression(request["reference"], request["answer"], request.get("up_to_factor", False))}
 
 
 def _start_reasoning_gym() -> Reply:

@@ -5,15 +5,57 @@ from __future__ import annotations
 import re
 
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
-_MATH_WORDS = frozenset("sin cos tan cot sec csc log ln exp gcd lcm max min mod det arcsin arccos arctan sqrt bmod".split())
-_SHORT_WORDS = frozenset("no am pm up dne".split())
+_MATH_WORDS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "exp",
+        "gcd",
+        "lcm",
+        "max",
+        "min",
+        "mod",
+        "det",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sqrt",
+        "bmod",
+    ]
+)
+_SHORT_WORDS = frozenset(["no", "am", "pm", "up", "dne"])
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _KEY = re.compile(r"[a-z]+|[0-9]+(?:\.[0-9]+)?|[^\sa-z0-9.,;:!?'\"-]|[-+](?=[0-9])")
 _UNIMPORTANT = frozenset(("the", "a", "an", "and", "of", "is"))
-_NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
+_NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 
