@@ -427,9 +427,8 @@ class RewardConfig:
     reward_scale: float = 1.0
     """Reward of a correct answer; a wrong one gets 0. A function's or task's score is multiplied by it."""
     answer_format: str = "auto"
-    """``math`` only, where a response states its answer. ``auto``: the last of box, ``<answer>`` tags, ``####`` and "the
-    answer is", else the last expression; ``boxed``: only ``\\boxed{}``; ``hashes``: only ``####``; ``last_number``: only
-    the last expression with a number."""
+    """``math`` only: where a response states its answer. ``auto``: the last of a box, ``<answer>`` tags, ``####`` and
+    "the answer is", else the last expression; ``boxed``, ``hashes``, ``last_number``: only that."""
     verifier_timeout: float = 30.0
     """Seconds of CPU time (not of the clock: a busy machine must not change a reward) after which one check by
     math-verify or reasoning-gym is given up; that response then counts as wrong."""

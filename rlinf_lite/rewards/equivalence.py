@@ -30,8 +30,7 @@ AskExpression = Callable[[str, str, bool], bool]
 """``(reference, found, up_to_factor)``: whether two expressions are equal, or differ by a constant factor at most."""
 
 MAX_EXPRESSIONS, MAX_PAIRS, MAX_DEPTH = 100, 5000, 20
-"""So many expressions are compared by asking, so many pairs of parts in all, and so deep brackets are read; an answer that
-needs more is wrong."""
+"""Limits on one answer: expressions asked about, pairs of parts, depth of brackets. What needs more is wrong."""
 
 _CHOICE = re.compile(r"\(([A-Ja-j])\)(?:\s*(?![,;/+*^=-]|and\b|or\b)(.+))?|([A-J])(?:[).:]\s*(.+))?", re.DOTALL)
 _LABEL = re.compile(
@@ -272,7 +271,7 @@ class _Comparison:
         hundredth, other = (number, found) if reference.endswith("%") else (number_found, reference)
         return self._expressions(rf"\frac{{{hundredth}}}{{100}}", split_unit(other).number)
 
-    def _match(self, expected: tuple, listed: tuple, same: Callable[..., bool]) -> bool:  # type: ignore[type-arg]
+    def _match(self, expected: tuple, listed: tuple, same: Callable[..., bool]) -> bool:
         """Whether the parts are the same in some order. Equality is transitive: the first partner found will do."""
         left = list(listed)
         for part in expected:

@@ -1,7 +1,7 @@
 r"""Whether two mathematical expressions are equal, by sympy. Runs in the verifier's child process only: it may hang.
 
-Decimals are exact fractions (``0.5`` is one half, ``3.14`` is not pi). Where equality cannot be read off, both sides are
-evaluated: constants to 400 digits relative to their size, functions at fixed points to 60. Never by absolute difference.
+Decimals are exact fractions (``0.5`` is one half, ``3.14`` is not pi). Where equality cannot be read off, both sides
+are evaluated: constants to 400 digits relative to their size, functions at fixed points to 60. No absolute tolerance.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ def _read(text: str) -> Any:
     return _plain(expression)
 
 
+def _as_fraction(match: re.Match[str]) -> str:
+    value = Fraction(match[1])
+    return rf"(\frac{{{value.numerator}}}{{{value.denominator}}})"
+
+
 def _plain(expression: sympy.Expr) -> sympy.Expr:
     """Without placeholders: ``i`` is the imaginary unit, applied unknown functions are symbols, sums are evaluated."""
     if expression.has(sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Mod):
@@ -126,6 +131,10 @@ def _points(symbols: list[sympy.Symbol]) -> Iterator[dict[sympy.Symbol, sympy.Ra
             )
             for place, symbol in enumerate(symbols)
         }
+
+
+def _sign(index: int, place: int) -> int:
+    return -1 if index // (1 + place % 3) % 2 else 1
 
 
 def _same_zeros(a: sympy.Expr, b: sympy.Expr) -> bool:

@@ -1,6 +1,7 @@
 r"""Where in a text the final answer stands: boxes, ``<answer>``, ``####``, "the answer is", the last expression.
 
-The order is in ``docs/data-and-rewards.md``. Every search is one pass: responses are long, and a model may write anything.
+The order is in ``docs/data-and-rewards.md``. Every search is one pass: responses are long, and a model may write
+anything.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def final_answer(response: str, answer_format: str = "auto") -> str:
     r"""The answer that a response settles on, or ``""`` when it states none.
 
     Args:
-        answer_format: ``auto``: whichever of a closed box, ``<answer>...</answer>``, ``#### x`` and "the answer is x" comes
-            last, else the last expression with a number; ``boxed``, ``hashes``, ``last_number``: only that.
+        answer_format: ``auto``: whichever of a closed box, ``<answer>...</answer>``, ``#### x`` and "the answer is x"
+            comes last, else the last expression with a number; ``boxed``, ``hashes``, ``last_number``: only that.
     """
     text = _CALCULATION.sub("", _without_thinking(response))
     if answer_format == "boxed":

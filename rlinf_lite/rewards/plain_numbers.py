@@ -1,4 +1,4 @@
-r"""Numbers as people write them (``1,234.50``, ``$18``, ``12%``, ``-3/4``, ``1.5e3``), compared exactly as fractions."""
+"""Numbers as people write them (``1,234.50``, ``$18``, ``12%``, ``-3/4``, ``1.5e3``), compared exactly as fractions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _PLAIN = re.compile(
     rf"(?P<sign>[-+]?) *(?P<number>{NUMBER})\.?{_EXPONENT}?(?: */ *(?P<divisor>[0-9]+))? *(?P<percent>%?)"
 )
 _FRACTION = re.compile(
-    r"(?P<sign>[-+]?) *(?P<open>\()?(?:(?P<whole>[0-9]+)\+)?\\frac\{(?P<minus>-?)(?P<over>[0-9]+)\}\{(?P<under>[0-9]+)\}"
-    r"(?(open)\)) *(?P<percent>%?)"
+    r"(?P<sign>[-+]?) *(?P<open>\()?(?:(?P<whole>[0-9]+)\+)?"
+    r"\\frac\{(?P<minus>-?)(?P<over>[0-9]+)\}\{(?P<under>[0-9]+)\}(?(open)\)) *(?P<percent>%?)"
 )
 _SPELLINGS = (("\\$", ""), ("$", ""), ("\\%", "%"), ("{,}", ","), ("\\,", ""), ("\\!", ""), ("\u2212", "-"))
 
@@ -32,8 +32,8 @@ class PlainNumber(NamedTuple):
 
 
 def parse_number(text: str) -> PlainNumber | None:
-    r"""The plain number that ``text`` is, or None when it is anything else: an expression, a unit, division by 0, longer
-    than `MAX_CHARS`. ``\frac{5}{4}`` and ``(1+\frac{1}{4})``, the normal form of a mixed number, are plain.
+    r"""The plain number that ``text`` is, or None when it is anything else: an expression, a unit, division by 0,
+    longer than `MAX_CHARS`. ``\frac{5}{4}`` and ``(1+\frac{1}{4})``, the normal form of a mixed number, are plain.
     """
     if len(text) > MAX_CHARS:
         return None

@@ -93,8 +93,9 @@ def leading_answer(text: str) -> tuple[str, bool]:
 
 
 def last_expression(text: str) -> str:
-    """The last run of mathematics with a number in it, or the last formula between ``$`` that is more than a letter; of a
-    text of one word, the word.
+    """The last run of mathematics with a number in it, or the last formula between ``$`` that is more than a letter.
+
+    A text of one word is that word.
     """
     for line in map(_without_bold, reversed(_lines(_DENIED.sub(" ", _end_of(text))))):
         found = ""

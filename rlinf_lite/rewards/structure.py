@@ -1,4 +1,4 @@
-r"""How an answer in normal form is built: lists, tuples, sets, intervals, equations, matrices. Text in, text parts out."""
+"""How an answer in normal form is built: lists, tuples, sets, intervals, equations, matrices. Text in, parts out."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
 
 
 def _split_list(text: str, in_brackets: bool) -> list[str]:
-    """At commas, semicolons, "and" and "or"; a comma inside ``1,234`` separates only where every comma looks like it."""
+    """At commas, semicolons, "and" and "or"; a comma inside ``1,234`` separates only where all commas look like it."""
     hidden = _THOUSANDS.sub(lambda match: match[0].replace(",", "\0"), text)
     parts = [part for _, part in split_top(hidden, frozenset((",", ";", "and", "or")))]
     if in_brackets and len(parts) == 1 and "\0" in hidden:
@@ -117,14 +117,16 @@ _RELATIONS = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?")
 _SET_BUILDER = re.compile(
-    rf"\\\{{\s*{_VARIABLE.pattern}\s*(?:\\in\s*(?:\\mathbb\{{\w\}}|\(-\\infty ?,\s*\\infty ?\))\s*)?(?:\||:)([^|:]+)\\\}}"
+    rf"\\\{{\s*{_VARIABLE.pattern}\s*(?:\\in\s*(?:\\mathbb\{{\w\}}|\(-\\infty ?,\s*\\infty ?\))\s*)?"
+    r"(?:\||:)([^|:]+)\\\}"
 )
 _MEMBER = re.compile(rf"\s*({_VARIABLE.pattern})\s*\\in(?![A-Za-z])\s*(.+)", re.DOTALL)
 
 
 def region(text: str) -> Region | None:
-    """The part of the real line that ``text`` describes for certain: an inequality in one variable, a union, an interval
-    with an infinite end or two kinds of brackets, ``\\{x : x < 3\\}``. ``(1, 2)`` can be a point, too: see `as_interval`.
+    r"""The part of the real line that ``text`` describes for certain: an inequality in one variable, a union, an
+    interval with an infinite end or two kinds of brackets, ``\{x : x < 3\}``. ``(1, 2)`` can be a point, too: see
+    `as_interval`.
     """
     built = _SET_BUILDER.fullmatch(text)
     if built:
@@ -173,7 +175,7 @@ def _conjunction(text: str) -> tuple[str, Interval] | None:
         return parts[0]
     if len(parts) != 2 or parts[0] is None or parts[1] is None or parts[0][0] != parts[1][0]:
         return None
-    (variable, first), (_, second) = parts
+    (variable, first), (_, second) = parts[0], parts[1]
     lower, upper = (first, second) if second.low == "-\\infty" else (second, first)
     if lower.high != "\\infty" or upper.low != "-\\infty":
         return None
@@ -202,7 +204,7 @@ def _inequality(text: str) -> tuple[str, Interval] | None:
 
 
 def relation(text: str) -> tuple[str, str, str] | None:
-    r"""``(left, sign, right)`` of one equation or inequality; sign is ``=``, ``\ne``, ``<``, ``>``, ``<=`` or ``>=``."""
+    r"""``(left, sign, right)`` of one equation or inequality; sign ``=``, ``\ne``, ``<``, ``>``, ``<=``, ``>=``."""
     parts = split_top(text, frozenset(("=", "\\ne", *_RELATIONS)))
     if len(parts) != 2:
         return None

@@ -1,4 +1,5 @@
-r"""Mathematics typed in Unicode as LaTeX: ``½`` is ``\frac{1}{2}``, ``x²`` is ``x^{2}``, a full-width digit is a digit."""
+# ruff: noqa: RUF001
+r"""Mathematics typed in Unicode as LaTeX: ``½`` is ``\frac{1}{2}``, ``x²`` is ``x^{2}``, and so on."""
 
 from __future__ import annotations
 

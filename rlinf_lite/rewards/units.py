@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_SAME = """cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|m meter metre|kg kilogram kilo|g gram gm
-mg milligram|l liter litre|ml milliliter millilitre|s sec second|min minute|h hr hour|day|week wk|month|year yr|mph|kmh kph
+_SAME = """cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|m meter metre|kg kilogram kilo
+g gram gm|mg milligram|l liter litre|ml milliliter millilitre|s sec second|min minute|h hr hour|day|week wk|month
+year yr|mph|kmh kph
 ft foot feet|in inch inche|yd yard|mi mile|lb lbs pound|oz ounce|gal gallon|dollar usd buck|cent|euro|deg|rad radian
 n newton|j joule|w watt|v volt|a ampere amp|k kelvin|pa pascal|hz hertz|ohm|mol mole|unit|am|pm|acre|ha hectare"""
 _CANONICAL = {name: group.split()[0] for group in re.split(r"[|\n]", _SAME) for name in group.split()}

@@ -1,4 +1,5 @@
-"""A verifier behind a pipe: the child's end, run as a script. For math-verify nothing of the project is imported.
+"""A verifier behind a pipe: the child's end, run as a script. For math-verify only
+`expressions` of the project is loaded.
 
 Each line read is a request (``{"reference": ..., "answer": ...}``), each line written a reply (``{"correct": ...}`` or
 ``{"error": ...}``). The first line written says whether the verifier works here.
@@ -14,6 +15,10 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 Request = dict[str, Any]
@@ -68,7 +73,7 @@ def _reply(judge: Callable[[Request], Reply], request: Request) -> Reply:
 
 def _start_math() -> Reply:
     try:
-        from rlinf_lite.rewards import expressions  # noqa: F401
+        _expressions()
     except ImportError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     # With another antlr runtime math-verify imports, reads no LaTeX, and calls everything wrong.
@@ -77,12 +82,21 @@ def _start_math() -> Reply:
     return {"ready": True}
 
 
+@lru_cache
+def _expressions() -> ModuleType:
+    """The module beside this one, without its package, which would import numpy."""
+    spec = spec_from_file_location("expressions", Path(__file__).with_name("expressions.py"))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _math(request: Request) -> Reply:
     from sympy.core.random import seed
 
-    from rlinf_lite.rewards.expressions import same_expression
-
     seed(0)
+    same_expression = _expressions().same_expression
     return {"correct": same_expression(request["reference"], request["answer"], request.get("up_to_factor", False))}
 
 

@@ -21,7 +21,12 @@ from rlinf_lite.rewards.extraction import final_answer, reference_answer
         (r"cut off: \boxed{7", ""),
         (r"\boxed{}", ""),
         (r"}}} {{ \boxed{5}", "5"),
-        ("\\boxed{5}\n#### 6\nThe answer is 7. 8", "5"),
+        ("\\boxed{5}\n#### 6\nThe answer is 7. 8", "7"),
+        ("#### 6\nThe answer is 7.\n\\boxed{5}", "5"),
+        (r"Write it in \boxed{}. The answer is \boxed{5} (not in \boxed{...}).", "5"),
+        (r"<think>\boxed{4}</think> \boxed{5} <think>\boxed{6}", "5"),
+        (r"\boxed{1} or $\boxed{2}$", "1, 2"),
+        (r"\fbox{\frac{1}{2}}", r"\frac{1}{2}"),
     ],
 )
 def test_boxes(response, answer):
@@ -32,7 +37,13 @@ def test_boxes(response, answer):
     ("response", "answer"),
     [
         ("2 + 3 = 5\n#### 72", "72"),
-        ("#### 1\n#### 1,234\nthe answer is 9", "1,234"),
+        ("#### 1\n#### 1,234\nthe answer is 9", "9"),
+        ("the answer is 9\n#### 1\n#### 1,234", "1,234"),
+        ("#### 18 eggs", "18"),
+        ("#### **73**", "73"),
+        ("#### 72, in total", "72"),
+        ("#### 9 * 8 = 72", "72"),
+        ("#### 2. Add the tip\nIt is 42", "42"),
         ("#### $18 \n", "$18"),
         ("####72", "72"),
         ("#### Step 2: add\nThe answer is 9.", "9"),
@@ -67,11 +78,16 @@ def test_answer_is(response, answer):
     ("response", "answer"),
     [
         ("16 - 3 - 4 = 9", "9"),
-        ("16-3", "3"),
+        ("16-3", "16-3"),
+        ("16-3=<<16-3=13>>13 eggs", "13"),
+        ("It is $2^{10}$.", "2^{10}"),
+        ("at (3, 4)", "(3, 4)"),
+        ("12 cm^2", "12"),
+        ("1.5e3 m", "1.5e3 m"),
         ("so x=-4", "-4"),
         ("costs $1,234.50.", "$1,234.50"),
-        ("either 1/2 or 3/4 of it", "3/4"),
-        ("5, 6, 7", "7"),
+        ("either 1/2 or 3/4 of it", "1/2 or 3/4"),
+        ("5, 6, 7", "5, 6, 7"),
         ("about 20% of it", "20%"),
         ("", ""),
         ("no idea 😀", ""),
@@ -97,6 +113,25 @@ def test_last_number(response, answer):
 )
 def test_references(answer, reference):
     assert reference_answer(answer) == reference
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "answer"), [("auto", "8"), ("boxed", "6"), ("hashes", "7"), ("last_number", "9")]
+)
+def test_strict_formats(answer_format, answer):
+    response = "\\boxed{6}\n#### 7\nThe answer is 8\nI made 9 of them."
+    assert final_answer(response, answer_format) == answer
+    assert final_answer("only words", answer_format) == ""
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["answer to ", "answer ", "answer\n", "#### 1\n", "<think>", "<answer>", "$1$ ", "1 (", "**", "\\boxed{1} and "],
+)
+def test_long_texts_take_linear_time(piece):
+    started = time.process_time()
+    final_answer(piece * (400_000 // len(piece)))
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 r"""What the math grader calls right: reference, response, verdict, by kind. ``B(x)`` is a response that boxes x."""
 
 import pytest

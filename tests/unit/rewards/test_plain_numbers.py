@@ -28,6 +28,11 @@ from rlinf_lite.rewards.plain_numbers import PlainNumber, parse_number, same_num
         ("$18$", 18),
         ("-$3", -3),
         ("3/4", Fraction(3, 4)),
+        ("1.5e3", 1500),
+        ("1e-05", Fraction(1, 100_000)),
+        (r"1.5 \times 10^{-3}", Fraction(3, 2000)),
+        (r"-\frac{5}{4}", Fraction(-5, 4)),
+        (r"(1+\frac{1}{4})", Fraction(5, 4)),
         ("-6 / 8", Fraction(-3, 4)),
         ("9007199254740993", 9007199254740993),  # 2**53 + 1: a float would lose the 1
     ],
@@ -43,7 +48,24 @@ def test_percentages(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", ".", "-", "%", "1,2", "12,34", "1,0000", "1 2", "5x", "1/0", "1/2/3", "1e5", "x=5", "5 cm", "٣", r"\frac12"],
+    [
+        "",
+        ".",
+        "-",
+        "%",
+        "1,2",
+        "12,34",
+        "1,0000",
+        "1 2",
+        "5x",
+        "1/0",
+        "1/2/3",
+        "1e99999",
+        "x=5",
+        "5 cm",
+        "٣",
+        r"\frac12",
+    ],
 )
 def test_anything_else_is_not_a_plain_number(text):
     assert parse_number(text) is None

@@ -32,6 +32,14 @@ def wait_until_gone(pid, seconds=20.0):
     return not is_running(pid)
 
 
+def stand_in(folder, code):
+    """A parser of LaTeX of this code, found before the installed one."""
+    package = folder / "latex2sympy2_extended"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "latex2sympy2.py").write_text(f"def ConversionConfig(**options): return options\n{code}")
+
+
 def is_running(pid):
     """A zombie is not: an orphan stays one until init takes note, which in a container can be never."""
     try:
@@ -42,7 +50,7 @@ def is_running(pid):
 
 def test_a_hang_costs_one_sample(attempts):
     judge = MathJudge(1.0, 2.0)
-    scores = judge.score(attempts(*((rf"\boxed{{{found}}}", "0.5") for found in (r"\frac12", HANG, r"\frac12"))))
+    scores = judge.score(attempts(*((rf"\boxed{{{found}}}", "0.5") for found in (r"\frac12", HANG, r"\frac{1}{2}"))))
     judge.close()
     assert [score.correct for score in scores] == [True, False, True]
     assert [score.error for score in scores] == [None, "math-verify took more than 2 s of CPU time", None]
@@ -50,10 +58,10 @@ def test_a_hang_costs_one_sample(attempts):
 
 
 def test_killed_between_two_checks(verifier):
-    assert verifier.check("0.5", r"\frac12")
+    assert verifier.check("0.5", r"\frac{1}{2}")
     first = verifier.pid
     os.kill(first, signal.SIGKILL)
-    assert verifier.check("0.5", r"\frac12")
+    assert verifier.check("0.5", r"\frac{1}{2}")
     assert verifier.pid not in (None, first)
 
 
@@ -67,7 +75,7 @@ def test_killed_in_a_check_the_sample_is_asked_again(verifier):
         verifier.check("5", HANG)
     killer.join()
     assert wait_until_gone(first)
-    assert verifier.check("0.5", r"\frac12")
+    assert verifier.check("0.5", r"\frac{1}{2}")
 
 
 def test_a_child_that_dies_twice_costs_one_sample(verifier, tmp_path, monkeypatch):
@@ -75,9 +83,9 @@ def test_a_child_that_dies_twice_costs_one_sample(verifier, tmp_path, monkeypatc
     fake.write_text("import os\nprint('{\"ready\": true}', flush=True)\ninput()\nos.abort()\n")
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierError, match="twice: exit status -6"):
-        verifier.check("0.5", r"\frac12")
+        verifier.check("0.5", r"\frac{1}{2}")
     monkeypatch.undo()
-    assert verifier.check("0.5", r"\frac12")
+    assert verifier.check("0.5", r"\frac{1}{2}")
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM"])
@@ -123,8 +131,8 @@ def test_an_interrupt_leaves_no_stale_reply_behind(verifier, monkeypatch):
 
     monkeypatch.setattr(child, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        verifier.check("0.5", r"\frac12")
-    assert not verifier.check("0.5", r"\frac13")
+        verifier.check("0.5", r"\frac{1}{2}")
+    assert not verifier.check("0.5", r"\frac{1}{3}")
     assert verifier.pid != first
 
 
@@ -134,7 +142,7 @@ def test_off_the_main_thread_with_the_signal_blocked(verifier):
 
     def work():
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
-        outcome.append(verifier.check("0.5", r"\frac12"))
+        outcome.append(verifier.check("0.5", r"\frac{1}{2}"))
         try:
             verifier.check("5", HANG)
         except VerifierError as error:
@@ -154,7 +162,7 @@ def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, a
         MathJudge(1.0, 2.0).score(attempts((r"\boxed{\frac12}", "0.5")))
     fake.write_text("raise SystemExit(3)\n")
     with pytest.raises(VerifierStartError, match="exit status 3"):
-        verifier.check("0.5", r"\frac12")
+        verifier.check("0.5", r"\frac{1}{2}")
 
 
 @pytest.mark.parametrize("answer", ["x", HANG], ids=["idle", "in a check"])
@@ -174,7 +182,7 @@ def test_the_child_dies_with_its_parent(answer):
 
 
 def test_close_ends_the_child(verifier):
-    verifier.check("0.5", r"\frac12")
+    verifier.check("0.5", r"\frac{1}{2}")
     child = verifier.pid
     verifier.close()
     verifier.close()
@@ -182,11 +190,14 @@ def test_close_ends_the_child(verifier):
 
 
 def test_what_a_library_prints_reaches_neither_the_replies_nor_the_terminal(tmp_path, monkeypatch, capfd):
-    """math-verify stood in for by a module that talks on both streams."""
-    (tmp_path / "math_verify.py").write_text(
-        "import os, sys\n"
-        "def parse(text, parsing_timeout): print('noise'); os.write(1, b'noise'); os.write(2, b'noise'); return text\n"
-        "def verify(gold, found, timeout_seconds): print('noise', file=sys.stderr, flush=True); return True\n"
+    """math-verify's parser stood in for by a module that talks on both streams."""
+    stand_in(
+        tmp_path,
+        "import os, sys, sympy\n"
+        "def latex2sympy(text, **options):\n"
+        "    print('noise'); os.write(1, b'noise'); os.write(2, b'noise')\n"
+        "    print('noise', file=sys.stderr, flush=True)\n"
+        "    return sympy.Rational(1, 2)\n",
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     verifier = Verifier(2.0)
@@ -197,16 +208,14 @@ def test_what_a_library_prints_reaches_neither_the_replies_nor_the_terminal(tmp_
 
 def test_a_math_verify_that_reads_no_latex_is_noticed_at_start(tmp_path, monkeypatch):
     """As happens with another antlr runtime: it imports, and calls everything wrong."""
-    (tmp_path / "math_verify.py").write_text(
-        "def parse(text, parsing_timeout): return []\ndef verify(gold, found, timeout_seconds): return False\n"
-    )
+    stand_in(tmp_path, "def latex2sympy(text, **options): raise Exception('mismatched input')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(VerifierStartError, match="cannot read LaTeX"):
         Verifier(2.0).check("1", "x")
 
 
 def test_the_child_needs_neither_torch_nor_numpy(verifier):
-    verifier.check("0.5", r"\frac12")
+    verifier.check("0.5", r"\frac{1}{2}")
     with open(f"/proc/{verifier.pid}/maps") as maps:
         loaded = maps.read()
     assert "torch" not in loaded and "numpy" not in loaded
