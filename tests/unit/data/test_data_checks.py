@@ -42,6 +42,11 @@ def test_what_fits(text):
     [
         (f"{{data: {MATH}, reward: {{reward_type: custom}}}}", "set reward.path=my_pkg.my_reward:score"),
         (f"{{data: {MATH}, reward: {{path: 'a:b'}}}}", "reward.path=a:b: reward.reward_type=math asks no function"),
+        (f"{{data: {MATH}, reward: {{answer_format: hash}}}}", "reward.answer_format"),
+        (
+            f"{{data: {MATH}, reward: {{reward_type: exact, answer_format: boxed}}}}",
+            "reward.reward_type=exact looks for no final answer",
+        ),
         (f"{{data: {MATH}, reward: {{reward_type: reasoning_gym}}}}", "does not know data.type=math"),
         ("data: {type: reasoning_gym, reasoning_gym: {task: gcd}}", "reward.reward_type=math: only the task knows"),
         ("data: {type: reasoning_gym}\nreward: {reward_type: reasoning_gym}", "data.reasoning_gym.task=null: no task"),
