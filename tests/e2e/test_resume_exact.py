@@ -20,6 +20,11 @@ ONE_ACTOR = {"cluster.component_placement.actor": "0"}
 TWO_ACTORS = {"cluster.component_placement.actor": "0-1"}
 THREE_ACTORS = {"cluster.component_placement.actor": "0-2"}
 AUTO = "runner.resume_dir=auto"
+UNGRADED = {
+    "reward.reward_type": "custom",
+    "reward.path": f"{Path(__file__).with_name('reward_that_fails.py')}:score",
+    "algorithm.normalize_advantages": "true",
+}
 
 
 @pytest.mark.soak
@@ -59,12 +64,13 @@ def _is_rollout_worker(process: psutil.Process) -> bool:
 
 @pytest.mark.soak
 def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
-    one = new_run(ONE_ACTOR)
+    """With a reward that leaves some responses without a grade."""
+    one = new_run({**ONE_ACTOR, **UNGRADED})
     printed = one.finish(faults=[{"phase": "save.data", "step": 2, "action": "ENOSPC"}])
     assert "SAVE FAILED" in printed and "No space left on device" in printed
     assert not (one.checkpoints / "global_step_2").exists() and (one.checkpoints / "global_step_3").exists()
 
-    two = new_run({**ONE_ACTOR, **TWO_ROLLOUTS})
+    two = new_run({**ONE_ACTOR, **TWO_ROLLOUTS, **UNGRADED})
     process = two.start()
     two.read_until(process, "global_step_3 (")
     process.send_signal(signal.SIGINT)
@@ -80,6 +86,8 @@ def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
     assert process.returncode == 0 and "): on SIGUSR2" in printed, printed
     assert two.steps() == [*range(1, first + 1), 8]
     same_run(one, two, 8)
+    assert sum(row["reward/ungraded"] for row in one.rows()) > 0 and "could not be graded; the first: " in printed
+    assert all((row["reward"] is None) == (row["error"] is not None) for row in one.samples())
 
 
 @pytest.mark.parametrize(
