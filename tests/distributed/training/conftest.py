@@ -30,7 +30,7 @@ class Ranks:
         self._tasks: list[Iterator[int]] = []
         self._groups = itertools.count()
 
-    def run(self, world_size: int, program: str, *, timeout: float = 120.0, **arguments: Any) -> list[Any]:
+    def run(self, world_size: int, program: str, *, timeout: float = 400.0, **arguments: Any) -> list[Any]:
         """What ``rank_programs.program(mesh, **arguments)`` returns on each rank.
 
         Raises:
