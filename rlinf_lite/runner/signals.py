@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -19,9 +20,9 @@ STOP_SIGNALS = {
 
 
 def end_at_once() -> None:
-    """From now on each of the signals ends the process, with the code of a stop: nothing was begun yet.
+    """From now on each of the signals ends the process, with the code of a stop: nothing is under way.
 
-    Until `interruption.on_signals` takes them. What is ignored stays so.
+    Except while `interruption.on_signals` takes them. What is ignored stays so.
     """
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -32,7 +33,9 @@ def end_at_once() -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     reason, code = STOP_SIGNALS[signal.Signals(number)]
     with suppress(OSError):
-        os.write(2, f"{reason}: stopped before the start\n".encode())
+        os.write(2, f"{reason}: nothing is under way\n".encode())
+    if "ray" in sys.modules:  # after the run: its last clean-up is given up
+        end(code)
     os._exit(code)
 
 

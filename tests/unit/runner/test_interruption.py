@@ -324,7 +324,7 @@ def test_a_start_that_is_in_c_code_is_ended_soon(start):
 def test_before_the_start_a_signal_ends_the_process(start):
     process = start("from rlinf_lite.runner.signals import end_at_once\nend_at_once()\nready()\ntime.sleep(30)")
     process.send_signal(signal.SIGUSR1)
-    assert ended(process) == (EXIT_OUT_OF_TIME, "SIGUSR1: stopped before the start\n")
+    assert ended(process) == (EXIT_OUT_OF_TIME, "SIGUSR1: nothing is under way\n")
 
 
 def test_outside_of_immediate_nothing_is_raised(start):
