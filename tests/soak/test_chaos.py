@@ -97,3 +97,14 @@ def test_every_checkpoint_counts(damage, compared):
     else:
         shutil.copy(before / "data" / "data.pt", last / "data" / "data.pt")
     assert differences()
+
+
+def test_damage_hits_the_newest_intact_checkpoint_and_spares_the_last(compared):
+    from _traps import damage
+
+    folder, differences = compared
+    for step, number in zip(range(8, 1, -1), range(8), strict=False):
+        damaged = damage(folder / "checkpoints", number)
+        assert damaged is not None and damaged.startswith(f"global_step_{step}/")
+    assert damage(folder / "checkpoints", 0) is None
+    assert any("global_step_8" in text for text in differences())
