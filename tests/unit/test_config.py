@@ -9,17 +9,8 @@ import pytest
 import yaml
 
 from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, seconds_of
-from rlinf_lite.config_checks import (
-    _ABOVE,
-    _AT_LEAST,
-    _AT_MOST,
-    _BELOW,
-    _CHOICES,
-    _DURATIONS,
-    _OFF,
-    _UNSUPPORTED,
-    check,
-)
+from rlinf_lite.config_checks import _CHOICES, _UNSUPPORTED, check
+from rlinf_lite.config_ranges import ABOVE, AT_LEAST, AT_MOST, BELOW, DURATIONS, OFF
 from rlinf_lite.main_math import CONFIGS, load
 
 # RLinf's documented example, word for word (its resume page), and the model that any run needs.
@@ -166,7 +157,7 @@ def test_all_problems_are_said_at_once():
 
 def test_tables_name_existing_keys():
     keys = set(flatten(small()))
-    ranges = {*_AT_LEAST, *_ABOVE, *_AT_MOST, *_BELOW, *_DURATIONS, *_OFF}
+    ranges = {*AT_LEAST, *ABOVE, *AT_MOST, *BELOW, *DURATIONS, *OFF}
     assert keys >= {*_CHOICES, *ranges, *(key for key, *_ in _UNSUPPORTED)}
 
 

@@ -16,6 +16,7 @@ LEVELS = [
     {
         "config",
         "config_checks",
+        "config_ranges",
         "counters",
         "faults",
         "metric_names",
