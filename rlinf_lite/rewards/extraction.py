@@ -26,8 +26,10 @@ _HEADING = re.compile(r"(?:[0-9]+|[A-Z]|[ivxIVX]+)[.):][ \t]+\**[A-Za-z]")
 _PLAIN_LINE = re.compile(rf"-?\$?(?=\.?[0-9]){NUMBER}")
 _BARE_WORD = re.compile(r"[\s*]*(?:yes|no|true|false|none|\(?[A-J]\)?)[\s*.]*", re.IGNORECASE)
 _ANSWER_IS = re.compile(
-    r"\banswers?\b\*{0,2}(?:(?:\s(?:to|for|of|in)\b[^.:\n]{0,80}?)?"
-    r"\s{1,4}(?:is|are|was|equals|would be|should be|must be|will be|comes to)\b\s?:?|\s{0,4}\*{0,2}\s?[:=]"
+    r"\b(?:answers?|(?:correct|right)\s(?:option|choice))\b\*{0,2}(?:(?:\s(?:to|for|of|in)\b[^.:\n]{0,80}?)?"
+    r"\s{1,4}(?:is|are|was|equals|would be|should be|must be|will be|comes to)\b"
+    r"(?:,?\s(?:therefore|thus|hence|then|simply)\b,?)?\s?:?"
+    r"|\s{0,4}\*{0,2}\s?[:=]"
     r"|[ \t]{0,4}\*{0,2}[ \t]{0,4}\n{1,4}(?=\s?[^\sA-Za-z]))",
     re.IGNORECASE,
 )
@@ -182,7 +184,7 @@ def _hash_answer(line: str) -> str:
 def _after_answer_is(text: str) -> tuple[str, int, bool]:
     """``(answer, start, is_certain)`` of the last "the answer is" that an answer follows."""
     words = ("", -1, False)
-    if "nswer" not in text and "NSWER" not in text:
+    if not any(word in text for word in ("nswer", "NSWER", "option", "choice")):
         return words
     for match in reversed(deque(_ANSWER_IS.finditer(text), maxlen=_MAX_STATEMENTS)):
         following = text[match.end() : match.end() + _MAX_STATEMENT_CHARS]

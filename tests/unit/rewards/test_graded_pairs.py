@@ -47,6 +47,8 @@ PAIRS = {
     "the answer is": [
         ("9", "The answer is 9.", RIGHT),
         ("9", "the final answer is: 9", RIGHT),
+        ("9", "the answer is therefore 9", RIGHT),
+        ("9", "The answer is, then, 9.", RIGHT),
         ("9", "So the answer is **9**.", RIGHT),
         ("9", "**Final Answer:** 9", RIGHT),
         ("9", "### Final Answer\n\n**9**", RIGHT),
@@ -422,6 +424,8 @@ PAIRS = {
         ("C", B("(C)\\ 12"), RIGHT),
         ("C", B("\\textbf{(C) }12"), RIGHT),
         ("C", "The answer is C.", RIGHT),
+        ("C", "The correct option is (C).", RIGHT),
+        ("C", "So the correct choice is D.", WRONG),
         ("C", "The answer is (C) 12 apples.", RIGHT),
         ("C", "The correct answer is **C**.", RIGHT),
         ("C", "Answer: C) 12", RIGHT),
