@@ -2,6 +2,13 @@
 
 ``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to
 itself), ``hang``, ``wait`` (three seconds), or the name of an errno (``ENOSPC``). A fault without ``rank`` strikes
+every rank. With ``"mark": PATH`` that file is made first: who waits for it knows that the phase was reached. With
+``"armed": PATH`` the fault strikes only where that file is, and removes it: once, and whenever a test wants it to.
+
+Phases of a start, a resume or a rollback, in order: each is reached right before one change of what is on the disk. The
+step is the one that the run goes on from (0: a new run).
+
+==========================  ======================================================================================
 phase                       the change that comes next
 ==========================  ======================================================================================
 ``resume.sweep``            incomplete saves of a killed run are removed
@@ -15,14 +22,7 @@ phase                       the change that comes next
 ``resume.wandb``            the wandb run is opened, and is sent what it lacks
 ``resume.ready``            none: the first step begins
 ==========================  ======================================================================================
-=======
-every rank. With ``"mark": PATH`` that file is made first: who waits for it knows that the phase was reached. With
-``"armed": PATH`` the fault strikes only where that file is, and removes it: once, and whenever a test wants it to.
-
-Phases of a start, a resume or a rollback, in order: each is reached right before one change of what is on the disk. The
-step is the one that the run goes on from (0: a new run).
-
-==========================  ==============================================================================="""
+"""
 
 from __future__ import annotations
 
