@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -29,6 +30,7 @@ from rlinf_lite.runner.loop import Runner
 from rlinf_lite.runner.policies import SaveRequest, policies
 from rlinf_lite.runner.prepare import Prepared
 from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.records import BEGAN_AFTER
 from rlinf_lite.runner.resume import (
     Start,
     choose_start,
@@ -94,12 +96,8 @@ class Build:
         start = self._restore_from(prepared.start, crew)
         self._recipe = recipe(prepared.identity, crew.actors.size, self._compute)
         hub, samples = self._begin_on_disk(start, sinks)
-        info = {
-            "identity": carried_on(saved_identity(start), prepared.identity),
-            "compute": self._compute,
-            "tied": facts["tied"],
-            "model_path": config.actor.model.model_path,
-        }
+        info = self._info(start, {"tied": facts["tied"], "model_path": config.actor.model.model_path})
+        info |= {"identity": carried_on(saved_identity(start), prepared.identity), "compute": self._compute}
         runner = Runner(
             config=config,
             actors=crew.actors,
@@ -113,7 +111,7 @@ class Build:
             samples=samples,
             progress=start.progress,
             last_step=prepared.last_step,
-            saver=self._saver(crew, start.progress, info),
+            saver=self._saver(crew, start, info),
             pad_id=prepared.pad_id,
             stop=self.stop,
             between_steps=between_steps,
@@ -121,6 +119,12 @@ class Build:
         runner.saver.flush = runner.flush
         self._began_from = replace(start, progress=deepcopy(start.progress))
         return runner
+
+    def _info(self, start: Start, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """For each manifest: ``facts``, and where the run's rows begin."""
+        own = start.selection.manifest if start.is_own(self.checkpoints) else None
+        began = start.progress.logged_step if own is None else own.info.get(BEGAN_AFTER, 0)
+        return {**facts, BEGAN_AFTER: began}
 
     def _begin_on_disk(self, start: Start, sinks: ExitStack) -> tuple[MetricHub, JsonlSink | None]:
         """Everything that a start changes on the disk; nothing if there is nothing to do.
@@ -144,12 +148,13 @@ class Build:
         faults.reach("resume.ready", step=step)
         return opened
 
-    def _saver(self, crew: Crew, progress: Progress, info: dict) -> Saver:
+    def _saver(self, crew: Crew, start: Start, info: dict) -> Saver:
         return Saver(
             actors=crew.actors,
             policies=policies(self.config),
             checkpoint=self.config.runner.checkpoint,
-            progress=progress,
+            progress=start.progress,
+            saved=self._saved_in(start),
             last_step=self.prepared.last_step,
             info=info,
             flush=lambda: None,
@@ -158,6 +163,13 @@ class Build:
             record=self.events.add,
             is_committed=self.is_committed,
         )
+
+    def _saved_in(self, start: Start) -> int | None:
+        """For `Saver.saved`: a new run has nothing to save yet; another run's checkpoint is not in this directory."""
+        path, step = start.selection.path, start.progress.step
+        if path is None:
+            return step if step == 0 else None  # later than 0: from memory
+        return step if start.is_own(self.checkpoints) and layout.step_of(path) == step else None
 
     def is_committed(self, step: int, save_id: str) -> bool:
         """Whether the checkpoint of ``step`` is the one that the save ``save_id`` wrote."""
@@ -191,9 +203,9 @@ class Build:
             return
         if held is not None:
             say(f"!! the state of step {held} in memory is damaged or gone: it is not used")
-        start = self._restore_from_newest(runner.progress.step, crew)
+        start = self._restore_from_newest(runner, crew, touched=held is not None)
         if start.selection.path is None:
-            say("!! nothing was saved yet: the run begins again")
+            say("!! no checkpoint to resume from: the run begins again")
         self._log_from(start, runner, sinks, same_recipe=self._recipe == before)
 
     def _log_from(self, start: Start, runner: Runner, sinks: ExitStack, *, same_recipe: bool) -> None:
@@ -221,11 +233,17 @@ class Build:
         first = self._began_from.progress.step
         return {path for path in layout.committed(self.checkpoints) if first < (layout.step_of(path) or 0) <= step}
 
-    def _restore_from_newest(self, step: int, crew: Crew) -> Start:
-        others = {path: "not of this run" for path in {*layout.committed(self.checkpoints)} - self.saved_by(step)}
+    def _restore_from_newest(self, runner: Runner, crew: Crew, *, touched: bool) -> Start:
+        """
+        Args:
+            touched: a load into the actors has failed: a part of what it read may be in them.
+        """
+        saved = self.saved_by(runner.progress.step)
+        others = {path: "not of this run" for path in {*layout.committed(self.checkpoints)} - saved}
         settings = replace(self.config.runner, resume_dir=AUTO, resume_mode="full")
         config = replace(self.config, runner=settings)
-        if self.saved_by(step):
+        if saved:
+            touched = True
             try:
                 start = choose_start(config, self.checkpoints, others)
                 return restore(
@@ -233,7 +251,12 @@ class Build:
                 )
             except CheckpointError as error:
                 say(f"!! {error}")
-        return self._restore_from(replace(self._began_from, progress=deepcopy(self._began_from.progress)), crew)
+        start = replace(self._began_from, progress=deepcopy(self._began_from.progress))
+        if touched and start.selection.path is None:
+            # Nothing that follows would overwrite optimizer state, counters and RNG state, nor base weights.
+            crew.reset_actors()
+            self.bring_up_again(crew, runner)
+        return self._restore_from(start, crew)
 
     def _go_back(self, runner: Runner, start: Start) -> None:
         lost = runner.progress.step - start.progress.step
@@ -242,7 +265,7 @@ class Build:
         faults.reach("resume.event", step=start.progress.step)
         self.events.add(events.BACK, start.progress.step, f"{lost} completed step(s) are done again")
         runner.progress.become(start.progress)
-        runner.saver.went_back()
+        runner.saver.went_back(self._saved_in(start))
 
 
 def open_sinks(

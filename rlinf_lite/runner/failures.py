@@ -20,7 +20,8 @@ _NO_MEMORY = (
     "rollout.kv_cache_gb, or set actor.fsdp_config.gradient_checkpointing=true."
 )
 _NOT_LOST = "Nothing that was committed is lost."
-_GO_ON = f"{_NOT_LOST} Start the same command with runner.resume_dir=auto to go on."
+_AGAIN = "Start the same command again"
+_RESUME = f"{_NOT_LOST} {_AGAIN}, with runner.resume_dir=auto if the run has saved a checkpoint."
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
@@ -33,11 +34,11 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, GaveUp):
         return f"{_lines('error', error)}\n{_NOT_LOST}", EXIT_WORKER_LOST
     if isinstance(error, WorkerLost | RayLost):
-        return f"{_lines('error', error)}\n{_GO_ON}", EXIT_WORKER_LOST
+        return f"{_lines('error', error)}\n{_RESUME}", EXIT_WORKER_LOST
     if isinstance(error, Interrupted):
-        return f"interrupted by {error.reason}, before the first step. {_GO_ON}", error.code
+        return f"interrupted by {error.reason}, before the first step. {_NOT_LOST} {_AGAIN}.", error.code
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted. {_GO_ON}", EXIT_INTERRUPTED
+        return f"interrupted. {_RESUME}", EXIT_INTERRUPTED
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return f"{_lines('error', error)}\n{_NO_MEMORY}", EXIT_USER_ERROR
     if isinstance(error, numerics.NotDeterministic):

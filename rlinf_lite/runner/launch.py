@@ -93,7 +93,7 @@ def launch(config: Config, *, started: float) -> int:
             given_up=given_up,
         )
         try:
-            return _last_words(driver.train(), folders)
+            return _last_words(driver.train(), folders, saved=driver.has_saved)
         except Interrupted as interrupted:
             return driver.stopped(interrupted)
         except RayLost as lost:
@@ -173,8 +173,13 @@ class _Driver:
         there = layout.committed(self.folders.checkpoints)
         done = "before the first step" if runner is None else f"{runner.progress.step} of {runner.last_step} steps"
         say(f"interrupted by {interrupted.reason}: {done}; newest checkpoint: {there[0] if there else 'none'}")
-        say(f"  go on        {_go_on(self.config, early=True)}")
+        say(f"  go on        {_go_on(self.config, early=True, saved=self.has_saved)}")
         return interrupted.code
+
+    @property
+    def has_saved(self) -> bool:
+        """As `Supervisor.has_saved`."""
+        return self.supervisor is not None and self.supervisor.has_saved
 
     def start_anew(self, lost: RayLost) -> None:
         """Without Ray no connection of this process is of use: it becomes a new driver with the same process id.
@@ -209,7 +214,7 @@ class _Driver:
         if address is not None:
             os.environ[REJOIN_VARIABLE] = address
         arguments = sys.orig_argv[1:]
-        if self.supervisor is not None and self.supervisor.has_saved:
+        if self.has_saved:
             arguments = [*arguments, "runner.resume_dir=auto"]
         say("   the driver starts anew ...")
         sys.stderr.flush()
@@ -320,7 +325,7 @@ def _describe(session: Session) -> str:
     return ", ".join(f"{name} in slots {list(slots)}" for name, slots in session.placement.slots.items())
 
 
-def _last_words(runner: Runner, folders: Folders) -> int:
+def _last_words(runner: Runner, folders: Folders, *, saved: bool) -> int:
     """Say how the run ended; returns the exit code."""
     progress, failed = runner.progress, runner.saver.failed
     early = progress.step < runner.last_step
@@ -328,17 +333,21 @@ def _last_words(runner: Runner, folders: Folders) -> int:
     say(f"{steps} steps, {progress.num_samples} responses, {progress.num_tokens} tokens")
     say(f"  metrics      {folders.log / 'metrics.jsonl'}")
     say(f"  checkpoints  {folders.checkpoints}")
-    say(f"  go on        {_go_on(runner.config, early)}")
+    say(f"  go on        {_go_on(runner.config, early=early, saved=saved)}")
     if failed:
         say(f"!! the last checkpoint is NOT on the disk: {failed}")
         return 1
     return EXIT_OUT_OF_TIME if early else 0
 
 
-def _go_on(config: Config, early: bool) -> str:
-    again = "the same command"
-    if config.runner.resume_mode == "full":
-        again += " with runner.resume_dir=auto"
+def _go_on(config: Config, *, early: bool, saved: bool) -> str:
+    """What to start to resume the run.
+
+    Args:
+        early: the run is not done.
+        saved: `Supervisor.has_saved`: if not, ``auto`` would find nothing, and forget where the run was to begin.
+    """
+    again = "the same command with runner.resume_dir=auto" if saved else "the same command"
     if early:
         return again
     allow = " runner.resume_allow_changes=[actor.optim.total_training_steps]"

@@ -10,6 +10,9 @@ from rlinf_lite.checkpoint.retention import METRICS
 from rlinf_lite.observability.hub import HubState
 from rlinf_lite.runner.progress import Progress
 
+BEGAN_AFTER = "began_after"
+"""Of a manifest's info: the step that the run's rows begin after; not 0 after a start from another run's checkpoint."""
+
 _LONGEST_ID = 128
 
 
@@ -54,6 +57,7 @@ _INFO: dict[str, tuple[Callable[[Any], bool], str]] = {
     SAVE_ID: (lambda value: isinstance(value, str), "a text"),
     "model_path": (lambda value: isinstance(value, str), "a text"),
     "tied": (_is_dict_of(str), "a dict of names"),
+    BEGAN_AFTER: (lambda value: type(value) is int and value >= 0, "a whole number from 0 on"),
     METRICS: (_is_dict_of(float, int), "a dict of numbers"),
 }
 

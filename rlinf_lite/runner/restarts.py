@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Self
 
+_AGAIN = "start the same command again, with runner.resume_dir=auto if the run has saved a checkpoint"
+
 BUDGET_VARIABLE = "RLINF_LITE_RESTARTS"
 """Environment variable in which a driver that starts itself anew hands its budget on."""
 _SAME_END = {False: 2, True: 3}
@@ -55,12 +57,12 @@ class RestartBudget:
         if self.max_restarts <= 0:
             raise GaveUp(
                 f"{cause}\nrunner.max_restarts={self.max_restarts}: the run does not go on by itself; raise it, or "
-                "go on with runner.resume_dir=auto"
+                f"{_AGAIN}"
             )
         if self.times >= _SAME_END[death]:
             raise GaveUp(
                 f"{cause}\nthis came {self.times} times in a row with {step} steps completed: starting again would end "
-                "the same; remove the cause, then go on with runner.resume_dir=auto"
+                f"the same; remove the cause, then {_AGAIN}"
             )
         return self._spend(cause)
 
@@ -86,7 +88,7 @@ class RestartBudget:
                 f"{cause}\nthe run went on by itself {len(self.restarts)} times within {now - self.restarts[0]:.0f} s: "
                 f"no more than runner.max_restarts={self.max_restarts} within "
                 f"runner.restart_window={self.window_seconds:g} s; remove the cause, or raise runner.max_restarts, "
-                "then go on with runner.resume_dir=auto"
+                f"then {_AGAIN}"
             )
         self.restarts.append(now)
         return len(self.restarts)

@@ -30,7 +30,7 @@ from rlinf_lite.observability.hub import HubState
 from rlinf_lite.observability.jsonl import missing_steps
 from rlinf_lite.runner.identity import ONE_SIDED, refuse_changes
 from rlinf_lite.runner.progress import Progress
-from rlinf_lite.runner.records import check_info, records_of
+from rlinf_lite.runner.records import BEGAN_AFTER, check_info, records_of
 
 _NO_CHECKPOINT = Selection(path=None, manifest=None, data={})
 
@@ -305,7 +305,9 @@ def say_missing_rows(start: Start, metrics_file: Path, checkpoints: Folder) -> N
     last = start.progress.logged_step
     if start.committed_step is None or last <= 0 or not start.is_own(checkpoints):
         return
-    if not (missing := missing_steps(metrics_file, last)):
+    manifest = start.selection.manifest
+    began = 0 if manifest is None else manifest.info.get(BEGAN_AFTER, 0)
+    if not (missing := [step for step in missing_steps(metrics_file, last) if step > began]):
         return
     first = missing[0]
     older = [path.name for path in layout.committed(checkpoints) if (layout.step_of(path) or 0) < first]

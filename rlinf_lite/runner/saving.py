@@ -59,6 +59,9 @@ class Saver:
     policies: Sequence[Policy]
     checkpoint: CheckpointConfig
     progress: Progress
+    saved: int | None
+    """Newest step whose checkpoint is known to be in the run's own directory; 0: a new run, with nothing to save yet.
+    None if no step that counts is saved there, as after a start from another run's checkpoint."""
     last_step: int
     info: Mapping[str, Any]
     """For each manifest: of the run, not of the step."""
@@ -82,8 +85,6 @@ class Saver:
         self._told: set[str] = set()
         self._owed: tuple[int, str | None] | None = None
         """Step and id of a save that is due or was cut off; no id: it had not begun."""
-        self._saved = self.progress.step
-        """Newest step that is known to be saved: the run goes on from it, or saved it itself."""
         self._metrics: Metrics = {}
         self._ended: list[Metrics] = []
         self._longest_step = self._longest_save = 0.0
@@ -101,9 +102,15 @@ class Saver:
                 self._owed = save.step, save.save_id
             self._in_flight = None
 
-    def went_back(self) -> None:
-        """The run goes on from an older checkpoint: what was saved after it, and could not be used, is saved anew."""
-        self._owed, self._saved = None, self.progress.step
+    def went_back(self, saved: int | None) -> None:
+        """The run resumes from an older state: what was saved after it, and could not be used, is saved anew.
+
+        Args:
+            saved: as the field, for that state.
+        """
+        self._owed = None
+        if self.saved != self.progress.step:
+            self.saved = saved
 
     def settle(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Save now what was in flight when it was cut off, if it did not get there nevertheless.
@@ -117,14 +124,14 @@ class Saver:
         step, save_id = owed
         if save_id is not None and self.is_committed(step, save_id):
             say(f"   the save of step {step} was committed before its workers were lost")
-            self._saved, self.failed = step, None
+            self.saved, self.failed = step, None
         else:
             self._begin(Due(f"that of step {step} was cut off"), state, self.progress.unlogged or self._metrics)
 
     def save_newest(self, why: str, state: Callable[[], Mapping[str, Any]]) -> None:
         """Wait for the save in flight; if the newest completed step is not saved by then, save it, and wait for it."""
         self.drain()
-        if self.progress.step != self._saved:
+        if self.progress.step != self.saved:
             self._begin(Due(why), state, self.progress.unlogged or self._metrics)
             self.drain()
 
@@ -185,7 +192,7 @@ class Saver:
         self._owed = step, None  # the wait for the one before may find that the ranks are gone
         self.drain()
         self._owed = None
-        if step == self._saved:
+        if step == self.saved:
             return  # by a signal, before its validation: what is committed is not written again
         began, info = self.clock(), {**self.info, METRICS: comparable(metrics), SAVE_ID: save_id}
         save = self._in_flight = _InFlight(step=step, why=due.why, save_id=save_id)
@@ -223,7 +230,7 @@ class Saver:
     def _end(self, save: _InFlight) -> None:
         reports = [outcome for outcome in save.outcomes if isinstance(outcome, SaveReport)]
         measured = save_metrics(reports, save.driver_seconds, save.start_seconds)
-        self._in_flight, self.failed, self._saved = None, None, save.step
+        self._in_flight, self.failed, self.saved = None, None, save.step
         self._ended.append(measured)
         self.record(events.SAVE, save.step, save.why, measured)
         self._longest_save = max(self._longest_save, measured["time/save_durable"])

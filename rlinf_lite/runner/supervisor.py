@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
+from rlinf_lite.checkpoint import layout
 from rlinf_lite.cluster import stacks
 from rlinf_lite.cluster.errors import ClusterError, Hung, RayLost, WorkerHung, WorkerLost
 from rlinf_lite.observability import events, say
@@ -173,9 +174,13 @@ class Supervisor:
 
     @property
     def has_saved(self) -> bool:
-        """Whether the run has checkpoints of its own to go on from, and would be told so."""
+        """Whether the same command needs ``runner.resume_dir=auto`` to resume the run: its directory has checkpoints.
+
+        Not with ``resume_mode=weights``, which looks for them by itself; nor before a start is through, because until
+        then the newest checkpoint may be one that this start was told to go back from.
+        """
         full = self.build.config.runner.resume_mode == "full"
-        return full and self.runner is not None and bool(self.build.saved_by(self.runner.progress.step))
+        return full and self.runner is not None and bool(layout.committed(self.build.checkpoints))
 
     def admit_ray_lost(self, lost: RayLost) -> None:
         """Ask for a restart of the whole driver. Raises `GaveUp`."""

@@ -74,7 +74,7 @@ def test_without_replicas_the_newest_checkpoint_is_the_second_line(straight, new
     process = run.start()
     printed = run.read_until(process, "step    2/8")
     kill(run, "actor", 0)
-    printed += run.read_until(process, "!! nothing was saved yet: the run begins again")
+    printed += run.read_until(process, "!! no checkpoint to resume from: the run begins again")
     printed += run.read_until(process, "global_step_3 (")
     printed += run.read_until(process, "step    5/8")
     kill(run, "actor", 1)

@@ -255,7 +255,7 @@ def test_fewer_ranks_and_more_again_in_mid_run(toy):
         config=config, prepared=prepared, checkpoints=checkpoints, log=log, stop=None, request=None, started=0.0
     )
     build._compute, build._recipe = "cpu", recipe(now, 2, "cpu")
-    saver = SimpleNamespace(went_back=lambda: None)
+    saver = SimpleNamespace(went_back=lambda saved: None)
     with ExitStack() as sinks:
         hub, samples = open_sinks(config, toy.log, start, 9, sinks, made_with=build._recipe)
         runner = SimpleNamespace(progress=Progress(), hub=hub, samples=samples, saver=saver, replicas=None)

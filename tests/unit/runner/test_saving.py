@@ -70,6 +70,7 @@ def make() -> Callable[..., Saver]:
             policies=policies or (EverySteps(1),),
             checkpoint=CheckpointConfig(**checkpoint),
             progress=Progress(),
+            saved=0,
             last_step=10,
             info={"tied": {}},
             flush=flush,
@@ -282,12 +283,36 @@ def test_what_is_saved_is_not_saved_again(make):
     assert ranks.methods() == ["start_save", "finish_save"]
 
 
+@pytest.mark.parametrize(("step", "saved", "asked"), [(0, 0, []), (4, 4, []), (4, None, ["save"])])
+def test_what_a_signal_before_the_first_step_saves(make, step, saved, asked):
+    """A new run: nothing; a resumed one: nothing; one that began from another run's checkpoint: that state."""
+    ranks = TwoRanks({"save": [(report(4), report(4))]})
+    saver = make(ranks, mode="sync")
+    saver.progress.step, saver.saved = step, saved
+    saver.save_newest("on SIGTERM", dict)
+    assert ranks.methods() == asked
+
+
+def test_after_going_back_to_a_state_in_memory_it_is_saved(make):
+    ranks = TwoRanks({"save": [(report(1), report(1)), (report(2), report(2))]})
+    saver = make(ranks, mode="sync")
+    end_step(saver)
+    saver.progress.step = 1
+    saver.went_back(None)
+    saver.save_newest("on SIGTERM", dict)
+    assert ranks.methods() == ["save"], "that very step is saved"
+    saver.progress.step = 2
+    saver.went_back(None)
+    saver.save_newest("on SIGTERM", dict)
+    assert ranks.methods() == ["save", "save"]
+
+
 def test_after_going_back_a_step_is_saved_anew(make):
     ranks = TwoRanks({"save": [(report(1), report(1))] * 2})
     saver = make(ranks, mode="sync")
     end_step(saver)
     saver.progress.step = 0
-    saver.went_back()
+    saver.went_back(0)
     end_step(saver)
     assert ranks.methods() == ["save", "save"]
 

@@ -23,8 +23,13 @@ from rlinf_lite.main_math import load
 from rlinf_lite.observability import JsonlSink, read_jsonl_rows
 from rlinf_lite.observability.jsonl import missing_steps
 from rlinf_lite.runner.build import Build
+from rlinf_lite.runner.launch import _go_on
+from rlinf_lite.runner.policies import Due
 from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.records import BEGAN_AFTER
 from rlinf_lite.runner.resume import Start, choose_start, set_newer_aside
+from rlinf_lite.runner.saving import Saver
+from rlinf_lite.runner.supervisor import Supervisor
 
 PHASES = ["sweep", "aside", "config", "event", "rollouts", "metrics", "tensorboard", "ready"]
 
@@ -56,8 +61,7 @@ class OnDisk:
         )
 
     def save(self, step: int) -> None:
-        data = {"progress": Progress(step=step).state(), "observability": {"wandb_run_id": None, "last_step": step}}
-        Checkpointer(self.checkpoints).save(step, {"model": {"w": torch.tensor([float(step)])}}, data=data)
+        Checkpointer(self.checkpoints).save(step, {"model": {"w": torch.tensor([float(step)])}}, data=data_of(step))
 
     def train(self, resume_dir: str, last_step: int, *backends: str) -> Start:
         """A start and its steps: rows and responses of each, a checkpoint after every other one."""
@@ -78,6 +82,10 @@ class OnDisk:
     def content(self) -> dict[str, bytes]:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+
+
+def data_of(step: int) -> dict:
+    return {"progress": Progress(step=step).state(), "observability": {"wandb_run_id": None, "last_step": step}}
 
 
 @pytest.fixture
@@ -177,7 +185,7 @@ def test_a_kill_while_a_run_that_lost_its_ranks_goes_back(run, phase, capsys):
     def go_back() -> None:
         (run.checkpoints / "global_step_8" / "manifest.json").write_bytes(b"{")
         start = choose_start(build.config, run.checkpoints)
-        saver = SimpleNamespace(went_back=lambda: None)
+        saver = SimpleNamespace(went_back=lambda saved: None)
         hub = SimpleNamespace(state=lambda: {"wandb_run_id": None, "last_step": 9})
         runner = SimpleNamespace(progress=Progress(step=9), saver=saver, hub=hub)
         build._log_from(start, runner, ExitStack(), same_recipe=True)
@@ -277,3 +285,49 @@ def test_a_pin_is_never_lost_on_the_way(run, monkeypatch):
     with pytest.raises(InterruptedError):
         layout.set_aside(path)
     assert layout.is_pinned(path)
+
+
+def saver_of(build: Build, run: OnDisk) -> Saver:
+    """The run's own, over one rank whose checkpoints are real."""
+
+    def call(method: str, step: int, data: dict, info: dict) -> list:
+        return [Checkpointer(run.checkpoints).save(step, {"w": torch.zeros(1)}, data=data, info=info)]
+
+    build.config.runner.checkpoint.mode = "sync"
+    actors = SimpleNamespace(call=call, size=1)
+    start = build.prepared.start
+    return build._saver(SimpleNamespace(actors=actors), start, build._info(start, {}))
+
+
+@pytest.mark.parametrize(("begins", "saved"), [("none", []), ("own", [4, 2]), ("another's", [4])])
+def test_stopped_before_its_first_step_a_run_can_be_resumed_as_printed(run, tmp_path, begins, saved, capsys):
+    given = str(run.checkpoints / "global_step_4")
+    here = run if begins == "own" else OnDisk(tmp_path / "here")
+    build = here.build("null" if begins == "none" else given, 10)
+    with ExitStack() as sinks:
+        build._begin_on_disk(build.prepared.start, sinks)
+    saver_of(build, here).save_newest("on SIGTERM", lambda: data_of(build.prepared.start.progress.step))
+    assert [layout.step_of(path) for path in layout.committed(here.checkpoints)] == saved
+    crew = SimpleNamespace(session=SimpleNamespace(watch=None))
+    supervisor = Supervisor(build, crew, None)
+    assert not supervisor.has_saved, "until the start is through"
+    supervisor.runner = SimpleNamespace(progress=build.prepared.start.progress)
+    assert supervisor.has_saved is bool(saved)
+    printed = _go_on(build.config, early=True, saved=supervisor.has_saved)
+    assert printed == ("the same command with runner.resume_dir=auto" if saved else "the same command")
+    capsys.readouterr()
+    assert here.train("auto" if saved else "null", 6).progress.step == (4 if saved else 0)
+    assert "are not there" not in capsys.readouterr().out
+    build.config.runner.resume_mode = "weights"
+    assert not supervisor.has_saved
+
+
+def test_where_the_rows_begin_is_known_ever_after(run, tmp_path):
+    here = OnDisk(tmp_path / "here")
+    build = here.build(str(run.checkpoints / "global_step_4"), 10)
+    info = build._info(build.prepared.start, {})
+    saver_of(build, here)._begin(Due(""), lambda: data_of(4), {})
+    resumed = here.build("auto", 10)
+    assert resumed._info(resumed.prepared.start, {}) == info == {BEGAN_AFTER: 4}
+    whole = run.build("auto", 10)
+    assert whole._info(whole.prepared.start, {}) == {BEGAN_AFTER: 0}
