@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,11 +76,26 @@ def test_steps_done_again_leave_the_history_as_it_was(path):
     assert num_restarts(read_events(path)) == 2
 
 
-def test_a_full_disk_is_said_once_and_does_not_end_the_run(capsys):
-    log = EventLog(Path("/dev/full"))
+@pytest.fixture
+def no_file_can_grow():
+    """The kernel refuses every write to a file, as a full disk does."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_takes_nothing_is_said_once_and_does_not_end_the_run(path, capsys, no_file_can_grow):
+    log = EventLog(path)
     log.add(RESTART, 1)
     log.add(RESTART, 2)
-    assert capsys.readouterr().out.count("No space left on device; the run goes on") == 1
+    assert capsys.readouterr().out.count("File too large; the run goes on") == 1
+
+
+def test_what_is_no_file_is_not_written_to(capsys):
+    EventLog(Path("/dev/full")).add(RESTART, 1)
+    assert "/dev/full: is no ordinary file, and is not written to" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_gone_does_not_end_the_run(tmp_path, capsys):

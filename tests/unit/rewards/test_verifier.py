@@ -100,7 +100,7 @@ def test_a_response_whose_check_is_killed_twice_is_not_graded(verifier, attempts
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierLost, match="twice: exit status -"):
         verifier.check("0.5", r"\frac12")
-    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{\frac12}", "0.5")))
+    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert not score.graded and "gave no answer twice" in str(score.error)
 
 
@@ -109,7 +109,7 @@ def test_a_response_that_crashes_the_check_twice_is_wrong(attempts, tmp_path, mo
     fake = tmp_path / "child.py"
     fake.write_text(f"import os\nprint('{{\"ready\": true}}', flush=True)\ninput()\n{end}\n")
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
-    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{\frac12}", "0.5")))
+    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert score.graded and not score.correct and "gave no answer twice" in str(score.error)
 
 
