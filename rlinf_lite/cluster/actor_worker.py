@@ -130,11 +130,19 @@ class ActorWorker:
         faults.reach("actor.logprobs", step=self.step + 1, rank=self.rank)
         return self.trainer.logprobs(micro_batches, reference=reference)
 
-    def update(self, step: int, batch: MiniBatch) -> UpdateReport:
+    def update(self, step: int, batch: MiniBatch, last: bool) -> UpdateReport:
+        """One optimizer step; after the ``last`` one of ``step`` the state must be finite.
+
+        Raises:
+            FloatingPointError: it is not, or the gradient is not; nothing of this step may be saved.
+        """
         self.step = step
         faults.reach("actor.update", step=step, rank=self.rank)
         try:
-            return self.trainer.update(batch)
+            report = self.trainer.update(batch)
+            if last:
+                self.trainer.check_finite()
+            return report
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step}: {error}") from None
 

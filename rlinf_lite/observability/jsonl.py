@@ -85,10 +85,13 @@ class JsonlSink:
 
 
 def read_jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file that `JsonlSink` wrote; none when there is no file."""
+    """The rows of a file that `JsonlSink` wrote; none if there is no file. Damaged lines are left out."""
     if path.exists():
         with path.open("rb") as file:
-            yield from (json.loads(line) for line in file)
+            for line in file:
+                with suppress(ValueError):
+                    if isinstance(row := json.loads(line), dict):
+                        yield row
 
 
 def rows_of_step(path: Path, step: int, limit: int) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ class SentRow:
 
 class SentRows:
     """The rows sent so far, by run and step. A row is added before it is sent, so none that wandb has is missing here,
-    unless an older version sent it.
+    unless an older version sent it, or its line was damaged: such a line counts as not there.
     """
 
     def __init__(self, log_path: Path) -> None:
@@ -38,7 +38,9 @@ class SentRows:
         self._runs: dict[str, dict[int, SentRow]] = {}
         self._recipes: dict[tuple[int, str], str] = {}
         for row in read_jsonl_rows(path):
-            self._note(row["run"], row["step"], SentRow(recipe=row["recipe"], digest=row["digest"]))
+            match row:
+                case {"run": str(run), "step": int(step), "recipe": str(recipe), "digest": str(digest)}:
+                    self._note(run, step, SentRow(recipe=recipe, digest=digest))
 
     def _note(self, run_id: str, step: int, sent: SentRow) -> None:
         self._runs.setdefault(run_id, {})[step] = sent

@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlinf_lite.observability.notices import say
 from rlinf_lite.paths import open_fixed
 
 FILE_NAME = "wandb_state.json"
@@ -20,8 +21,19 @@ class WandbState:
 
 
 def read_state(log_path: Path) -> WandbState | None:
+    """None if there is no such file, or, after a notice, if it holds something else."""
     path = log_path / FILE_NAME
-    return WandbState(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        held = json.loads(path.read_bytes())
+    except ValueError:
+        held = None
+    match held:
+        case {"run_id": str(run_id), "last_step": int(last_step)} if run_id:
+            return WandbState(run_id=run_id, last_step=last_step)
+    say(f"!! wandb: {path} is damaged, and is not used")
+    return None
 
 
 def write_state(log_path: Path, state: WandbState) -> None:

@@ -90,7 +90,9 @@ class Runner:
             logprobs = self.logprobs(batch, timer)
         self.intact = False
         with timer.phase("update"):
-            reports = [self.actors.call("update", step, minibatch) for minibatch in batch.for_update(logprobs)]
+            *earlier, last = batch.for_update(logprobs)
+            reports = [self.actors.call("update", step, minibatch, False) for minibatch in earlier]
+            reports.append(self.actors.call("update", step, last, True))
         num_tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
         after = self.progress.after_step(num_prompts=len(prompts), num_samples=len(rollouts), num_tokens=num_tokens)
         after.unlogged = (

@@ -69,7 +69,7 @@ def prepare(config: Config, checkpoints: Folder, stop: threading.Event | None = 
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,
         reward=reward,
-        initial_weights=initial_weights(config),
+        initial_weights=initial_weights(start),
         total_updates=total_updates,
     )
     start = check_identity(start, made_of, config)

@@ -20,9 +20,8 @@ from rlinf_lite.checkpoint import (
     select,
     storage,
 )
-from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
-from rlinf_lite.checkpoint.storage import Folder, absolute, folder
+from rlinf_lite.checkpoint.storage import Folder, absolute
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import Config
 from rlinf_lite.observability import say
@@ -84,7 +83,10 @@ def choose_start(config: Config, checkpoints: Folder, damaged: Mapping[Folder, s
                 selection=_NO_CHECKPOINT, progress=Progress(), weights=select(wanted, checkpoints, verify=level)
             )
         if not damaged:
-            say("runner.resume_mode=weights: this run has checkpoints of its own, and goes on from the newest of them")
+            say(
+                "runner.resume_mode=weights: this run has checkpoints of its own, and goes on from the newest of them; "
+                "runner.resume_dir is not read again"
+            )
         wanted = AUTO
     known = dict(damaged or {})
     while True:
@@ -134,17 +136,15 @@ def _start(selection: Selection, checkpoints: Folder, *, automatic: bool) -> Sta
     return replace(start, hub_state=None, changes=(f"resumed from another run's {absolute(path)}{of_run}",))
 
 
-def initial_weights(config: Config) -> str | None:
-    """Fingerprint of the weights that a run with ``resume_mode=weights`` began with; None for any other.
+def initial_weights(start: Start) -> str | None:
+    """Fingerprint of the checkpoint whose weights a new run begins with; None if it begins with the base model's.
 
-    None too when that checkpoint is gone: a run that has begun does not need it any more.
+    None too for a run that has checkpoints of its own: what it began with is in their identity, and is not read again,
+    so ``runner.resume_dir`` may be gone by then, or be a link that leads elsewhere.
     """
-    if config.runner.resume_mode != "weights" or config.runner.resume_dir is None:
+    if start.weights is None or start.weights.manifest is None:
         return None
-    try:
-        files = manifests.read(folder(config.runner.resume_dir)).files
-    except CheckpointError:
-        return None
+    files = start.weights.manifest.files
     shards = sorted((name, file.sha256) for name, file in files.items() if name.startswith(f"{layout.ACTOR}/"))
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
@@ -258,12 +258,12 @@ def say_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
     """The same in full, for the log."""
     manifest = report.manifest
     if not report.rng_restored and manifest.world_size == num_ranks:
-        say("!! saved on another kind of device: each rank's generators start anew from (seed, step, rank)")
+        say("!! saved on another kind of device: each rank's RNG state starts anew from (seed, step, rank)")
     elif not report.rng_restored:
         say(
-            f"!! saved by {manifest.world_size} actor ranks, now {num_ranks}: weights, moments, data order and "
-            "sampling noise are the same; sums are taken in another order, and each rank's generators start anew from "
-            "(seed, step, rank)"
+            f"!! saved by {manifest.world_size} actor ranks, now {num_ranks}: weights, optimizer state, data "
+            "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state starts "
+            "anew from (seed, step, rank)"
         )
     if manifest.info.get("compute") != compute:
         say(

@@ -34,12 +34,21 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Name of the first tensor whose part in this process holds a NaN or an infinity, or None. Not collective.
 
-    The norm of all is not finite if one number is not; it may also overflow, so only then is each number looked at.
+    A norm is not finite if one number is not; it may also overflow, so only then is each number looked at.
     """
     local = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
-    if torch.isfinite(torch.nn.utils.get_total_norm(list(local.values()), foreach=True)):
+    if norms_are_finite(list(local.values())):
         return None
     return next((name for name, tensor in local.items() if not torch.isfinite(tensor).all()), None)
+
+
+def norms_are_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether the L2 norm of each tensor is finite in float32, whatever the tensors' type: fp16 ends at 65504.
+
+    Args:
+        tensors: on one device; one may be empty.
+    """
+    return not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))).all())
 
 
 class GradScalerState(Stateful):

@@ -120,7 +120,7 @@ class PolicyTrainer:
         return state
 
     def non_finite(self, *, weights_only: bool = False) -> str | None:
-        """Name of a parameter or moment that holds a NaN or an infinity in this rank's shard; None if none does."""
+        """Name of a tensor of parameters or optimizer state with a NaN or an infinity in this rank's shard, or None."""
         tensors = {f"model.{name}": param.detach() for name, param in self.model.named_parameters()}
         if not weights_only:
             for name, moments in optimizer_state(self.model, self.optimizer).items():
@@ -187,8 +187,7 @@ class PolicyTrainer:
         momentum of earlier steps alone. The learning rate goes on all the same.
 
         Raises:
-            FloatingPointError: the gradient is not finite (and no gradient scaler is there to skip the step), or what
-                the step made of parameters and moments is not: the state must not be saved.
+            FloatingPointError: the gradient is not finite, and no gradient scaler is there to skip the step.
         """
         lr = learning_rate(self.actor.optim, int(self.num_updates), self.total_updates)
         self.optimizer.param_groups[0]["lr"] = lr
@@ -219,14 +218,23 @@ class PolicyTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._count_update()
-        if finite and (name := self.non_finite()) is not None:
+        return UpdateReport(sums=sums, grad_norm=norm.item(), lr=lr, skipped=not finite)
+
+    def check_finite(self) -> None:
+        """To be called after a step's last mini-batch, before anything of it is saved or replicated. Not collective.
+
+        A NaN or an infinity stays in parameters and optimizer state, whatever mini-batch brought it.
+
+        Raises:
+            FloatingPointError: names the tensor in this rank's shard that holds one.
+        """
+        if (name := self.non_finite()) is not None:
             raise FloatingPointError(
                 f"{name} holds a NaN or an infinity after {int(self.num_updates)} optimizer steps (rank {self.rank}). "
                 "This state is neither saved nor kept in memory: the newest checkpoint is of a step before. Lower "
                 "actor.optim.lr, set actor.optim.clip_grad, or compute in fp32 (actor.model.precision, "
                 "actor.fsdp_config.mixed_precision)"
             )
-        return UpdateReport(sums=sums, grad_norm=norm.item(), lr=lr, skipped=not finite)
 
     def _count_update(self) -> None:
         # Not in place: where no optimizer step is taken nothing waits for a save that may still be reading it.

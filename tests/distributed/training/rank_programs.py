@@ -47,7 +47,9 @@ def step(
     for field, reference in fields.items():
         cuts, micro_batches = batch.for_logprobs()
         logprobs[field] = batch.by_row(cuts, gathered(trainer.logprobs(micro_batches, reference=reference)))
-    return [trainer.update(minibatch) for minibatch in batch.for_update(logprobs)]
+    reports = [trainer.update(minibatch) for minibatch in batch.for_update(logprobs)]
+    trainer.check_finite()
+    return reports
 
 
 def gathered(mine: dict[int, Any]) -> dict[int, Any]:

@@ -156,3 +156,9 @@ def test_a_full_disk_loses_no_row(tmp_path):
     shown = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], capture_output=True, text=True, check=True)
     assert "rows wait in memory from step 2 on" in shown.stdout and "not durable: True" in shown.stdout
     assert [row["step"] for row in read_jsonl_rows(path)] == [1, 2, 3, 4, 5]
+
+
+def test_damaged_lines_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "a\n\xff\n[3]\n{"step": 4}\n{"st')
+    assert [row["step"] for row in read_jsonl_rows(path)] == [1, 4]

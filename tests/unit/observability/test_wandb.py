@@ -12,6 +12,7 @@ import pytest
 from rlinf_lite.observability import EventLog, JsonlSink, build_hub
 from rlinf_lite.observability.samples import COLUMNS
 from rlinf_lite.observability.wandb_file import read_records, recorded_steps
+from rlinf_lite.observability.wandb_rows import SentRow, SentRows
 from rlinf_lite.observability.wandb_state import WandbState, read_state, write_state
 
 pytest.importorskip("wandb")
@@ -149,3 +150,30 @@ def test_the_sidecar_is_replaced_whole(tmp_path):
         write_state(tmp_path, WandbState(run_id="abc", last_step=last_step))
     assert read_state(tmp_path) == WandbState(run_id="abc", last_step=7)
     assert [path.name for path in tmp_path.iterdir()] == ["wandb_state.json"]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "\xff", '{"step": 2}', '{"step": 2, "run": 7, "recipe": "", "digest": ""}']
+)
+def test_a_damaged_line_of_the_rows_that_were_sent_is_a_row_that_is_not_known(tmp_path, line):
+    row = SentRow(recipe="r", digest="d")
+    sent = SentRows(tmp_path)
+    sent.add("abc", 1, row)
+    sent.close()
+    with (tmp_path / "wandb_rows.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    again = SentRows(tmp_path)
+    again.add("abc", 3, row)
+    again.close()
+    third = SentRows(tmp_path)
+    third.close()
+    assert third.of("abc") == {1: row, 3: row}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[]", b"null", b'{"run_id": "abc"}', b'{"run_id": 1, "last_step": 2}']
+)
+def test_a_damaged_state_file_counts_as_none(tmp_path, content, capsys):
+    (tmp_path / "wandb_state.json").write_bytes(content)
+    assert read_state(tmp_path) is None
+    assert f"!! wandb: {tmp_path}/wandb_state.json is damaged, and is not used" in capsys.readouterr().out

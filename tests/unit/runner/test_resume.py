@@ -133,7 +133,7 @@ def test_weights_start_a_new_run_once_and_then_it_goes_on_with_its_own(checkpoin
     assert ranks.asked == [("load_weights", "global_step_2", "full")]
     assert "a new run, with the model weights of step 2" in capsys.readouterr().out
 
-    began = {**IDENTITY, INITIAL: initial_weights(config)}
+    began = {**IDENTITY, INITIAL: initial_weights(choose_start(config, own))}
     save(own, (1, 2), began)
     again = resume(config, own, Ranks(damaged=("global_step_2",)), began)
     assert again.committed_step == 1
@@ -144,12 +144,9 @@ def test_weights_start_a_new_run_once_and_then_it_goes_on_with_its_own(checkpoin
 
 
 def test_the_origin_of_the_weights_is_part_of_the_run(checkpoints, tmp_path):
-    of = {
-        step: initial_weights(asks("runner.resume_mode=weights", f"runner.resume_dir={checkpoints / name}"))
-        for step, name in ((1, "global_step_1"), (2, "global_step_2"), (9, "global_step_9"))
-    }
+    of = {step: initial_weights(choose_start(begins_with(checkpoints, step), tmp_path / "new")) for step in (1, 2)}
     assert of[1] is not None and of[2] is not None and of[1] != of[2]
-    assert of[9] is None and initial_weights(asks()) is None
+    assert initial_weights(choose_start(asks(), checkpoints)) is None
     own = save(tmp_path / "own", (1,), {**IDENTITY, INITIAL: of[1]})
     start = choose_start(asks(), own)
     for unknown_or_same in (None, of[1]):
@@ -158,3 +155,25 @@ def test_the_origin_of_the_weights_is_part_of_the_run(checkpoints, tmp_path):
         check_identity(start, {**IDENTITY, INITIAL: of[2]}, asks())
     assert carried_on({INITIAL: of[1]}, IDENTITY)[INITIAL] == of[1]
     assert carried_on({}, {**IDENTITY, INITIAL: of[2]})[INITIAL] == of[2]
+
+
+def begins_with(checkpoints: Path, step: int | str) -> Config:
+    name = step if isinstance(step, str) else f"global_step_{step}"
+    return asks("runner.resume_mode=weights", f"runner.resume_dir={checkpoints / name}")
+
+
+def test_a_link_to_the_weights_may_move_on_or_go(checkpoints, tmp_path):
+    """Those weights are never read again: what the run began with stays in its identity."""
+    link, own = checkpoints / "latest", tmp_path / "own"
+    link.symlink_to("global_step_1")
+    config = begins_with(checkpoints, "latest")
+    began = {**IDENTITY, INITIAL: initial_weights(choose_start(config, own))}
+    save(own, (1,), began)
+    for target in ("global_step_2", None):
+        link.unlink()
+        if target is not None:
+            link.symlink_to(target)
+        start = choose_start(config, own)
+        now = {**IDENTITY, INITIAL: initial_weights(start)}
+        assert check_identity(start, now, config).committed_step == 1
+        assert carried_on(began, now) == began
