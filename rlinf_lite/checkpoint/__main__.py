@@ -16,14 +16,14 @@ ERRORS = (CheckpointError, ValueError, OSError, OverflowError, RecursionError)
 """Said in one line. The last two: numbers and nesting that only a hostile checkpoint has."""
 
 DESCRIPTION = """\
-Look at, check, compare and remove checkpoints. PATH is a global_step_N folder, ROOT the folder that holds them or
+Look at, check, compare and remove checkpoints. PATH is a global_step_N directory, ROOT the directory that holds them or
 that of a run; both may be URLs that fsspec knows (s3://, gs:// ...). Each command takes --json."""
 
 WHAT_STAYS = """\
 one stays while no checkpoint of the same step or a later one verifies in full, and while it is pinned or in use"""
 
 WITHOUT_US = """\
-the same check with standard commands, inside of the checkpoint's folder:
+the same check with standard commands, inside of the checkpoint's directory:
   jq -r '.files | to_entries[] | "\\(.value.sha256)  \\(.key)"' manifest.json | sha256sum --check"""
 
 
@@ -101,22 +101,22 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    ls = command("ls", list_checkpoints, "list what is in a checkpoints folder, newest first")
-    ls.add_argument("root", metavar="ROOT", nargs="?", default=".", help="default: the current folder")
+    ls = command("ls", list_checkpoints, "list what is in a checkpoints directory, newest first")
+    ls.add_argument("root", metavar="ROOT", nargs="?", default=".", help="default: the current directory")
     ls.add_argument("--metric", action="append", metavar="NAME", help="a metric to show (default: the first few)")
     command("show", show, "what one checkpoint holds").add_argument("path", metavar="PATH")
     check = command("verify", verify, "hold files against their manifest; exit code 1 if one differs", WITHOUT_US)
-    check.add_argument("paths", metavar="PATH", nargs="+", help="a checkpoint, or a folder of them: all in it")
+    check.add_argument("paths", metavar="PATH", nargs="+", help="a checkpoint, or a directory of them: all in it")
     check.add_argument("--level", choices=("full", "size"), default="full", help="full (default) reads every byte")
     two = command("diff", diff, "whether two checkpoints hold the same bits; exit code 0 if so, 1 if not, 2: error")
     two.add_argument("a", metavar="A")
     two.add_argument("b", metavar="B")
     two.add_argument("--tensors-only", action="store_true", help="leave out data.pt and what the manifest says")
-    rm = command("rm", remove, "delete checkpoints and leftovers; not while a run saves into their folder")
+    rm = command("rm", remove, "delete checkpoints and leftovers; not while a run saves into their directory")
     rm.add_argument("paths", metavar="PATH", nargs="+")
     rm.add_argument("--force", action="store_true", help="even if pinned, in use, the newest, or without a manifest")
     away = command("prune", prune, "delete what runs have set aside as superseded or damaged", WHAT_STAYS)
-    away.add_argument("root", metavar="ROOT", nargs="?", default=".", help="default: the current folder")
+    away.add_argument("root", metavar="ROOT", nargs="?", default=".", help="default: the current directory")
     away.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
     away.add_argument("--force", action="store_true", help="without regard to what else is there")
     keep = command("pin", pin, "keep a checkpoint for ever")

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from rlinf_lite.cluster.nodes import RayPulse
 
 T = TypeVar("T")
+
+
+def _nothing() -> None: ...
+
+
 POLL_SECONDS = 0.25
 """No call waits longer without a look at whether Ray is still there."""
 _SETTLE_SECONDS = 2.0
@@ -31,10 +36,15 @@ class Guard:
     def __init__(self) -> None:
         self._pulse: RayPulse | None = None
         self._lost: str | None = None
+        self._meanwhile = _nothing
 
-    def watch(self, pulse: RayPulse | None) -> None:
-        """From now on look at this Ray; None: at none, and every call is made."""
-        self._pulse, self._lost = pulse, None
+    def watch(self, pulse: RayPulse | None, meanwhile: Callable[[], None] = _nothing) -> None:
+        """From now on look at this Ray; None: at none, and every call is made.
+
+        Args:
+            meanwhile: called again and again while a head that is out of reach is waited for; may raise.
+        """
+        self._pulse, self._lost, self._meanwhile = pulse, None, meanwhile
 
     def abandon(self, reason: str) -> None:
         """Ask Ray nothing any more, as if it were gone: the process is about to end, and waits for nobody."""
@@ -58,6 +68,15 @@ class Guard:
         if self._pulse is not None:
             self._lost = self._pulse.lost()
             self.check()
+
+    @property
+    def head_is_there(self) -> bool:
+        """Whether `ask_head` would neither wait nor raise `RayLost` now."""
+        try:
+            self.check_head()
+        except RayLost:
+            return False
+        return self._pulse is None or self._pulse.reachable
 
     def ask(self, question: Callable[..., T], *args: Any, **options: Any) -> T:
         """``question(*args, **options)``.
@@ -95,6 +114,7 @@ class Guard:
         """
         self.check_head()
         while self._pulse is not None and not self._pulse.reachable:
+            self._meanwhile()
             time.sleep(POLL_SECONDS)
             self.check_head()
         return self.ask(question, *args, **options)

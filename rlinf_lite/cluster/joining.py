@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from pathlib import Path
 
 import ray
 from ray import exceptions as ray_errors
@@ -58,8 +59,9 @@ def _start(config: ClusterConfig) -> None:
     """
     num_cpus = max(os.cpu_count() or 1, _seats(config))
     _check_object_store(config.object_store_memory)
-    _check_socket_length(get_default_ray_temp_dir())
+    _check_temp_dir(get_default_ray_temp_dir())
     own_ray.adopt_orphans()
+    own_ray.note_start()
     try:
         ray.init(
             address="local",
@@ -92,19 +94,27 @@ def _check_object_store(num_bytes: int | None) -> None:
         )
 
 
-def _check_socket_length(directory: str) -> None:
-    """Raises ClusterError if the paths of Ray's sockets in its temporary directory would be too long for Linux."""
+def _check_temp_dir(directory: str) -> None:
+    """Raises ClusterError if Ray cannot make its temporary directory, or sockets in it: another try would not help."""
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    named = f"{variable}={os.environ[variable]}" if variable in os.environ else "the directory for temporary files"
+    there = next(path for path in (Path(directory), *Path(directory).parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ClusterError(
+            f"{named}: Ray cannot make its temporary directory {directory}: cannot write in {there}; set RAY_TMPDIR "
+            "to a short directory that can be written, for example /tmp"
+        )
     longest = f"{directory}/session_2026-01-31_23-59-59_999999_{os.getpid()}/sockets/plasma_store"
     if (over := len(os.fsencode(longest)) - _SOCKET_BYTES) > 0:
-        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
         raise ClusterError(
-            f"{variable}={os.environ.get(variable)}: is {over} bytes too long: Ray makes sockets below it, and a "
-            f"socket's path has at most {_SOCKET_BYTES} bytes; set RAY_TMPDIR to a short directory, for example /tmp"
+            f"{named}: is {over} bytes too long: Ray makes sockets below it, and a socket's path has at most "
+            f"{_SOCKET_BYTES} bytes; set RAY_TMPDIR to a short directory, for example /tmp"
         )
 
 
 def _join(address: str) -> None:
     _show_token()
+    own_ray.note_join()
     try:
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
     except (ray_errors.RayError, ConnectionError, RuntimeError) as error:

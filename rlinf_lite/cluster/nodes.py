@@ -25,6 +25,8 @@ from rlinf_lite.cluster.guard import guard
 
 _CREDENTIALS = struct.Struct("3i")  # pid, user, group
 _PROBE_SECONDS = 1.0
+_FRESH_SECONDS = 0.1
+"""For so long an answer of the GCS counts: several questions in a row need one connection."""
 
 
 def dead(node_ids: Iterable[str]) -> set[str]:
@@ -71,19 +73,16 @@ class RayPulse:
         context = ray.get_runtime_context()
         node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
         self._raylet = psutil.Process(_listener(Path(node["RayletSocketName"])))
-        self._gcs = next((part for part in own_ray.roots() if part.name() == "gcs_server"), None)
-        local = [(self._raylet, "the raylet of this node"), *([(self._gcs, "Ray's GCS")] if self._gcs else [])]
+        self.private = own_ray.started()
+        """Whether this driver started that Ray."""
+        local = [(self._raylet, "the raylet of this node"), *([(_own_gcs(), "Ray's GCS")] if self.private else [])]
         self._local = [(_Ending(process), process, name) for process, name in local]
-        self._gcs_address = context.gcs_address
-        self._patience = patience
-        self._answered = time.monotonic()
-        self.reachable = True
-        """Whether the GCS was there at the last look: questions to one that is not wait for it."""
+        self._head = None if self.private else Head(context.gcs_address, patience)
 
     @property
-    def private(self) -> bool:
-        """Whether this driver started that Ray."""
-        return self._gcs is not None
+    def reachable(self) -> bool:
+        """Whether the GCS was there at the last look: questions to one that is not wait for it."""
+        return self._head is None or self._head.reachable
 
     def ended(self) -> str | None:
         """What is gone of Ray's processes on this machine, if something is. Takes two microseconds on Linux."""
@@ -94,14 +93,9 @@ class RayPulse:
 
     def lost(self) -> str | None:
         """What is gone, if something is; also a joined cluster's GCS, which is asked whether it is there."""
-        if (gone := self.ended()) is not None or self.private:
+        if (gone := self.ended()) is not None or self._head is None:
             return gone
-        self.reachable = _answers(self._gcs_address)
-        if self.reachable:
-            self._answered = time.monotonic()
-        elif (seconds := time.monotonic() - self._answered) > self._patience:
-            return f"Ray's GCS at {self._gcs_address} has not answered for {seconds:.0f} s"
-        return None
+        return self._head.lost()
 
     def end(self) -> None:
         """End what is left of a Ray of our own, by process id; does nothing to a joined cluster.
@@ -111,6 +105,32 @@ class RayPulse:
         """
         if self.private:
             own_ray.end()
+
+
+class Head:
+    """Whether the GCS of a joined cluster is there: something accepts a connection at its address."""
+
+    def __init__(self, address: str, patience: float) -> None:
+        """
+        Args:
+            address: ``host:port``.
+            patience: seconds that it may be out of reach.
+        """
+        self._address, self._patience = address, patience
+        self._answered = time.monotonic()
+        self.reachable = True
+        """Whether it was there at the last look."""
+
+    def lost(self) -> str | None:
+        """What to say if it was out of reach for too long. Makes no connection if one was made just before."""
+        if self.reachable and time.monotonic() - self._answered < _FRESH_SECONDS:
+            return None
+        self.reachable = _answers(self._address)
+        if self.reachable:
+            self._answered = time.monotonic()
+        elif (seconds := time.monotonic() - self._answered) > self._patience:
+            return f"Ray's GCS at {self._address} has not answered for {seconds:.0f} s"
+        return None
 
 
 class _Ending:
@@ -128,6 +148,14 @@ class _Ending:
     def is_there(self) -> bool:
         """Whether the process has ended; reaps it where it is a child of this one."""
         return (self._file is None or bool(self._poll.poll(0))) and _gone(self._process)
+
+
+def _own_gcs() -> psutil.Process:
+    for part in own_ray.roots():
+        with suppress(psutil.NoSuchProcess):
+            if part.name() == "gcs_server":
+                return part
+    raise ProcessLookupError("Ray's GCS is gone")
 
 
 def _listener(path: Path) -> int:

@@ -1,9 +1,15 @@
-"""The processes of a Ray that this driver started, found and ended by process id. Does not import Ray."""
+"""The processes of a Ray that this driver started, found and ended by process id. Does not import Ray.
+
+A cluster that this driver joined is never touched, even where its processes are children of this one: a container's
+entry point may call `ray start`, then exec the driver.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -13,6 +19,24 @@ import psutil
 
 _END_SECONDS = 5.0
 _PR_SET_CHILD_SUBREAPER = 36
+_VARIABLE = "RLINF_LITE_OWN_RAY"
+"""Environment variable: the id of the process that started a Ray. It outlives `os.execv`, as the id does; a child that
+inherits it has another id."""
+
+
+def note_start() -> None:
+    """This driver has a Ray of its own. To be called before that is started: a start that fails may leave parts."""
+    os.environ[_VARIABLE] = str(os.getpid())
+
+
+def note_join() -> None:
+    """This driver uses a Ray that somebody else started."""
+    os.environ.pop(_VARIABLE, None)
+
+
+def started() -> bool:
+    """Whether this driver started a Ray, or tried to; in an earlier life, too, as long as it joined no other."""
+    return os.environ.get(_VARIABLE) == str(os.getpid())
 
 
 def adopt_orphans() -> None:
@@ -25,14 +49,26 @@ def adopt_orphans() -> None:
 
 
 def roots() -> list[psutil.Process]:
-    """The parts of Ray that are children of this process: raylet, GCS, log monitor ..., and orphans of a raylet."""
-    spec = importlib.util.find_spec("ray")
+    """The parts of Ray that are children of this process: raylet, GCS, log monitor ..., and orphans of a raylet.
+
+    Empty if this driver did not start a Ray.
+    """
+    spec = importlib.util.find_spec("ray") if started() else None
     if spec is None or spec.origin is None:
         return []
     place = str(Path(spec.origin).parent)
+    session = _session_of(os.getpid())
     return [
-        child for child in psutil.Process().children() if place in command(child) or _name(child).startswith("ray::")
+        child
+        for child in psutil.Process().children()
+        # Workers and agents hide their command line; they are children of this process once their raylet is dead.
+        if (place in (line := command(child)) and session.search(line)) or _name(child).startswith("ray::")
     ]
+
+
+def _session_of(pid: int) -> re.Pattern[str]:
+    """The name of a session, which Ray ends with the id of the process that starts it."""
+    return re.compile(rf"session_[-_\d]+_{pid}(?![-_\d])")
 
 
 def end() -> None:

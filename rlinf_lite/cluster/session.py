@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlinf_lite import numerics
-from rlinf_lite.cluster.errors import ClusterError
+from rlinf_lite.cluster.errors import ClusterError, RayLost
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.joining import connect
 from rlinf_lite.cluster.nodes import RayPulse
@@ -54,7 +54,9 @@ class Session:
             ClusterError: there are not enough.
             ConfigError: fewer than ``cluster.min_actor_ranks`` would be left.
         """
-        self.release()
+        if self._group is not None:
+            guard.ask_head(remove_placement_group, self._group)
+            self._group, self._nodes = None, ()
         self._wait_for_nodes()
         self.placement = self._fitting()
         group = self._new_group()
@@ -121,11 +123,14 @@ class Session:
         return group
 
     def release(self) -> None:
-        """Give the slots back."""
-        if self._group is not None:
-            if not guard.lost:
-                guard.ask_head(remove_placement_group, self._group)
-            self._group, self._nodes = None, ()
+        """Give the slots back at the end, whatever that end is: neither waits nor raises if Ray is not there.
+
+        Ray takes them back by itself once this driver is gone.
+        """
+        if self._group is not None and guard.head_is_there:
+            with suppress(RayLost, ray_errors.RayError):
+                guard.ask(remove_placement_group, self._group)
+        self._group, self._nodes = None, ()
 
     @property
     def _held(self) -> PlacementGroup:
@@ -202,7 +207,7 @@ def open_session(config: ClusterConfig, watch: Watch) -> Iterator[Session]:
     """
     address = connect(config)
     try:
-        pulse = _look_at_ray()
+        pulse = _look_at_ray(watch)
         session = Session(config, address, _device(config), watch, pulse)
         session.reserve()
         try:
@@ -210,19 +215,21 @@ def open_session(config: ClusterConfig, watch: Watch) -> Iterator[Session]:
         finally:
             session.release()
     finally:
-        if not guard.lost:
+        if guard.head_is_there:
             ray.shutdown()
             guard.watch(None)
+        else:
+            guard.abandon("its head is out of reach")
 
 
-def _look_at_ray() -> RayPulse:
+def _look_at_ray(watch: Watch) -> RayPulse:
     try:
         pulse = RayPulse()
     except (OSError, psutil.NoSuchProcess, ray_errors.RayError) as error:
         guard.abandon(f"it does not answer: {' '.join(str(error).split())[:300]}")
         guard.check()
         raise
-    guard.watch(pulse)
+    guard.watch(pulse, watch.look_often)
     return pulse
 
 

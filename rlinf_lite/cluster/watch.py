@@ -24,7 +24,7 @@ class Watch:
         """
         self.hang_timeout = hang_timeout
         self.often: list[Callable[[], None]] = []
-        """Called at every look: must cost nothing."""
+        """Called at every look, and while Ray's head is waited for: must cost nothing, and ask Ray nothing."""
         self.rarely: list[Callable[[], None]] = []
         """Called about once a second."""
         self._last_progress = self._last_rarely = time.monotonic()
@@ -65,10 +65,14 @@ class Watch:
         finally:
             self.hang_timeout = before
 
-    def look(self) -> None:
-        """Every check, once."""
+    def look_often(self) -> None:
+        """The checks that cost nothing, once."""
         for check in self.often:
             check()
+
+    def look(self) -> None:
+        """Every check, once."""
+        self.look_often()
         if (now := time.monotonic()) - self._last_rarely >= _RARELY_SECONDS:
             self._last_rarely = now
             for check in self.rarely:

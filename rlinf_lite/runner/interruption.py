@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from rlinf_lite.runner.signals import STOP_SIGNALS, end
+from rlinf_lite.runner.signals import STOP_SIGNALS, end, handed_over
 
 SAME_WISH_SECONDS = 0.1
 """Signals so close are one wish: `timeout` and shells send theirs to the process and to its group."""
@@ -135,7 +135,7 @@ class Interruption:
             for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, self._note)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a driver that starts itself anew blocks them
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # `signals.become` blocks them
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
@@ -167,6 +167,8 @@ def on_signals(interruption: Interruption) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     with _watched(interruption):
         interruption.install()
+        for number in handed_over():
+            interruption.ask(*STOP_SIGNALS[signal.Signals(number)])
         try:
             yield
         finally:

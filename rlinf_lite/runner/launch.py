@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import uuid
@@ -12,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rlinf_lite import numerics
 from rlinf_lite.cluster import own_ray
@@ -30,7 +29,7 @@ from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
 from rlinf_lite.runner.lock import hold
 from rlinf_lite.runner.policies import SaveRequest, save_requests
 from rlinf_lite.runner.restarts import BUDGET_VARIABLE, RestartBudget, budget_for
-from rlinf_lite.runner.signals import STOP_SIGNALS
+from rlinf_lite.runner.signals import become
 
 if TYPE_CHECKING:
     from rlinf_lite.checkpoint.storage import Folder
@@ -163,7 +162,7 @@ class _Driver:
         Raises:
             Interrupted: so early that there is nothing to say yet.
         """
-        if self.supervisor is None or own_ray.roots():
+        if self.supervisor is None or own_ray.started():
             guard.abandon(interrupted.reason)  # whoever asked does not wait: `main_math.leave` ends what still runs
         if self.supervisor is None:
             raise interrupted
@@ -191,14 +190,12 @@ class _Driver:
             GaveUp: that came too often.
             RayLost: a cluster that this driver was about to join: which one is not known any more.
         """
-        private = bool(own_ray.roots()) if self.session is None else self.session.pulse.private
+        private = own_ray.started()
         if self.session is None and not private:
             raise lost
         self._admit(lost)
         own_ray.end()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # from here on one waits for the new driver
-        if self.stop.reason is None:
-            self._become_new(None if private or self.session is None else self.session.address)
+        self._become_new(None if private or self.session is None else self.session.address)
 
     def _admit(self, lost: RayLost) -> None:
         if self.supervisor is not None:
@@ -208,17 +205,17 @@ class _Driver:
         number = self.budget.admit(step=0, cause="Ray was lost", death=True)
         say(f"   going on by itself (restart {number} of {self.budget.max_restarts})")
 
-    def _become_new(self, address: str | None) -> NoReturn:
-        os.environ[_STARTED_VARIABLE] = str(self.started)
-        os.environ[BUDGET_VARIABLE] = self.budget.to_json()
+    def _become_new(self, address: str | None) -> None:
+        environment = {_STARTED_VARIABLE: str(self.started), BUDGET_VARIABLE: self.budget.to_json()}
         if address is not None:
-            os.environ[REJOIN_VARIABLE] = address
-        arguments = sys.orig_argv[1:]
-        if self.has_saved:
-            arguments = [*arguments, "runner.resume_dir=auto"]
-        say("   the driver starts anew ...")
-        sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *arguments])
+            environment[REJOIN_VARIABLE] = address
+        arguments = [sys.executable, *sys.orig_argv[1:]]
+        if self.has_saved:  # looks on the disk, which may take seconds
+            arguments.append("runner.resume_dir=auto")
+        if self.stop.reason is None:
+            say("   the driver starts anew ...")
+            sys.stderr.flush()
+            become(sys.executable, arguments, environment, unless=lambda: self.stop.reason is not None)
 
 
 def _check_nodes(session: Session, stop: Interruption) -> None:
@@ -307,7 +304,7 @@ def _try(key: str, folder: Folder) -> None:
         probe.unlink()
     except Exception as error:  # every kind of storage has errors of its own
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{key}: cannot write in {folder} ({reason}); choose another folder") from None
+        raise ConfigError(f"{key}: cannot write in {folder} ({reason}); choose another directory") from None
 
 
 def _make_paths_absolute(config: Config) -> None:

@@ -42,6 +42,8 @@ me = psutil.Process()
 if len(sys.argv) > 2:
     assert not me.children(), me.children()
 import ray
+from rlinf_lite.cluster import own_ray
+own_ray.note_start()
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80_000_000, logging_level="CRITICAL")
 if len(sys.argv) > 2:
     print("again", os.getpid(), flush=True)

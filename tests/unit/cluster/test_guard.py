@@ -136,6 +136,26 @@ def test_the_head_is_asked_when_it_answers(monkeypatch):
     assert question.times == 1 and not pulse.answers
 
 
+def test_a_stop_is_heard_while_the_head_is_waited_for():
+    guard, question, asked = Guard(), Question(), KeyError("asked to stop")
+
+    def check() -> None:
+        raise asked
+
+    guard.watch(Pulse(answers=[False] * 100), check)  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match="asked to stop"):
+        guard.ask_head(question)
+    assert question.times == 0
+
+
+@pytest.mark.parametrize(
+    ("pulse", "there"),
+    [(Pulse(), True), (Pulse(answers=[False] * 100), False), (Pulse(gone="the raylet is gone"), False)],
+)
+def test_whether_the_head_is_there_is_told_at_once(pulse, there):
+    assert watching(pulse).head_is_there == there and Guard().head_is_there
+
+
 def test_after_abandon_nothing_is_asked():
     guard, question = watching(Pulse()), Question()
     guard.abandon("SIGTERM")
