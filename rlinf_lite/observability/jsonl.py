@@ -128,6 +128,14 @@ def seek_step(file: BinaryIO, step: int) -> int:
     return low
 
 
+def first_step(path: Path) -> int | None:
+    """The step of the first row; None if there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return next((step for line in file if line.endswith(b"\n") and (step := step_of(line)) is not None), None)
+
+
 def missing_steps(path: Path, last: int) -> list[int]:
     """Which steps up to ``last`` have no row, or several; those before the first row are left out if there is one."""
     found: Counter[int] = Counter()

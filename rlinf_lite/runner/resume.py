@@ -23,10 +23,10 @@ from rlinf_lite.checkpoint import (
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import Folder, absolute
 from rlinf_lite.cluster.group import WorkerGroup
-from rlinf_lite.config import Config
+from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.observability import say
-from rlinf_lite.observability.hub import HubState
-from rlinf_lite.observability.jsonl import missing_steps
+from rlinf_lite.observability.hub import METRICS_FILE, HubState
+from rlinf_lite.observability.jsonl import first_step, missing_steps
 from rlinf_lite.runner.identity import ONE_SIDED, refuse_changes
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.records import BEGAN_AFTER, check_info, records_of
@@ -74,6 +74,7 @@ def choose_start(config: Config, checkpoints: Folder, damaged: Mapping[Folder, s
 
     Raises:
         CheckpointError: as `checkpoint.select`; or its ``data.pt`` is not what this version writes.
+        ConfigError: as `refuse_to_mix`.
     """
     wanted, verify = config.runner.resume_dir, config.runner.checkpoint.verify
     level = "size" if verify == "full" else verify
@@ -95,7 +96,9 @@ def choose_start(config: Config, checkpoints: Folder, damaged: Mapping[Folder, s
             if path not in known:
                 say(f"!! stepped over a damaged checkpoint: {reason}")
         try:
-            return _start(selection, checkpoints, automatic=wanted == AUTO)
+            start = _start(selection, checkpoints, automatic=wanted == AUTO)
+            refuse_to_mix(start, checkpoints, Path(config.runner.logger.log_path) / METRICS_FILE)
+            return start
         except DamagedCheckpoint as error:
             if wanted != AUTO:
                 raise
@@ -134,6 +137,33 @@ def _start(selection: Selection, checkpoints: Folder, *, automatic: bool) -> Sta
         return start
     of_run = f" (wandb run {hub_state['wandb_run_id']})" if hub_state["wandb_run_id"] else ""
     return replace(start, hub_state=None, changes=(f"resumed from another run's {absolute(path)}{of_run}",))
+
+
+def refuse_to_mix(start: Start, checkpoints: Folder, metrics_file: Path) -> None:
+    """Another run's checkpoint begins a history of its own, and needs a directory that holds no other one.
+
+    Rows of later steps are no other history: such a start that was killed before its first save has left them.
+
+    Raises:
+        ConfigError: there are checkpoints, or rows of steps that this start does not make; with the remedies.
+    """
+    path, last = start.selection.path, start.progress.logged_step
+    if path is None or start.is_own(checkpoints):
+        return
+    another = f"runner.resume_dir={path} is a checkpoint of another run"
+    if existing := layout.committed(checkpoints):
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise ConfigError(
+            f"{another}, but {checkpoints} already holds {existing[0].name}{more}, and two runs would be mixed there; "
+            "choose another runner.experiment_name, or resume from a checkpoint of this directory "
+            "(runner.resume_dir=auto: the newest)"
+        )
+    first = first_step(metrics_file)
+    if first is not None and first <= last:
+        raise ConfigError(
+            f"{another}, after step {last}, but {metrics_file} holds rows from step {first} on, and two runs would be "
+            "mixed there; choose another runner.experiment_name, or move that file away"
+        )
 
 
 def initial_weights(start: Start) -> str | None:

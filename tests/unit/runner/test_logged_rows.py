@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlinf_lite.checkpoint import Checkpointer, LoadReport, layout
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.config import Config, flatten
+from rlinf_lite.config import Config, ConfigError, flatten
 from rlinf_lite.main_math import load
 from rlinf_lite.observability import MetricHub, read_jsonl_rows
 from rlinf_lite.observability.wandb_file import read_records
@@ -207,11 +207,12 @@ def test_a_checkpoint_of_another_directory(toy, tmp_path):
     other = toy.run(None, 4)
     here = Toy(tmp_path / "here")
     source = str(toy.checkpoints / "global_step_4")
-    mine = here.run(None, 6)
-    assert here.run(source, 6, *LR) not in (mine, other)
+    here.run(None, 6)
+    with pytest.raises(ConfigError, match="already holds global_step_6 and 2 more, and two runs would be mixed there"):
+        here.run(source, 6, *LR)
     fresh = Toy(tmp_path / "fresh")
     run_id = fresh.run(source, 6)
-    assert run_id not in (other, mine)
+    assert run_id != other
     assert fresh.wandb(run_id)[1]["changed_after_step_4"] == [
         f"resumed from another run's {source} (wandb run {other})"
     ]

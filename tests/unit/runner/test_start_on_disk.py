@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import Checkpointer, layout, select, storage
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
 from rlinf_lite.observability import JsonlSink, read_jsonl_rows
 from rlinf_lite.observability.jsonl import missing_steps
@@ -331,3 +333,32 @@ def test_where_the_rows_begin_is_known_ever_after(run, tmp_path):
     assert resumed._info(resumed.prepared.start, {}) == info == {BEGAN_AFTER: 4}
     whole = run.build("auto", 10)
     assert whole._info(whole.prepared.start, {}) == {BEGAN_AFTER: 0}
+
+
+def test_two_runs_are_not_mixed_in_one_directory(run, tmp_path):
+    """Of steps 1 to 4 of one run and what comes after step 4 of another."""
+    here, given = OnDisk(tmp_path / "here"), str(run.checkpoints / "global_step_4")
+    here.train("auto", 3)
+    before = here.content()
+    with pytest.raises(
+        ConfigError, match=r"already holds global_step_2, .* another runner\.experiment_name, or resume"
+    ):
+        here.train(given, 6)
+    assert here.content() == before
+    shutil.rmtree(here.checkpoints)
+    with pytest.raises(
+        ConfigError, match=r"after step 4, but .*metrics\.jsonl holds rows from step 1 on, .* move that"
+    ):
+        here.train(given, 6)
+    assert here.rows() == [1, 2, 3]
+
+
+def test_a_start_from_another_run_that_was_killed_before_its_first_save_comes_again(run, tmp_path):
+    here, given = OnDisk(tmp_path / "here"), str(run.checkpoints / "global_step_4")
+    here.train(given, 5)
+    here.train(given, 8)
+    assert here.rows() == [5, 6, 7, 8] and not list(here.folder.glob("*.old*"))
+    link = tmp_path / "linked"
+    link.symlink_to(here.folder)
+    assert here.train(str(link / "checkpoints" / "global_step_6"), 9).progress.step == 6, "by another name its own"
+    assert here.rows() == [5, 6, 7, 8, 9]
