@@ -14,6 +14,7 @@ from rlinf_lite.models.files import check_files, read_object
 from rlinf_lite.paths import expand
 
 EMBEDDED = "embedded:"
+_NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "transformers_version")
 _EMBEDDED_DIR = Path(__file__).parent / "embedded"
 # RLinf's names of architectures that transformers calls otherwise.
 _ALIASES = {"qwen2.5": "qwen2"}
@@ -124,8 +125,9 @@ def _fingerprint(folder: Path, counts: Callable[[Path], bool]) -> str:
 
 
 def config_digest(config: PretrainedConfig) -> str:
-    """sha256 of an architecture."""
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
+    """sha256 of an architecture, wherever its directory is and whichever version of transformers wrote or reads it."""
+    described = {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_THE_ARCHITECTURE}
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _hash_samples(file: Path, digest: hashlib._Hash) -> None:

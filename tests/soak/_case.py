@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 from _job import Attempt, Job, kill
 from _plan import Kill, Plan, Timeline
-from _traps import CHANGES, PHASES, Traps, damage
+from _traps import CHANGES, PHASES, Damage, Traps, damage
 from _victims import Victim, below, strike
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
@@ -79,6 +79,7 @@ class Case:
         """Before which a start is to be killed."""
         self._damage: int | None = None
         """Which bit is to be flipped before the next start."""
+        self._damages: list[Damage] = []
         self._below: set[psutil.Process] = set()
         self._struck: set[psutil.Process] = set()
         self._attempts: list[Attempt] = []
@@ -98,6 +99,8 @@ class Case:
         finally:
             self._attempts[-1].kill()
             self._traps.clear()
+            for each in self._damages:
+                each.undo()
         steps = [line.step for attempt in self._attempts for line in attempt.steps]
         self.outcome.missed = len(self._pending)
         self.outcome.repeated = len(steps) - len(set(steps))
@@ -110,7 +113,8 @@ class Case:
         if self._damage is not None:
             found = damage(self._job.folder / "checkpoints", self._damage)
             self._damage = None
-            self._name_target(found or "no checkpoint to damage")
+            self._damages += [found] if found else []
+            self._name_target(found.name if found else "no checkpoint to damage")
         self._attempts.append(start(self._job, self._nodes))
 
     def _ended(self) -> bool:

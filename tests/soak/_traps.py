@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlinf_lite import faults
@@ -64,14 +65,35 @@ class Traps:
             path.unlink()
 
 
-def damage(checkpoints: Path, number: int) -> str | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damage:
+    """A bit that was flipped."""
+
+    path: Path
+    name: str
+    """Of the file, from the checkpoints directory on."""
+    inode: int
+    position: int
+    mask: int
+
+    def undo(self) -> None:
+        """Flip it back if the file still stands under its name.
+
+        A save that was in flight may be committed after the damage: then the next start takes that one, and never
+        reads the one below it. What was stepped over has another name, and what was saved anew is another file.
+        """
+        if self.path.exists() and self.path.stat().st_ino == self.inode:
+            _flip(self.path, self.position, self.mask)
+
+
+def damage(checkpoints: Path, number: int) -> Damage | None:
     """Flip one bit in the newest checkpoint that is intact, as long as there is another to go on from.
 
     Args:
         number: says which bit.
 
     Returns:
-        The file; None: nothing was damaged.
+        None: nothing was damaged.
     """
     intact = _intact(checkpoints)
     newest = next(intact, None)
@@ -79,10 +101,24 @@ def damage(checkpoints: Path, number: int) -> str | None:
         return None
     names = [name for name, file in sorted(manifests.read(newest).files.items()) if file.size]
     path = newest / names[number % len(names)]
-    content = bytearray(path.read_bytes())
-    content[number * 8191 % len(content)] ^= 1 << number % 8
-    path.write_bytes(content)
-    return str(path.relative_to(checkpoints))
+    stat = path.stat()
+    done = Damage(
+        path=path,
+        name=str(path.relative_to(checkpoints)),
+        inode=stat.st_ino,
+        position=number * 8191 % stat.st_size,
+        mask=1 << number % 8,
+    )
+    _flip(path, done.position, done.mask)
+    return done
+
+
+def _flip(path: Path, position: int, mask: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ mask]))
 
 
 def _intact(checkpoints: Path) -> Iterator[Path]:

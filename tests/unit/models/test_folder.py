@@ -114,3 +114,12 @@ def test_fingerprint_of_a_large_file_reads_samples_of_all_of_it(tmp_path):
         assert folder.fingerprint(tmp_path) != first
     file.write_bytes(content + b"x")
     assert folder.fingerprint(tmp_path) != first
+
+
+def test_the_digest_of_an_architecture_does_not_depend_on_where_it_is(tmp_path):
+    here = folder.resolve("embedded:tiny-arithmetic")
+    there = shutil.copytree(here, tmp_path / "moved")
+    assert folder.config_digest(folder.load_config(here, None)) == folder.config_digest(folder.load_config(there, None))
+    other = json.loads((there / "config.json").read_text()) | {"hidden_act": "relu"}
+    (there / "config.json").write_text(json.dumps(other))
+    assert folder.config_digest(folder.load_config(here, None)) != folder.config_digest(folder.load_config(there, None))
