@@ -23,10 +23,9 @@ def chaos(*options: str, seconds: float = 840) -> str:
 
 
 def test_ten_kills(tmp_path):
-    """One run: workers, all at once, the raylet in a weight sync, a damaged checkpoint at a start."""
+    """Which of the planned kills strike depends on the machine's speed; that all are bit-equal does not."""
     printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "7903", "--strict", "--folder", str(tmp_path))
     assert "10 kills, 10 bit-equal" in printed, printed
-    assert "(actor.rows)" in printed and "(global_step_" in printed, printed
 
 
 @pytest.mark.soak
