@@ -35,5 +35,5 @@ done
 
 source "$(dirname "${BASH_SOURCE[0]}")/toolkits/environment.sh"
 use_environment
-# -P: a folder of the caller must not shadow an installed package.
+# -P: a directory of the caller must not shadow an installed package.
 exec "$python" -P -m rlinf_lite.main_math "$@"

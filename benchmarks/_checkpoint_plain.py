@@ -71,8 +71,8 @@ def cut(files: list[Path], num_parts: int) -> list[list[Part]]:
     return shares
 
 
-def files_under(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def files_under(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def sync_file(path: Path) -> None:
@@ -115,9 +115,9 @@ def _status_bytes(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def file_system(folder: Path) -> str:
-    """Type and device of the file system that ``folder`` is on, as ``ext4 on /dev/vda``."""
-    device = os.stat(folder).st_dev
+def file_system(directory: Path) -> str:
+    """Type and device of the file system that ``directory`` is on, as ``ext4 on /dev/vda``."""
+    device = os.stat(directory).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, right = line.split(" - ")

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from rlinf_lite.checkpoint import Checkpointer, flatten
 from rlinf_lite.config import FsdpConfig
 from rlinf_lite.models import build, shard, weights
-from rlinf_lite.models import folder as model_folder
+from rlinf_lite.models import hf_directory as model_directory
 from rlinf_lite.training.state import build_optimizer, optimizer_state
 
 SMOLLM2_135M: dict[str, Any] = {
@@ -38,14 +38,14 @@ FRACTIONS = (0.0, 0.1, 1.0)
 class Setup:
     """What every process of the benchmark is built from."""
 
-    folder: Path
+    directory: Path
     world_size: int
     model_dir: Path | None
     quick: bool
 
     def model_config(self) -> PretrainedConfig:
         if self.model_dir is not None:
-            return model_folder.load_config(model_folder.resolve(str(self.model_dir), key="--model"), None)
+            return model_directory.load_config(model_directory.resolve(str(self.model_dir), key="--model"), None)
         return LlamaConfig(**(TINY if self.quick else SMOLLM2_135M), tie_word_embeddings=True)
 
 
@@ -54,7 +54,7 @@ class Rank:
 
     def __init__(self, setup: Setup, rank: int) -> None:
         torch.manual_seed(rank)
-        rendezvous = f"file://{setup.folder}/rendezvous"
+        rendezvous = f"file://{setup.directory}/rendezvous"
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=setup.world_size)
         self.setup, self.rank = setup, rank
         self.model = build.build_on_meta(setup.model_config(), "fp32")
@@ -66,7 +66,7 @@ class Rank:
         )
         self.optimizer.register_step_pre_hook(lambda *_: self._fence())
         self.ours = {
-            fraction: Checkpointer(setup.folder / "ours", seed=0, staged_fraction=fraction) for fraction in FRACTIONS
+            fraction: Checkpointer(setup.directory / "ours", seed=0, staged_fraction=fraction) for fraction in FRACTIONS
         }
         self.background = dist.new_group(backend="gloo")  # dcp.async_save's, apart from the training's
         self.in_flight: Checkpointer | Future[Any] | None = None
@@ -84,10 +84,10 @@ class Rank:
 
     def _warm_up(self) -> None:
         """Imports and first calls are paid here, on a state of a few bytes."""
-        small, folder = {"model": {"x": torch.zeros(8)}}, self.setup.folder / "warm"
-        Checkpointer(folder / "ours", seed=0).save(1, small)
-        dcp.save(small, checkpoint_id=folder / "dcp")
-        future = dcp.async_save(small, checkpoint_id=folder / "async", process_group=self.background)
+        small, directory = {"model": {"x": torch.zeros(8)}}, self.setup.directory / "warm"
+        Checkpointer(directory / "ours", seed=0).save(1, small)
+        dcp.save(small, checkpoint_id=directory / "dcp")
+        future = dcp.async_save(small, checkpoint_id=directory / "async", process_group=self.background)
         assert isinstance(future, Future)
         future.result()
         self.update()
@@ -110,8 +110,8 @@ class Rank:
         self.memory, self.blocked, self.durable_seconds = self._aligned_memory(), 0.0, 0.0
         self.started = time.perf_counter()
         if method == "dcp.async_save":
-            folder = self.setup.folder / method / str(step)
-            future = dcp.async_save(self.state(), checkpoint_id=folder, process_group=self.background)
+            directory = self.setup.directory / method / str(step)
+            future = dcp.async_save(self.state(), checkpoint_id=directory, process_group=self.background)
             assert isinstance(future, Future)
             future.add_done_callback(lambda _: self._note_durable())
             self.in_flight = future
@@ -174,15 +174,15 @@ class Rank:
     def save(self, method: str, step: int) -> float:
         """Seconds of a blocking save."""
         self.memory = self._aligned_memory()
-        started, folder = time.perf_counter(), self.setup.folder / method / str(step)
+        started, directory = time.perf_counter(), self.setup.directory / method / str(step)
         if method == "ours":
             self.ours[0.1].save(step, self.state())
         elif method == "dcp.save":
-            dcp.save(self.state(), checkpoint_id=folder)
+            dcp.save(self.state(), checkpoint_id=directory)
         elif method == "torch.save":
-            folder.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
             local = {n: t.to_local() if isinstance(t, DTensor) else t for n, t in flatten(self.state()).items()}
-            torch.save(local, folder / f"{self.rank}.pt")
+            torch.save(local, directory / f"{self.rank}.pt")
         else:
             raise ValueError(f"method={method}: not one of ours, dcp.save, torch.save")
         return time.perf_counter() - started
@@ -199,10 +199,10 @@ class Rank:
 
     # -- the machine's limit
 
-    def write(self, folder: Path, num_bytes: int, direct: bool) -> float:
+    def write(self, directory: Path, num_bytes: int, direct: bool) -> float:
         dist.barrier()
         started = time.perf_counter()
-        write_plainly(folder / f"{self.rank}.bin", num_bytes, direct=direct)
+        write_plainly(directory / f"{self.rank}.bin", num_bytes, direct=direct)
         return time.perf_counter() - started
 
     def read(self, shares: list[list[Part]]) -> float:

@@ -81,9 +81,11 @@ class Bench:
             self.trl = self._stack.enter_context(Team("trl", [(TrlTrainer, (self.setup,))]))
         self.state_bytes: list[int] = self.ranks.ask(Rank.state_bytes)
         self.trl_version = self.trl.ask(TrlTrainer.version)[0] if self.trl else None  # it is built now, and quiet
-        needed, free = 3 * sum(self.state_bytes), shutil.disk_usage(self.setup.folder).free
+        needed, free = 3 * sum(self.state_bytes), shutil.disk_usage(self.setup.directory).free
         if free < needed:
-            raise OSError(f"--dir {self.setup.folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+            raise OSError(
+                f"--dir {self.setup.directory}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
+            )
         self.num_tokens = self._tokens_in(rollout_seconds)
         self.ranks.ask(Rank.save, "ours", self._next())
         self.kept = self._saved("ours")
@@ -191,10 +193,10 @@ class Bench:
                 seconds = max(self.ranks.ask(Rank.save, "ours", self._next()))
                 size = self._remove(self._saved("ours"))
             else:
-                folder = self.setup.folder / "plain"
-                folder.mkdir()
-                seconds = max(self.ranks.ask(Rank.write, folder, share, method == "plain direct"))
-                size = self._remove(folder)
+                directory = self.setup.directory / "plain"
+                directory.mkdir()
+                seconds = max(self.ranks.ask(Rank.write, directory, share, method == "plain direct"))
+                size = self._remove(directory)
             writes.append(Transfer(round=number, method=method, cold=False, seconds=seconds, num_bytes=size))
         return writes
 
@@ -223,8 +225,8 @@ class Bench:
     def _saved(self, method: str) -> Path:
         """The directory of the save just made."""
         if not method.startswith("ours"):
-            return self.setup.folder / method / str(self._step)
-        return self.setup.folder / "ours" / f"global_step_{self._step}"
+            return self.setup.directory / method / str(self._step)
+        return self.setup.directory / "ours" / f"global_step_{self._step}"
 
     def _remove(self, saved: Path) -> int:
         """Delete a save, and let the file system do its work before the next method; the bytes it had."""

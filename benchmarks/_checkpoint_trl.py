@@ -29,7 +29,7 @@ class TrlTrainer:
         from transformers.utils.logging import disable_progress_bar
         from trl import GRPOConfig, GRPOTrainer
 
-        from rlinf_lite.models import folder
+        from rlinf_lite.models import hf_directory
 
         warnings.simplefilter("ignore")
         disable_progress_bar()
@@ -37,11 +37,11 @@ class TrlTrainer:
         config = setup.model_config()
         if setup.model_dir is None:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            tokenizer = folder.load_tokenizer(folder.resolve("embedded:tiny-arithmetic"))
+            tokenizer = hf_directory.load_tokenizer(hf_directory.resolve("embedded:tiny-arithmetic"))
         else:
             model = AutoModelForCausalLM.from_pretrained(setup.model_dir, dtype=torch.float32, local_files_only=True)
-            tokenizer = folder.load_tokenizer(setup.model_dir)
-        self.output_dir = setup.folder / "trl"
+            tokenizer = hf_directory.load_tokenizer(setup.model_dir)
+        self.output_dir = setup.directory / "trl"
         arguments = GRPOConfig(
             output_dir=str(self.output_dir),
             max_steps=1,

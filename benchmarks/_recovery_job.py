@@ -75,8 +75,8 @@ class Job:
 
     def __init__(self, root: Path, settings: dict[str, str]) -> None:
         """Start it, cold."""
-        self._folder = root / "recovery"
-        settings = {**settings, "runner.output_dir": str(root), "runner.experiment_name": self._folder.name}
+        self._directory = root / "recovery"
+        settings = {**settings, "runner.output_dir": str(root), "runner.experiment_name": self._directory.name}
         self._command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
         self._printed: list[str] = []
         self._step = self._restarts = 0
@@ -196,7 +196,7 @@ class Job:
 
     def _victim(self, group: str, rank: int) -> int:
         """The worker's process id: as the job has written it down, else by the name of the process."""
-        listed = self._folder / "workers.json"
+        listed = self._directory / "workers.json"
         if listed.exists():
             workers = json.loads(listed.read_text())["workers"]
             found = {worker["rank"]: worker["pid"] for worker in workers if worker["group"] == group}

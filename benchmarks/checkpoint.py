@@ -3,9 +3,10 @@
     python benchmarks/checkpoint.py [--model DIR] [--dir DIR] [--json FILE] [--quick]
 
 Two gloo ranks hold a Llama of 135M parameters (fp32, FSDP2, AdamW: 1.6 GB of state; random weights, or those of a
-Hugging Face folder). A step is a rollout and an update. The rollout is a fixed amount of work in processes of its own,
-one per rank, while the ranks wait: as in a real run, where generation is the longest phase and has its own workers, and
-as hard on the background write as it gets, because they use the same cores and memory bus. The update is a real one.
+Hugging Face directory). A step is a rollout and an update. The rollout is a fixed amount of work in processes of its
+own, one per rank, while the ranks wait: as in a real run, where generation is the longest phase and has its own
+workers, and as hard on the background write as it gets, because they use the same cores and memory bus.
+The update is a real one.
 
 Every round runs each method once, in an order that rotates, and ratios are taken within a round: disks and machines
 drift. Linux only. Needs about three times the state in free disk space and 8 GB of memory; all files are removed.
@@ -35,11 +36,11 @@ STARTED = time.perf_counter()
 def main() -> None:
     arguments = parse()
     os.environ.update(ENVIRONMENT)
-    folder = Path(tempfile.mkdtemp(prefix="checkpoint-bench-", dir=arguments.dir))
+    directory = Path(tempfile.mkdtemp(prefix="checkpoint-bench-", dir=arguments.dir))
     try:
-        report = measure(folder, arguments)
+        report = measure(directory, arguments)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
     print(report.text())
     print(f"\n{time.perf_counter() - STARTED:.0f} s in all")
     if arguments.json:
@@ -50,7 +51,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="Hugging Face folder of a causal LM; default: random weights, 135M")
+    parser.add_argument(
+        "--model", type=Path, help="Hugging Face directory of a causal LM; default: random weights, 135M"
+    )
     parser.add_argument("--dir", type=Path, default=Path(), help="where to write (a real disk); default: here")
     parser.add_argument("--json", type=Path, help="file for all samples and ratios")
     parser.add_argument("--ranks", type=int, default=2)
@@ -67,20 +70,22 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> Report:
+def measure(directory: Path, arguments: argparse.Namespace) -> Report:
     # Here, because each process that is started imports this file anew.
     from _checkpoint_plain import file_system
     from _checkpoint_rank import Setup
     from _checkpoint_report import Report
     from _checkpoint_rounds import Bench
 
-    setup = Setup(folder=folder.resolve(), world_size=arguments.ranks, model_dir=arguments.model, quick=arguments.quick)
+    setup = Setup(
+        directory=directory.resolve(), world_size=arguments.ranks, model_dir=arguments.model, quick=arguments.quick
+    )
     with Bench(setup, rollout_seconds=arguments.rollout_seconds) as bench:
         report = Report(
             setup=setup,
             state_bytes=bench.state_bytes,
             rollout_seconds=arguments.rollout_seconds,
-            file_system=file_system(folder),
+            file_system=file_system(directory),
             trl_version=bench.trl_version,
         )
         seconds = 0.0

@@ -22,9 +22,9 @@ from rlinf_lite.cluster.rollout_worker import RolloutWorker
 from rlinf_lite.config import Config
 from rlinf_lite.data import load_problems
 from rlinf_lite.main_math import load
-from rlinf_lite.models import build, folder
-from rlinf_lite.rollout.chunks import cut
-from rlinf_lite.types import GenerationChunk, Prompt, Sampling
+from rlinf_lite.models import build, hf_directory
+from rlinf_lite.rollout.batches import cut
+from rlinf_lite.types import GenerationBatch, Prompt, Sampling
 
 BACKENDS = ("builtin", "vllm")
 
@@ -43,7 +43,7 @@ class Engine:
     worker: RolloutWorker
     rounds: list[Round] = field(default_factory=list)
 
-    def step(self, weights: dict[str, torch.Tensor], chunks: list[GenerationChunk]) -> None:
+    def step(self, weights: dict[str, torch.Tensor], chunks: list[GenerationBatch]) -> None:
         began = time.perf_counter()
         self.worker.engine.load_weights((name, 0, tensor) for name, tensor in weights.items())
         loaded, cpu = time.perf_counter(), time.process_time()
@@ -71,7 +71,7 @@ def main() -> None:
 
 def stored_weights(config: Config) -> Iterator[tuple[str, torch.Tensor]]:
     settings = config.rollout.model
-    model_dir = folder.resolve(settings.model_path, "rollout.model.model_path")
+    model_dir = hf_directory.resolve(settings.model_path, "rollout.model.model_path")
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=build.DTYPES[settings.precision])
     return ((name, tensor.detach()) for name, tensor in build.named_state(model))
 
@@ -82,9 +82,9 @@ def make(config: Config, backend: str, device: str) -> RolloutWorker:
     return worker
 
 
-def make_chunks(config: Config, step: int) -> list[GenerationChunk]:
+def make_chunks(config: Config, step: int) -> list[GenerationBatch]:
     """A step of the config, each time with other prompts."""
-    tokenizer = folder.load_tokenizer(folder.resolve(config.actor.tokenizer.tokenizer_model))
+    tokenizer = hf_directory.load_tokenizer(hf_directory.resolve(config.actor.tokenizer.tokenizer_model))
     problems, size = load_problems(config.data, "train", tokenizer).problems, config.data.rollout_batch_size
     first = step * size % max(1, len(problems) - size)
     return cut(

@@ -32,11 +32,11 @@ def main() -> None:
 
 def report(seed: int, overrides: list[str]) -> bool:
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = [f"actor.seed={seed}", f"data.seed={seed}", f"runner.output_dir={folder}", *overrides]
+    with tempfile.TemporaryDirectory() as directory:
+        settings = [f"actor.seed={seed}", f"data.seed={seed}", f"runner.output_dir={directory}", *overrides]
         subprocess.run([sys.executable, "-m", "rlinf_lite.main_math", *settings], check=True, stdout=subprocess.DEVNULL)
         wall = time.perf_counter() - started
-        lines = next(Path(folder).glob("*/metrics.jsonl")).read_text().splitlines()
+        lines = next(Path(directory).glob("*/metrics.jsonl")).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     rewards = [row["reward/mean"] for row in rows]
     seconds = [row["time/step"] for row in rows]

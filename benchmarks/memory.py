@@ -44,8 +44,8 @@ def main() -> int:
     parser.add_argument("--out", help="where the run writes (default: a temporary directory)")
     options, overrides = parser.parse_known_args()
     rows: dict[int, Row] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for step, row in measure(options.steps, options.every, options.out or folder, overrides):
+    with tempfile.TemporaryDirectory() as directory:
+        for step, row in measure(options.steps, options.every, options.out or directory, overrides):
             if not rows:
                 print("   step " + " ".join(f"{name:>10}" for name in row))
             rows[step] = row
@@ -55,9 +55,9 @@ def main() -> int:
     return 0
 
 
-def measure(steps: int, every: int, folder: str, overrides: list[str]) -> Iterator[tuple[int, Row]]:
+def measure(steps: int, every: int, directory: str, overrides: list[str]) -> Iterator[tuple[int, Row]]:
     """(step, memory) of a run, every so many steps."""
-    settings = {**SETTINGS, "runner.max_steps": str(steps), "runner.output_dir": folder}
+    settings = {**SETTINGS, "runner.max_steps": str(steps), "runner.output_dir": directory}
     command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     with subprocess.Popen([*command, *overrides], stdout=subprocess.PIPE, text=True, env=environment) as driver:

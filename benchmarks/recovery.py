@@ -49,8 +49,8 @@ def main() -> int:
 def measure(number: int, replicas: int, settings: Mapping[str, str], settle: float, rng: random.Random) -> Round:
     """One job, one kill of each kind, in an order that turns from round to round."""
     turn = number % len(GROUPS)
-    with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
-        job = Job(Path(folder), dict(settings))
+    with tempfile.TemporaryDirectory(prefix="recovery-") as directory:
+        job = Job(Path(directory), dict(settings))
         try:
             cold = job.cold_start()
             step_seconds = job.step_seconds(_NUM_STEPS)

@@ -42,8 +42,8 @@ class ClusterConfig:
     """Nodes the run waits for."""
     component_placement: dict[str, Any] = neutral({})
     """Which slots each component gets, one process a slot, as ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``;
-    empty: one slot for all. A slot is a GPU on a GPU cluster and a CPU seat otherwise. ``all``: every GPU (or one seat
-    a CPU core). Components that name the same slot share it."""
+    empty: one slot for all. A slot is a GPU on a GPU cluster and a CPU core otherwise. ``all``: every GPU (or
+    every CPU core). Components that name the same slot share it."""
     device: str = "auto"
     """``cpu``, ``cuda``, or ``auto``: cuda where the cluster has GPUs."""
     threads_per_worker: int = 1
@@ -100,7 +100,7 @@ class CheckpointConfig:
     """``async``: written while the training goes on, which waits only for what the next update would change;
     ``sync``: the training waits for each save."""
     root: str | None = neutral(None, path=True)
-    """Where checkpoints go: a folder, or an fsspec URL that every process can reach (``s3://bucket/run``); null:
+    """Where checkpoints go: a directory, or an fsspec URL that every process can reach (``s3://bucket/run``); null:
     ``{output_dir}/{experiment_name}/checkpoints``. One run a root."""
     verify: str = neutral("full")
     """What loading checks against the manifest: ``full`` (size and sha256), ``size``, ``off``."""
@@ -238,13 +238,13 @@ class AlgorithmConfig:
 @dataclass
 class ModelConfig:
     model_path: str = neutral(MISSING, path=True)
-    """A Hugging Face folder (config, safetensors, tokenizer), or ``embedded:tiny-arithmetic``."""
+    """A Hugging Face directory (config, safetensors, tokenizer), or ``embedded:tiny-arithmetic``."""
     model_type: str | None = neutral(None)
-    """If given, the folder must hold this architecture (``llama``, ``qwen2.5``, ...)."""
+    """If given, the directory must hold this architecture (``llama``, ``qwen2.5``, ...)."""
     precision: str = "fp32"
     """Type of parameters and moments: ``fp32``, or ``bf16``: half the memory, but small updates are rounded away."""
     dropout: bool = False
-    """Keep the dropout that the folder's config asks for. Without it the policy that is updated is the one that was
+    """Keep the dropout that the directory's config asks for. Without it the policy that is updated is the one that was
     sampled, so old and new log-probs differ by the updates alone."""
 
 
@@ -326,7 +326,7 @@ class DataConfig:
     shuffle: bool = True
     seed: int = 1234
     train_data_paths: list[str] = neutral([], path=True)
-    """jsonl, json, csv or parquet files, folders written by ``datasets.save_to_disk``, or
+    """jsonl, json, csv or parquet files, directories written by ``datasets.save_to_disk``, or
     ``hf:NAME[:CONFIG]:SPLIT``, where a part of a split is ``train[:100]``."""
     val_data_paths: list[str] = neutral([], path=True)
     prompt_key: str = "prompt"
@@ -398,7 +398,7 @@ class FsdpConfig:
 @dataclass
 class TokenizerConfig:
     tokenizer_model: str = neutral("${actor.model.model_path}", path=True)
-    """Folder of the tokenizer."""
+    """StoragePath of the tokenizer."""
 
 
 @dataclass

@@ -172,7 +172,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
     if (checkpoint.root or "").startswith("memory:"):
         yield (
             f"runner.checkpoint.root={checkpoint.root}: every process of a run has a memory of its own, which ends "
-            "with it; use a folder, or the URL of a store"
+            "with it; use a directory, or the URL of a store"
         )
     metric = checkpoint.keep_best.metric
     if metric is None and checkpoint.save_on_best:

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         config = load(arguments)
         for line in slips(config):
             print(f"note: {line}", flush=True)
-        from rlinf_lite.runner.launch import launch
+        from rlinf_lite.launch import launch
 
         return launch(config, started=started)
     except BaseException as error:
@@ -65,22 +65,22 @@ def load(arguments: list[str]) -> Config:
     named = bool(arguments) and "=" not in arguments[0] and not arguments[0].startswith(("~", "+"))
     named = named or (bool(arguments) and arguments[0].startswith("~") and arguments[0].endswith((".yaml", ".yml")))
     name, overrides = (expand(arguments[0]), arguments[1:]) if named else (DEFAULT, arguments)
-    folder, stem = (
+    directory, stem = (
         (Path(name).resolve().parent, Path(name).stem) if name.endswith((".yaml", ".yml")) else (CONFIGS, name)
     )
-    if not (folder / f"{stem}.yaml").is_file():
+    if not (directory / f"{stem}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-        raise ConfigError(f"config {name!r}: there is no {folder / f'{stem}.yaml'}; known: {known}")
-    config = build(_compose(folder, stem, overrides))
+        raise ConfigError(f"config {name!r}: there is no {directory / f'{stem}.yaml'}; known: {known}")
+    config = build(_compose(directory, stem, overrides))
     check(config)
     return config
 
 
-def _compose(folder: Path, stem: str, overrides: list[str]) -> DictConfig:
+def _compose(directory: Path, stem: str, overrides: list[str]) -> DictConfig:
     try:
-        shipped = [] if folder == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            return compose(stem, overrides=[*shipped, *readable(overrides, lambda key: (folder / key).is_dir())])
+        shipped = [] if directory == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
+        with initialize_config_dir(str(directory), version_base="1.3"):
+            return compose(stem, overrides=[*shipped, *readable(overrides, lambda key: (directory / key).is_dir())])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         reason = " ".join(line.strip() for line in str(error.__cause__ or error).splitlines()[:3])
         raise ConfigError(f"config {stem!r} with {overrides}: {reason}") from None

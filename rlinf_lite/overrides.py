@@ -20,7 +20,7 @@ def readable(overrides: Sequence[str], is_group: Callable[[str], bool]) -> list[
     """``overrides`` for Hydra: ``runner.experiment_name=1e3`` becomes ``++runner.experiment_name="1e3"``.
 
     Args:
-        is_group: whether a key names a folder of configs to choose from.
+        is_group: whether a key names a directory of configs to choose from.
 
     Raises:
         ConfigError: a line for each that Hydra cannot read, and how to write it.

@@ -55,7 +55,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerationChunk:
+class GenerationBatch:
     """A canonical unit of generation: whole groups, computed in one batch by one process.
 
     Its composition follows from config and step alone, never from how many workers there are: the batch in which a
@@ -136,8 +136,8 @@ class MiniBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """One response to a problem, as a judge sees it."""
+class GradingItem:
+    """One response to a problem, as a grader sees it."""
 
     prompt: str
     """`Problem.prompt`."""

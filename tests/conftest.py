@@ -16,7 +16,7 @@ import pytest
 
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.digest import state_digest
-from rlinf_lite.checkpoint.read_state import read_tensors
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,19 +45,19 @@ _SECONDS = ("time/", "throughput/", "memory/", "save/")
 
 @dataclass
 class Run:
-    """One run's folder, over as many processes as it takes."""
+    """One run's directory, over as many processes as it takes."""
 
     root: Path
     overrides: dict[str, str]
     processes: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
 
     @property
-    def folder(self) -> Path:
+    def directory(self) -> Path:
         return self.root / "grpo-tiny-arithmetic"
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.directory / "checkpoints"
 
     def arguments(self, *extra: str) -> list[str]:
         settings = {**TINY, **self.overrides, "runner.output_dir": str(self.root)}
@@ -109,12 +109,12 @@ class Run:
 
     def rows(self) -> list[dict]:
         """Metric rows without seconds, speeds, memory and which save had ended by then."""
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        lines = (self.directory / "metrics.jsonl").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if not k.startswith(_SECONDS)} for line in lines]
 
     def samples(self) -> list[dict]:
         """Prompts and generated token ids of every step."""
-        return [json.loads(line) for line in (self.folder / "rollouts.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.directory / "rollouts.jsonl").read_text().splitlines()]
 
     def digest(self, step: int) -> str:
         """sha256 of all parameters, moments and counters in a checkpoint; generators left out."""
@@ -149,7 +149,7 @@ def same_run():
 
 @pytest.fixture
 def new_run(tmp_path: Path):
-    """Makes runs in folders of their own."""
+    """Makes runs in directories of their own."""
     made: list[Run] = []
 
     def make(overrides: dict[str, str]) -> Run:
@@ -163,7 +163,7 @@ def new_run(tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def undisturbed():
-    """Makes a run in a folder, and lets it come to its end. Tests only read it."""
+    """Makes a run in a directory, and lets it come to its end. Tests only read it."""
     made: list[Run] = []
 
     def make(root: Path, overrides: dict[str, str]) -> Run:
@@ -184,12 +184,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory, undisturbed) -> Run:
 
 @pytest.fixture
 def other_model(tmp_path: Path) -> Path:
-    """The embedded model's folder with one layer less."""
+    """The embedded model's directory with one layer less."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rlinf_lite.models import folder
+    from rlinf_lite.models import hf_directory
 
-    embedded = folder.resolve("embedded:tiny-arithmetic")
+    embedded = hf_directory.resolve("embedded:tiny-arithmetic")
     other = tmp_path / "other"
     shutil.copytree(embedded, other)
     config = AutoConfig.from_pretrained(embedded)

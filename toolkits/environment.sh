@@ -1,5 +1,5 @@
 # Sourced by run_main_math.sh and tests/run.sh: leaves in `python` the path of an interpreter that has rlinf_lite, from this
-# checkout, with everything it needs. That is the active environment where it has that, else .venv beside this folder, which
+# checkout, with everything it needs. That is the active environment where it has that, else .venv beside this directory, which
 # is made, completed or repaired as needed.
 #
 #   use_environment [extra]     extra: a name under [project.optional-dependencies] in pyproject.toml

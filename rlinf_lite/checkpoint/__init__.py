@@ -1,7 +1,6 @@
 """Checkpoints: tensors, ranks, files, bytes. Knows no RL, Ray, Hydra, wandb, or model."""
 
 from rlinf_lite.checkpoint.checkpointer import Checkpointer
-from rlinf_lite.checkpoint.data_file import read_data
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.errors import (
     CheckpointError,
@@ -13,14 +12,15 @@ from rlinf_lite.checkpoint.errors import (
     UnsafeCheckpoint,
     WouldStartFresh,
 )
+from rlinf_lite.checkpoint.formats.data_file import read_data
 from rlinf_lite.checkpoint.loading import LoadReport
-from rlinf_lite.checkpoint.manager import CheckpointManager
 from rlinf_lite.checkpoint.manifest import Manifest
-from rlinf_lite.checkpoint.replica import MemoryCheckpoints, Replica
+from rlinf_lite.checkpoint.memory.replica import MemoryCheckpoints, Replica
 from rlinf_lite.checkpoint.retention import KeepBest, Retention
 from rlinf_lite.checkpoint.saving import SaveReport
 from rlinf_lite.checkpoint.select import Selection, select
 from rlinf_lite.checkpoint.state import flatten
+from rlinf_lite.checkpoint.torch_api.manager import CheckpointManager
 
 __all__ = [
     "CheckpointError",

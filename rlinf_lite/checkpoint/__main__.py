@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rlinf_lite.checkpoint import report_text as text
-from rlinf_lite.checkpoint import tools
-from rlinf_lite.checkpoint.compare import compare
+from rlinf_lite.checkpoint.cli import text, tools
+from rlinf_lite.checkpoint.cli.compare import compare
 from rlinf_lite.checkpoint.errors import CheckpointError
 from rlinf_lite.checkpoint.layout import is_pinned
 
@@ -29,13 +28,13 @@ the same check with standard commands, inside of the checkpoint's directory:
 
 def list_checkpoints(options: argparse.Namespace) -> int:
     found = tools.list_root(tools.located(options.root))
-    text.say(options.json, found, text.listing(found, options.metric))
+    text.print_result(options.json, found, text.listing(found, options.metric))
     return 0
 
 
 def show(options: argparse.Namespace) -> int:
     described = tools.describe(tools.located(options.path))
-    text.say(options.json, described, text.description(described))
+    text.print_result(options.json, described, text.description(described))
     return 0
 
 
@@ -44,15 +43,15 @@ def verify(options: argparse.Namespace) -> int:
     for path in [path for where in options.paths for path in tools.to_verify(tools.located(where))]:
         results.append(tools.verify(path, options.level))
         if not options.json:
-            text.say_line(text.verdict(results[-1], options.level))
+            text.print_line(text.verdict(results[-1], options.level))
     if options.json:
-        text.say_json(results)
+        text.print_json(results)
     return 0 if all(result.ok for result in results) else 1
 
 
 def diff(options: argparse.Namespace) -> int:
     compared = compare(tools.located(options.a), tools.located(options.b), tensors_only=options.tensors_only)
-    text.say(options.json, compared, text.comparison(compared))
+    text.print_result(options.json, compared, text.comparison(compared))
     return 0 if compared.same else 1
 
 
@@ -61,9 +60,9 @@ def remove(options: argparse.Namespace) -> int:
     for path in tools.remove([tools.located(path) for path in options.paths], force=options.force):
         removed.append(path)
         if not options.json:
-            text.say_line(f"removed {path}")
+            text.print_line(f"removed {path}")
     if options.json:
-        text.say_json({"removed": removed})
+        text.print_json({"removed": removed})
     return 0
 
 
@@ -73,9 +72,9 @@ def prune(options: argparse.Namespace) -> int:
         done.append(found)
         verb = "would remove" if options.dry_run else "removed"
         if not options.json:
-            text.say_line(f"{verb} {found.path}" if found.kept is None else f"kept {found.path}: {found.kept}")
+            text.print_line(f"{verb} {found.path}" if found.kept is None else f"kept {found.path}: {found.kept}")
     if options.json:
-        text.say_json(done)
+        text.print_json(done)
     return 0
 
 
@@ -86,7 +85,9 @@ def pin(options: argparse.Namespace) -> int:
     else:
         tools.pin(path)
     pinned = is_pinned(path)
-    text.say(options.json, {"path": path, "pinned": pinned}, [f"{'pinned' if pinned else 'not pinned'}: {path}"])
+    text.print_result(
+        options.json, {"path": path, "pinned": pinned}, [f"{'pinned' if pinned else 'not pinned'}: {path}"]
+    )
     return 0
 
 

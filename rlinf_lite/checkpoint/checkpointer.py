@@ -1,4 +1,4 @@
-"""One rank's hand on the checkpoints of a folder: save in the background or not, and load.
+"""One rank's hand on the checkpoints of a directory: save in the background or not, and load.
 
 Knows tensors, ranks and files. What the state is (a dict of tensors and `Stateful`) the caller says.
 """
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlinf_lite.checkpoint import loading, storage
+from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlanner
 from rlinf_lite.checkpoint.live import HostBuffer
 from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.retention import Retention
 from rlinf_lite.checkpoint.saving import Content, SaveJob, SaveReport, capture
-from rlinf_lite.checkpoint.shards import Resolve, ShardPlanner
 from rlinf_lite.checkpoint.state import State
 
 
@@ -38,13 +38,13 @@ class Checkpointer:
     ) -> None:
         """
         Args:
-            root: a folder, or an fsspec URL.
+            root: a directory, or an fsspec URL.
             seed: from which generators start anew where they cannot be restored (another number of ranks).
             keep: which older checkpoints are deleted after each save; None: none.
             staged_fraction: how much of the state's bytes `fence` may copy to memory rather than wait.
             timeout_seconds: how long a rank waits for the others in a save or load, and `fence` for the storage.
         """
-        self.root = storage.folder(root)
+        self.root = storage.storage_path(root)
         self.seed = seed
         self.keep = keep or Retention()
         self.staged_fraction, self.timeout_seconds = staged_fraction, timeout_seconds
@@ -152,4 +152,4 @@ class Checkpointer:
             StateMismatch: the checkpoint holds other keys, shapes or types than ``state``; lists them.
         """
         self.finish()
-        return loading.load(self.ranks, storage.folder(path), state, seed=self.seed, verify=verify, whole=whole)
+        return loading.load(self.ranks, storage.storage_path(path), state, seed=self.seed, verify=verify, whole=whole)

@@ -12,20 +12,20 @@ from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.files import write_durably
 from rlinf_lite.checkpoint.manifest import Manifest
-from rlinf_lite.checkpoint.storage import Folder, is_local, remove_tree, sync_dir
+from rlinf_lite.checkpoint.storage import StoragePath, is_local, remove_tree, sync_dir
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """Where a save writes before it is committed."""
 
-    path: Folder
-    superseded: Folder | None = None
+    path: StoragePath
+    superseded: StoragePath | None = None
     """Where a committed directory was moved whose name is needed before the commit (where nothing can be renamed)."""
 
 
-def open_stage(root: Folder, step: int) -> Stage:
-    """Make the folders of a save."""
+def open_stage(root: StoragePath, step: int) -> Stage:
+    """Make the directories of a save."""
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         sync_dir(root.parent)
@@ -36,7 +36,7 @@ def open_stage(root: Folder, step: int) -> Stage:
     return Stage(path=stage, superseded=superseded)
 
 
-def _clear(final: Folder) -> Folder | None:
+def _clear(final: StoragePath) -> StoragePath | None:
     """Free a name that will be written to directly: a checkpoint is set aside, a torso removed."""
     if (final / layout.MANIFEST).is_file():
         return layout.set_aside(final)
@@ -45,15 +45,15 @@ def _clear(final: Folder) -> Folder | None:
     return None
 
 
-def commit(root: Folder, stage: Stage, manifest: Manifest) -> Folder | None:
+def commit(root: StoragePath, stage: Stage, manifest: Manifest) -> StoragePath | None:
     """Make a whole stage a checkpoint. Returns where an older directory of the same name was moved to.
 
     Raises:
         OSError: nothing was committed, and what had the name has it still.
     """
     step, path = manifest.step, stage.path
-    for folder in (path / layout.ACTOR, (path / layout.DATA).parent):
-        sync_dir(folder)
+    for directory in (path / layout.ACTOR, (path / layout.DATA).parent):
+        sync_dir(directory)
     faults.reach("save.manifest", step=step, path=str(path))
     write_durably(path / layout.MANIFEST, manifest.to_json().encode())
     if not is_local(root):
@@ -62,7 +62,7 @@ def commit(root: Folder, stage: Stage, manifest: Manifest) -> Folder | None:
     return _rename(root, step, path)
 
 
-def _rename(root: Folder, step: int, stage: Folder) -> Folder | None:
+def _rename(root: StoragePath, step: int, stage: StoragePath) -> StoragePath | None:
     """Give ``stage`` its name; what had that name is set aside, and gets it back if this fails."""
     final = layout.step_dir(root, step)
     superseded = layout.set_aside(final) if final.exists() else None

@@ -32,4 +32,4 @@ class NoCheckpoint(CheckpointError, FileNotFoundError):
 
 
 class WouldStartFresh(CheckpointError, FileExistsError):
-    """A new run was asked for in a folder that already holds checkpoints."""
+    """A new run was asked for in a directory that already holds checkpoints."""

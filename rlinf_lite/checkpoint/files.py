@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from rlinf_lite.checkpoint.manifest import FileRecord
-from rlinf_lite.checkpoint.storage import Folder, is_local
+from rlinf_lite.checkpoint.storage import StoragePath, is_local
 
 BUFFER_BYTES = 8 << 20
 NUM_BUFFERS = 3
@@ -41,7 +41,7 @@ class HashingFile(io.RawIOBase):
     page cache where its file system allows, which is faster for bytes that nobody reads soon, and takes no memory.
     """
 
-    def __init__(self, path: Folder) -> None:
+    def __init__(self, path: StoragePath) -> None:
         self._path = path
         self._digest = hashlib.sha256()
         self._size = 0
@@ -154,7 +154,7 @@ class HashingFile(io.RawIOBase):
 class _LocalSink:
     """A local file, written past the page cache (O_DIRECT) as long as lengths allow."""
 
-    def __init__(self, path: Folder) -> None:
+    def __init__(self, path: StoragePath) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._direct = sys.platform == "linux"
         try:
@@ -200,7 +200,7 @@ class _LocalSink:
 class _RemoteSink:
     """A file behind a URL: it appears, whole, when it is closed."""
 
-    def __init__(self, path: Folder) -> None:
+    def __init__(self, path: StoragePath) -> None:
         self._file: BinaryIO = path.open("wb")
         self._finished = False
 
@@ -221,7 +221,7 @@ class _RemoteSink:
 
 
 @contextmanager
-def hashed(path: Folder) -> Iterator[HashingFile]:
+def hashed(path: StoragePath) -> Iterator[HashingFile]:
     """A new file to write to, durable and closed at the end; an error of the storage comes out as itself, named.
 
     ``record()`` of what it yields is complete after the block.
@@ -242,7 +242,7 @@ def hashed(path: Folder) -> Iterator[HashingFile]:
         file.close()
 
 
-def write_durably(path: Folder, data: bytes) -> FileRecord:
+def write_durably(path: StoragePath, data: bytes) -> FileRecord:
     """Write a small file and fsync it; its directory is not synced."""
     with hashed(path) as file:
         file.write(data)

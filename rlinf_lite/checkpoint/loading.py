@@ -14,12 +14,12 @@ from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout, rng
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint
+from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan, ShardReader
+from rlinf_lite.checkpoint.formats.read_ahead import warming
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
-from rlinf_lite.checkpoint.read_ahead import warming
-from rlinf_lite.checkpoint.reader import ReadPlan, ShardReader
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
-from rlinf_lite.checkpoint.storage import Folder, in_use
+from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 _SHARD = re.compile(rf"{layout.ACTOR}/__([0-9]+)_[0-9]+\.distcp")
 
@@ -28,7 +28,7 @@ _SHARD = re.compile(rf"{layout.ACTOR}/__([0-9]+)_[0-9]+\.distcp")
 class LoadReport:
     """A checkpoint that was loaded."""
 
-    path: Folder
+    path: StoragePath
     manifest: Manifest
     load_seconds: float
     rng_restored: bool
@@ -38,7 +38,7 @@ class LoadReport:
     """Read by all ranks together."""
 
 
-def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, whole: bool) -> LoadReport:
+def load(ranks: Ranks, path: StoragePath, state: State, *, seed: int, verify: str, whole: bool) -> LoadReport:
     """See `Checkpointer.load`."""
     started = time.perf_counter()
     with in_use(path / layout.MANIFEST):
@@ -49,7 +49,7 @@ def load(ranks: Ranks, path: Folder, state: State, *, seed: int, verify: str, wh
 
 def fill(
     ranks: Ranks,
-    path: Folder,
+    path: StoragePath,
     manifest: Manifest,
     state: State,
     *,
@@ -93,7 +93,7 @@ def fill(
     )
 
 
-def _check_rng_entries(path: Folder, metadata: Metadata, world_size: int) -> None:
+def _check_rng_entries(path: StoragePath, metadata: Metadata, world_size: int) -> None:
     """Each rank that wrote the checkpoint has an RNG state of the usual form, and no other has.
 
     Raises:
@@ -118,14 +118,14 @@ def _check_rng_entries(path: Folder, metadata: Metadata, world_size: int) -> Non
                 raise DamagedCheckpoint(f"{path}: {key}.{part} is no RNG state, which is {dtype} {list(shape)}")
 
 
-def _check_rng(path: Folder, rank: int, state: rng.RngState) -> None:
+def _check_rng(path: StoragePath, rank: int, state: rng.RngState) -> None:
     try:
         rng.check(state)
     except ValueError as error:
         raise DamagedCheckpoint(f"{path}: {rng.key(rank)}: {error}") from None
 
 
-def _open(path: Folder, verify: str) -> Manifest:
+def _open(path: StoragePath, verify: str) -> Manifest:
     """Rank 0: the manifest, the sizes, and the hashes of the small files; shards are hashed while they are read."""
     manifest = manifests.read(path)
     _reach("load.manifest", manifest.step, 0, path)
@@ -147,7 +147,7 @@ def _read(reader: ShardReader, plan: ReadPlan, hashes: Mapping[str, str], step: 
     return reader.fill(plan, hashes)
 
 
-def _reach(phase: str, step: int, rank: int, path: Folder) -> None:
+def _reach(phase: str, step: int, rank: int, path: StoragePath) -> None:
     """An injected error of the storage is what a real one is made into."""
     try:
         faults.reach(phase, step=step, rank=rank, path=str(path))

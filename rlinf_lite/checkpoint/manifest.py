@@ -20,7 +20,7 @@ from typing import Any
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.layout import MANIFEST, step_of
 from rlinf_lite.checkpoint.mistaken import instead_of
-from rlinf_lite.checkpoint.storage import Folder, is_local, read_small
+from rlinf_lite.checkpoint.storage import StoragePath, is_local, read_small
 
 FORMAT = 1
 LEVELS = ("full", "size", "off")
@@ -61,7 +61,7 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def hash_file(path: Folder) -> FileRecord:
+def hash_file(path: StoragePath) -> FileRecord:
     """Size and sha256 of a file, read once."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
@@ -71,7 +71,7 @@ def hash_file(path: Folder) -> FileRecord:
     return FileRecord(size=size, sha256=digest.hexdigest())
 
 
-def read(path: Folder) -> Manifest:
+def read(path: StoragePath) -> Manifest:
     """Read the manifest of the checkpoint directory ``path`` and check it against itself.
 
     Raises:
@@ -132,7 +132,7 @@ def _count(value: int) -> int:
     return value
 
 
-def _check_names(path: Folder, manifest: Manifest) -> None:
+def _check_names(path: StoragePath, manifest: Manifest) -> None:
     claimed = step_of(path)
     if claimed is not None and claimed != manifest.step:
         raise DamagedCheckpoint(f"{path}: the directory says step {claimed}, its manifest says {manifest.step}")
@@ -142,14 +142,14 @@ def _check_names(path: Folder, manifest: Manifest) -> None:
             raise UnsafeCheckpoint(f"{path / MANIFEST}: names {name!r}, outside of the checkpoint")
 
 
-def read_verified(path: Folder, level: str) -> Manifest:
+def read_verified(path: StoragePath, level: str) -> Manifest:
     """The manifest of a checkpoint whose files agree with it. Raises as `read` and `verify`."""
     manifest = read(path)
     verify(path, manifest, level)
     return manifest
 
 
-def verify(path: Folder, manifest: Manifest, level: str) -> None:
+def verify(path: StoragePath, manifest: Manifest, level: str) -> None:
     """Check every file of the checkpoint: ``full`` (size and sha256), ``size``, or ``off``.
 
     Raises:
@@ -166,7 +166,7 @@ def verify(path: Folder, manifest: Manifest, level: str) -> None:
         raise DamagedCheckpoint(f"{error.filename or path}: cannot be read ({error.strerror})") from None
 
 
-def _verify_files(path: Folder, manifest: Manifest, level: str) -> None:
+def _verify_files(path: StoragePath, manifest: Manifest, level: str) -> None:
     present = set(_walk(path)) - {MANIFEST}
     if missing := sorted(manifest.files.keys() - present):
         raise DamagedCheckpoint(f"{path}: {missing[0]} is missing")
@@ -177,7 +177,7 @@ def _verify_files(path: Folder, manifest: Manifest, level: str) -> None:
             pass
 
 
-def verify_file(path: Folder, name: str, manifest: Manifest) -> None:
+def verify_file(path: StoragePath, name: str, manifest: Manifest) -> None:
     """Check size and sha256 of one file. Raises as `verify`."""
     try:
         _verify_file(path / name, manifest.files[name], "full")
@@ -185,23 +185,23 @@ def verify_file(path: Folder, name: str, manifest: Manifest) -> None:
         raise DamagedCheckpoint(f"{path / name}: cannot be read ({error.strerror})") from None
 
 
-def _walk(path: Folder) -> Iterator[str]:
+def _walk(path: StoragePath) -> Iterator[str]:
     """Everything below ``path`` that is not a directory, as paths inside it; refuses links, to files or directories."""
     if not is_local(path):
         yield from (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         return
-    for folder, subfolders, files in os.walk(path, onerror=_raise):
+    for directory, subfolders, files in os.walk(path, onerror=_raise):
         for name in subfolders + files:
-            if (entry := Path(folder, name)).is_symlink():
+            if (entry := Path(directory, name)).is_symlink():
                 raise UnsafeCheckpoint(f"{entry}: is a symbolic link")
-        yield from (Path(folder, name).relative_to(path).as_posix() for name in files)
+        yield from (Path(directory, name).relative_to(path).as_posix() for name in files)
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _verify_file(file: Folder, record: FileRecord, level: str) -> None:
+def _verify_file(file: StoragePath, record: FileRecord, level: str) -> None:
     if is_local(file) and not stat.S_ISREG(file.lstat().st_mode):
         raise UnsafeCheckpoint(f"{file}: is no ordinary file")
     if (size := file.stat().st_size) != record.size:

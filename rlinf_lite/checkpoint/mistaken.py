@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from rlinf_lite.checkpoint import layout
-from rlinf_lite.checkpoint.storage import Folder, is_local
+from rlinf_lite.checkpoint.storage import StoragePath, is_local
 
 RUN_CHECKPOINTS = "checkpoints"
 RLINF_DCP = "dcp_checkpoint"
@@ -13,12 +13,12 @@ RLINF_DCP = "dcp_checkpoint"
 _VERL_SHARD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
 
 
-def linked(path: Folder) -> Folder:
+def linked(path: StoragePath) -> StoragePath:
     """``path``; or what it leads to if it is a symbolic link, such as ``latest``."""
     return path.resolve() if is_local(path) and path.is_symlink() else path
 
 
-def instead_of(path: Folder) -> str | None:
+def instead_of(path: StoragePath) -> str | None:
     """What ``path`` is and what would work, as the end of a sentence; None if it is nothing that is known.
 
     Args:
@@ -48,18 +48,18 @@ def instead_of(path: Folder) -> str | None:
     return None
 
 
-def _of_verl(path: Folder) -> bool:
+def _of_verl(path: StoragePath) -> bool:
     return any(
-        folder.is_dir() and any(_VERL_SHARD.fullmatch(file.name) for file in folder.iterdir())
-        for folder in (path, path / layout.ACTOR)
+        directory.is_dir() and any(_VERL_SHARD.fullmatch(file.name) for file in directory.iterdir())
+        for directory in (path, path / layout.ACTOR)
     )
 
 
-def _of_rlinf(path: Folder) -> Folder | None:
+def _of_rlinf(path: StoragePath) -> StoragePath | None:
     """The DCP files of RLinf's in ``path``, or in the newest checkpoint below it."""
     steps = sorted((p for p in path.iterdir() if layout.step_of(p) is not None), key=lambda p: layout.step_of(p) or 0)
-    for folder in (path, path / layout.ACTOR, *(step / layout.ACTOR for step in reversed(steps))):
-        for dcp in (folder, folder / RLINF_DCP):
+    for directory in (path, path / layout.ACTOR, *(step / layout.ACTOR for step in reversed(steps))):
+        for dcp in (directory, directory / RLINF_DCP):
             if (dcp / ".metadata").is_file():
                 return dcp
     return None

@@ -1,4 +1,4 @@
-"""What to keep: a small policy object, and one pass over a checkpoints folder that deletes the rest.
+"""What to keep: a small policy object, and one pass over a checkpoints directory that deletes the rest.
 
 Decided from what lies on the disk (names, manifests, pins) and nothing else, so that a restart decides alike.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.errors import CheckpointError
-from rlinf_lite.checkpoint.storage import Folder, absolute, is_in_use
+from rlinf_lite.checkpoint.storage import StoragePath, absolute, is_in_use
 
 METRICS = "metrics"
 """Key of a manifest's ``info`` under which the metrics of the checkpoint's step are: ``{name: number}``."""
@@ -44,8 +44,8 @@ class KeepBest:
 class Retention:
     """A checkpoint is kept if any of the rules keeps it. With no rule, all are kept.
 
-    A rule that has no candidate in the whole folder counts as not set: what it was meant to keep cannot be told apart,
-    so it is no reason to delete anything. `RetentionReport.idle` names it.
+    A rule that has no candidate in the whole directory counts as not set: what it was meant to keep cannot be told
+    apart, so it is no reason to delete anything. `RetentionReport.idle` names it.
 
     Whatever the rules: the newest and pinned ones are kept, so are those that somebody reads now. What has no readable
     manifest, or a file that is missing or of another size, is neither deleted nor counted.
@@ -133,21 +133,21 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetentionReport:
-    removed: tuple[Folder, ...] = ()
+    removed: tuple[StoragePath, ...] = ()
     problems: tuple[str, ...] = ()
     """What should have been deleted and was not, each with its path and reason."""
     idle: tuple[str, ...] = ()
     """Rules without a candidate, each with its name and what is missing."""
 
 
-def apply(root: Folder, retention: Retention, *, protect: Collection[Folder] = ()) -> RetentionReport:
+def apply(root: StoragePath, retention: Retention, *, protect: Collection[StoragePath] = ()) -> RetentionReport:
     """Delete the checkpoints in ``root`` that ``retention`` does not keep. Call it when a new one is committed.
 
     One that is in use stays, and is asked for again at the next call. An `OSError` is no reason to stop a run whose
     checkpoint was just saved: it is reported, not raised.
 
     Args:
-        root: the checkpoints folder.
+        root: the checkpoints directory.
         retention: what to keep.
         protect: never deleted, such as the one just saved and the one that the run was started from.
     """
@@ -171,7 +171,7 @@ def apply(root: Folder, retention: Retention, *, protect: Collection[Folder] = (
     return RetentionReport(removed=tuple(removed), problems=tuple(problems), idle=idle)
 
 
-def readable(root: Folder) -> list[tuple[Folder, Entry]]:
+def readable(root: StoragePath) -> list[tuple[StoragePath, Entry]]:
     """The committed checkpoints in ``root`` whose files have the sizes that their manifest says, newest first.
 
     Raises:
@@ -193,7 +193,7 @@ def metrics_of(manifest: manifests.Manifest) -> dict[str, Any]:
     return metrics if isinstance(metrics, dict) else {}
 
 
-def _delete_unless_held(path: Folder) -> bool:
+def _delete_unless_held(path: StoragePath) -> bool:
     """Whether it was deleted. A link to a checkpoint elsewhere is somebody's deliberate arrangement, and stays."""
     if path.is_symlink() or is_in_use(path / layout.MANIFEST):
         return False

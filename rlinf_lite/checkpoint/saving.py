@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlinf_lite import faults
-from rlinf_lite.checkpoint import data_file, layout, retention, rng
+from rlinf_lite.checkpoint import layout, retention, rng
 from rlinf_lite.checkpoint.commit import Stage, abandon, commit, open_stage
 from rlinf_lite.checkpoint.errors import CheckpointError, SaveError
 from rlinf_lite.checkpoint.files import write_durably
+from rlinf_lite.checkpoint.formats import data_file
+from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlan, ShardPlanner, write_metadata, write_shard
 from rlinf_lite.checkpoint.live import LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
-from rlinf_lite.checkpoint.shards import Resolve, ShardPlan, ShardPlanner, write_metadata, write_shard
 from rlinf_lite.checkpoint.state import State, take
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.storage import StoragePath
 
 if TYPE_CHECKING:
     from rlinf_lite.checkpoint.checkpointer import Checkpointer
@@ -33,16 +34,16 @@ _SMALL_BYTES = 4096
 class SaveReport:
     """A committed checkpoint."""
 
-    path: Folder
+    path: StoragePath
     step: int
     num_bytes: int
     durable_seconds: float
     """From the call to the commit."""
     stall_seconds: float
     """How long the caller was held on this rank: by `Checkpointer.start` and by `Checkpointer.fence`."""
-    superseded: Folder | None
+    superseded: StoragePath | None
     """Where an older directory of the same name was moved to, if there was one."""
-    removed: tuple[Folder, ...] = ()
+    removed: tuple[StoragePath, ...] = ()
     """Older checkpoints that retention has deleted."""
     problems: tuple[str, ...] = ()
     """Older checkpoints that retention could not delete, and why."""
@@ -193,7 +194,7 @@ class SaveJob:
         self._live.open(plan.num_bytes(), read)
         return plan, content
 
-    def _write(self, stage: Folder, plan: ShardPlan) -> list[Any]:
+    def _write(self, stage: StoragePath, plan: ShardPlan) -> list[Any]:
         """All ranks write their shards; returns each rank's (file name, record, results)."""
         rank, step = self._ranks.rank, self._step
         path = stage / layout.ACTOR / f"__{rank}_0.distcp"
@@ -215,7 +216,9 @@ class SaveJob:
         self._live.close()
         return [part for part in self._ranks.gather(mine) if part is not None]
 
-    def _commit(self, stage: Stage, plan: ShardPlan, parts: list[Any], content: Content) -> tuple[int, Folder | None]:
+    def _commit(
+        self, stage: Stage, plan: ShardPlan, parts: list[Any], content: Content
+    ) -> tuple[int, StoragePath | None]:
         """Rank 0: the small files, the manifest last, everything durable, then the name."""
         faults.reach("save.data", step=self._step, path=str(stage.path))
         actor, metadata = stage.path / layout.ACTOR, f"{layout.ACTOR}/.metadata"

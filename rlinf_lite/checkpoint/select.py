@@ -8,23 +8,23 @@ from typing import Any
 
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.data_file import read_data
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, WouldStartFresh
+from rlinf_lite.checkpoint.formats.data_file import read_data
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.mistaken import instead_of, linked
-from rlinf_lite.checkpoint.storage import Folder, folder
+from rlinf_lite.checkpoint.storage import StoragePath, storage_path
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    path: Folder | None
+    path: StoragePath | None
     """None: a fresh start."""
     manifest: Manifest | None
     data: dict[str, Any]
     """What ``data/data.pt`` holds."""
-    damaged: Mapping[Folder, str] = field(default_factory=dict)
+    damaged: Mapping[StoragePath, str] = field(default_factory=dict)
     """Newer checkpoints that did not verify, each with its reason."""
 
     @property
@@ -34,13 +34,13 @@ class Selection:
 
 
 def select(
-    resume_dir: str | None, root: Folder, *, verify: str, damaged: Mapping[Folder, str] | None = None
+    resume_dir: str | None, root: StoragePath, *, verify: str, damaged: Mapping[StoragePath, str] | None = None
 ) -> Selection:
     """Find the checkpoint to go on from.
 
     Args:
         resume_dir: None for a new run, a ``global_step_N`` directory, or ``auto`` for the newest that verifies.
-        root: the run's own checkpoints folder.
+        root: the run's own checkpoints directory.
         verify: ``full``, ``size`` or ``off``.
         damaged: checkpoints already found damaged, with the reasons: not looked at again, nor named in an error.
 
@@ -61,19 +61,19 @@ def select(
     if resume_dir == AUTO:
         return _newest_that_verifies(existing, root, verify, damaged or {})
     try:
-        path = folder(resume_dir)
+        path = storage_path(resume_dir)
     except ValueError as error:
         raise NoCheckpoint(f"runner.resume_dir={error}") from None
     return _given(path, verify)
 
 
-def _open(path: Folder, verify: str, damaged: Mapping[Folder, str] | None = None) -> Selection:
+def _open(path: StoragePath, verify: str, damaged: Mapping[StoragePath, str] | None = None) -> Selection:
     """Raises as `manifest.read_verified` and `read_data`."""
     manifest = manifests.read_verified(path, verify)
     return Selection(path=path, manifest=manifest, data=read_data(path), damaged=damaged or {})
 
 
-def _given(path: Folder, verify: str) -> Selection:
+def _given(path: StoragePath, verify: str) -> Selection:
     if not path.is_dir():
         near = layout.committed(path.parent)
         hint = f"; {path.parent} holds {', '.join(p.name for p in near)}" if near else ""
@@ -87,8 +87,10 @@ def _given(path: Folder, verify: str) -> Selection:
     return _open(checkpoint, verify)
 
 
-def _newest_that_verifies(existing: list[Folder], root: Folder, verify: str, known: Mapping[Folder, str]) -> Selection:
-    found: dict[Folder, str] = {}
+def _newest_that_verifies(
+    existing: list[StoragePath], root: StoragePath, verify: str, known: Mapping[StoragePath, str]
+) -> Selection:
+    found: dict[StoragePath, str] = {}
     for path in existing:
         if path in known:
             continue

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from rlinf_lite.checkpoint.errors import StateMismatch, UnsafeCheckpoint
 from rlinf_lite.checkpoint.rng import PREFIX as RNG_PREFIX
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.storage import StoragePath
 
 State = Mapping[str, Any]
 """Nested dicts of tensors (plain or DTensor), or `Stateful` objects that give and take such dicts."""
@@ -57,8 +57,8 @@ def _flat(taken: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     return flat
 
 
-def check_keys(actor_dir: Folder, metadata: Metadata, state: State, *, whole: bool = True) -> None:
-    """Compare what ``state`` asks for with what the DCP folder holds, other ranks' generators aside.
+def check_keys(actor_dir: StoragePath, metadata: Metadata, state: State, *, whole: bool = True) -> None:
+    """Compare what ``state`` asks for with what the DCP directory holds, other ranks' generators aside.
 
     Args:
         whole: False: top-level names that ``state`` does not have may be there.

@@ -1,6 +1,6 @@
-"""Where checkpoints lie: a local folder, or one behind an fsspec URL. What differs between the two is here.
+"""Where checkpoints lie: a local directory, or one behind an fsspec URL. What differs between the two is here.
 
-A local folder can be renamed at once and made durable with fsync; a store of objects (``s3://``, ``gs://``,
+A local directory can be renamed at once and made durable with fsync; a store of objects (``s3://``, ``gs://``,
 ``memory://``) can do neither, but shows no object before it is whole. Both are handled as paths: `pathlib.Path`, or
 `upath.UPath`, which looks the same.
 """
@@ -22,12 +22,12 @@ from upath import UPath
 from rlinf_lite.paths import expand
 
 if TYPE_CHECKING:
-    Folder = Path  # a UPath answers to the same calls, except where `is_local` is asked first
+    StoragePath = Path  # a UPath answers to the same calls, except where `is_local` is asked first
 else:
-    Folder = Path | UPath
+    StoragePath = Path | UPath
 
 
-def folder(where: str | os.PathLike[str]) -> Folder:
+def storage_path(where: str | os.PathLike[str]) -> StoragePath:
     """The path object for a local name, a ``file://`` URL, or any other URL that fsspec knows.
 
     Raises:
@@ -46,29 +46,29 @@ def folder(where: str | os.PathLike[str]) -> Folder:
             raise ValueError(f"{text}: names the machine {url.netloc!r}; a path on this one is file:///...")
         return Path(unquote(url.path))
     try:
-        found: Folder = UPath(text)  # type: ignore[assignment]
+        found: StoragePath = UPath(text)  # type: ignore[assignment]
         found.fs  # type: ignore[attr-defined]  # noqa: B018  (imports the file system's package)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{text}: {error}") from None
     return found
 
 
-def is_local(path: Folder) -> bool:
+def is_local(path: StoragePath) -> bool:
     """Whether ``path`` can be renamed, locked and synced: it is a `pathlib.Path`."""
     return isinstance(path, Path)
 
 
-def absolute(path: Folder) -> Folder:
+def absolute(path: StoragePath) -> StoragePath:
     """``path`` as any process on this machine, or any machine for a URL, finds it."""
     return path.resolve() if is_local(path) else path
 
 
-def size_of(file: Folder) -> int:
+def size_of(file: StoragePath) -> int:
     """Bytes of an ordinary file.
 
     Raises:
         OSError: there is none.
-        ValueError: it is a pipe, device or folder, which cannot be read, or has no end.
+        ValueError: it is a pipe, device or directory, which cannot be read, or has no end.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode) if is_local(file) else not file.is_file():
@@ -76,14 +76,14 @@ def size_of(file: Folder) -> int:
     return status.st_size
 
 
-def read_small(file: Folder, most_bytes: int) -> bytes:
+def read_small(file: StoragePath, most_bytes: int) -> bytes:
     """All of a file that should be small. Raises as `size_of`, and ValueError if it has more than ``most_bytes``."""
     if (size := size_of(file)) > most_bytes:
         raise ValueError(f"{size} bytes, at most {most_bytes} were expected")
     return file.read_bytes()
 
 
-def sync_dir(path: Folder) -> None:
+def sync_dir(path: StoragePath) -> None:
     """Make names in a directory durable."""
     if not is_local(path):
         return
@@ -94,7 +94,7 @@ def sync_dir(path: Folder) -> None:
         os.close(handle)
 
 
-def remove_tree(path: Folder, *, quietly: bool = False) -> None:
+def remove_tree(path: StoragePath, *, quietly: bool = False) -> None:
     """Remove ``path`` and everything below it."""
     if is_local(path):
         shutil.rmtree(path, ignore_errors=quietly)
@@ -107,7 +107,7 @@ def remove_tree(path: Folder, *, quietly: bool = False) -> None:
 
 
 @contextmanager
-def in_use(file: Folder) -> Iterator[None]:
+def in_use(file: StoragePath) -> Iterator[None]:
     """Hold a shared lock on ``file`` while reading what it stands for, so that nobody deletes it meanwhile.
 
     Only on local storage, and only among those who ask; a file that cannot be opened is not locked.
@@ -120,7 +120,7 @@ def in_use(file: Folder) -> Iterator[None]:
         yield
 
 
-def is_in_use(file: Folder) -> bool:
+def is_in_use(file: StoragePath) -> bool:
     """Whether another process (or another part of this one) holds `in_use` on ``file`` now."""
     if not is_local(file) or not file.is_file():
         return False

@@ -32,7 +32,7 @@ from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.cluster.process import compute_capability, prepare, serve_store
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack
 from rlinf_lite.config import CheckpointConfig, Config
-from rlinf_lite.models import build, folder
+from rlinf_lite.models import build, hf_directory
 from rlinf_lite.training.trainer import PolicyTrainer, UpdateReport
 from rlinf_lite.types import MicroBatch, MiniBatch
 
@@ -67,7 +67,7 @@ class ActorWorker:
         self.trainer = PolicyTrainer(
             self.config.actor,
             self.config.algorithm,
-            model_dir=folder.resolve(self.config.actor.model.model_path),
+            model_dir=hf_directory.resolve(self.config.actor.model.model_path),
             mesh=mesh,
             device=self.device,
             total_updates=total_updates,

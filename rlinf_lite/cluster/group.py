@@ -16,7 +16,7 @@ from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import RayLost, WorkerLost
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.session import Session
-from rlinf_lite.cluster.shell import Seat
+from rlinf_lite.cluster.shell import WorkerLocation
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.work import Work
 from rlinf_lite.types import MiniBatch
@@ -41,7 +41,7 @@ class _Member:
 
     handle: Any
     prepared: list[ray.ObjectRef]
-    """Calls that made it what it is; the first of them gives its `Seat`."""
+    """Calls that made it what it is; the first of them gives its `WorkerLocation`."""
 
 
 class WorkerGroup:
@@ -89,11 +89,11 @@ class WorkerGroup:
         """Call ``method`` on a rank that was replaced, without waiting; a failure comes out of the next call to it."""
         self._members[rank].prepared.append(self.start_one(rank, method, *args))
 
-    def seats(self) -> list[Seat]:
+    def locations(self) -> list[WorkerLocation]:
         """Where each rank lives. Waits until all are up; raises as `call`."""
         return self.results([member.prepared[0] for member in self._members])
 
-    def seat(self, rank: int) -> Seat | None:
+    def location(self, rank: int) -> WorkerLocation | None:
         """Where one rank lives; None: its process is not up yet, or died before it was."""
         if not self._has_adopted(rank):
             return None

@@ -20,7 +20,7 @@ from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.errors import ClusterError, RayLost
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import ClusterConfig, ConfigError
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 
 REJOIN_VARIABLE = "RLINF_LITE_REJOIN"
 """Environment variable with the address of a cluster that this run was on: it is waited for, nothing else will do."""
@@ -57,7 +57,7 @@ def _start(config: ClusterConfig) -> None:
         ClusterError: the directory for temporary files cannot hold Ray's sockets.
         RayLost: Ray did not start, for whatever other reason.
     """
-    num_cpus = max(os.cpu_count() or 1, _seats(config))
+    num_cpus = max(os.cpu_count() or 1, _slots(config))
     _check_object_store(config.object_store_memory)
     _check_temp_dir(get_default_ray_temp_dir())
     own_ray.adopt_orphans()
@@ -135,7 +135,7 @@ def _show_token() -> None:
 
 
 def _wait_for_cluster(address: str, seconds: float) -> None:
-    say(f"waiting for the Ray cluster at {address} (at most cluster.start_timeout={seconds} s)")
+    log_line(f"waiting for the Ray cluster at {address} (at most cluster.start_timeout={seconds} s)")
     deadline = time.monotonic() + seconds
     while not _answers(address):
         if time.monotonic() > deadline:
@@ -153,7 +153,7 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _seats(config: ClusterConfig) -> int:
-    """CPUs that the placement needs: a Ray of our own is told it has them, since slots are seats, not cores."""
+def _slots(config: ClusterConfig) -> int:
+    """CPUs that the placement needs: a Ray of our own is told it has them, since slots are locations, not cores."""
     placement = parse(config.component_placement, os.cpu_count() or 1)
     return len(placement.used) * config.threads_per_worker

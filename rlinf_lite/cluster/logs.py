@@ -19,9 +19,9 @@ def _files(pid: int) -> Iterator[Path]:
     node = ray._private.worker._global_node
     if node is None:
         return
-    folder = Path(node.get_logs_dir_path())
+    directory = Path(node.get_logs_dir_path())
     for ending in ("out", "err"):
-        yield from folder.glob(f"worker-*-{pid}.{ending}")
+        yield from directory.glob(f"worker-*-{pid}.{ending}")
 
 
 def _tail(file: Path) -> list[str]:

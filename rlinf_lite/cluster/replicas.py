@@ -1,6 +1,6 @@
 """The newest step's state, kept in the memory of the cluster: what a lost worker's successor starts from.
 
-On one node Ray's object store holds it, which outlives every worker process. With several nodes a keeper process on
+On one node Ray's object store holds it, which outlives every worker process. With several nodes a holder process on
 another node holds a second copy of each rank's shard; Ray finds it when the first is gone.
 """
 
@@ -21,7 +21,7 @@ from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.session import Session
 
 
-class Keeper:
+class ReplicaHolder:
     """The remote half: keeps shards of ranks on other nodes."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class MemoryReplicas:
     def __init__(self, actors: WorkerGroup, session: Session) -> None:
         self._actors, self._session = actors, session
         self._held: _Held | None = None
-        self._keepers: dict[str, Any] = {}
+        self._holders: dict[str, Any] = {}
 
     @property
     def step(self) -> int | None:
@@ -71,18 +71,18 @@ class MemoryReplicas:
         nodes = sorted(slots)
         home = self._session.node_of_slot(self._session.placement.slots["actor"][rank])
         away = nodes[(nodes.index(home) + 1) % len(nodes)]
-        if away not in self._keepers:
-            self._keepers[away] = self._session.start_process("Keeper", "reward", slots[away])
-            guard.ask(self._keepers[away].adopt.remote, f"{__name__}:Keeper")
-        kept = guard.ask(self._keepers[away].run.remote, "keep", step, rank, shard)
+        if away not in self._holders:
+            self._holders[away] = self._session.start_process("ReplicaHolder", "reward", slots[away])
+            guard.ask(self._holders[away].adopt.remote, f"{__name__}:ReplicaHolder")
+        kept = guard.ask(self._holders[away].run.remote, "keep", step, rank, shard)
         try:
             with self._session.watch.starting(self._session.config.start_timeout):
-                self._session.watch.wait_one([kept], lambda _: ("keeper", rank))
+                self._session.watch.wait_one([kept], lambda _: ("holder", rank))
             guard.get(kept)
         except (ray.exceptions.RayError, Hung):
             if lost := self._actors.gone(0.5):
                 raise lost[0] from None  # what it should have kept is gone
-            guard.kill(self._keepers.pop(away))  # made anew at the next step
+            guard.kill(self._holders.pop(away))  # made anew at the next step
 
     def restore(self) -> tuple[LoadReport, Mapping[str, Any]] | None:
         """Load what is held into the actors, which may be more or fewer by now. Returns it with its ``data``.
@@ -110,8 +110,8 @@ class MemoryReplicas:
             for rank in range(self._actors.size)
         ]
 
-    def forget_keepers(self) -> None:
+    def forget_holders(self) -> None:
         """The nodes are others now."""
-        for keeper in self._keepers.values():
-            guard.kill(keeper)
-        self._keepers.clear()
+        for holder in self._holders.values():
+            guard.kill(holder)
+        self._holders.clear()

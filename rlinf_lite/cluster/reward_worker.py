@@ -1,4 +1,4 @@
-"""The remote judge. Its own module, because a process that only reads text need not import torch."""
+"""The remote grader. Its own module, because a process that only reads text need not import torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rlinf_lite import faults
 from rlinf_lite.config import RewardConfig
-from rlinf_lite.rewards import build_judge
-from rlinf_lite.types import Attempt, Score
+from rlinf_lite.rewards import build_grader
+from rlinf_lite.types import GradingItem, Score
 
 
 class RewardWorker:
-    """One judge."""
+    """One grader."""
 
     def __init__(self, rank: int, world_size: int, config: RewardConfig, search: Sequence[str]) -> None:
         """
@@ -19,8 +19,8 @@ class RewardWorker:
             search: where the driver looks for a user's function.
         """
         self.rank = rank
-        self.judge = build_judge(config, search)
+        self.grader = build_grader(config, search)
 
-    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+    def score(self, items: Sequence[GradingItem]) -> list[Score]:
         faults.reach("reward.score", step=0, rank=self.rank)  # of which step, nobody tells a grader
-        return self.judge.score(attempts)
+        return self.grader.score(items)

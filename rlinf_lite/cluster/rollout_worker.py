@@ -11,10 +11,10 @@ from rlinf_lite import faults
 from rlinf_lite.cluster.process import compute_capability, prepare
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, unpack
 from rlinf_lite.config import Config
-from rlinf_lite.models import build, folder, vocabulary
+from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
-from rlinf_lite.types import GenerationChunk, Rollout
+from rlinf_lite.types import GenerationBatch, Rollout
 
 
 class RolloutWorker:
@@ -28,12 +28,12 @@ class RolloutWorker:
     def setup(self) -> dict[str, Any]:
         """Build the engine, its weights empty until the first publish. Returns facts to hold against the actor's."""
         settings = self.config.rollout.model
-        model_dir = folder.resolve(settings.model_path, "rollout.model.model_path")
+        model_dir = hf_directory.resolve(settings.model_path, "rollout.model.model_path")
         # From this alone the order, shapes and types of the weights are known; it takes no memory.
-        self.model = build.build_on_meta(folder.load_config(model_dir, settings.model_type), settings.precision)
+        self.model = build.build_on_meta(hf_directory.load_config(model_dir, settings.model_type), settings.precision)
         shapes = build.weight_shapes(self.model)
-        tokenizer = folder.load_tokenizer(
-            folder.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+        tokenizer = hf_directory.load_tokenizer(
+            hf_directory.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
         )
         self.engine: RolloutEngine = build_engine(
             self.config,
@@ -64,7 +64,7 @@ class RolloutWorker:
             for name, target in build.named_state(self.model)
         )
 
-    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
         faults.reach(f"rollout.{chunk.stream}", step=chunk.step, rank=self.rank)
         return self.engine.generate(chunk)
 

@@ -22,7 +22,7 @@ from rlinf_lite.cluster.placement import Placement, parse, shrink
 from rlinf_lite.cluster.shell import Shell
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.config import ClusterConfig
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 
 
 class Session:
@@ -90,7 +90,7 @@ class Session:
             return self.wanted
         fitting = shrink(self.wanted, there, self.config.min_actor_ranks)
         ranks, wanted = len(fitting.slots["actor"]), len(self.wanted.slots["actor"])
-        say(
+        log_line(
             f"!! cluster.elastic: {there} of {need} slots are there: going on with {ranks} of {wanted} actor ranks; "
             "prompts, batches and sampling noise stay the same, sums are taken in another order"
         )
@@ -109,7 +109,7 @@ class Session:
         group = guard.ask_head(placement_group, [bundle] * need, strategy="PACK")
         deadline = time.monotonic() + config.start_timeout
         if not guard.ask_head(group.wait, 5):
-            say(
+            log_line(
                 f"waiting for {need} free slots in the cluster (at most cluster.start_timeout={config.start_timeout} s)"
             )
         while not guard.ask_head(group.wait, 0.5):

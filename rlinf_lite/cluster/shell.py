@@ -12,7 +12,7 @@ from rlinf_lite.cluster import stacks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seat:
+class WorkerLocation:
     """Where a worker lives."""
 
     process: stacks.Process
@@ -33,13 +33,13 @@ class Shell:
         if warm_up is not None:
             _find(warm_up)(*args)
 
-    def adopt(self, target: str, *args: Any) -> Seat:
+    def adopt(self, target: str, *args: Any) -> WorkerLocation:
         """Become ``target(*args)``."""
         self._worker = _find(target)(*args)
-        return self.seat()
+        return self.location()
 
-    def seat(self) -> Seat:
-        return Seat(
+    def location(self) -> WorkerLocation:
+        return WorkerLocation(
             process=stacks.me(),
             node_id=ray.get_runtime_context().get_node_id(),
             address=ray.util.get_node_ip_address(),

@@ -24,8 +24,12 @@ def _warm_up(config: Config) -> None:
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     from rlinf_lite.cluster import actor_worker, reward_worker, rollout_worker  # noqa: F401
-    from rlinf_lite.models import build, folder
+    from rlinf_lite.models import build, hf_directory
 
-    model_dir = folder.resolve(config.actor.model.model_path)
-    folder.load_tokenizer(folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model"))
-    build.build_on_meta(folder.load_config(model_dir, config.actor.model.model_type), config.actor.model.precision)
+    model_dir = hf_directory.resolve(config.actor.model.model_path)
+    hf_directory.load_tokenizer(
+        hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    )
+    build.build_on_meta(
+        hf_directory.load_config(model_dir, config.actor.model.model_type), config.actor.model.precision
+    )

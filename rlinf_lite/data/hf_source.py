@@ -1,4 +1,4 @@
-"""Rows through the `datasets` library: ``hf:NAME[:CONFIG]:SPLIT`` and folders written by ``save_to_disk``."""
+"""Rows through the `datasets` library: ``hf:NAME[:CONFIG]:SPLIT`` and directories written by ``save_to_disk``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPEC = re.compile(r"hf:(?P<name>[^:]+)(?::(?P<config>[^:\[\]]+))?:(?P<split>[^:
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """A data set of the Hugging Face hub (or a local folder that `load_dataset` understands)."""
+    """A data set of the Hugging Face hub (or a local directory that `load_dataset` understands)."""
 
     name: str
     config: str | None
@@ -55,18 +55,18 @@ def read_hub(path: str, meter: Meter) -> Iterator[Row]:
 
 
 def read_saved(path: str, meter: Meter) -> Iterator[Row]:
-    """Rows of a folder that ``Dataset.save_to_disk`` wrote.
+    """Rows of a directory that ``Dataset.save_to_disk`` wrote.
 
     Raises:
-        DataError: a folder of several splits, or one that `datasets` cannot read.
+        DataError: a directory of several splits, or one that `datasets` cannot read.
     """
     splits = Path(path, "dataset_dict.json")
     if splits.exists():
         names = ", ".join(sorted(child.name for child in Path(path).iterdir() if child.is_dir()))
-        raise DataError(f"{path}: a folder of splits ({names}); name one of them, as {path}/SPLIT")
+        raise DataError(f"{path}: a directory of splits ({names}); name one of them, as {path}/SPLIT")
     if not Path(path, "state.json").exists():
         raise DataError(
-            f"{path}: a folder not written by datasets.save_to_disk (no state.json); name a file in it, or "
+            f"{path}: a directory not written by datasets.save_to_disk (no state.json); name a file in it, or "
             f"hf:{path}:SPLIT"
         )
     for child in Path(path).iterdir():

@@ -48,7 +48,7 @@ class Fingerprint:
 
 
 def fingerprint(problems: Iterable[Problem], *, with_metadata: bool = False) -> str:
-    """sha256 (hex) over what the model sees and is judged by, in order; ids and sources do not count."""
+    """sha256 (hex) over what the model sees and is graded by, in order; ids and sources do not count."""
     found = Fingerprint(with_metadata=with_metadata)
     for problem in problems:
         found.add(problem.prompt.encode(), problem.answer.encode(), problem.prompt_ids, problem.metadata)

@@ -10,7 +10,7 @@ from typing import Self
 from tqdm import tqdm
 
 from rlinf_lite.data.files import Meter
-from rlinf_lite.observability import say
+from rlinf_lite.observability import log_line
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WORTH_A_LINE_SECONDS = 1.0
@@ -48,7 +48,7 @@ class Progress:
             done = f"{num_rows:,} rows in {now - self._started:.0f} s"
             if self._num_bytes:
                 done += f", {self._meter.num_bytes / self._num_bytes:.0%} of {_size(self._num_bytes)}"
-            say(f"data: reading {self._source}: {done} ...")
+            log_line(f"data: reading {self._source}: {done} ...")
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +60,7 @@ class Progress:
         seconds = time.monotonic() - self._started
         if error is None and seconds >= _WORTH_A_LINE_SECONDS:
             size = f", {_size(self._num_bytes)}" if self._num_bytes else ""
-            say(f"data: read {self._source}: {self._num_rows:,} rows{size} in {seconds:.1f} s")
+            log_line(f"data: read {self._source}: {self._num_rows:,} rows{size} in {seconds:.1f} s")
 
 
 def _size(num_bytes: int) -> str:

@@ -25,7 +25,7 @@ _BY_ENDING: dict[str, Reader] = {
     ".parquet": read_parquet,
 }
 _WHAT_IS_READ = (
-    "*.jsonl, *.json, *.csv (also with .gz), *.parquet, a folder written by datasets.save_to_disk, or "
+    "*.jsonl, *.json, *.csv (also with .gz), *.parquet, a directory written by datasets.save_to_disk, or "
     "hf:NAME[:CONFIG]:SPLIT"
 )
 
@@ -60,7 +60,7 @@ def _reader(path: str, key: str) -> Reader:
         return read_hub
     if not Path(path).exists():
         hint = "correct the path (a relative one starts where the run was started)"
-        raise DataError(f"{key}: no such file or folder: {path!r}; {hint}")
+        raise DataError(f"{key}: no such file or directory: {path!r}; {hint}")
     refuse_special(Path(path), key)
     if Path(path).is_dir():
         return read_saved

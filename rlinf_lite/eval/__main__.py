@@ -15,10 +15,11 @@ from rlinf_lite.paths import argument
 DESCRIPTION = """\
 How often a model answers right: accuracy, pass@k and maj@k on the problems of a data set.
 
-MODEL is a global_step_N folder, the folder of a run (its newest checkpoint that verifies), a Hugging Face folder (an
-export, a base model), or embedded:tiny-arithmetic. A checkpoint is evaluated as its run validates: the same data,
-template, reward, batches and noise, so greedy accuracy is the run's own val/accuracy of that step. Any key of the
-training config that an evaluation depends on may follow as key=value, data.prompt_key=question for example."""
+MODEL is a global_step_N directory, the directory of a run (its newest checkpoint that verifies), a Hugging Face
+directory (an export, a base model), or embedded:tiny-arithmetic. A checkpoint is evaluated as its run validates: the
+same data, template, reward, batches and sampling seeds, so greedy accuracy is the run's own val/accuracy of that
+step. Any key of the training config that an evaluation depends on may follow as key=value, data.prompt_key=question
+for example."""
 
 EPILOG = """\
 examples:
@@ -43,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the training config")
     add = top.add_argument
     add("--data", nargs="+", metavar="PATH", help="problems to answer: *.jsonl, *.parquet ... ; default: the run's")
-    add("--config", metavar="RUN", help="take the settings of this run (its folder or config.yaml) for another model")
+    add(
+        "--config", metavar="RUN", help="take the settings of this run (its directory or config.yaml) for another model"
+    )
     add("--num-samples", type=int, default=1, metavar="N", help="responses a problem; above 1: pass@k and maj@k too")
     add("--temperature", type=float, metavar="T", help="0: greedy, which is the default for one response")
     add("--top-p", type=float, metavar="P")
@@ -52,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of the sampling noise; default: the run's")
     add("--batch-size", type=int, metavar="N", help="responses generated together; default: as the run does")
     add("--engine", metavar="NAME", help="rollout.rollout_backend; default: the run's, or builtin")
-    add("--precision", choices=("fp32", "bf16", "fp16"), help="default: the run's, or as the folder is stored")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help="default: the run's, or as the directory is stored")
     add("--device", choices=("auto", "cpu", "cuda"))
     add("--verify", choices=("full", "size", "off"), default="full", help="how to check a checkpoint's files first")
     add(

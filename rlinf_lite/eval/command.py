@@ -18,11 +18,11 @@ from rlinf_lite.eval.engine import build_engine, prepare_device
 from rlinf_lite.eval.evaluate import answer_reader, cut_problems, evaluate, results
 from rlinf_lite.eval.log import EvalLog, MemoryLog
 from rlinf_lite.eval.source import Source, opened
-from rlinf_lite.models import folder, vocabulary
+from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.models.files import check_files
-from rlinf_lite.observability import say
-from rlinf_lite.rewards import VerifierStartError, build_judge, fingerprint
-from rlinf_lite.types import GenerationChunk
+from rlinf_lite.observability import log_line
+from rlinf_lite.rewards import VerifierStartError, build_grader, fingerprint
+from rlinf_lite.types import GenerationBatch
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -50,9 +50,9 @@ def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]
         found = results(log.rows)
         log.finish(found)
     if options.json:
-        say(json.dumps({"model": source.name, "step": source.step, **found}, indent=1))
+        log_line(json.dumps({"model": source.name, "step": source.step, **found}, indent=1))
     else:
-        say("\n".join(["", *text.table(found)]))
+        log_line("\n".join(["", *text.table(found)]))
     return found
 
 
@@ -67,10 +67,10 @@ def _check_samples(config: Config, num_samples: int) -> None:
 
 def _check_length(config: Config) -> None:
     model = config.rollout.model
-    model_dir = folder.resolve(model.model_path, "rollout.model.model_path")
+    model_dir = hf_directory.resolve(model.model_path, "rollout.model.model_path")
     check_files(model_dir, "rollout.model.model_path")
-    folder.check_length(
-        folder.load_config(model_dir, model.model_type),
+    hf_directory.check_length(
+        hf_directory.load_config(model_dir, model.model_type),
         config.runner.seq_length,
         f"data.max_prompt_length={config.data.max_prompt_length} and --max-new-tokens "
         f"{config.algorithm.val_sampling_params.max_new_tokens}",
@@ -78,15 +78,15 @@ def _check_length(config: Config) -> None:
 
 
 def _problems(config: Config) -> ProblemSet:
-    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    tokenizer_dir = hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
     check_files(tokenizer_dir, "actor.tokenizer.tokenizer_model")
-    return load_problems(config.data, "val", folder.load_tokenizer(tokenizer_dir))
+    return load_problems(config.data, "val", hf_directory.load_tokenizer(tokenizer_dir))
 
 
 def _check_vocabulary(config: Config, problems: ProblemSet) -> None:
-    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-    model_dir = folder.resolve(config.rollout.model.model_path, "rollout.model.model_path")
-    model_config = folder.load_config(model_dir, config.rollout.model.model_type)
+    tokenizer_dir = hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    model_dir = hf_directory.resolve(config.rollout.model.model_path, "rollout.model.model_path")
+    model_config = hf_directory.load_config(model_dir, config.rollout.model.model_type)
     vocabulary.check_prompts(problems.max_token_id, tokenizer_dir, {model_dir: model_config})
 
 
@@ -96,18 +96,18 @@ def _open_log(
     source: Source,
     device: torch.device,
     problems: ProblemSet,
-    chunks: list[GenerationChunk],
+    chunks: list[GenerationBatch],
 ) -> MemoryLog:
     if options.output is None:
         return MemoryLog()
-    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model)
+    tokenizer_dir = hf_directory.resolve(config.actor.tokenizer.tokenizer_model)
     made_of = settings.identity(
         config,
         device=device.type,
         num_samples=options.num_samples,
         fingerprints={
             "MODEL (weights)": source.fingerprint(),
-            "actor.tokenizer (files)": folder.tokenizer_fingerprint(tokenizer_dir),
+            "actor.tokenizer (files)": hf_directory.tokenizer_fingerprint(tokenizer_dir),
             "data (problems)": problems.fingerprint,
             "reward (source)": fingerprint(config.reward),
         },
@@ -117,20 +117,20 @@ def _open_log(
 
 
 def _answer(
-    config: Config, source: Source, device: torch.device, chunks: list[GenerationChunk], log: MemoryLog
+    config: Config, source: Source, device: torch.device, chunks: list[GenerationBatch], log: MemoryLog
 ) -> None:
     num_problems = sum(len(chunk.prompts) for chunk in chunks)
     if len(log.rows) == num_problems:
         return
     reward = config.reward
     with ExitStack() as stack:
-        judge = build_judge(reward)
-        stack.callback(judge.close)
+        grader = build_grader(reward)
+        stack.callback(grader.close)
         engine = build_engine(config, source, device)
         stack.callback(engine.close)
         progress = text.Progress(log.rows, num_problems)
         stack.callback(progress.close)
-        evaluate(chunks, engine, judge, log, answer_of=answer_reader(reward), progress=progress)
+        evaluate(chunks, engine, grader, log, answer_of=answer_reader(reward), progress=progress)
 
 
 def _say_what(
@@ -138,14 +138,16 @@ def _say_what(
 ) -> None:
     left_out = f", {problems.num_filtered} over data.max_prompt_length left out" if problems.num_filtered else ""
     rollout = config.rollout
-    say(f"model       {source.name}, {rollout.model.precision} on {device.type}, {rollout.rollout_backend} engine")
-    say(f"problems    {len(problems.problems)} from {problems.source}{left_out}; reward {config.reward.reward_type}")
+    log_line(f"model       {source.name}, {rollout.model.precision} on {device.type}, {rollout.rollout_backend} engine")
+    log_line(
+        f"problems    {len(problems.problems)} from {problems.source}{left_out}; reward {config.reward.reward_type}"
+    )
     if not config.cluster.deterministic:
-        say(f"kernels     {numerics.OPTED_OUT}")
-    say(f"decoding    {text.sampling_text(config.algorithm.val_sampling_params, num_samples)}")
+        log_line(f"kernels     {numerics.OPTED_OUT}")
+    log_line(f"decoding    {text.sampling_text(config.algorithm.val_sampling_params, num_samples)}")
     if isinstance(log, EvalLog):
         done = f"; {len(log.rows)} are there already" if log.rows else ""
-        say(f"rows        {log.path}{done}")
+        log_line(f"rows        {log.path}{done}")
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:

@@ -1,4 +1,4 @@
-"""One rollout engine in this process, with the weights of a checkpoint or of a Hugging Face folder."""
+"""One rollout engine in this process, with the weights of a checkpoint or of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from rlinf_lite import numerics
 from rlinf_lite.checkpoint import StateMismatch
-from rlinf_lite.checkpoint.reader import ShardReader, check_size
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.formats.dcp_reader import ShardReader, check_size
+from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.eval.source import Source
-from rlinf_lite.models import build, folder, vocabulary, weights
+from rlinf_lite.models import build, hf_directory, vocabulary, weights
 from rlinf_lite.rollout.build import build_engine as build_empty
 from rlinf_lite.rollout.engine import RolloutEngine
 
@@ -44,10 +44,10 @@ def build_engine(config: Config, source: Source, device: torch.device) -> Rollou
         ConfigError, CheckpointError: the model cannot be built, or the weights are of another one.
     """
     settings = config.rollout.model
-    model_dir = folder.resolve(settings.model_path, "rollout.model.model_path")
-    model = build.build_on_meta(folder.load_config(model_dir, settings.model_type), settings.precision)
-    tokenizer_dir = folder.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-    tokenizer = folder.load_tokenizer(tokenizer_dir)
+    model_dir = hf_directory.resolve(settings.model_path, "rollout.model.model_path")
+    model = build.build_on_meta(hf_directory.load_config(model_dir, settings.model_type), settings.precision)
+    tokenizer_dir = hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    tokenizer = hf_directory.load_tokenizer(tokenizer_dir)
     stored, dtype = stored_weights(model, source), build.DTYPES[settings.precision]
     engine = build_empty(
         config,
@@ -72,11 +72,11 @@ def stored_weights(model: PreTrainedModel, source: Source) -> Iterator[tuple[str
         ConfigError, StateMismatch: ``source`` holds another model.
     """
     if source.manifest is None:
-        return weights.read(model, folder.resolve(str(source.folder), "MODEL"))
+        return weights.read(model, hf_directory.resolve(str(source.directory), "MODEL"))
     return _from_shards(source.actor_dir, build.weight_shapes(model))
 
 
-def _from_shards(actor_dir: Folder, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+def _from_shards(actor_dir: StoragePath, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
     reader = ShardReader(actor_dir)
     held = {
         name.removeprefix(_MODEL): entry

@@ -44,7 +44,7 @@ def majority_is_correct(votes: Sequence[Vote]) -> bool:
 
     Plain numbers are one answer however they are written (``1,000`` and ``1000.0``); other texts must be equal.
     Responses that state no answer do not vote. Of answers with as many votes the one that came first wins. An answer is
-    right if the judge found any response that states it correct.
+    right if the grader found any response that states it correct.
     """
     groups: dict[str | PlainNumber, list[bool]] = {}
     for vote in votes:

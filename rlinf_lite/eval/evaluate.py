@@ -12,14 +12,14 @@ import numpy as np
 from rlinf_lite.config import Config, RewardConfig
 from rlinf_lite.eval.estimators import Vote, ladder, maj_at_k, pass_at_k
 from rlinf_lite.eval.log import MemoryLog, Row
-from rlinf_lite.rewards import Judge, attempts, ungraded
+from rlinf_lite.rewards import Grader, items, ungraded
 from rlinf_lite.rewards.extraction import final_answer
-from rlinf_lite.rollout.chunks import cut, join
+from rlinf_lite.rollout.batches import cut, join
 from rlinf_lite.rollout.engine import RolloutEngine
-from rlinf_lite.types import GenerationChunk, Problem, Prompt, Rollout, Sampling, Score
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling, Score
 
 
-def cut_problems(config: Config, problems: Sequence[Problem], *, step: int, num_samples: int) -> list[GenerationChunk]:
+def cut_problems(config: Config, problems: Sequence[Problem], *, step: int, num_samples: int) -> list[GenerationBatch]:
     """The chunks that the training cuts its validation after ``step`` into; with one sample, to the bit."""
     prompts = [Prompt(position=p.problem_id, epoch=0, problem=p) for p in problems]
     size = config.data.val_rollout_batch_size or config.data.rollout_batch_size
@@ -40,9 +40,9 @@ def cut_problems(config: Config, problems: Sequence[Problem], *, step: int, num_
 
 
 def evaluate(
-    chunks: Sequence[GenerationChunk],
+    chunks: Sequence[GenerationBatch],
     engine: RolloutEngine,
-    judge: Judge,
+    grader: Grader,
     log: MemoryLog,
     *,
     answer_of: Callable[[str], str],
@@ -60,14 +60,14 @@ def evaluate(
         if num_done <= len(log.rows):
             continue
         rollouts = join([engine.generate(chunk)])
-        rows = _rows(chunk, rollouts, _scores(judge, chunk.prompts, rollouts), answer_of)
+        rows = _rows(chunk, rollouts, _scores(grader, chunk.prompts, rollouts), answer_of)
         log.append(rows)
         progress(rows)
 
 
-def _scores(judge: Judge, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Score]:
+def _scores(grader: Grader, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Score]:
     """One a rollout, in their order; what could not be generated is not given to the grader."""
-    scores = iter(judge.score(attempts(prompts, [rollout for rollout in rollouts if rollout.error is None])))
+    scores = iter(grader.score(items(prompts, [rollout for rollout in rollouts if rollout.error is None])))
     return [next(scores) if rollout.error is None else ungraded(rollout.error) for rollout in rollouts]
 
 
@@ -81,7 +81,7 @@ def answer_reader(reward: RewardConfig) -> Callable[[str], str]:
 
 
 def _rows(
-    chunk: GenerationChunk, rollouts: Sequence[Rollout], scores: Sequence[Score], answer_of: Callable[[str], str]
+    chunk: GenerationBatch, rollouts: Sequence[Rollout], scores: Sequence[Score], answer_of: Callable[[str], str]
 ) -> list[Row]:
     """One a problem."""
     responses = [_response(rollout, score, answer_of) for rollout, score in zip(rollouts, scores, strict=True)]

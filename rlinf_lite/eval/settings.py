@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlinf_lite.checkpoint import layout
-from rlinf_lite.checkpoint.storage import Folder
-from rlinf_lite.checkpoint.tools import located
+from rlinf_lite.checkpoint.cli.tools import located
+from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, nearest, types
 from rlinf_lite.config_checks import check
 from rlinf_lite.eval.source import Source
-from rlinf_lite.models.folder import EMBEDDED, load_config
+from rlinf_lite.models.hf_directory import EMBEDDED, load_config
 from rlinf_lite.versions import versions
 from rlinf_lite.written import is_text
 
@@ -53,14 +53,14 @@ def configure(source: Source, given: Mapping[str, Any], *, of_run: str | None = 
 
     Args:
         given: what the user says, by dotted key.
-        of_run: take the settings of this run (its folder, or a YAML) for a model that is not its own.
+        of_run: take the settings of this run (its directory, or a YAML) for a model that is not its own.
 
     Raises:
         ConfigError: a key that is unknown or plays no part, a value that cannot be, or nothing to evaluate.
     """
     settings = _settings_of(of_run) if of_run else _settings_of_source(source)
     settings = _follow(settings)
-    made_of = source.manifest.info.get("model_path") if source.manifest else str(source.folder)
+    made_of = source.manifest.info.get("model_path") if source.manifest else str(source.directory)
     if of_run:
         settings = {key: value for key, value in settings.items() if key not in _OF_MODEL}
     if made_of is not None:
@@ -106,21 +106,22 @@ def _settings_of_source(source: Source) -> dict[str, Any]:
     if source.manifest is not None:
         return _settings_of_checkpoint(source)
     if source.name.startswith(EMBEDDED):
-        return {**_of_folder(source), **_PLAIN_ARITHMETIC}
-    return _of_folder(source)
+        return {**_of_directory(source), **_PLAIN_ARITHMETIC}
+    return _of_directory(source)
 
 
-def _of_folder(source: Source) -> dict[str, Any]:
+def _of_directory(source: Source) -> dict[str, Any]:
     """Computed as it is stored, in batches that only ``rollout.max_running_requests`` limits."""
-    assert isinstance(source.folder, Path)
-    stored = _PRECISIONS.get(str(load_config(source.folder, None).dtype), "fp32")
+    assert isinstance(source.directory, Path)
+    stored = _PRECISIONS.get(str(load_config(source.directory, None).dtype), "fp32")
     return {"rollout.model.precision": stored, "data.val_rollout_batch_size": "${rollout.max_running_requests}"}
 
 
 def _settings_of_checkpoint(source: Source) -> dict[str, Any]:
-    """From the YAML that the run left two folders above; what made its numbers is in the manifest, and counts more."""
+    """From the YAML that the run left two directories above;
+    what made its numbers is in the manifest, and counts more."""
     assert source.manifest is not None
-    run = source.folder.parent.parent
+    run = source.directory.parent.parent
     file = max(_yamls(run, source.step), default=None)
     settings = _flat(file[1]) if file else {}
     known = {*known_keys()}
@@ -128,7 +129,7 @@ def _settings_of_checkpoint(source: Source) -> dict[str, Any]:
     return settings | {key: value for key, value in made.items() if key in known and key.startswith(KEYS)}
 
 
-def _yamls(run: Folder, step: int) -> Iterator[tuple[int, Folder]]:
+def _yamls(run: StoragePath, step: int) -> Iterator[tuple[int, StoragePath]]:
     """(first step, file) of the configs that the run had until ``step``."""
     if (run / "config.yaml").is_file():
         yield 0, run / "config.yaml"
@@ -147,11 +148,11 @@ def _settings_of(of_run: str) -> dict[str, Any]:
     if where.is_dir():
         where = where / "config.yaml"
     if not where.is_file():
-        raise ConfigError(f"--config {of_run}: there is no {where}; give a run's folder, or its config.yaml")
+        raise ConfigError(f"--config {of_run}: there is no {where}; give a run's directory, or its config.yaml")
     return _flat(where)
 
 
-def _flat(file: Folder) -> dict[str, Any]:
+def _flat(file: StoragePath) -> dict[str, Any]:
     """The keys of a YAML that an evaluation reads."""
     try:
         raw = OmegaConf.create(file.read_text(encoding="utf-8"))
@@ -213,7 +214,7 @@ def _typed(settings: Mapping[str, Any], source: Source) -> Config:
     if "actor.model.model_path" not in settings:
         raise ConfigError(
             f"actor.model.model_path: {source.name} does not say which model it was made of; give the Hugging Face "
-            "folder of its base model, actor.model.model_path=..."
+            "directory of its base model, actor.model.model_path=..."
         )
     raw = OmegaConf.create({"runner": {"experiment_name": "eval", "max_steps": 1}})
     for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""What MODEL on the command line is: a checkpoint, a run, a Hugging Face folder, or the embedded model."""
+"""What MODEL on the command line is: a checkpoint, a run, a Hugging Face directory, or the embedded model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 
 from rlinf_lite.checkpoint import CheckpointError, DamagedCheckpoint, Manifest, NoCheckpoint, layout
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.cli.tools import checkpoints_directory, is_checkpoint, located
 from rlinf_lite.checkpoint.mistaken import instead_of
-from rlinf_lite.checkpoint.storage import Folder, in_use
-from rlinf_lite.checkpoint.tools import checkpoints_folder, is_checkpoint, located
-from rlinf_lite.models import folder as models
-from rlinf_lite.observability import say
+from rlinf_lite.checkpoint.storage import StoragePath, in_use
+from rlinf_lite.models import hf_directory as models
+from rlinf_lite.observability import log_line
 
-WHAT = f"a global_step_N folder, the folder of a run, a Hugging Face folder, or {models.EMBEDDED}tiny-arithmetic"
+WHAT = (
+    f"a global_step_N directory, the directory of a run, a Hugging Face directory, or {models.EMBEDDED}tiny-arithmetic"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +28,9 @@ class Source:
 
     name: str
     """For people."""
-    folder: Folder
+    directory: StoragePath
     manifest: Manifest | None
-    """Of a checkpoint; None: a Hugging Face folder."""
+    """Of a checkpoint; None: a Hugging Face directory."""
 
     @property
     def step(self) -> int:
@@ -36,15 +38,15 @@ class Source:
         return self.manifest.step if self.manifest else 0
 
     @property
-    def actor_dir(self) -> Folder:
+    def actor_dir(self) -> StoragePath:
         """The shards of a checkpoint."""
-        return self.folder / layout.ACTOR
+        return self.directory / layout.ACTOR
 
     def fingerprint(self) -> str:
         """What identifies the weights."""
         if self.manifest is None:
-            assert isinstance(self.folder, Path)
-            return models.fingerprint(self.folder)
+            assert isinstance(self.directory, Path)
+            return models.fingerprint(self.directory)
         shards = sorted((name, file.sha256) for name, file in self.manifest.files.items() if _is_shard(name))
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
@@ -65,7 +67,7 @@ def opened(model: str, verify: str) -> Iterator[Source]:
         DamagedCheckpoint, UnsafeCheckpoint: the checkpoint, or every one of the run, does not verify.
     """
     if model.startswith(models.EMBEDDED):
-        yield Source(name=model, folder=models.resolve(model, "MODEL"), manifest=None)
+        yield Source(name=model, directory=models.resolve(model, "MODEL"), manifest=None)
         return
     try:
         path = located(model)
@@ -73,19 +75,19 @@ def opened(model: str, verify: str) -> Iterator[Source]:
         raise NoCheckpoint(str(error)) from None
     if not path.is_dir():
         hint = "" if "://" in model else "; models are read from the disk, so download a hub's first"
-        raise NoCheckpoint(f"{model}: no such folder{hint}")
+        raise NoCheckpoint(f"{model}: no such directory{hint}")
     if is_checkpoint(path):
         with in_use(path / layout.MANIFEST):
-            yield Source(name=model, folder=path, manifest=manifests.read_verified(path, verify))
+            yield Source(name=model, directory=path, manifest=manifests.read_verified(path, verify))
     elif (path / "config.json").is_file():
-        yield Source(name=model, folder=path, manifest=None)
+        yield Source(name=model, directory=path, manifest=None)
     else:
-        with _newest(model, layout.committed(checkpoints_folder(path)), verify) as source:
+        with _newest(model, layout.committed(checkpoints_directory(path)), verify) as source:
             yield source
 
 
 @contextmanager
-def _newest(model: str, checkpoints: list[Folder], verify: str) -> Iterator[Source]:
+def _newest(model: str, checkpoints: list[StoragePath], verify: str) -> Iterator[Source]:
     """The newest of a run's checkpoints that verifies."""
     if not checkpoints:
         hint = instead_of(located(model))
@@ -101,8 +103,8 @@ def _newest(model: str, checkpoints: list[Folder], verify: str) -> Iterator[Sour
                 reasons.append(str(error))
                 continue
             for reason in reasons:
-                say(f"!! stepped over a damaged checkpoint: {reason}")
-            yield Source(name=str(path), folder=path, manifest=manifest)
+                log_line(f"!! stepped over a damaged checkpoint: {reason}")
+            yield Source(name=str(path), directory=path, manifest=manifest)
             return
     listed = "".join(f"\n  {reason}" for reason in reasons)
     raise DamagedCheckpoint(f"{model}: none of its {len(reasons)} checkpoints verifies:{listed}")

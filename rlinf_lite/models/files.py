@@ -14,25 +14,27 @@ _FETCH = "fetch the model again (from the hub: hf download NAME --local-dir DIR)
 _PLAIN = (".json", ".jinja", ".model", ".txt", ".safetensors")
 
 
-def check_files(folder: Path, key: str) -> None:
+def check_files(directory: Path, key: str) -> None:
     """
     Args:
-        key: the config key that names ``folder``, for messages.
+        key: the config key that names ``directory``, for messages.
 
     Raises:
         ConfigError: a file that is no plain file, is only a Git LFS pointer, or is JSON that cannot be read; names file
             and line.
     """
-    for file in sorted(folder.iterdir()):
+    for file in sorted(directory.iterdir()):
         if file.suffix not in _PLAIN:
             continue
         if not file.exists():
-            raise ConfigError(f"{key}={folder}: {file.name} is a symbolic link to nothing; {_FETCH}")
+            raise ConfigError(f"{key}={directory}: {file.name} is a symbolic link to nothing; {_FETCH}")
         if not stat.S_ISREG(file.stat().st_mode):
-            raise ConfigError(f"{key}={folder}: {file.name} is no plain file; {_FETCH}")
+            raise ConfigError(f"{key}={directory}: {file.name} is no plain file; {_FETCH}")
         with file.open("rb") as stream:
             if stream.read(len(_LFS)) == _LFS:
-                raise ConfigError(f"{key}={folder}: {file.name} is a Git LFS pointer, not the file; run git lfs pull")
+                raise ConfigError(
+                    f"{key}={directory}: {file.name} is a Git LFS pointer, not the file; run git lfs pull"
+                )
         if file.suffix == ".json":
             read_json(file, key)
 

@@ -14,33 +14,33 @@ _MODEL_KEY = "actor.model.model_path"
 _TOKENIZER_KEY = "actor.tokenizer.tokenizer_model"
 
 
-def eos_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def eos_ids(directory: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Token ids that end a response: those of ``generation_config.json``, or else of ``config.json``, and the
     tokenizer's own.
 
     Raises:
         ConfigError: there is none, or what is listed is no id of a token of the model.
     """
-    found = _listed(folder)
+    found = _listed(directory)
     if isinstance(tokenizer.eos_token_id, int):
         found |= {tokenizer.eos_token_id}
     if not found:
         raise ConfigError(
-            f"{_TOKENIZER_KEY}={folder}: neither the tokenizer, nor generation_config.json, nor config.json has an eos "
-            "token; set eos_token_id in generation_config.json"
+            f"{_TOKENIZER_KEY}={directory}: neither the tokenizer, nor generation_config.json, nor config.json has an "
+            "eos token; set eos_token_id in generation_config.json"
         )
-    size = _stated_size(folder)
+    size = _stated_size(directory)
     if size is not None and min(found) >= size:
         raise ConfigError(
-            f"{_TOKENIZER_KEY}={folder}: the eos token is {min(found)}, but the model has only the tokens 0 to "
+            f"{_TOKENIZER_KEY}={directory}: the eos token is {min(found)}, but the model has only the tokens 0 to "
             f"{size - 1}, so no response could end; use the model's own tokenizer, or set eos_token_id in "
             "generation_config.json"
         )
     return frozenset(found)
 
 
-def _listed(folder: Path) -> set[int]:
-    for file in (folder / "generation_config.json", folder / "config.json"):
+def _listed(directory: Path) -> set[int]:
+    for file in (directory / "generation_config.json", directory / "config.json"):
         if not file.is_file():
             continue
         config = read_object(file, _MODEL_KEY)
@@ -60,11 +60,11 @@ def _checked(value: Any, file: Path) -> int:
     return value
 
 
-def _stated_size(folder: Path) -> int | None:
+def _stated_size(directory: Path) -> int | None:
     """``vocab_size`` of ``config.json``; None if it does not say."""
-    if not (folder / "config.json").is_file():
+    if not (directory / "config.json").is_file():
         return None
-    config = read_object(folder / "config.json", _MODEL_KEY)
+    config = read_object(directory / "config.json", _MODEL_KEY)
     nested = config.get("text_config")
     size = config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, dict) else None)
     return size if isinstance(size, int) else None

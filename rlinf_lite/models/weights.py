@@ -21,27 +21,27 @@ INDEX = "model.safetensors.index.json"
 _KEY = "actor.model.model_path="
 
 
-def fill(model: nn.Module, folder: Path) -> None:
-    """Copy the folder's weights into the model's parameters and persistent buffers.
+def fill(model: nn.Module, directory: Path) -> None:
+    """Copy the directory's weights into the model's parameters and persistent buffers.
 
     Raises:
-        ConfigError: the folder lacks weights, a file cannot be read, or a tensor is missing or has another shape.
+        ConfigError: the directory lacks weights, a file cannot be read, or a tensor is missing or has another shape.
     """
     with torch.no_grad():
-        for name, target, source in _stored(model, folder):
-            _copy_rows(source, target, f"{_KEY}{folder}: {name}")
+        for name, target, source in _stored(model, directory):
+            _copy_rows(source, target, f"{_KEY}{directory}: {name}")
 
 
-def read(model: nn.Module, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read(model: nn.Module, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Each of the weights that `fill` copies, whole and as stored, one in memory at a time. Raises as `fill`."""
-    for name, target, source in _stored(model, folder):
-        _check_shape(source, target, f"{_KEY}{folder}: {name}")
+    for name, target, source in _stored(model, directory):
+        _check_shape(source, target, f"{_KEY}{directory}: {name}")
         yield name, source[...]
 
 
-def _stored(model: nn.Module, folder: Path) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    """(name, tensor of the model, slice of the file) of everything that the folder must hold."""
-    index = tensor_files(folder)
+def _stored(model: nn.Module, directory: Path) -> Iterator[tuple[str, torch.Tensor, Any]]:
+    """(name, tensor of the model, slice of the file) of everything that the directory must hold."""
+    index = tensor_files(directory)
     names: dict[str, list[str]] = {name: [name] for name, _ in named_state(model)}
     for other, first in tied_names(model).items():
         names[first].append(other)
@@ -50,7 +50,7 @@ def _stored(model: nn.Module, folder: Path) -> Iterator[tuple[str, torch.Tensor,
         for name, target in named_state(model):
             stored = _stored_name(names[name], index, model)
             if stored is None:
-                raise ConfigError(f"{_KEY}{folder}: its weights lack {name}")
+                raise ConfigError(f"{_KEY}{directory}: its weights lack {name}")
             yield name, target, opened[index[stored]].get_slice(stored)
 
 
@@ -76,25 +76,27 @@ def _check_shape(source: Any, target: torch.Tensor, what: str) -> None:
         )
 
 
-def tensor_files(folder: Path, key: str = _KEY) -> dict[str, Path]:
-    """Which file of a model folder holds which tensor.
+def tensor_files(directory: Path, key: str = _KEY) -> dict[str, Path]:
+    """Which file of a model directory holds which tensor.
 
     Args:
-        key: what begins an error's message, before the folder.
+        key: what begins an error's message, before the directory.
 
     Raises:
         ConfigError: there are no safetensors, or one of the files cannot be read.
     """
-    listing = folder / INDEX
+    listing = directory / INDEX
     if listing.is_file():
         try:
             where: dict[str, str] = json.loads(listing.read_text(encoding="utf-8"))["weight_map"]
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{key}{folder}: {INDEX} cannot be used ({error!r}); copy the folder again") from None
-        return {name: folder / file for name, file in where.items()}
-    files = sorted(folder.glob("*.safetensors"))
+            raise ConfigError(
+                f"{key}{directory}: {INDEX} cannot be used ({error!r}); copy the directory again"
+            ) from None
+        return {name: directory / file for name, file in where.items()}
+    files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"{key}{folder}: no *.safetensors there; convert other formats first")
+        raise ConfigError(f"{key}{directory}: no *.safetensors there; convert other formats first")
     index: dict[str, Path] = {}
     for file in files:
         with open_file(file, key) as opened:
@@ -107,7 +109,7 @@ def open_file(file: Path, key: str = _KEY) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{key}{file.parent}: {file.name}: {error}; copy the folder again") from None
+        raise ConfigError(f"{key}{file.parent}: {file.name}: {error}; copy the directory again") from None
 
 
 def _stored_name(names: list[str], index: dict[str, Path], model: nn.Module) -> str | None:

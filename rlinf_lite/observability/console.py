@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 from rlinf_lite.observability.sinks import Metrics
 from rlinf_lite.observability.step_line import step_line
 
@@ -33,7 +33,7 @@ class ConsoleSink:
         )
 
     def log(self, step: int, metrics: Metrics) -> None:
-        say(step_line(step, metrics, self._num_steps))
+        log_line(step_line(step, metrics, self._num_steps))
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 from rlinf_lite.paths import open_fixed
 
 EVENTS_FILE = "events.jsonl"
@@ -51,7 +51,7 @@ class EventLog:
             self._append(json.dumps(event).encode() + b"\n")
         except OSError as error:
             if not self._complained:
-                say(f"!! {self._path}: {error.strerror}; the run goes on without this record of its restarts")
+                log_line(f"!! {self._path}: {error.strerror}; the run goes on without this record of its restarts")
             self._complained = True
 
     def _append(self, line: bytes) -> None:
@@ -64,7 +64,7 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events since the run in this folder began (a new run in the same folder begins anew), oldest first.
+    """The events since the run in this directory began (a new run in the same directory begins anew), oldest first.
 
     Lines that a kill or a full disk has torn are left out; no file, no events.
     """

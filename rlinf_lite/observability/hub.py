@@ -11,7 +11,7 @@ from rlinf_lite import faults
 from rlinf_lite.config import ConfigError, LoggerConfig, nearest
 from rlinf_lite.observability.console import ConsoleSink
 from rlinf_lite.observability.jsonl import JsonlSink
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 from rlinf_lite.observability.origin import Origin
 from rlinf_lite.observability.sinks import Metrics, MetricSink
 from rlinf_lite.observability.tensorboard import TensorBoardSink
@@ -58,7 +58,7 @@ class MetricHub:
         name = type(sink).__name__
         if name not in self._complained:
             self._complained.add(name)
-            say(f"!! {name}: {error.strerror or error}; the run goes on, metrics.jsonl keeps every row")
+            log_line(f"!! {name}: {error.strerror or error}; the run goes on, metrics.jsonl keeps every row")
 
     def sync(self) -> None:
         """Make ``metrics.jsonl`` durable up to the last step; called before a checkpoint is begun.

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 from rlinf_lite.paths import open_fixed
 
 _STEP = re.compile(rb'\{"step": (-?\d+)[,}]')
@@ -24,7 +24,7 @@ class JsonlSink:
     """Appends rows ``{"step": 7, ...}``; a step may have several.
 
     Args:
-        path: the file; its folder is made where it is missing.
+        path: the file; its directory is made where it is missing.
         committed_step: rows of later steps, and a last line torn by a kill, are dropped. None (a new run): an existing
             file is moved aside.
     """
@@ -53,7 +53,7 @@ class JsonlSink:
         try:
             self._write()
         except OSError as error:
-            say(f"!! {self._path}: {error.strerror}; its rows wait in memory from step {step} on")
+            log_line(f"!! {self._path}: {error.strerror}; its rows wait in memory from step {step} on")
 
     def _write(self) -> None:
         # What gets through may end within a row; the rest of it is what is written next, so the file stays whole.
@@ -153,7 +153,7 @@ def _move_aside(path: Path) -> None:
     while (aside := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():
         number += 1
     path.rename(aside)
-    say(f"{path.name}: a new run starts here; the rows of an earlier one are now in {aside.name}")
+    log_line(f"{path.name}: a new run starts here; the rows of an earlier one are now in {aside.name}")
 
 
 def _drop_after(path: Path, committed_step: int) -> None:

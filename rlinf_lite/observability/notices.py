@@ -7,7 +7,7 @@ import sys
 from tqdm import tqdm
 
 
-def say(message: str) -> None:
+def log_line(message: str) -> None:
     """Print ``message`` at once: a killed process must not take its last lines with it."""
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()

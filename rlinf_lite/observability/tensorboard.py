@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.observability.events import EVENTS_FILE, RESTARTS, Event, History
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 from rlinf_lite.observability.samples import markdown_table, samples_of, to_markdown
 from rlinf_lite.observability.sinks import Metrics
 
@@ -20,7 +20,7 @@ class TensorBoardSink:
     """One scalar a metric; every `SAMPLE_INTERVAL` steps a table of responses; restarts as a count and in words.
 
     Args:
-        log_dir: folder of the event files.
+        log_dir: directory of the event files.
         committed_step: events of later steps in older files are marked as replaced; None (a new run): all of them.
 
     Raises:
@@ -67,4 +67,6 @@ def _wait_for_a_later_name(log_dir: Path) -> None:
     if 0 < behind <= _LONGEST_WAIT_SECONDS:
         time.sleep(behind)
     elif behind > 0:
-        say(f"tensorboard: this clock is {behind:.0f} s behind the newest event file; replayed steps may show twice")
+        log_line(
+            f"tensorboard: this clock is {behind:.0f} s behind the newest event file; replayed steps may show twice"
+        )

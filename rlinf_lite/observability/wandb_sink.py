@@ -16,7 +16,7 @@ from typing import Any
 from rlinf_lite.config import LoggerConfig
 from rlinf_lite.observability.events import EVENTS_FILE, RESTARTS, History
 from rlinf_lite.observability.jsonl import read_jsonl_rows
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 from rlinf_lite.observability.origin import Origin
 from rlinf_lite.observability.samples import COLUMNS, samples_of
 from rlinf_lite.observability.sinks import Metrics
@@ -90,7 +90,7 @@ class WandbSink:
                 f"the row of step {step} came again with other numbers, though settings, data, actor ranks and devices "
                 "are the same: other metrics may be logged now, or something computes differently each time"
             )
-            say(f"!! wandb: {reason}")
+            log_line(f"!! wandb: {reason}")
         else:
             reason = _reason(self._origin)
         branch = Branch(parent=self.run_id, step=step - 1, reason=reason)
@@ -135,7 +135,9 @@ class WandbSink:
 
     def _give_up(self, error: Exception) -> None:
         if not self._lost:
-            say(f"wandb: its service process is gone ({error!r}); a resume sends what is missing from metrics.jsonl")
+            log_line(
+                f"wandb: its service process is gone ({error!r}); a resume sends what is missing from metrics.jsonl"
+            )
         self._lost = True
 
     def _save_state(self) -> None:
@@ -161,7 +163,7 @@ def open_wandb(
     try:
         import wandb
     except ImportError:
-        say("wandb: not installed, so nothing goes there; pip install wandb. metrics.jsonl is written as always")
+        log_line("wandb: not installed, so nothing goes there; pip install wandb. metrics.jsonl is written as always")
         return None
     log_path = metrics_file.parent
     log_path.mkdir(parents=True, exist_ok=True)
@@ -208,7 +210,7 @@ def _reason(origin: Origin) -> str:
 
 
 def _say_branch(run_id: str, branch: Branch) -> None:
-    say(f"wandb: run {run_id} branches off run {branch.parent} after step {branch.step}: {branch.reason}")
+    log_line(f"wandb: run {run_id} branches off run {branch.parent} after step {branch.step}: {branch.reason}")
 
 
 def _steps_it_has(run: Any, log_path: Path) -> Collection[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlinf_lite.config import LoggerConfig
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 
 _START_SECONDS = 60
 _FINISH_SECONDS = 120
@@ -59,14 +59,14 @@ class Starter:
         """The run in the mode that is asked for; offline where that fails; None where nothing works."""
         for mode in dict.fromkeys((self._mode(), "offline")):
             if mode == "disabled":
-                say("wandb: disabled by WANDB_MODE or its settings, so nothing goes there")
+                log_line("wandb: disabled by WANDB_MODE or its settings, so nothing goes there")
                 return None
             try:
                 run = self._init(run_id, mode, branch)
             except (self.wandb.errors.Error, ConnectionError) as error:
-                say(f"wandb: cannot start in mode {mode} ({str(error).splitlines()[0]})")
+                log_line(f"wandb: cannot start in mode {mode} ({str(error).splitlines()[0]})")
                 continue
-            say(self._where(run))
+            log_line(self._where(run))
             return run
         return None
 
@@ -82,7 +82,7 @@ class Starter:
             reason = "not logged in"
         except self.wandb.errors.Error as error:
             reason = str(error).splitlines()[0]
-        say(
+        log_line(
             f"wandb: {reason}, so the run is recorded offline; to send it live, run `wandb login` before the next start"
         )
         return "offline"
@@ -108,5 +108,5 @@ class Starter:
     def _where(self, run: Any) -> str:
         if not run.offline:
             return f"wandb: {run.url}"
-        folder = Path(self.config.log_path) / "wandb"
-        return f"wandb: offline, run {run.id}; send it with: wandb sync {folder}/offline-run-*-{run.id}"
+        directory = Path(self.config.log_path) / "wandb"
+        return f"wandb: offline, run {run.id}; send it with: wandb sync {directory}/offline-run-*-{run.id}"

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlinf_lite.observability.notices import say
+from rlinf_lite.observability.notices import log_line
 from rlinf_lite.paths import open_fixed
 
 FILE_NAME = "wandb_state.json"
@@ -32,7 +32,7 @@ def read_state(log_path: Path) -> WandbState | None:
     match held:
         case {"run_id": str(run_id), "last_step": int(last_step)} if run_id:
             return WandbState(run_id=run_id, last_step=last_step)
-    say(f"!! wandb: {path} is damaged, and is not used")
+    log_line(f"!! wandb: {path} is damaged, and is not used")
     return None
 
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write(folder: Path, output: Path, others: Sequence[Path]) -> Path:
+def write(directory: Path, output: Path, others: Sequence[Path]) -> Path:
     """Write the page; returns its path.
 
     Raises:
@@ -50,7 +50,7 @@ def write(folder: Path, output: Path, others: Sequence[Path]) -> Path:
     from rlinf_lite.report.page import page
     from rlinf_lite.report.run import read_run
 
-    text = page([read_run(path) for path in (folder, *others)])
+    text = page([read_run(path) for path in (directory, *others)])
     output.mkdir(parents=True, exist_ok=True)
     html, aside = output / "report.html", output / f".report-{uuid.uuid4().hex[:8]}.html"
     aside.write_text(text, encoding="utf-8")

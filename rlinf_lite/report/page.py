@@ -50,7 +50,7 @@ def page(runs: Sequence[Run], now: float | None = None) -> str:
     run, now = runs[0], time.time() if now is None else now
     axis = Axis.of(runs)
     learning, optimisation, system, further = groups(runs)
-    samples = choose_samples(run.folder / ROLLOUTS_FILE)
+    samples = choose_samples(run.directory / ROLLOUTS_FILE)
     return _template().render(
         runs=runs,
         run=run,

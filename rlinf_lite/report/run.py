@@ -1,4 +1,4 @@
-"""A run's folder, read: metrics, events, configs, checkpoints. Whatever is missing or torn is left out and told."""
+"""A run's directory, read: metrics, events, configs, checkpoints. Whatever is missing or torn is left out and told."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    folder: Path
+    directory: Path
     columns: Mapping[str, Column]
     num_torn: int
     """Lines of ``metrics.jsonl`` that could not be read."""
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return str(self.setting("runner.experiment_name", self.folder.name))
+        return str(self.setting("runner.experiment_name", self.directory.name))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """As of the last start."""
@@ -103,7 +103,7 @@ class Run:
     @property
     def start_time(self) -> float | None:
         """Seconds since 1970; of runs without events the time of their first config file."""
-        first = self.folder / _CONFIG
+        first = self.directory / _CONFIG
         if self.events and self.events[0].kind == START:
             return self.events[0].time
         return first.stat().st_mtime if first.exists() else None
@@ -162,32 +162,36 @@ def _restart_text(event: Event) -> str:
     return f"resumed from {Path(event.text).name}" if event.kind == RESUME else event.text
 
 
-def read_run(folder: Path) -> Run:
+def read_run(directory: Path) -> Run:
     """
     Raises:
-        ReportError: there is no such folder, or it is not a run's; names runs that lie below it.
+        ReportError: there is no such directory, or it is not a run's; names runs that lie below it.
     """
-    if not folder.is_dir():
-        raise ReportError(f"{folder}: there is no such folder; give that of a run, {{output_dir}}/{{experiment_name}}")
-    metrics = folder / METRICS_FILE
-    if not metrics.exists() and not (folder / _CONFIG).exists():
-        raise ReportError(f"{folder}: holds neither {METRICS_FILE} nor {_CONFIG}, so it is no run's{_below(folder)}")
+    if not directory.is_dir():
+        raise ReportError(
+            f"{directory}: there is no such directory; give that of a run, {{output_dir}}/{{experiment_name}}"
+        )
+    metrics = directory / METRICS_FILE
+    if not metrics.exists() and not (directory / _CONFIG).exists():
+        raise ReportError(
+            f"{directory}: holds neither {METRICS_FILE} nor {_CONFIG}, so it is no run's{_below(directory)}"
+        )
     columns, num_torn = read_columns(metrics)
-    configs = [Config(name=path.name, values=dict(_flatten(path))) for path in _config_files(folder)]
+    configs = [Config(name=path.name, values=dict(_flatten(path))) for path in _config_files(directory)]
     root = configs[-1].values.get("runner.checkpoint.root") if configs else None
     return Run(
-        folder=folder,
+        directory=directory,
         columns=columns,
         num_torn=num_torn,
-        events=read_events(folder / EVENTS_FILE),
+        events=read_events(directory / EVENTS_FILE),
         configs=configs,
-        kept=_kept(Path(root or folder / "checkpoints")),
+        kept=_kept(Path(root or directory / "checkpoints")),
         last_row_time=metrics.stat().st_mtime if metrics.exists() else None,
     )
 
 
-def _below(folder: Path) -> str:
-    runs = sorted(str(path.parent) for path in folder.glob(f"*/{METRICS_FILE}"))
+def _below(directory: Path) -> str:
+    runs = sorted(str(path.parent) for path in directory.glob(f"*/{METRICS_FILE}"))
     return f"; did you mean {' or '.join(runs[:3])}?" if runs else "; give {output_dir}/{experiment_name}"
 
 
@@ -224,10 +228,10 @@ def _nothing() -> Any:
     return io.BytesIO()
 
 
-def _config_files(folder: Path) -> list[Path]:
-    resumes = list(folder.glob("config.from_step_*.yaml"))
+def _config_files(directory: Path) -> list[Path]:
+    resumes = list(directory.glob("config.from_step_*.yaml"))
     resumes.sort(key=lambda path: (path.stat().st_mtime, _step_of_config(path.name)))
-    return [*([folder / _CONFIG] if (folder / _CONFIG).exists() else []), *resumes]
+    return [*([directory / _CONFIG] if (directory / _CONFIG).exists() else []), *resumes]
 
 
 def _step_of_config(name: str) -> int:

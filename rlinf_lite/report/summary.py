@@ -63,7 +63,7 @@ def facts(run: Run) -> Iterator[str]:
         yield f"{prompts} prompts x {responses} responses per step"
     if backend := run.setting("rollout.rollout_backend"):
         yield f"{backend} rollouts"
-    yield str(run.folder)
+    yield str(run.directory)
 
 
 def notices(run: Run) -> Iterator[str]:
@@ -136,7 +136,7 @@ def comparison(runs: Sequence[Run]) -> Table:
                 short(float(accuracy.max()), "percent") if len(accuracy) else "",
                 short(float(np.median(seconds))) if len(seconds) else "",
                 str(len(run.restarts)),
-                str(run.folder),
+                str(run.directory),
             ]
         )
     head = ["run", "steps", "reward, last rows", "best validation", "seconds per step", "restarts", "directory"]
@@ -148,7 +148,7 @@ def differing_settings(runs: Sequence[Run]) -> Table:
     keys = dict.fromkeys(key for run in runs for key in (run.configs[-1].values if run.configs else ()))
     values = {key: [str(run.setting(key, "")) for run in runs] for key in keys}
     rows = [[key, *shown] for key, shown in values.items() if len(set(shown)) > 1]
-    return Table(head=["setting", *(f"{run.name} ({run.folder.parent.name})" for run in runs)], rows=rows)
+    return Table(head=["setting", *(f"{run.name} ({run.directory.parent.name})" for run in runs)], rows=rows)
 
 
 def phases(run: Run, names: Sequence[str]) -> Iterator[tuple[str, float, str, str]]:

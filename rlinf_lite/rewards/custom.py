@@ -12,12 +12,12 @@ from typing import Any, SupportsFloat
 
 from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.rewards.user_function import UserFunction
-from rlinf_lite.types import Attempt, Score
+from rlinf_lite.types import GradingItem, Score
 
 _RETURNS = "return a number, a bool, or {'reward': number, 'correct': bool}"
 
 
-class CustomJudge:
+class CustomGrader:
     """Asks ``function`` for each response. Where it raises, or returns no finite number, the response is not graded."""
 
     def __init__(self, function: UserFunction, reward_scale: float) -> None:
@@ -27,15 +27,15 @@ class CustomJudge:
         """
         self._call, self._names, self._scale = function.ready(), function.parameters, reward_scale
 
-    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
-        return [self._judge(attempt) for attempt in attempts]
+    def score(self, items: Sequence[GradingItem]) -> list[Score]:
+        return [self._grade(item) for item in items]
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _judge(self, attempt: Attempt) -> Score:
+    def _grade(self, item: GradingItem) -> Score:
         try:
-            return self._read(self._call(**{name: _offer(attempt, name) for name in self._names}))
+            return self._read(self._call(**{name: _offer(item, name) for name in self._names}))
         except (
             Exception,
             SystemExit,
@@ -58,9 +58,9 @@ class CustomJudge:
         return Score(reward=self._scale * value, correct=value >= 1.0 if correct is None else bool(correct))
 
 
-def _offer(attempt: Attempt, name: str) -> Any:
+def _offer(item: GradingItem, name: str) -> Any:
     # Metadata are shared by the responses to one problem.
-    return deepcopy(dict(attempt.metadata)) if name == "metadata" else getattr(attempt, name)
+    return deepcopy(dict(item.metadata)) if name == "metadata" else getattr(item, name)
 
 
 def _text(error: BaseException) -> str:

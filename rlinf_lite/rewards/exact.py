@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlinf_lite.types import Attempt, Score
+from rlinf_lite.types import GradingItem, Score
 
 
-class ExactJudge:
+class ExactGrader:
     """Right when the response, stripped of outer white space, equals the answer and ended by itself."""
 
     def __init__(self, reward_scale: float) -> None:
         self._scale = reward_scale
 
-    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
-        return [self._judge(attempt.finished and attempt.response.strip() == attempt.answer) for attempt in attempts]
+    def score(self, items: Sequence[GradingItem]) -> list[Score]:
+        return [self._grade(item.finished and item.response.strip() == item.answer) for item in items]
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _judge(self, correct: bool) -> Score:
+    def _grade(self, correct: bool) -> Score:
         return Score(reward=self._scale if correct else 0.0, correct=correct)

@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from rlinf_lite.config import ConfigError
 from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
-from rlinf_lite.types import Attempt, Score
+from rlinf_lite.types import GradingItem, Score
 
 SUBJECT = "reasoning-gym"
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-class ReasoningGymJudge:
+class ReasoningGymGrader:
     """Scores between 0 and 1, as the task gives them; only 1 is correct."""
 
     def __init__(self, reward_scale: float, verifier_timeout: float) -> None:
@@ -30,15 +30,15 @@ class ReasoningGymJudge:
         require()
         self._scale, self._verifier = reward_scale, Verifier(verifier_timeout, SUBJECT)
 
-    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
-        return [self._judge(attempt) for attempt in attempts]
+    def score(self, items: Sequence[GradingItem]) -> list[Score]:
+        return [self._grade(item) for item in items]
 
     def close(self) -> None:
         self._verifier.close()
 
-    def _judge(self, attempt: Attempt) -> Score:
+    def _grade(self, item: GradingItem) -> Score:
         try:
-            reply = self._verifier.ask({**attempt.metadata, "answers": stated_answers(attempt.response)})
+            reply = self._verifier.ask({**item.metadata, "answers": stated_answers(item.response)})
         except VerifierError as error:
             return Score(reward=0.0, correct=False, error=str(error))
         except VerifierLost as error:

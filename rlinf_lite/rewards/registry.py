@@ -1,4 +1,4 @@
-"""What a judge is, and which ones the config can name."""
+"""What a grader is, and which ones the config can name."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from importlib.metadata import version
 from typing import Protocol
 
 from rlinf_lite.config import ConfigError, RewardConfig
-from rlinf_lite.rewards.custom import CustomJudge
-from rlinf_lite.rewards.exact import ExactJudge
-from rlinf_lite.rewards.math_judge import MathJudge
-from rlinf_lite.rewards.reasoning_gym import ReasoningGymJudge, require
+from rlinf_lite.rewards.custom import CustomGrader
+from rlinf_lite.rewards.exact import ExactGrader
+from rlinf_lite.rewards.math_grader import MathGrader
+from rlinf_lite.rewards.reasoning_gym import ReasoningGymGrader, require
 from rlinf_lite.rewards.user_function import UserFunction, find, search_path
-from rlinf_lite.types import Attempt, Score
+from rlinf_lite.types import GradingItem, Score
 
 
-class Judge(Protocol):
-    """Scores responses. The same texts get the same scores, whatever was judged before and by whichever thread."""
+class Grader(Protocol):
+    """Scores responses. The same texts get the same scores, whatever was graded before and by whichever thread."""
 
-    def score(self, attempts: Sequence[Attempt]) -> list[Score]:
+    def score(self, items: Sequence[GradingItem]) -> list[Score]:
         """One `Score` a response, in order."""
         ...
 
     def close(self) -> None:
-        """Give back processes. May be called again; a judge that is used after it starts anew."""
+        """Give back processes. May be called again; a grader that is used after it starts anew."""
         ...
 
 
-JUDGES: dict[str, Callable[[RewardConfig, Sequence[str]], Judge]] = {
-    "custom": lambda config, search: CustomJudge(_function(config, search), config.reward_scale),
-    "exact": lambda config, _: ExactJudge(config.reward_scale),
-    "math": lambda config, _: MathJudge(config.reward_scale, config.verifier_timeout, config.answer_format),
-    "reasoning_gym": lambda config, _: ReasoningGymJudge(config.reward_scale, config.verifier_timeout),
+JUDGES: dict[str, Callable[[RewardConfig, Sequence[str]], Grader]] = {
+    "custom": lambda config, search: CustomGrader(_function(config, search), config.reward_scale),
+    "exact": lambda config, _: ExactGrader(config.reward_scale),
+    "math": lambda config, _: MathGrader(config.reward_scale, config.verifier_timeout, config.answer_format),
+    "reasoning_gym": lambda config, _: ReasoningGymGrader(config.reward_scale, config.verifier_timeout),
 }
 
 
-def build_judge(config: RewardConfig, search: Sequence[str] | None = None) -> Judge:
-    """The judge of ``config.reward_type``.
+def build_grader(config: RewardConfig, search: Sequence[str] | None = None) -> Grader:
+    """The grader of ``config.reward_type``.
 
     Args:
         search: where a user's function is looked for, as `search_path` of the driver says; None: of this process.

@@ -56,7 +56,7 @@ class UserFunction:
 
 
 def search_path() -> list[str]:
-    """Where modules are looked for: the folder that the run was started in, and what this process has."""
+    """Where modules are looked for: the directory that the run was started in, and what this process has."""
     return [os.getcwd(), *filter(None, sys.path)]
 
 
@@ -65,7 +65,7 @@ def find(path: str, search: Sequence[str]) -> UserFunction:
 
     Args:
         path: ``reward.path``.
-        search: `search_path` of the driver; relative file names start at its first folder.
+        search: `search_path` of the driver; relative file names start at its first directory.
 
     Raises:
         ConfigError: nothing of that name can be imported or called; names path and remedy.
@@ -73,7 +73,7 @@ def find(path: str, search: Sequence[str]) -> UserFunction:
     place, _, name = path.rpartition(":")
     if not place or not name.isidentifier():
         raise ConfigError(f"reward.path={path}: names no function; {_FORM}")
-    sys.path += [folder for folder in search if folder not in sys.path]
+    sys.path += [directory for directory in search if directory not in sys.path]
     module = _load_file(path, place, search) if place.endswith(".py") else _import(path, place, search)
     if name not in vars(module):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -131,7 +131,7 @@ def _parameters(path: str, target: Any) -> Iterator[str]:
 
 
 def _signature(path: str, target: Any) -> list[inspect.Parameter]:
-    """Parameters of the call that judges one response."""
+    """Parameters of the call that graders one response."""
     call, bound = target, 0
     if isinstance(target, type):
         if needed := [parameter.name for parameter in _named_of(path, target) if _is_needed(parameter)]:

@@ -124,7 +124,7 @@ class _Child:
     def __init__(self, cpu_seconds: float, subject: str) -> None:
         self._cpu_seconds, self._subject = cpu_seconds, subject
         self.process = subprocess.Popen(
-            # -P: by its path alone, the folder of the script must not shadow anybody's modules.
+            # -P: by its path alone, the directory of the script must not shadow anybody's modules.
             [sys.executable, "-P", str(_CHILD), str(cpu_seconds), subject],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

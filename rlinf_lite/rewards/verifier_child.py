@@ -29,7 +29,7 @@ MAX_MEMORY_BYTES = 4 * 1024**3
 
 def main() -> None:
     cpu_seconds, subject = float(sys.argv[1]), sys.argv[2]
-    start, judge = _SUBJECTS[subject]
+    start, grader = _SUBJECTS[subject]
     replies = _own_stdout()
     _limit_damage()
     greeting = start()
@@ -41,7 +41,7 @@ def main() -> None:
         # At the end of this timer the kernel ends the process: no Python code has to run for it, so it also
         # works in a C routine that never gives up the GIL.
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        reply = _reply(judge, request)
+        reply = _reply(grader, request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _say(replies, reply)
 
@@ -62,11 +62,11 @@ def _limit_damage() -> None:
     logging.disable(logging.CRITICAL)
 
 
-def _reply(judge: Callable[[Request], Reply], request: Request) -> Reply:
+def _reply(grader: Callable[[Request], Reply], request: Request) -> Reply:
     # sympy tests some equalities at random points: the same text must meet the same points.
     random.seed(0)
     try:
-        return judge(request)
+        return grader(request)
     except Exception as error:  # Whatever a library makes of a model's text, this process goes on.
         return {"error": f"{type(error).__name__}: {error}"[:500]}
 

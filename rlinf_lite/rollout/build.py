@@ -28,7 +28,7 @@ def build_engine(
 
     Args:
         model: on the meta device; the builtin engine fills it, vLLM has a model of its own.
-        model_dir: the Hugging Face folder it was built from.
+        model_dir: the Hugging Face directory it was built from.
         shapes: name and whole shape of every weight that will come.
         materialize: gives ``model`` memory.
 

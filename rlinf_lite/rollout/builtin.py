@@ -13,9 +13,9 @@ from transformers.cache_utils import DynamicCache
 
 from rlinf_lite import numerics
 from rlinf_lite.counters import counter_hash
-from rlinf_lite.rollout.chunks import noise_keys
+from rlinf_lite.rollout.batches import noise_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
-from rlinf_lite.types import GenerationChunk, Rollout
+from rlinf_lite.types import GenerationBatch, Rollout
 
 
 @dataclass
@@ -73,7 +73,7 @@ class BuiltinEngine:
         self._targets.clear()
 
     @torch.inference_mode()
-    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
         sampling = chunk.sampling
         num_rows = len(chunk.prompts) * chunk.group_size
         tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=self._device)
@@ -100,7 +100,7 @@ class BuiltinEngine:
             rows = self._grow(rows, drawn, growing, cache)
         return self._collect(chunk, tokens, logprobs, lengths, finished)
 
-    def _read_prompts(self, chunk: GenerationChunk) -> tuple[_Rows, DynamicCache]:
+    def _read_prompts(self, chunk: GenerationBatch) -> tuple[_Rows, DynamicCache]:
         """Run each prompt once, then repeat rows and cache for the group."""
         ids = [torch.tensor(prompt.problem.prompt_ids) for prompt in chunk.prompts]
         longest = max(len(row) for row in ids)
@@ -130,7 +130,7 @@ class BuiltinEngine:
             seen_RV=None if seen is None else seen.repeat_interleave(group, 0),
         ), cache
 
-    def _draw(self, rows: _Rows, chunk: GenerationChunk, keys: np.ndarray, t: int) -> Tensor:
+    def _draw(self, rows: _Rows, chunk: GenerationBatch, keys: np.ndarray, t: int) -> Tensor:
         logits = rows.logits_RV
         if rows.seen_RV is not None:
             logits = penalize_repetition(logits, rows.seen_RV, chunk.sampling.repetition_penalty)
@@ -160,7 +160,7 @@ class BuiltinEngine:
         )
 
     def _collect(
-        self, chunk: GenerationChunk, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
+        self, chunk: GenerationBatch, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
     ) -> list[Rollout]:
         tokens, logprobs = tokens.cpu(), logprobs.cpu()
         responses = [tokens[row, :length].numpy().copy() for row, length in enumerate(lengths.tolist())]

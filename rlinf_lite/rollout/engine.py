@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rlinf_lite.types import GenerationChunk, Rollout
+from rlinf_lite.types import GenerationBatch, Rollout
 
 
 class RolloutEngine(Protocol):
@@ -31,7 +31,7 @@ class RolloutEngine(Protocol):
             KeyError: a name that the model does not have.
         """
 
-    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
         """``group_size`` responses for each prompt, ordered by prompt and then by sample index. One that could not be
         generated is there all the same, with the reason in its ``error``.
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from rlinf_lite import numerics
 from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
 from rlinf_lite.rollout import vllm_setup
-from rlinf_lite.rollout.chunks import noise_keys
+from rlinf_lite.rollout.batches import noise_keys
 from rlinf_lite.rollout.vllm_weights import buckets, whole
-from rlinf_lite.types import GenerationChunk, Rollout
+from rlinf_lite.types import GenerationBatch, Rollout
 from rlinf_lite.versions import vllm_version
 
 _NO_TOKEN = "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
@@ -93,7 +93,7 @@ class VllmEngine:
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
 
-    def generate(self, chunk: GenerationChunk) -> list[Rollout]:
+    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
         # What earlier chunks left in the cache was computed in other batches, so in other bits.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM still holds requests of a chunk that failed: this engine cannot be used any more")
@@ -115,7 +115,7 @@ class VllmEngine:
             raise FloatingPointError(_NO_TOKEN)
         return rollouts
 
-    def _params(self, chunk: GenerationChunk) -> list:
+    def _params(self, chunk: GenerationBatch) -> list:
         """A request's sampling parameters, each with a seed of its own."""
         sampling = chunk.sampling
         return [
@@ -134,11 +134,11 @@ class VllmEngine:
             for key in noise_keys(chunk)
         ]
 
-    def _wants_logprobs(self, chunk: GenerationChunk) -> bool:
+    def _wants_logprobs(self, chunk: GenerationBatch) -> bool:
         # Validation may be drawn in a way for which vLLM cannot report what `Rollout.logprobs` is; nobody reads it.
         return self._return_logprobs and chunk.stream == "train"
 
-    def _rollout(self, chunk: GenerationChunk, row: int, output, text: str) -> Rollout:  # type: ignore[no-untyped-def]
+    def _rollout(self, chunk: GenerationBatch, row: int, output, text: str) -> Rollout:  # type: ignore[no-untyped-def]
         prompt = chunk.prompts[row // chunk.group_size]
         response = np.array(output.token_ids, dtype=np.int64)
         error = _ended_early(output)

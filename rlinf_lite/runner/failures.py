@@ -26,8 +26,8 @@ _RESUME = f"{_NOT_LOST} {_AGAIN}, with runner.resume_dir=auto if the run has sav
 
 def explain(error: BaseException) -> tuple[str | None, int]:
     """The message and exit code for ``error``; no message for what is a bug of ours and deserves its traceback."""
+    from rlinf_lite.recovery.restarts import GaveUp
     from rlinf_lite.runner.interruption import Interrupted  # it reads the codes above
-    from rlinf_lite.runner.restarts import GaveUp
 
     if isinstance(error, ConfigError | ClusterError | VerifierStartError):
         return _lines("error", error), EXIT_USER_ERROR

@@ -15,12 +15,12 @@ from rlinf_lite.cluster.work import Work
 from rlinf_lite.config import Config, SamplingConfig
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
-from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, say
+from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, log_line
 from rlinf_lite.rewards import refuse_too_many_ungraded
-from rlinf_lite.rollout.chunks import cut, join
+from rlinf_lite.rollout.batches import cut, join
 from rlinf_lite.runner.credit import credit
+from rlinf_lite.runner.grading import grader, in_order
 from rlinf_lite.runner.interruption import Interruption
-from rlinf_lite.runner.judging import in_order, judge
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver
@@ -78,10 +78,10 @@ class Runner:
                 self.weights.publish()
             prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
             with timer.phase("rollout"):
-                rollouts, judging = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
+                rollouts, grading = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
                 self.rest()
             with timer.phase("reward"):
-                scores = in_order(judging, rollouts)
+                scores = in_order(grading, rollouts)
             self.check_graded(scores, f"step {step}")
             advantages, left_out = credit(rollouts, scores, self.config.algorithm)
             batch = StepBatch(
@@ -131,8 +131,8 @@ class Runner:
     def generate(
         self, prompts: Sequence[Prompt], stream: str, step: int, sampling: SamplingConfig, group_size: int | None = None
     ) -> tuple[list[Rollout], Work]:
-        """Responses in canonical order, whichever worker made which chunk; each chunk is given to the judges as soon as
-        it is there, while others are still generated.
+        """Responses in canonical order, whichever worker made which chunk; each chunk is given to the graders as
+        soon as it is there, while others are still generated.
         """
         chunks = cut(
             prompts,
@@ -147,16 +147,16 @@ class Runner:
         # weights that made them are those that are restored.
         keyed = {(stream, step, chunk.prompts[0].position): chunk for chunk in chunks}
         self._made = {key: made for key, made in self._made.items() if key in keyed}
-        generating, judging = self.rollouts.work("generate"), self.rewards.work("score")
+        generating, grading = self.rollouts.work("generate"), self.rewards.work("score")
         for key, chunk in keyed.items():
             if key in self._made:
-                judge(judging, chunk.prompts, self._made[key])
+                grader(grading, chunk.prompts, self._made[key])
             else:
                 generating.add(key, chunk)
-        for key, rollouts in generating.results(beside=[judging]):
+        for key, rollouts in generating.results(beside=[grading]):
             self._made[key] = rollouts
-            judge(judging, keyed[key].prompts, rollouts)
-        return join(self._made[key] for key in keyed), judging
+            grader(grading, keyed[key].prompts, rollouts)
+        return join(self._made[key] for key in keyed), grading
 
     def rest(self) -> None:
         """Engines give up their GPU memory until the next weights, where the config says so."""
@@ -169,7 +169,7 @@ class Runner:
         errors = [score.error for score in scores if not score.graded]
         if errors and not self._told_of_ungraded:
             share = f"{len(errors)} of {len(scores)} responses of {what}"
-            say(f"reward: {share} could not be graded; the first: {errors[0]}")
+            log_line(f"reward: {share} could not be graded; the first: {errors[0]}")
             self._told_of_ungraded = True
 
     def logprobs(self, batch: StepBatch, timer: PhaseTimer) -> dict[str, list[Any]]:
@@ -204,11 +204,11 @@ class Runner:
             rollouts, scores = [], []
             for first in range(0, len(prompts), size):
                 part = prompts[first : first + size]
-                made, judging = self.generate(
+                made, grading = self.generate(
                     part, "val", self.progress.step, self.config.algorithm.val_sampling_params, group_size=1
                 )
                 rollouts += made
-                scores += in_order(judging, made)
+                scores += in_order(grading, made)
             self.rest()
         self.check_graded(scores, f"the validation after step {self.progress.step}")
         metrics = validation_metrics(rollouts, scores)

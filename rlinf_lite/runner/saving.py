@@ -15,7 +15,7 @@ from rlinf_lite.checkpoint.retention import METRICS
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.config import CheckpointConfig
 from rlinf_lite.config_checks import OF_THE_MACHINE
-from rlinf_lite.observability import events, say
+from rlinf_lite.observability import events, log_line
 from rlinf_lite.runner.metrics import Metrics
 from rlinf_lite.runner.policies import Due, Moment, Policy, SaveRequest, decide
 from rlinf_lite.runner.progress import Progress
@@ -123,7 +123,7 @@ class Saver:
             return
         step, save_id = owed
         if save_id is not None and self.is_committed(step, save_id):
-            say(f"   the save of step {step} was committed before its workers were lost")
+            log_line(f"   the save of step {step} was committed before its workers were lost")
             self.saved, self.failed = step, None
         else:
             self._begin(Due(f"that of step {step} was cut off"), state, self.progress.unlogged or self._metrics)
@@ -139,11 +139,13 @@ class Saver:
         """The run ends with an error: what is nearly written is worth some seconds."""
         if (save := self._in_flight) is None:
             return
-        say(f"waiting for the save of step {save.step}, which is still in flight ...")
+        log_line(f"waiting for the save of step {save.step}, which is still in flight ...")
         try:
             self.drain()
         except Exception as error:  # the error that ended the run is the one to be told; this one is its echo
-            say(f"!! the save of step {save.step} ended with the run: {(str(error) or repr(error)).splitlines()[0]}")
+            log_line(
+                f"!! the save of step {save.step} ended with the run: {(str(error) or repr(error)).splitlines()[0]}"
+            )
 
     def poll(self) -> Metrics:
         """Called between the update and its metrics row. Returns what the row tells of a save that has ended."""
@@ -224,7 +226,7 @@ class Saver:
 
     def _fail(self, save: _InFlight, error: Exception) -> None:
         self._in_flight, self.failed = None, str(error)
-        say(f"!! SAVE FAILED, there is no checkpoint of step {save.step}: {error}")
+        log_line(f"!! SAVE FAILED, there is no checkpoint of step {save.step}: {error}")
         self.record(events.SAVE_FAILED, save.step, str(error), {})
 
     def _end(self, save: _InFlight) -> None:
@@ -235,11 +237,11 @@ class Saver:
         self.record(events.SAVE, save.step, save.why, measured)
         self._longest_save = max(self._longest_save, measured["time/save_durable"])
         for line in report_lines(reports[0], measured, save.why):
-            say(line)
+            log_line(line)
         for reason in reports[0].idle:
             if (rule := reason.partition(":")[0]) not in self._told:
                 self._told.add(rule)
-                say(f"!! runner.checkpoint.{reason}")
+                log_line(f"!! runner.checkpoint.{reason}")
 
 
 def save_metrics(reports: Sequence[SaveReport], driver_seconds: float, start_seconds: Sequence[float]) -> Metrics:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from rlinf_lite.algorithms import token_logprobs
 from rlinf_lite.config import ActorConfig, AlgorithmConfig
-from rlinf_lite.models import build, folder, shard, weights
+from rlinf_lite.models import build, hf_directory, shard, weights
 from rlinf_lite.training.lr import learning_rate
 from rlinf_lite.training.objective import MicroSums, micro_batch_loss
 from rlinf_lite.training.state import MOMENTS, GradScalerState, build_optimizer, first_non_finite, optimizer_state
@@ -55,7 +55,7 @@ class PolicyTrainer:
         """Build on meta, shard, fill.
 
         Args:
-            model_dir: Hugging Face folder with the base weights.
+            model_dir: Hugging Face directory with the base weights.
             mesh: one dimension, the data-parallel ranks.
             total_updates: optimizer steps of the whole run, over which the rate decays.
         """
@@ -81,7 +81,7 @@ class PolicyTrainer:
         self.scaler = self._build_scaler()
 
     def _build(self, model_dir: Path) -> PreTrainedModel:
-        config = folder.load_config(model_dir, self.actor.model.model_type)
+        config = hf_directory.load_config(model_dir, self.actor.model.model_type)
         if not self.actor.model.dropout:
             build.disable_dropout(config)
         model = build.build_on_meta(config, self.actor.model.precision)

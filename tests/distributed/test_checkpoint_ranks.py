@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from rlinf_lite.checkpoint import Checkpointer, flatten, layout, manifest, select, state_digest
-from rlinf_lite.checkpoint.read_state import read_tensors
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 ROWS = 7
 """Not a multiple of 2 or 3: shards differ in size, and with 4 ranks and one row some are empty."""

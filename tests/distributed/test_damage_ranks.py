@@ -87,8 +87,8 @@ DAMAGES = [
 
 def test_damage_to_one_ranks_file_is_heard_by_all(run_ranks, tmp_path):
     run_ranks(save_two, 2, root=tmp_path / "good")
-    folders = [tmp_path / "good" / f"global_step_{step}" for step in (4, 8)]
-    sizes = {(folder / name).stat().st_size for folder in folders for name in (FIRST, SECOND)}
+    directories = [tmp_path / "good" / f"global_step_{step}" for step in (4, 8)]
+    sizes = {(directory / name).stat().st_size for directory in directories for name in (FIRST, SECOND)}
     assert len(sizes) == 1, "else a swap would be seen by sizes alone"
     paths = []
     for damage in DAMAGES:

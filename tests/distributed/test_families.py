@@ -23,9 +23,9 @@ from rlinf_lite.eval.engine import build_engine
 from rlinf_lite.eval.settings import configure
 from rlinf_lite.eval.source import opened
 from rlinf_lite.models.build import tied_names
-from rlinf_lite.models.folder import load_tokenizer, resolve
+from rlinf_lite.models.hf_directory import load_tokenizer, resolve
 from rlinf_lite.training.trainer import PolicyTrainer
-from rlinf_lite.types import GenerationChunk, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
 
 TOOLS = Path(__file__).parents[2] / "toolkits" / "ckpt_convertor"
 EMBEDDED = "embedded:tiny-arithmetic"
@@ -64,18 +64,18 @@ IDS = torch.tensor([[1, 5, 9, 3, 14, 17, 8, 4, 11, 12, 13, 6], [1, 3, 3, 17, 10,
 PROMPTS = [(1, 5, 9, 3, 14), (1, 6), (1, 4, 4, 4, 4, 4, 4, 4, 4), (1, 7, 8)]
 
 
-def base_folder(root: Path, case: str) -> Path:
+def base_directory(root: Path, case: str) -> Path:
     """An untrained model with the embedded model's tokenizer and a chat template, as people bring one."""
     family, tie = case.split("-")
-    folder = root / case / "base"
+    directory = root / case / "base"
     config = AutoConfig.for_model(family, **{**FAMILIES[family], "tie_word_embeddings": tie == "tied"})
     torch.manual_seed(len(case))
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
     for file in resolve(EMBEDDED).glob("tokenizer*"):
-        shutil.copyfile(file, folder / file.name)
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 19], "temperature": 0.7}))
-    return folder
+        shutil.copyfile(file, directory / file.name)
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 19], "temperature": 0.7}))
+    return directory
 
 
 def settings() -> Config:
@@ -103,19 +103,19 @@ def rollouts() -> list[Rollout]:
 
 
 def train_save_resume(rank, world_size, cases, steps):
-    """Of each folder: save after one step, go on; a new trainer loads and goes on; the two must be the same."""
+    """Of each directory: save after one step, go on; a new trainer loads and goes on; the two must be the same."""
     mesh = init_device_mesh("cpu", (world_size,))
-    return {case: _train_save_resume(mesh, rank, Path(folder), steps) for case, folder in cases.items()}
+    return {case: _train_save_resume(mesh, rank, Path(directory), steps) for case, directory in cases.items()}
 
 
-def _train_save_resume(mesh, rank, folder, steps):
+def _train_save_resume(mesh, rank, directory, steps):
     config = settings()
     rngs.reseed(1, 0, rank)
-    checkpointer = Checkpointer(folder.parent / "checkpoints", seed=1)
-    trainer = _trainer(mesh, folder, config)
+    checkpointer = Checkpointer(directory.parent / "checkpoints", seed=1)
+    trainer = _trainer(mesh, directory, config)
     before = _weights(trainer)
     _step(trainer, config, 1)
-    info = {"tied": tied_names(trainer.model), "model_path": str(folder)}
+    info = {"tied": tied_names(trainer.model), "model_path": str(directory)}
     path = checkpointer.save(1, trainer.state(), data={}, info=info).path
     logits = _logits(trainer)
     assert any(not torch.equal(before[name], value) for name, value in _weights(trainer).items()), "nothing was learned"
@@ -123,7 +123,7 @@ def _train_save_resume(mesh, rank, folder, steps):
         _step(trainer, config, number)
 
     torch.rand(5)
-    resumed = _trainer(mesh, folder, config)
+    resumed = _trainer(mesh, directory, config)
     checkpointer.load(path, resumed.state())
     assert torch.equal(_logits(resumed), logits)
     for number in range(2, 2 + steps):
@@ -134,9 +134,11 @@ def _train_save_resume(mesh, rank, folder, steps):
     return {"path": str(path), "logits": logits, "differ": differ, "tied": tied_names(resumed.model)}
 
 
-def _trainer(mesh, folder, config):
+def _trainer(mesh, directory, config):
     device = torch.device("cpu")
-    return PolicyTrainer(config.actor, config.algorithm, model_dir=folder, mesh=mesh, device=device, total_updates=10)
+    return PolicyTrainer(
+        config.actor, config.algorithm, model_dir=directory, mesh=mesh, device=device, total_updates=10
+    )
 
 
 def _step(trainer, config, number):
@@ -171,8 +173,8 @@ def _logits(trainer):
 @pytest.fixture
 def trained(run_ranks, tmp_path):
     def train(cases, steps):
-        folders = {case: str(base_folder(tmp_path, case)) for case in cases}
-        return run_ranks(train_save_resume, 2, timeout=240, cases=folders, steps=steps)
+        directories = {case: str(base_directory(tmp_path, case)) for case in cases}
+        return run_ranks(train_save_resume, 2, timeout=240, cases=directories, steps=steps)
 
     return train
 
@@ -182,9 +184,9 @@ def export(monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)  # as Python does for a script
     main = runpy.run_path(str(TOOLS / "convert_dcp_to_hf.py"))["main"]
 
-    def run(checkpoint, folder):
-        assert main(["--dcp_path", str(checkpoint), "--output_path", str(folder)]) == 0
-        return folder
+    def run(checkpoint, directory):
+        assert main(["--dcp_path", str(checkpoint), "--output_path", str(directory)]) == 0
+        return directory
 
     return run
 
@@ -200,7 +202,7 @@ def greedy(checkpoint, prompts):
     problems = [
         Problem(problem_id=i, prompt="", answer="", prompt_ids=ids, source="made") for i, ids in enumerate(prompts)
     ]
-    chunk = GenerationChunk(
+    chunk = GenerationBatch(
         stream="val",
         step=1,
         index=0,

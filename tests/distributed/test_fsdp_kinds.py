@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from rlinf_lite.checkpoint import Checkpointer
-from rlinf_lite.checkpoint.read_state import read_tensors
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 
 def build(kind, world_size):

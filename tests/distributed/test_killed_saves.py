@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from rlinf_lite.checkpoint import Checkpointer, Retention, layout, manifest, select
-from rlinf_lite.checkpoint.read_state import read_tensors
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 SEED = int(os.environ.get("RLINF_LITE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 """Of the instants and victims; printed when a case fails."""

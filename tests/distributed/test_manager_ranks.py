@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from rlinf_lite.checkpoint import layout, select
-from rlinf_lite.checkpoint.manager import CheckpointManager
+from rlinf_lite.checkpoint.torch_api.manager import CheckpointManager
 
 
 def make_both(seed, mesh=None, kind=torch.optim.AdamW, **settings):

@@ -22,7 +22,7 @@ from rlinf_lite.checkpoint import (
     flatten,
     state_digest,
 )
-from rlinf_lite.checkpoint.replica import read_small
+from rlinf_lite.checkpoint.memory.replica import read_small
 
 ROWS = 7
 """Not a multiple of 2 or 3: shards differ in size."""

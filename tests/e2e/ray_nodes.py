@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, whose nodes can be killed and added; drivers join it by its ``env``.
 
-It runs in a process of its own (this file as a program, one JSON line an order), with its own temporary folder and
+It runs in a process of its own (this file as a program, one JSON line an order), with its own temporary directory and
 token: the tests' process stays free of Ray's settings, and no other driver on the machine finds this cluster.
 """
 
@@ -36,8 +36,8 @@ class RayNodes:
     """Node 0 is the head: it has the GCS, and drivers on this machine attach to it."""
 
     server: subprocess.Popen[str]
-    folder: Path
-    """Ray's temporary folder: on the command line of each of its processes."""
+    directory: Path
+    """Ray's temporary directory: on the command line of each of its processes."""
     env: dict[str, str]
     """What a driver needs in its environment to join."""
     nodes: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class RayNodes:
                 process.kill()
 
     def _started_for(self, process: psutil.Process) -> bool:
-        return any(str(self.folder) in word for word in process.info["cmdline"] or ())
+        return any(str(self.directory) in word for word in process.info["cmdline"] or ())
 
 
 @contextmanager
@@ -99,24 +99,24 @@ def ray_nodes(num_nodes: int, num_cpus_each: float = 1, extra_env: dict[str, str
     """A cluster of so many nodes; ends with everything that runs on it.
 
     Args:
-        num_cpus_each: of each node, as told to Ray: seats, not cores.
+        num_cpus_each: of each node, as told to Ray: locations, not cores.
         extra_env: Ray's settings (``RAY_...``) of cluster and drivers.
     """
-    folder = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # short: a socket's path has at most 107 characters
+    directory = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # short: a socket's path has at most 107 characters
     joining = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, **QUICK_HEALTH_CHECKS, **(extra_env or {})}
-    env = {**os.environ, **joining, "RAY_TMPDIR": str(folder)}
-    with (folder / "cluster.log").open("w") as log:
+    env = {**os.environ, **joining, "RAY_TMPDIR": str(directory)}
+    with (directory / "cluster.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env
         )
-    cluster = RayNodes(server, folder, joining)
+    cluster = RayNodes(server, directory, joining)
     try:
         for _ in range(num_nodes):
             cluster.add_node(num_cpus_each)
         yield cluster
     finally:
         cluster.end()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _serve() -> None:

@@ -24,7 +24,7 @@ TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
 
 
 def kill(run, group: str, rank: int = 0, number: int = signal.SIGKILL) -> None:
-    workers = json.loads((run.folder / "workers.json").read_text())["workers"]
+    workers = json.loads((run.directory / "workers.json").read_text())["workers"]
     (pid,) = [worker["pid"] for worker in workers if (worker["group"], worker["rank"]) == (group, rank)]
     os.kill(pid, number)
 
@@ -64,7 +64,7 @@ def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
     ]
     assert run.steps() == [3, 6, 8]
     assert printed.count("removed 1 unfinished save(s)") in (1, 2) and "global_step_3.tmp-" in printed
-    assert not list((run.folder / "checkpoints").glob("*.tmp-*"))
+    assert not list((run.directory / "checkpoints").glob("*.tmp-*"))
     same_run(straight, run, 8)
 
 
@@ -128,7 +128,7 @@ def test_ray_itself_is_killed(straight, new_run, same_run, tmp_path: Path):
 def test_a_damaged_checkpoint_does_not_pass_for_the_save_that_was_cut_off(straight, new_run, same_run, tmp_path):
     """Steps 4 and 8 are there, 8 damaged; the run goes on from 4, and loses a rank while it saves step 8 anew."""
     run = new_run({"runner.save_interval": "4"})
-    shutil.copytree(straight.folder, run.folder)
+    shutil.copytree(straight.directory, run.directory)
     for path in layout.committed(run.checkpoints):
         if layout.step_of(path) not in (4, 8):
             shutil.rmtree(path)

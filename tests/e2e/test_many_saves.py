@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.timeout(1800), pytest.mark.soak, pytest.mark.xdist_gro
 def test_two_hundred_saves(new_run):
     run = new_run({"runner.max_steps": "210", "runner.save_interval": "1", "runner.val_check_interval": "-1"})
     run.finish("runner.checkpoint.keep_last=2")
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
     saves = [row for row in rows if "save/num_bytes" in row]
     assert len(saves) >= 200
     assert run.steps() == [209, 210]

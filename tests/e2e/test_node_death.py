@@ -25,7 +25,7 @@ SPREAD = {
 
 @pytest.fixture
 def joined(ray_nodes, monkeypatch):
-    """Makes a cluster of nodes with a seat each, which runs join."""
+    """Makes a cluster of nodes with a location each, which runs join."""
 
     def join(cluster) -> None:
         for name, value in cluster.env.items():
@@ -42,7 +42,7 @@ def three_ranks(tmp_path_factory, undisturbed):
 
 def kill_node_of(cluster, run, group: str, head: str) -> int:
     """Kill a node, not the driver's, on which a worker of ``group`` sits; returns its number."""
-    workers = json.loads((run.folder / "workers.json").read_text())["workers"]
+    workers = json.loads((run.directory / "workers.json").read_text())["workers"]
     nodes = {worker["node"] for worker in workers if worker["group"] == group} - {head}
     number = next(number for number, node in cluster.nodes.items() if node["id"] in nodes)
     cluster.kill_node(number)

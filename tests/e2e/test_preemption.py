@@ -153,7 +153,7 @@ def test_fifty_random_instants(straight, new_run, same_run):
             stops += 1
             ended = process.returncode == 0
             assert process.returncode in (0, EXIT_OUT_OF_TIME) and "Traceback" not in printed, printed
-            rows = run.rows() if (run.folder / "metrics.jsonl").exists() else []
+            rows = run.rows() if (run.directory / "metrics.jsonl").exists() else []
             completed = max((row["step"] for row in rows), default=0)
             newest = max(run.steps(), default=0)
             assert newest >= completed, f"{completed} steps were completed, {newest} is saved\n{printed}"

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from rlinf_lite.main_math import load
+from rlinf_lite.recovery.prepare import prepare
 from rlinf_lite.runner.failures import EXIT_USER_ERROR, explain
-from rlinf_lite.runner.prepare import prepare
 
 pytestmark = pytest.mark.xdist_group("e2e")
 

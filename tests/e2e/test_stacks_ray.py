@@ -20,7 +20,7 @@ class Worker:
     def __init__(self) -> None:
         stacks.enable()
 
-    def seat(self) -> tuple[str, stacks.Process]:
+    def location(self) -> tuple[str, stacks.Process]:
         return ray.get_runtime_context().get_node_id(), stacks.me()
 
     def hangs_here(self) -> None:
@@ -43,7 +43,7 @@ def cluster():
 
 def spawn(resource: str):
     worker = ray.remote(Worker).options(num_cpus=0, resources={resource: 0.1}).remote()
-    return worker, *ray.get(worker.seat.remote())
+    return worker, *ray.get(worker.location.remote())
 
 
 def test_hung_actors_of_two_nodes_are_read_and_ended(cluster):

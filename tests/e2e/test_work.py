@@ -22,10 +22,10 @@ class Maker:
             time.sleep(0.02)
         return number
 
-class Judge:
+class Grader:
     def __init__(self, *_): pass
 
-    def judge(self, number):
+    def grader(self, number):
         if number == 2:
             open(os.environ["JUDGED"], "w").close()
         return -number
@@ -43,29 +43,29 @@ config = load(["cluster.component_placement={actor: 0, rollout: 0, reward: 0}", 
 with open_session(config, Watch(hang_timeout=20)) as session:
     spares = Spares(session)
     makers = WorkerGroup("Makers", "rollout", "two_kinds:Maker", session, spares)
-    judges = WorkerGroup("Judges", "reward", "two_kinds:Judge", session, spares)
-    making, judging = makers.work("make"), judges.work("judge")
+    graders = WorkerGroup("Judges", "reward", "two_kinds:Grader", session, spares)
+    making, grading = makers.work("make"), graders.work("grader")
     for number in (0, 1):
         making.add(number, number)
     made = []
-    for key, value in making.results(beside=[judging]):
+    for key, value in making.results(beside=[grading]):
         made.append((key, value))
         for number in range(3) if key == 0 else ():
-            judging.add(number, number)
-    print(json.dumps([made, sorted(judging)]))
+            grading.add(number, number)
+    print(json.dumps([made, sorted(grading)]))
 """
 
 
 def test_judges_go_on_while_the_last_response_is_made(tmp_path):
-    """The second item is made only when the third is judged, and there is one judge: it must get it meanwhile."""
+    """The second item is made only when the third is graded, and there is one grader: it must get it meanwhile."""
     (tmp_path / "two_kinds.py").write_text(_WORKERS)
     driver = subprocess.run(
         [sys.executable, "-c", _DRIVER],
-        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(tmp_path), "JUDGED": str(tmp_path / "judged")},
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(tmp_path), "JUDGED": str(tmp_path / "graded")},
         capture_output=True,
         text=True,
     )
     assert driver.returncode == 0, driver.stderr[-3000:]
-    made, judged = json.loads(driver.stdout.splitlines()[-1])
+    made, graded = json.loads(driver.stdout.splitlines()[-1])
     assert made == [[0, 0], [1, 1]]
-    assert judged == [[0, 0], [1, -1], [2, -2]]
+    assert graded == [[0, 0], [1, -1], [2, -2]]

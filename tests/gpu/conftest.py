@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from rlinf_lite import numerics
-from rlinf_lite.models import folder
+from rlinf_lite.models import hf_directory
 
 SHAPES = {
     "cuda": {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14},
@@ -89,10 +89,10 @@ def fixed_kernels(monkeypatch):
 
 @pytest.fixture
 def qwen(tmp_path: Path) -> Callable[[str, int], Path]:
-    """Makes a folder of random bf16 weights for a device, with the embedded model's tokenizer."""
+    """Makes a directory of random bf16 weights for a device, with the embedded model's tokenizer."""
 
     def make(device: str, num_layers: int) -> Path:
-        embedded, out = folder.resolve("embedded:tiny-arithmetic"), tmp_path / f"qwen-{device}-{num_layers}"
+        embedded, out = hf_directory.resolve("embedded:tiny-arithmetic"), tmp_path / f"qwen-{device}-{num_layers}"
         ids = AutoConfig.from_pretrained(embedded)
         config = Qwen2Config(
             **SHAPES[device],

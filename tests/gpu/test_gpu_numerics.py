@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlinf_lite.algorithms import token_logprobs_and_entropy
-from rlinf_lite.models import folder
+from rlinf_lite.models import hf_directory
 from rlinf_lite.rollout.builtin import BuiltinEngine
-from rlinf_lite.types import GenerationChunk, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
 
 ON_GPU = pytest.param(
     "cuda",
@@ -28,7 +28,7 @@ def load(path, device: torch.device) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).to(device)
 
 
-def chunk_for(device: str) -> GenerationChunk:
+def chunk_for(device: str) -> GenerationBatch:
     """Prompts of 3 and 6 tokens, so that shorter ones are padded."""
     prompts = tuple(
         Prompt(
@@ -39,7 +39,7 @@ def chunk_for(device: str) -> GenerationChunk:
         for index, size in enumerate([2, 5] * (ROWS[device] // 2))
     )
     sampling = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=12)
-    return GenerationChunk(stream="train", step=1, index=0, prompts=prompts, group_size=4, sampling=sampling, seed=5)
+    return GenerationBatch(stream="train", step=1, index=0, prompts=prompts, group_size=4, sampling=sampling, seed=5)
 
 
 def bits(rollouts: list[Rollout]) -> list[tuple[list[int], bytes]]:
@@ -59,7 +59,7 @@ def gradients(model: PreTrainedModel, device: torch.device) -> list[Tensor]:
 @pytest.mark.parametrize("device", ["cpu", ON_GPU])
 def test_every_operation_gives_its_bits_again(device, qwen, fixed_kernels, twice):
     where, path = fixed_kernels(device), qwen(device, 2)
-    tokenizer = folder.load_tokenizer(path)
+    tokenizer = hf_directory.load_tokenizer(path)
     engine = BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True)
     chunk = chunk_for(device)
     with twice() as found:
@@ -85,7 +85,7 @@ def test_an_operation_that_differs_is_found(twice):
 def test_the_same_call_gives_the_same_bits(device, qwen, fixed_kernels):
     """On two engines, and with other work between the calls, which leaves other values in free memory."""
     where, path = fixed_kernels(device), qwen(device, 4 if device == "cuda" else 1)
-    tokenizer = folder.load_tokenizer(path)
+    tokenizer = hf_directory.load_tokenizer(path)
     engines = [
         BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True) for _ in range(2)
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psutil
-from _job import Attempt, Job, kill
+from _job import GradingItem, Job, kill
 from _plan import Kill, Plan, Timeline
 from _traps import CHANGES, PHASES, Damage, Traps, damage
 from _victims import Victim, below, strike
@@ -82,7 +82,7 @@ class Case:
         self._damages: list[Damage] = []
         self._below: set[psutil.Process] = set()
         self._struck: set[psutil.Process] = set()
-        self._attempts: list[Attempt] = []
+        self._attempts: list[GradingItem] = []
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -101,7 +101,7 @@ class Case:
             self._traps.clear()
             for each in self._damages:
                 each.undo()
-        steps = [line.step for attempt in self._attempts for line in attempt.steps]
+        steps = [line.step for item in self._attempts for line in item.steps]
         self.outcome.missed = len(self._pending)
         self.outcome.repeated = len(steps) - len(set(steps))
         self._look_for_orphans()
@@ -111,7 +111,7 @@ class Case:
     def _start(self) -> None:
         self._excused = False
         if self._damage is not None:
-            found = damage(self._job.folder / "checkpoints", self._damage)
+            found = damage(self._job.directory / "checkpoints", self._damage)
             self._damage = None
             self._damages += [found] if found else []
             self._name_target(found.name if found else "no checkpoint to damage")
@@ -139,23 +139,23 @@ class Case:
         return False
 
     def _tend(self) -> None:
-        now, attempt = time.monotonic(), self._attempts[-1]
+        now, item = time.monotonic(), self._attempts[-1]
         if self._nodes is not None:
             self._nodes.tend()
-        if not self._pending or now < self._again or not self._timeline.due(self._pending[0], attempt, self._last_kill):
+        if not self._pending or now < self._again or not self._timeline.due(self._pending[0], item, self._last_kill):
             return
         kill_ = self._pending[0]
         if kill_.victim == "phase" and not self._in_phase(kill_):
             return
-        self._below.update(below(attempt, self._nodes))
-        if not (victims := strike(kill_, attempt, self._job.folder, self._nodes, self._struck)):
+        self._below.update(below(item, self._nodes))
+        if not (victims := strike(kill_, item, self._job.directory, self._nodes, self._struck)):
             self._again = now + _ABSENT_TICK  # no such process yet
             return
         self._last_kill = time.monotonic()
         self._pending.popleft()
         self._struck.update(victim.process for victim in victims)
         self._excused |= kill_.victim == "raylet" or any(victim.name == "driver" for victim in victims)
-        self.outcome.deaths.append(_death(kill_, victims, attempt))
+        self.outcome.deaths.append(_death(kill_, victims, item))
         if kill_.victim == "phase":
             self._name_target(_phase(kill_))
         elif kill_.victim == "damage":
@@ -185,14 +185,14 @@ class Case:
             kill(process)
 
 
-def start(job: Job, nodes: Nodes | None) -> Attempt:
+def start(job: Job, nodes: Nodes | None) -> GradingItem:
     """A driver of ``job``, on ``nodes`` if there are some, else with a Ray of its own."""
     return job.start({"RAY_ADDRESS": "local"} if nodes is None else nodes.start())
 
 
-def _death(kill_: Kill, victims: Sequence[Victim], attempt: Attempt) -> Death:
-    line = attempt.line
-    step, since = (0, attempt.started) if line is None else (line.step, line.at)
+def _death(kill_: Kill, victims: Sequence[Victim], item: GradingItem) -> Death:
+    line = item.line
+    step, since = (0, item.started) if line is None else (line.step, line.at)
     names = tuple(victim.name for victim in victims)
     return Death(kill=kill_, victims=names, target="", step=step, seconds=time.monotonic() - since)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from rlinf_lite.checkpoint import CheckpointError, layout
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.compare import compare
-from rlinf_lite.checkpoint.read_state import tensor_names
+from rlinf_lite.checkpoint.cli.compare import compare
+from rlinf_lite.checkpoint.formats.read_state import tensor_names
 
 _SECONDS = ("time/", "throughput/", "memory/", "save/")
 
@@ -21,8 +21,8 @@ def differences(reference: Path, run: Path, last_step: int) -> list[str]:
     rows, prompts and tokens are bit-equal, and no step is missing, repeated or beyond ``last_step``.
 
     Args:
-        reference: folder of a run with a checkpoint of every step that ``run`` saved.
-        run: folder of the other run.
+        reference: directory of a run with a checkpoint of every step that ``run`` saved.
+        run: directory of the other run.
     """
     try:
         return list(_differences(reference, run, last_step))

@@ -1,4 +1,4 @@
-"""The job that is killed: its command, its folder, and what each of its driver processes printed, and when."""
+"""The job that is killed: its command, its directory, and what each of its driver processes printed, and when."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StepLine:
     """By ``time.monotonic()``."""
 
 
-class Attempt:
+class GradingItem:
     """One driver process, from its start to its end."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
@@ -117,13 +117,13 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A run's folder and command, over as many processes as it takes."""
+    """A run's directory and command, over as many processes as it takes."""
 
     root: Path
     settings: Mapping[str, str]
 
     @property
-    def folder(self) -> Path:
+    def directory(self) -> Path:
         """Where metrics, rollouts, checkpoints and ``workers.json`` are."""
         return self.root / "chaos"
 
@@ -135,7 +135,7 @@ class Job:
     def last_step(self) -> int:
         return int(self.settings["runner.max_steps"])
 
-    def start(self, joining: Mapping[str, str]) -> Attempt:
+    def start(self, joining: Mapping[str, str]) -> GradingItem:
         """Start the command, which is the same each time.
 
         Args:
@@ -144,7 +144,7 @@ class Job:
         self.root.mkdir(parents=True, exist_ok=True)
         settings = {**self.settings, "runner.output_dir": str(self.root), "runner.experiment_name": "chaos"}
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
-        return Attempt(command, {**os.environ, **joining}, self.output)
+        return GradingItem(command, {**os.environ, **joining}, self.output)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

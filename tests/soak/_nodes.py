@@ -11,7 +11,7 @@ from ray_nodes import RayNodes, ray_nodes
 
 
 class Nodes:
-    """``size`` nodes of one seat each."""
+    """``size`` nodes of one location each."""
 
     def __init__(self, size: int) -> None:
         self.size = size

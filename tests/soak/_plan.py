@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from _job import Attempt
+from _job import GradingItem
 
 ANYWHERE = ("driver", "actor", "rollout", "reward", "raylet", "all")
 """Who is killed, at any instant."""
@@ -54,17 +54,17 @@ class Timeline:
     end: float
 
     @classmethod
-    def of(cls, attempt: Attempt) -> Timeline:
-        assert attempt.ended is not None
-        steps = {line.step: line.at - attempt.started for line in attempt.steps}
-        return cls(steps=steps, end=attempt.ended - attempt.started)
+    def of(cls, item: GradingItem) -> Timeline:
+        assert item.ended is not None
+        steps = {line.step: line.at - item.started for line in item.steps}
+        return cls(steps=steps, end=item.ended - item.started)
 
     def instant(self, kill: Kill) -> float:
         """When ``kill`` is due. One in the start-up counts from the start of a process, or from the kill before it."""
         first = self.steps[1]
         return kill.share * first if kill.startup else first + kill.share * (self.end - first)
 
-    def due(self, kill: Kill, attempt: Attempt, last_kill: float) -> bool:
+    def due(self, kill: Kill, item: GradingItem, last_kill: float) -> bool:
         """Whether it is time for ``kill``.
 
         In the start-up: of the first process, or of one that starts again after the kill before. Later: on a clock that
@@ -73,8 +73,8 @@ class Timeline:
         """
         now = time.monotonic()
         if kill.startup:
-            return now - max(attempt.started, last_kill) >= self.instant(kill)
-        line = attempt.line
+            return now - max(item.started, last_kill) >= self.instant(kill)
+        line = item.line
         return line is not None and self.steps[line.step] + now - line.at >= self.instant(kill)
 
 

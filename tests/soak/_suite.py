@@ -33,7 +33,7 @@ class Suite:
         Args:
             options: of the command line.
             overrides: of the job's settings, ``key=value``.
-            root: an empty folder, for the runs.
+            root: an empty directory, for the runs.
         """
         self._options, self._overrides, self._root, self._nodes = options, overrides, root, nodes
         self._settings = {
@@ -93,7 +93,7 @@ class Suite:
         limit = options.limit or 120 + 3 * timeline.end * (len(plan.kills) + 1)
         outcome = Case(job, plan, timeline, self._nodes, self._traps, limit).run()
         if not outcome.wrong:
-            outcome.wrong += differences(self._reference.folder, job.folder, job.last_step)
+            outcome.wrong += differences(self._reference.directory, job.directory, job.last_step)
         if options.strict and outcome.gave_up:
             outcome.wrong.append(f"{outcome.gave_up} drivers ended early that had not been killed")
         self._count(outcome)

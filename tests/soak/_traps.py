@@ -36,32 +36,32 @@ CHANGES = (
 class Traps:
     """One for each phase; they do nothing until they are armed, and strike once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         """To be made before what the faults shall strike is started: they travel in this process's environment."""
-        folder.mkdir()
-        self._folder = folder
+        directory.mkdir()
+        self._directory = directory
         actions = dict.fromkeys(PHASES, "wait") | dict.fromkeys(CHANGES, "kill")
         os.environ[faults.VARIABLE] = json.dumps(
             [
-                {"phase": phase, "action": action, "armed": str(folder / phase), "mark": str(self._mark(phase))}
+                {"phase": phase, "action": action, "armed": str(directory / phase), "mark": str(self._mark(phase))}
                 for phase, action in actions.items()
             ]
         )
 
     def _mark(self, phase: str) -> Path:
-        return self._folder / f"{phase}.reached"
+        return self._directory / f"{phase}.reached"
 
     def arm(self, phase: str) -> None:
         """The next process that reaches it is struck."""
         self._mark(phase).unlink(missing_ok=True)
-        (self._folder / phase).touch()
+        (self._directory / phase).touch()
 
     def is_reached(self, phase: str) -> bool:
         return self._mark(phase).exists()
 
     def clear(self) -> None:
         """Disarm all of them."""
-        for path in self._folder.iterdir():
+        for path in self._directory.iterdir():
             path.unlink()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from _job import Attempt, descendants, kill
+from _job import GradingItem, descendants, kill
 from _plan import Kill
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
@@ -26,7 +26,7 @@ class Victim:
 
 
 def strike(
-    kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None, struck: Collection[psutil.Process]
+    kill_: Kill, item: GradingItem, directory: Path, nodes: Nodes | None, struck: Collection[psutil.Process]
 ) -> list[Victim]:
     """Kill what ``kill_`` names; returns what died, which is nothing as long as no such process is there.
 
@@ -36,7 +36,7 @@ def strike(
     if kill_.victim in ("raylet", "phase") and nodes is not None:
         raylet = nodes.kill_one(kill_.rank, returns=kill_.returns)
         return [] if raylet is None else [Victim(name="raylet", process=raylet)]
-    found = [victim for victim in _find(kill_, attempt, folder, nodes) if victim.process not in struck]
+    found = [victim for victim in _find(kill_, item, directory, nodes) if victim.process not in struck]
     if kill_.victim in _CLASSES or kill_.victim in ("raylet", "phase"):
         found = found[kill_.rank % len(found) :][:1] if found else []
     killed = [victim for victim in found if kill(victim.process)]
@@ -45,49 +45,49 @@ def strike(
     return killed
 
 
-def below(attempt: Attempt, nodes: Nodes | None) -> list[psutil.Process]:
+def below(item: GradingItem, nodes: Nodes | None) -> list[psutil.Process]:
     """What must not outlive the driver."""
     if nodes is None:
-        return descendants(attempt.process)
+        return descendants(item.process)
     return [victim.process for victim in _seen(nodes.processes())]
 
 
-def _find(kill_: Kill, attempt: Attempt, folder: Path, nodes: Nodes | None) -> list[Victim]:
+def _find(kill_: Kill, item: GradingItem, directory: Path, nodes: Nodes | None) -> list[Victim]:
     """All that ``kill_`` may mean: one of them, except for all at once."""
-    driver = Victim(name="driver", process=attempt.process)
+    driver = Victim(name="driver", process=item.process)
     if kill_.victim in ("driver", "damage", "change"):
         return [driver]
     if kill_.victim == "all":
-        return [driver, *_workers(attempt, folder, nodes), *_daemons(attempt)]
+        return [driver, *_workers(item, directory, nodes), *_daemons(item)]
     if kill_.victim == "phase":
-        return [victim for victim in _daemons(attempt) if victim.name == "raylet"]
-    return _daemons(attempt) if kill_.victim == "raylet" else _workers(attempt, folder, nodes, kill_.victim)
+        return [victim for victim in _daemons(item) if victim.name == "raylet"]
+    return _daemons(item) if kill_.victim == "raylet" else _workers(item, directory, nodes, kill_.victim)
 
 
-def _daemons(attempt: Attempt) -> list[Victim]:
+def _daemons(item: GradingItem) -> list[Victim]:
     """Of a driver's own Ray."""
     return [
         Victim(name=name, process=each)
-        for each in descendants(attempt.process)
+        for each in descendants(item.process)
         if (name := _name(each)).startswith(_DAEMONS)
     ]
 
 
-def _workers(attempt: Attempt, folder: Path, nodes: Nodes | None, group: str | None = None) -> list[Victim]:
+def _workers(item: GradingItem, directory: Path, nodes: Nodes | None, group: str | None = None) -> list[Victim]:
     """In the order of groups and ranks, where the driver has written them down; else in the order of process ids."""
-    found = _listed(folder / "workers.json", attempt) or _seen(
-        descendants(attempt.process) if nodes is None else nodes.processes()
+    found = _listed(directory / "workers.json", item) or _seen(
+        descendants(item.process) if nodes is None else nodes.processes()
     )
     return [victim for victim in found if group is None or victim.name.startswith(group)]
 
 
-def _listed(path: Path, attempt: Attempt) -> list[Victim]:
+def _listed(path: Path, item: GradingItem) -> list[Victim]:
     """From the driver's list; nothing while it is another driver's. A process id used again is no worker."""
     try:
         listed = json.loads(path.read_text())
     except FileNotFoundError:
         return []
-    if listed["driver"] != attempt.process.pid:
+    if listed["driver"] != item.process.pid:
         return []
     found = []
     for worker in listed["workers"]:

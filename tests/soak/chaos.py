@@ -8,8 +8,8 @@ instant of the run's life; or it is targeted: ``phase``, the raylet while a work
 ``damage``, the driver, and a bit of its newest checkpoint; ``change``, the driver, and the next one before a given
 change that a start makes on the disk. A driver that is gone is started again with the same command, as a scheduler
 would. At the end parameters, moments, generators, counters, metric rows and generated tokens must be bit-equal, no step
-missing or done twice, and no process left. Exit code 1 if one run is not so: its folder is kept, and the command that
-repeats it printed. ``key=value`` are hydra overrides for every run.
+missing or done twice, and no process left. Exit code 1 if one run is not so: its directory is kept, and the command
+that repeats it printed. ``key=value`` are hydra overrides for every run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> int:
     options, overrides = _parser().parse_known_args()
     if unknown := [text for text in overrides if text.startswith("-") or "=" not in text]:
         _parser().error(f"{unknown[0]!r} is neither an option nor a hydra override key=value")
-    root = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.folder))
+    root = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.directory))
     nodes = _nodes(options.ranks + 1) if options.cluster else None
     try:
         failed = Suite(options, overrides, root, nodes).run()
@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="only a driver that was killed, or its raylet, may end early"
     )
     parser.add_argument("--limit", type=float, help="seconds after which a run counts as hanging (default: ample)")
-    parser.add_argument("--folder", help="where to work (default: the system's for temporary files)")
-    parser.add_argument("--keep", action="store_true", help="keep every run's folder")
+    parser.add_argument("--directory", help="where to work (default: the system's for temporary files)")
+    parser.add_argument("--keep", action="store_true", help="keep every run's directory")
     return parser
 
 

@@ -24,7 +24,9 @@ def chaos(*options: str, seconds: float = 840) -> str:
 
 def test_ten_kills(tmp_path):
     """Which of the planned kills strike depends on the machine's speed; that all are bit-equal does not."""
-    printed = chaos("--kills", "10", "--kills-per-run", "10", "--seed", "7903", "--strict", "--folder", str(tmp_path))
+    printed = chaos(
+        "--kills", "10", "--kills-per-run", "10", "--seed", "7903", "--strict", "--directory", str(tmp_path)
+    )
     assert "10 kills, 10 bit-equal" in printed, printed
 
 
@@ -32,7 +34,7 @@ def test_ten_kills(tmp_path):
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("where", [(), ("--cluster",)], ids=["one node", "several nodes"])
 def test_two_hundred_kills(where, tmp_path):
-    printed = chaos("--kills", "200", "--seed", "1", "--strict", "--folder", str(tmp_path), *where, seconds=6 * 3600)
+    printed = chaos("--kills", "200", "--seed", "1", "--strict", "--directory", str(tmp_path), *where, seconds=6 * 3600)
     assert "200 kills, 200 bit-equal" in printed, printed
 
 
@@ -56,8 +58,8 @@ def compared(straight, tmp_path, monkeypatch):
     from _compare import differences
 
     copy = tmp_path / "copy"
-    shutil.copytree(straight.folder, copy)
-    return copy, lambda: differences(straight.folder, copy, 8)
+    shutil.copytree(straight.directory, copy)
+    return copy, lambda: differences(straight.directory, copy, 8)
 
 
 def test_a_copy_is_equal(compared):
@@ -67,8 +69,8 @@ def test_a_copy_is_equal(compared):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
 @pytest.mark.parametrize("damage", ["missing", "doubled", "moved", "changed", "torn"])
 def test_every_row_counts(name, damage, compared):
-    folder, differences = compared
-    file = folder / name
+    directory, differences = compared
+    file = directory / name
     lines = file.read_text().splitlines(keepends=True)
     if damage == "changed":
         row = json.loads(lines[-2])
@@ -84,8 +86,8 @@ def test_every_row_counts(name, damage, compared):
 
 @pytest.mark.parametrize("damage", ["the last", "an unfinished save", "other tensors", "other counters"])
 def test_every_checkpoint_counts(damage, compared):
-    folder, differences = compared
-    last, before = (folder / "checkpoints" / f"global_step_{step}" for step in (8, 7))
+    directory, differences = compared
+    last, before = (directory / "checkpoints" / f"global_step_{step}" for step in (8, 7))
     if damage == "the last":
         shutil.rmtree(last)
     elif damage == "an unfinished save":
@@ -101,10 +103,10 @@ def test_every_checkpoint_counts(damage, compared):
 def test_damage_hits_the_newest_intact_checkpoint_and_spares_the_last(compared):
     from _traps import damage
 
-    folder, differences = compared
-    damages = [damage(folder / "checkpoints", number) for number in range(7)]
+    directory, differences = compared
+    damages = [damage(directory / "checkpoints", number) for number in range(7)]
     assert [found and found.name.split("/")[0] for found in damages] == [f"global_step_{n}" for n in range(8, 1, -1)]
-    assert damage(folder / "checkpoints", 0) is None
+    assert damage(directory / "checkpoints", 0) is None
     assert any("its sha256 is not the one in the manifest" in text for text in differences())
     for found in damages:
         found.undo()

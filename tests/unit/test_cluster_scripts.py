@@ -214,9 +214,9 @@ def test_a_node_starts_once_and_is_found(home, tmp_path):
     """Ended by process, since `ray stop` would end every Ray of the machine."""
     with socket.create_server(("", 0)) as listener:
         port = listener.getsockname()[1]
-    folder = Path("/tmp") / f"cs{os.getpid()}"  # short: a socket's path has at most 107 characters
+    directory = Path("/tmp") / f"cs{os.getpid()}"  # short: a socket's path has at most 107 characters
     env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(home), "MASTER_PORT": str(port)}
-    extra = ["--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}", "--object-store-memory=80000000"]
+    extra = ["--num-cpus=1", "--include-dashboard=false", f"--temp-dir={directory}", "--object-store-memory=80000000"]
     start = ["bash", str(CLUSTER / "start_ray.sh"), "head", *extra]
     run = {"env": env, "cwd": tmp_path, "text": True}
     head = subprocess.Popen([*start, "--block"], stdout=subprocess.PIPE, start_new_session=True, **run)
@@ -245,7 +245,7 @@ def test_a_node_starts_once_and_is_found(home, tmp_path):
         if head.poll() is None:
             for process in (*psutil.Process(head.pid).children(recursive=True), head):
                 process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 # -- files for others

@@ -1,4 +1,4 @@
-"""The embedded default model is an ordinary Hugging Face folder and starts where GRPO has something to learn."""
+"""The embedded default model is an ordinary Hugging Face directory and starts where GRPO has something to learn."""
 
 from __future__ import annotations
 
@@ -104,6 +104,6 @@ def test_the_script_writes_the_committed_tokenizer_and_config(tmp_path) -> None:
     make_tiny_arithmetic.write(make_tiny_arithmetic.build_model(tokenizer), tokenizer, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FOLDER.iterdir()}
     assert (tmp_path / "tokenizer.json").read_text() == (FOLDER / "tokenizer.json").read_text()
-    made, committed = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, FOLDER))
+    made, committed = (json.loads((directory / "config.json").read_text()) for directory in (tmp_path, FOLDER))
     assert made | {"transformers_version": ""} == committed | {"transformers_version": ""}
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}

@@ -18,12 +18,12 @@ from rlinf_lite.cluster.process import prepare
 from rlinf_lite.config import ClusterConfig, Config, ConfigError, flatten
 from rlinf_lite.eval.command import explain as explain_eval
 from rlinf_lite.eval.engine import prepare_device
+from rlinf_lite.launch import launch, make_directories
 from rlinf_lite.main_math import load
-from rlinf_lite.runner.diagnosis import diagnose
+from rlinf_lite.recovery.diagnosis import diagnose
+from rlinf_lite.recovery.identity import refuse_changes
+from rlinf_lite.recovery.lock import hold
 from rlinf_lite.runner.failures import EXIT_USER_ERROR, explain
-from rlinf_lite.runner.identity import refuse_changes
-from rlinf_lite.runner.launch import launch, make_folders
-from rlinf_lite.runner.lock import hold
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", numerics.WORKSPACE)
@@ -267,7 +267,7 @@ def test_a_refusal_is_never_tried_again():
     """Restarting would only meet it again; no worker needs to be asked for that."""
     refused = numerics.NotDeterministic("put_")
     with pytest.raises(numerics.NotDeterministic):
-        diagnose(refused, crew=None, intact=True)  # type: ignore[arg-type]
+        diagnose(refused, workers=None, intact=True)  # type: ignore[arg-type]
 
 
 # -- the key
@@ -287,7 +287,7 @@ def test_the_key_is_part_of_the_identity():
 def test_opting_out_is_said_in_the_first_lines(tmp_path, capsys, deterministic):
     """Before Ray is there; a run that is already there ends the start after these lines."""
     config = load([f"runner.output_dir={tmp_path}", f"cluster.deterministic={deterministic}"])
-    with hold(make_folders(config).checkpoints), pytest.raises(ConfigError, match="in use"):
+    with hold(make_directories(config).checkpoints), pytest.raises(ConfigError, match="in use"):
         launch(config, started=0.0)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("run: ")

@@ -11,14 +11,14 @@ from omegaconf import OmegaConf
 
 from rlinf_lite import faults, paths
 from rlinf_lite.checkpoint import Checkpointer, CheckpointManager, NoCheckpoint
-from rlinf_lite.checkpoint.storage import folder
+from rlinf_lite.checkpoint.storage import storage_path
 from rlinf_lite.config import ConfigError, build, flatten, types
 from rlinf_lite.config_checks import check
 from rlinf_lite.eval.__main__ import parse as parse_eval
 from rlinf_lite.eval.settings import overrides as eval_overrides
 from rlinf_lite.eval.source import opened
 from rlinf_lite.main_math import load
-from rlinf_lite.models.folder import resolve
+from rlinf_lite.models.hf_directory import resolve
 from rlinf_lite.overrides import readable
 from rlinf_lite.report.__main__ import parser as report_parser
 from rlinf_lite.written import is_list, is_text
@@ -126,7 +126,7 @@ def test_what_is_no_path_is_refused_wherever_it_is_read(path, said):
     with pytest.raises(ConfigError, match="--hf_path"):
         resolve(path, "--hf_path")
     with pytest.raises(ValueError):
-        folder(path)
+        storage_path(path)
     with pytest.raises(NoCheckpoint), opened(path, "full"):
         pass
 
@@ -136,7 +136,7 @@ def test_commands_and_libraries_read_paths_likewise(home, tmp_path, monkeypatch)
     assert parse_eval(["m", "--output", "~/rows.jsonl"]).output == home / "rows.jsonl"
     report = report_parser().parse_args(["~/run", "--output", "~/out", "--compare", "~/other"])
     assert (report.run, report.output, report.compare) == (home / "run", home / "out", [home / "other"])
-    assert folder("~/x") == Checkpointer("~/x").root == home / "x"
+    assert storage_path("~/x") == Checkpointer("~/x").root == home / "x"
     assert CheckpointManager("~/y").save_dir == home / "y"
     monkeypatch.setenv(faults.VARIABLE, '[{"phase": "here", "action": "EIO", "mark": "~/mark"}]')
     faults._table.cache_clear()
@@ -148,8 +148,8 @@ def test_commands_and_libraries_read_paths_likewise(home, tmp_path, monkeypatch)
 
 def test_a_url_of_another_machine_is_no_local_path():
     with pytest.raises(ValueError, match=r"names the machine '~'"):
-        folder("file://~/x")
-    assert folder("file:///a%20b") == folder("file://localhost/a%20b") == Path("/a b")
+        storage_path("file://~/x")
+    assert storage_path("file:///a%20b") == storage_path("file://localhost/a%20b") == Path("/a b")
 
 
 def test_a_config_may_lie_in_the_home_directory(home):

@@ -51,15 +51,15 @@ def engine(engines):
 class Processes:
     """Engines in new processes, ended with the test."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self.running: list[subprocess.Popen[str]] = []
 
     def start(self, **job: Any) -> tuple[subprocess.Popen[str], Path]:
         """The process, and the file that will hold what its chunks gave."""
-        output = self._folder / f"{len(self.running)}.json"
+        output = self._directory / f"{len(self.running)}.json"
         command = [sys.executable, str(HERE / "engine_process.py")]
-        with (self._folder / "log").open("a") as log:
+        with (self._directory / "log").open("a") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
         self.running.append(process)
         assert process.stdin is not None
@@ -74,7 +74,7 @@ class Processes:
 
     @property
     def log(self) -> str:
-        return (self._folder / "log").read_text()
+        return (self._directory / "log").read_text()
 
 
 @pytest.fixture

@@ -16,16 +16,16 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlinf_lite.config import RolloutConfig, RolloutModelConfig, SamplingConfig
-from rlinf_lite.models import build, folder, vocabulary
+from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.vllm_engine import VllmEngine
-from rlinf_lite.types import GenerationChunk, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
 
 EMBEDDED = "embedded:tiny-arithmetic-2heads"
 
 
 def load_model(path: str = EMBEDDED, precision: str = "fp32", seed: int | None = None) -> PreTrainedModel:
     """transformers' own: what the trainer computes with. With a seed: other weights, far from the stored ones."""
-    model = AutoModelForCausalLM.from_pretrained(folder.resolve(path), dtype=build.DTYPES[precision]).eval()
+    model = AutoModelForCausalLM.from_pretrained(hf_directory.resolve(path), dtype=build.DTYPES[precision]).eval()
     if seed is not None:
         torch.manual_seed(seed)
         with torch.no_grad():
@@ -38,9 +38,9 @@ def make_engine(path: str = EMBEDDED, *, temperature: float = 1.0, seq_length: i
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    model_dir = folder.resolve(path)
+    model_dir = hf_directory.resolve(path)
     precision = settings.pop("precision", "fp32")
-    tokenizer = folder.load_tokenizer(folder.resolve(EMBEDDED))
+    tokenizer = hf_directory.load_tokenizer(hf_directory.resolve(EMBEDDED))
     return VllmEngine(
         RolloutConfig(
             rollout_backend="vllm",
@@ -49,8 +49,8 @@ def make_engine(path: str = EMBEDDED, *, temperature: float = 1.0, seq_length: i
         ),
         tokenizer,
         model_dir=model_dir,
-        shapes=build.weight_shapes(build.build_on_meta(folder.load_config(model_dir, None), precision)),
-        eos_ids=vocabulary.eos_ids(folder.resolve(EMBEDDED), tokenizer),
+        shapes=build.weight_shapes(build.build_on_meta(hf_directory.load_config(model_dir, None), precision)),
+        eos_ids=vocabulary.eos_ids(hf_directory.resolve(EMBEDDED), tokenizer),
         seq_length=seq_length,
         sampling=SamplingConfig(temperature=temperature),
         device=torch.device("cpu"),
@@ -69,10 +69,10 @@ def make_chunk(
     step: int = 1,
     group_size: int = 1,
     **sampling: Any,
-) -> GenerationChunk:
+) -> GenerationBatch:
     """``prompts`` are token ids; their positions count from ``first``."""
     plain = {"do_sample": True, "temperature": 1.0, "top_k": -1, "top_p": 1.0, "repetition_penalty": 1.0}
-    return GenerationChunk(
+    return GenerationBatch(
         stream=stream,
         step=step,
         index=0,
@@ -103,7 +103,7 @@ def bits(rollouts: list[Rollout]) -> list[Any]:
 
 
 def sums(*texts: str) -> list[list[int]]:
-    tokenizer = folder.load_tokenizer(folder.resolve(EMBEDDED))
+    tokenizer = hf_directory.load_tokenizer(hf_directory.resolve(EMBEDDED))
     return [tokenizer(text)["input_ids"] for text in texts]
 
 

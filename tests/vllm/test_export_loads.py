@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlinf_lite.checkpoint import Checkpointer
-from rlinf_lite.models import folder
+from rlinf_lite.models import hf_directory
 from rlinf_lite.models.build import named_state, tied_names
 
 pytest.importorskip("vllm")
@@ -36,9 +36,9 @@ print(json.dumps([list(answer.outputs[0].token_ids) for answer in answers]))
 
 @pytest.fixture
 def exported(tmp_path, monkeypatch):
-    """A checkpoint of the embedded model with other weights, as a folder."""
+    """A checkpoint of the embedded model with other weights, as a directory."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder.resolve(BASE))
+    model = AutoModelForCausalLM.from_pretrained(hf_directory.resolve(BASE))
     with torch.no_grad():
         for param in model.parameters():
             param.add_(torch.randn_like(param) * 0.01)
@@ -55,7 +55,7 @@ def test_vllm_loads_the_export(exported):
     command = [sys.executable, "-c", PROGRAM, str(exported), json.dumps(SUMS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(exported).eval(), folder.load_tokenizer(exported)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(exported).eval(), hf_directory.load_tokenizer(exported)
     expected = []
     for text in SUMS:
         ids = tokenizer(text, return_tensors="pt")

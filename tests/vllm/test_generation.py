@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_process import EMBEDDED, bits, load_model, make_chunk, pieces, sums
 
-from rlinf_lite.models import folder, vocabulary
+from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.rollout.builtin import BuiltinEngine
 
 if find_spec("vllm") is None:
@@ -26,8 +26,8 @@ def loaded(engine):
 
 @pytest.fixture(scope="module")
 def builtin():
-    model_dir = folder.resolve(EMBEDDED)
-    tokenizer = folder.load_tokenizer(model_dir)
+    model_dir = hf_directory.resolve(EMBEDDED)
+    tokenizer = hf_directory.load_tokenizer(model_dir)
     eos_ids = vocabulary.eos_ids(model_dir, tokenizer)
     return BuiltinEngine(load_model(), tokenizer, eos_ids=eos_ids, return_logprobs=True)
 

@@ -13,7 +13,7 @@ from engine_process import EMBEDDED, bits, load_model, make_chunk, make_engine, 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rlinf_lite.models import build, folder
+from rlinf_lite.models import build, hf_directory
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: bash toolkits/vllm/install_cpu.sh", allow_module_level=True)
@@ -192,9 +192,9 @@ def test_heads_that_vllm_has_no_kernels_for():
         make_engine("embedded:tiny-arithmetic")
 
 
-def test_the_folder_is_read_for_its_config_alone(tmp_path: Path, engines):
-    """A folder without weights is enough: they come from the actor."""
-    source = folder.resolve(EMBEDDED)
+def test_the_directory_is_read_for_its_config_alone(tmp_path: Path, engines):
+    """A directory without weights is enough: they come from the actor."""
+    source = hf_directory.resolve(EMBEDDED)
     (tmp_path / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text())))
     engine = engines.of(str(tmp_path))
     model = load_model()

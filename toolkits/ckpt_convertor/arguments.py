@@ -6,14 +6,14 @@ import argparse
 
 from safetensors_file import parse_size
 
-from rlinf_lite.checkpoint.storage import Folder, absolute
-from rlinf_lite.checkpoint.storage import folder as folder_of
+from rlinf_lite.checkpoint.storage import StoragePath, absolute
+from rlinf_lite.checkpoint.storage import storage_path as path_of
 
 
-def checkpoint_path(text: str) -> Folder:
+def checkpoint_path(text: str) -> StoragePath:
     """A local path or any URL that fsspec knows. argparse shows the text of this error only."""
     try:
-        return absolute(folder_of(text))
+        return absolute(path_of(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

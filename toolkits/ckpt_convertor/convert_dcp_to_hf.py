@@ -1,4 +1,4 @@
-"""From the shards of a checkpoint to a Hugging Face folder, one tensor in memory at a time."""
+"""From the shards of a checkpoint to a Hugging Face directory, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 import torch
 from arguments import checkpoint_path, size
 from dcp_source import DCP_PATH_HELP, DcpModel, Located, check_model, located
-from durable_output import durable_file, new_folder, refuse_existing
-from hf_folder import copy_side_files, file_names, write_config, write_index
+from durable_output import durable_file, new_directory, refuse_existing
+from hf_directory import copy_side_files, file_names, write_config, write_index
 from safetensors_file import Spec, split, write
 
 from rlinf_lite.checkpoint import CheckpointError, Manifest
 from rlinf_lite.checkpoint.manifest import LEVELS
 from rlinf_lite.config import ConfigError
 from rlinf_lite.models.build import DTYPES, build_on_meta, tied_names, weight_shapes
-from rlinf_lite.models.folder import load_config, resolve, tokenizer_fingerprint
+from rlinf_lite.models.hf_directory import load_config, resolve, tokenizer_fingerprint
 from rlinf_lite.paths import argument
 
 TOKENIZER_IDENTITY = "actor.tokenizer (files)"
 
 DESCRIPTION = """\
-Write the model of a checkpoint as a Hugging Face folder: weights in safetensors files; config, generation config,
+Write the model of a checkpoint as a Hugging Face directory: weights in safetensors files; config, generation config,
 tokenizer and chat template of the base model. AutoModelForCausalLM.from_pretrained and vLLM load it.
 
 example:
@@ -46,7 +46,7 @@ class Written:
 
 
 def base_model(given: str | None, manifest: Manifest | None) -> Path:
-    """The folder of the model that was trained: the one given, else the one that the checkpoint names.
+    """The directory of the model that was trained: the one given, else the one that the checkpoint names.
 
     Raises:
         ConfigError: neither is there; names --base_model.
@@ -57,12 +57,12 @@ def base_model(given: str | None, manifest: Manifest | None) -> Path:
     if named is None:
         raise ConfigError(
             "--base_model is needed: the checkpoint does not say which model it was made of; give the "
-            "Hugging Face folder that the run had as actor.model.model_path"
+            "Hugging Face directory that the run had as actor.model.model_path"
         )
     try:
         return resolve(named, "model_path in the checkpoint's manifest")
     except ConfigError as error:
-        raise ConfigError(f"{error}; or give the folder with --base_model") from None
+        raise ConfigError(f"{error}; or give the directory with --base_model") from None
 
 
 def specs_of(source: DcpModel, names: Sequence[str], dtype: torch.dtype | None) -> dict[str, Spec]:
@@ -96,32 +96,32 @@ def read_as(source: DcpModel, name: str, dtype: torch.dtype) -> torch.Tensor:
 def convert(
     source: Located, target: Path, *, base: Path, dtype: torch.dtype | None = None, max_shard_size: int
 ) -> Written:
-    """Write the Hugging Face folder ``target``, which may not exist yet, or be empty.
+    """Write the Hugging Face directory ``target``, which may not exist yet, or be empty.
 
     Raises:
         CheckpointError, ConfigError, OSError: it cannot be written whole, so nothing is.
     """
     model = build_on_meta(load_config(base, None), "fp32")
     shapes, aliases = weight_shapes(model), tied_names(model)
-    shards = DcpModel(source.folder, shapes)
+    shards = DcpModel(source.directory, shapes)
     check_model(shards, shapes, aliases, source.tied)
     specs = specs_of(shards, list(shapes), dtype)
     parts = split(specs, max_shard_size)
     files = dict(zip(file_names(len(parts)), parts, strict=True))
-    with new_folder(target) as folder:
-        copy_side_files(folder, base)
+    with new_directory(target) as directory:
+        copy_side_files(directory, base)
         for file, part in files.items():
-            with durable_file(folder / file) as stream:
+            with durable_file(directory / file) as stream:
                 write(stream, part, lambda name: read_as(shards, name, specs[name].dtype))
         if len(files) > 1:
-            write_index(folder, files)
-        write_config(folder, base, common_dtype(specs), type(model).__name__)
+            write_index(directory, files)
+        write_config(directory, base, common_dtype(specs), type(model).__name__)
     num_bytes = sum(spec.num_bytes for spec in specs.values())
     return Written(num_tensors=len(specs), num_files=len(files), num_bytes=num_bytes, dtype=common_dtype(specs))
 
 
 def notes(source: Located, base: Path) -> list[str]:
-    """What the user should know of the folder that was written."""
+    """What the user should know of the directory that was written."""
     identity = source.manifest.info.get("identity", {}) if source.manifest else {}
     trained_with = identity.get(TOKENIZER_IDENTITY)
     if trained_with is None or trained_with == tokenizer_fingerprint(base):
@@ -140,7 +140,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=argument,
         required=True,
         metavar="OUT_DIR",
-        help="the folder to make; it may not exist yet",
+        help="the directory to make; it may not exist yet",
     )
     parser.add_argument(
         "--base_model",

@@ -16,8 +16,8 @@ from dcp_source import DCP_PATH_HELP, left_out, located, model_prefix, of_model
 from durable_output import new_file
 
 from rlinf_lite.checkpoint import CheckpointError, StateMismatch
-from rlinf_lite.checkpoint.read_state import read_tensors, tensor_names
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
+from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.paths import argument
 
 FILE_SUFFIXES = (".pt", ".pth", ".bin")
@@ -34,18 +34,18 @@ example:
 writes exported/{FILE_NAME}."""
 
 
-def read_model(folder: Folder, tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def read_model(directory: StoragePath, tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """The model's tensors by their names in the model; aliases share their tensor.
 
     Raises:
         StateMismatch: no tensor has a known prefix, or a tied name is missing.
     """
-    prefix = model_prefix(folder, tensor_names(folder))
-    tensors = read_tensors(folder, lambda name: of_model(name, prefix))
+    prefix = model_prefix(directory, tensor_names(directory))
+    tensors = read_tensors(directory, lambda name: of_model(name, prefix))
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for alias, name in tied.items():
         if name not in state:
-            raise StateMismatch(f"{folder}: {alias} is tied to {name}, which is missing")
+            raise StateMismatch(f"{directory}: {alias} is tied to {name}, which is missing")
         state.setdefault(alias, state[name])
     return state
 
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output_path",
         type=argument,
         required=True,
-        help=f"a file ending in {', '.join(FILE_SUFFIXES)}, or a folder that gets a {FILE_NAME}",
+        help=f"a file ending in {', '.join(FILE_SUFFIXES)}, or a directory that gets a {FILE_NAME}",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     return parser.parse_args(arguments)
@@ -94,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         file = target_file(options.output_path, options.overwrite)
         with located(options.dcp_path) as source:
-            state = read_model(source.folder, source.tied)
-            names = tensor_names(source.folder)
-            others = left_out(names, model_prefix(source.folder, names))
+            state = read_model(source.directory, source.tied)
+            names = tensor_names(source.directory)
+            others = left_out(names, model_prefix(source.directory, names))
         num_bytes = write(state, file)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a checkpoint of step 0, one tensor in memory at a time."""
+"""From a Hugging Face directory to a checkpoint of step 0, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 from arguments import checkpoint_path
 from dcp_source import some
-from hf_folder import HfModel
+from hf_directory import HfModel
 
 from rlinf_lite.checkpoint import Checkpointer, CheckpointError, SaveReport, StateMismatch, layout
-from rlinf_lite.checkpoint.storage import Folder
+from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import ConfigError
 from rlinf_lite.models.build import DTYPES, build_on_meta, tied_names, weight_shapes
-from rlinf_lite.models.folder import EMBEDDED, load_config, resolve
+from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve
 
 STEP = 0
 SECTION = "model"
 
 DESCRIPTION = """\
-Write the weights of a Hugging Face folder as a checkpoint (global_step_0) that holds a model and nothing else:
+Write the weights of a Hugging Face directory as a checkpoint (global_step_0) that holds a model and nothing else:
 a run starts from it with runner.resume_dir=.../global_step_0 runner.resume_mode=weights.
 
 example:
@@ -30,8 +30,8 @@ example:
 writes logs/base/checkpoints/global_step_0."""
 
 
-def checkpoints_root(output_path: Folder) -> Folder:
-    """The folder of checkpoints that ``output_path`` means.
+def checkpoints_root(output_path: StoragePath) -> StoragePath:
+    """The directory of checkpoints that ``output_path`` means.
 
     Raises:
         ConfigError: it is the name of another step.
@@ -47,19 +47,19 @@ def checkpoints_root(output_path: Folder) -> Folder:
 
 
 def convert(
-    folder: Path, root: Folder, *, dtype: torch.dtype | None = None, model_path: str
+    directory: Path, root: StoragePath, *, dtype: torch.dtype | None = None, model_path: str
 ) -> tuple[SaveReport, list[str]]:
     """Commit ``global_step_0`` in ``root``.
 
     Returns:
-        The engine's report, and the names of tensors in ``folder`` that the model does not have.
+        The engine's report, and the names of tensors in ``directory`` that the model does not have.
 
     Raises:
         CheckpointError, ConfigError, OSError: nothing was committed.
     """
-    model = build_on_meta(load_config(folder, None), "fp32")
+    model = build_on_meta(load_config(directory, None), "fp32")
     shapes, aliases = weight_shapes(model), tied_names(model)
-    source = HfModel(folder, list(shapes), aliases, f"{model.base_model_prefix}.")
+    source = HfModel(directory, list(shapes), aliases, f"{model.base_model_prefix}.")
     tensors = {name: _meta(source, name, shape, dtype) for name, shape in shapes.items()}
 
     def resolve_one(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ def _meta(source: HfModel, name: str, shape: tuple[int, ...], dtype: torch.dtype
     spec = source.spec(name)
     if spec.shape != shape:
         raise StateMismatch(
-            f"--hf_path {source.folder}: {name} is {list(spec.shape)}, the architecture in config.json "
+            f"--hf_path {source.directory}: {name} is {list(spec.shape)}, the architecture in config.json "
             f"wants {list(shape)}"
         )
     target = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
@@ -87,13 +87,13 @@ def _meta(source: HfModel, name: str, shape: tuple[int, ...], dtype: torch.dtype
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--hf_path", required=True, metavar="HF_DIR", help="a Hugging Face folder with config.json and *.safetensors"
+        "--hf_path", required=True, metavar="HF_DIR", help="a Hugging Face directory with config.json and *.safetensors"
     )
     parser.add_argument(
         "--output_path",
         type=checkpoint_path,
         required=True,
-        help=f"a folder of checkpoints, or the global_step_{STEP} to make in one",
+        help=f"a directory of checkpoints, or the global_step_{STEP} to make in one",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="type of the weights: the run's actor.model.precision; default: as in the files"
@@ -106,10 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         root = checkpoints_root(options.output_path)
-        folder = resolve(options.hf_path, "--hf_path")
-        model_path = options.hf_path if options.hf_path.startswith(EMBEDDED) else str(folder)
+        directory = resolve(options.hf_path, "--hf_path")
+        model_path = options.hf_path if options.hf_path.startswith(EMBEDDED) else str(directory)
         dtype = DTYPES[options.dtype] if options.dtype else None
-        report, unused = convert(folder, root, dtype=dtype, model_path=model_path)
+        report, unused = convert(directory, root, dtype=dtype, model_path=model_path)
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """Where the model's tensors are in what a user calls a checkpoint, and reading them, one at a time if need be.
 
-Knows checkpoints of rlinf_lite and of RLinf, and plain DCP folders of a model's state dict. Nothing is unpickled.
+Knows checkpoints of rlinf_lite and of RLinf, and plain DCP directories of a model's state dict. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rlinf_lite.checkpoint import Manifest, NoCheckpoint, StateMismatch, layout
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.formats.dcp_reader import ShardReader, check_size
 from rlinf_lite.checkpoint.mistaken import instead_of
-from rlinf_lite.checkpoint.reader import ShardReader, check_size
-from rlinf_lite.checkpoint.storage import Folder, in_use
+from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 PREFIXES = ("fsdp_checkpoint.model.", "app.model.", "model.")
 """What the names of model tensors begin with: in RLinf's checkpoints, where a whole application was saved as ``app``
@@ -59,14 +59,14 @@ _ROOTS = frozenset(
 """What the names of a causal LM begin with, in transformers and in torchtitan."""
 RLINF_FOLDER = "dcp_checkpoint"
 DCP_PATH_HELP = (
-    f"a global_step_N directory, its actor folder, RLinf's actor/{RLINF_FOLDER}, or any DCP folder of a model"
+    f"a global_step_N directory, its actor directory, RLinf's actor/{RLINF_FOLDER}, or any DCP directory of a model"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Located:
-    folder: Folder
-    """The DCP folder."""
+    directory: StoragePath
+    """The DCP directory."""
     manifest: Manifest | None
     """Of a checkpoint of ours."""
 
@@ -77,42 +77,42 @@ class Located:
 
 
 @contextmanager
-def located(path: Folder, verify: str = "full") -> Iterator[Located]:
-    """The DCP folder that ``path`` means, kept from being deleted meanwhile. A checkpoint of ours is verified first.
+def located(path: StoragePath, verify: str = "full") -> Iterator[Located]:
+    """The DCP directory that ``path`` means, kept from being deleted meanwhile. A checkpoint of ours is verified first.
 
     Raises:
         NoCheckpoint, DamagedCheckpoint: ``path`` is none of what can be converted, or does not verify.
     """
     if not path.is_dir():
         raise NoCheckpoint(f"--dcp_path {path}: no such directory")
-    checkpoint = path.parent if _is_actor_folder_of_ours(path) else path
+    checkpoint = path.parent if _is_actor_directory_of_ours(path) else path
     if (checkpoint / layout.MANIFEST).exists() or _holds_shards(checkpoint / layout.ACTOR):
         with in_use(checkpoint / layout.MANIFEST):
             manifest = manifests.read_verified(checkpoint, verify)
-            yield Located(folder=checkpoint / layout.ACTOR, manifest=manifest)
+            yield Located(directory=checkpoint / layout.ACTOR, manifest=manifest)
         return
-    for folder in (path, path / RLINF_FOLDER, path / layout.ACTOR / RLINF_FOLDER):
-        if _holds_shards(folder):
-            yield Located(folder=folder, manifest=None)
+    for directory in (path, path / RLINF_FOLDER, path / layout.ACTOR / RLINF_FOLDER):
+        if _holds_shards(directory):
+            yield Located(directory=directory, manifest=None)
             return
     if hint := instead_of(path):
         raise NoCheckpoint(f"--dcp_path {path}: {hint}")
     raise NoCheckpoint(
-        f"--dcp_path {path}: no checkpoint there; give a global_step_N directory, its {layout.ACTOR} folder, "
+        f"--dcp_path {path}: no checkpoint there; give a global_step_N directory, its {layout.ACTOR} directory, "
         f"or RLinf's {layout.ACTOR}/{RLINF_FOLDER}"
     )
 
 
-def _is_actor_folder_of_ours(path: Folder) -> bool:
+def _is_actor_directory_of_ours(path: StoragePath) -> bool:
     of_checkpoint = path.parent.name.startswith("global_step_") or (path.parent / layout.MANIFEST).exists()
     return path.name == layout.ACTOR and _holds_shards(path) and of_checkpoint
 
 
-def _holds_shards(folder: Folder) -> bool:
-    return (folder / ".metadata").is_file()
+def _holds_shards(directory: StoragePath) -> bool:
+    return (directory / ".metadata").is_file()
 
 
-def model_prefix(folder: Folder, names: Collection[str]) -> str:
+def model_prefix(directory: StoragePath, names: Collection[str]) -> str:
     """What the names of the model's tensors begin with, told from the ``names`` of all.
 
     Raises:
@@ -120,13 +120,13 @@ def model_prefix(folder: Folder, names: Collection[str]) -> str:
     """
     trained = {match["parameter"] for name in names if (match := _MOMENT.fullmatch(name))}
     if any(name in names for name in BARE) or any(name in trained for name in names):
-        _check_bare(folder, names, trained)
+        _check_bare(directory, names, trained)
         return ""
     prefix = next((known for known in PREFIXES if any(name.startswith(known) for name in names)), None)
     if prefix is None:
         groups = sorted({name.split(".")[0] for name in names})
         raise StateMismatch(
-            f"{folder}: no tensor's name begins with {' or '.join(PREFIXES)}; its top-level groups are: "
+            f"{directory}: no tensor's name begins with {' or '.join(PREFIXES)}; its top-level groups are: "
             f"{', '.join(groups) or 'none'}"
         )
     return prefix
@@ -143,7 +143,7 @@ def left_out(names: Collection[str], prefix: str) -> str:
     return ", ".join(f"{group} ({count} tensors)" for group, count in sorted(groups.items()))
 
 
-def _check_bare(folder: Folder, names: Collection[str], trained: Collection[str]) -> None:
+def _check_bare(directory: StoragePath, names: Collection[str], trained: Collection[str]) -> None:
     """Refuse what may be a weight, or may be not: beside bare names nothing else tells them apart."""
     kept = {name for name in names if of_model(name, "")}
     roots = {name.split(".")[0] for name in (*trained, *BARE) if name in kept} | _ROOTS
@@ -151,21 +151,21 @@ def _check_bare(folder: Folder, names: Collection[str], trained: Collection[str]
     unsure = sorted(name for name in kept if _MOMENT_NAME.search(name) or not (alone or name.split(".")[0] in roots))
     if unsure:
         raise StateMismatch(
-            f"{folder}: {some(unsure, 3)}: neither known as weights nor as optimizer or training state, and names "
+            f"{directory}: {some(unsure, 3)}: neither known as weights nor as optimizer or training state, and names "
             "have no prefix here; save the model by itself, or below the key model"
         )
 
 
 class DcpModel:
-    """The model in a DCP folder: its tensors by their names in the model, read one at a time."""
+    """The model in a DCP directory: its tensors by their names in the model, read one at a time."""
 
-    def __init__(self, folder: Folder, expected: Collection[str]) -> None:
+    def __init__(self, directory: StoragePath, expected: Collection[str]) -> None:
         """
         Args:
-            expected: names in the model; what they begin with in the folder is told from them.
+            expected: names in the model; what they begin with in the directory is told from them.
         """
-        self.folder = folder
-        self._reader = ShardReader(folder)
+        self.directory = directory
+        self._reader = ShardReader(directory)
         held = {
             name: entry
             for name, entry in self._reader.metadata.state_dict_metadata.items()
@@ -175,7 +175,7 @@ class DcpModel:
         self.entries: dict[str, TensorStorageMetadata] = {
             name.removeprefix(self._prefix): entry for name, entry in held.items() if of_model(name, self._prefix)
         }
-        check_size(folder, self.entries)
+        check_size(directory, self.entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.entries[name].size)
@@ -206,7 +206,7 @@ def _best_prefix(held: Collection[str], expected: Collection[str]) -> str:
 def check_model(
     source: DcpModel, shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], tied: Mapping[str, str]
 ) -> None:
-    """Compare what a DCP folder holds with what the base model is made of.
+    """Compare what a DCP directory holds with what the base model is made of.
 
     Args:
         shapes: of every tensor of the base model, by its name.
@@ -229,12 +229,12 @@ def check_model(
     problems += [some(other)] * bool(other)
     if problems:
         raise StateMismatch(
-            f"{source.folder} is a checkpoint of another model than --base_model: {'; '.join(problems)}"
+            f"{source.directory} is a checkpoint of another model than --base_model: {'; '.join(problems)}"
         )
     for alias, name in aliases.items():
         if alias in held and not torch.equal(source.read(alias), source.read(name)):
             raise StateMismatch(
-                f"{source.folder}: {alias} differs from {name}, which the base model ties it to; "
+                f"{source.directory}: {alias} differs from {name}, which the base model ties it to; "
                 "give a base model whose config.json says tie_word_embeddings: false"
             )
 

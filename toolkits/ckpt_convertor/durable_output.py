@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, made durable, renamed."""
+"""Files and directories that appear whole or not at all: written aside, made durable, renamed."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def refuse_existing(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when it is full. Its files must be durable by then.
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which gets its name when it is full. Its files must be durable by then.
 
     Raises:
         FileExistsError: as `refuse_existing`.

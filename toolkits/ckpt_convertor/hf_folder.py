@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a causal LM: what is written beside the weights, and which file holds which of them."""
+"""A Hugging Face directory of a causal LM: what is written beside the weights, and which file holds which of them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _NOT_COPIED = {CONFIG, "adapter_config.json"}
 
 
 def file_names(num_files: int) -> list[str]:
-    """What the weight files of a folder are called."""
+    """What the weight files of a directory are called."""
     if num_files == 1:
         return ["model.safetensors"]
     return [f"model-{number:05d}-of-{num_files:05d}.safetensors" for number in range(1, num_files + 1)]
 
 
-def write_index(folder: Path, parts: Mapping[str, Mapping[str, Spec]]) -> None:
+def write_index(directory: Path, parts: Mapping[str, Mapping[str, Spec]]) -> None:
     """Which tensor is in which file.
 
     Args:
@@ -39,10 +39,10 @@ def write_index(folder: Path, parts: Mapping[str, Mapping[str, Spec]]) -> None:
     """
     total = sum(spec.num_bytes for part in parts.values() for spec in part.values())
     where = {name: file for file, part in parts.items() for name in part}
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
 
 
-def write_config(folder: Path, base: Path, dtype: torch.dtype, architecture: str) -> None:
+def write_config(directory: Path, base: Path, dtype: torch.dtype, architecture: str) -> None:
     """The base model's ``config.json``, but of the type of the weights that were written."""
     config = json.loads((base / CONFIG).read_text())
     name = str(dtype).removeprefix("torch.")
@@ -51,19 +51,19 @@ def write_config(folder: Path, base: Path, dtype: torch.dtype, architecture: str
         config["torch_dtype"] = name
     config.pop("quantization_config", None)  # of the base's weights: the ones written are plain
     config["architectures"] = config.get("architectures") or [architecture]
-    _write_json(folder / CONFIG, config)
+    _write_json(directory / CONFIG, config)
 
 
-def copy_side_files(folder: Path, base: Path) -> None:
+def copy_side_files(directory: Path, base: Path) -> None:
     """Generation config, tokenizer and chat template: all small files of the base model that are no weights."""
     for file in sorted(base.iterdir()):
         if file.is_file() and _is_side_file(file.name):
-            _copy(file, folder / file.name)
+            _copy(file, directory / file.name)
         elif file.is_dir() and file.name in _SIDE_FOLDERS:
-            (folder / file.name).mkdir()
+            (directory / file.name).mkdir()
             for template in sorted(file.glob("*.jinja")):
-                _copy(template, folder / file.name / template.name)
-            sync_dir(folder / file.name)
+                _copy(template, directory / file.name / template.name)
+            sync_dir(directory / file.name)
 
 
 def _is_side_file(name: str) -> bool:
@@ -82,27 +82,27 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 class HfModel:
-    """The weights in a Hugging Face folder, by their names in the model, read one at a time."""
+    """The weights in a Hugging Face directory, by their names in the model, read one at a time."""
 
-    def __init__(self, folder: Path, names: Sequence[str], aliases: Mapping[str, str], prefix: str) -> None:
+    def __init__(self, directory: Path, names: Sequence[str], aliases: Mapping[str, str], prefix: str) -> None:
         """
         Args:
             names: of all tensors of the model.
-            aliases: further names for some of them (alias -> name); a folder may keep a tensor under either.
+            aliases: further names for some of them (alias -> name); a directory may keep a tensor under either.
             prefix: what a file saved from the bare base model leaves out of the names (``transformer.`` of GPT-2).
 
         Raises:
-            ConfigError, StateMismatch: the folder holds no safetensors, or not all tensors.
+            ConfigError, StateMismatch: the directory holds no safetensors, or not all tensors.
         """
-        self.folder = folder
-        self._files = tensor_files(folder, KEY)
+        self.directory = directory
+        self._files = tensor_files(directory, KEY)
         known = {name: [name, *(alias for alias, first in aliases.items() if first == name)] for name in names}
         self._stored: dict[str, list[str]] = {
             name: [stored for own in every for stored in (own, own.removeprefix(prefix)) if stored in self._files]
             for name, every in known.items()
         }
         if missing := [name for name, stored in self._stored.items() if not stored]:
-            raise StateMismatch(f"{KEY}{folder}: its weights lack {', '.join(missing)}")
+            raise StateMismatch(f"{KEY}{directory}: its weights lack {', '.join(missing)}")
         used = {stored for every in self._stored.values() for stored in every}
         self.unused = sorted(self._files.keys() - used)
         """What the files hold and the model does not have."""
@@ -114,7 +114,7 @@ class HfModel:
             for other in others:
                 if not torch.equal(self._read(first), self._read(other)):
                     raise StateMismatch(
-                        f"{KEY}{self.folder}: {other} differs from {first}, but is the same tensor of the model "
+                        f"{KEY}{self.directory}: {other} differs from {first}, but is the same tensor of the model "
                         f"({name}); if it should not be, config.json must say tie_word_embeddings: false"
                     )
 
@@ -126,7 +126,7 @@ class HfModel:
             try:
                 return Spec(dtype=dtype_of(found.get_dtype()), shape=tuple(found.get_shape()))
             except ValueError as error:
-                raise StateMismatch(f"{KEY}{self.folder}: {stored}: {error}") from None
+                raise StateMismatch(f"{KEY}{self.directory}: {stored}: {error}") from None
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor as stored."""

@@ -1,1 +1,1 @@
-"""Models that ship with the package, one folder each, and the scripts that make them."""
+"""Models that ship with the package, one directory each, and the scripts that make them."""

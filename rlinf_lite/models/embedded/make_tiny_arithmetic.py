@@ -197,7 +197,7 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out_dir: 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make_tiny_arithmetic", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out_dir", type=Path, help="folder to write; made if missing")
+    parser.add_argument("out_dir", type=Path, help="directory to write; made if missing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", type=int, default=4, help="attention heads; 2 made tiny-arithmetic-2heads")
     parsed = parser.parse_args(arguments)

@@ -122,19 +122,19 @@ GPT2 = {
 
 @pytest.fixture(scope="session")
 def model_dirs(tmp_path_factory) -> dict[str, str]:
-    """``llama`` (tied), ``gpt2`` (tied, dropout) and ``untied``: base models as Hugging Face folders."""
+    """``llama`` (tied), ``gpt2`` (tied, dropout) and ``untied``: base models as Hugging Face directories."""
     dropout = {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     configs = {
         "llama": AutoConfig.for_model("llama", **LLAMA),
         "gpt2": AutoConfig.for_model("gpt2", **GPT2, **dropout),
         "untied": AutoConfig.for_model("llama", **{**LLAMA, "tie_word_embeddings": False}),
     }
-    folders = {}
+    directories = {}
     for name, config in configs.items():
         torch.manual_seed(3)
-        folders[name] = str(tmp_path_factory.mktemp("models") / name)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folders[name])
-    return folders
+        directories[name] = str(tmp_path_factory.mktemp("models") / name)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directories[name])
+    return directories
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from rlinf_lite.checkpoint import Checkpointer, compare, layout, storage
+from rlinf_lite.checkpoint import Checkpointer, layout, storage
 from rlinf_lite.checkpoint.__main__ import main
-from rlinf_lite.checkpoint.safe_reader import read_metadata
+from rlinf_lite.checkpoint.cli import compare
+from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def flip(file, offset=None):
 
 @pytest.fixture
 def mixed(save, root):
-    """A folder with one of everything."""
+    """A directory with one of everything."""
     save(10, metrics={"reward": 0.25, "loss": math.nan})
     layout.pin_file(save(20)).write_bytes(b"")
     (save(30) / "manifest.json").write_bytes(b"{}")
@@ -93,7 +94,7 @@ def test_ls_says_what_each_entry_is(mixed, cli_json):
 
 
 def test_ls_for_a_person(mixed, cli):
-    code, out, _ = cli("ls", mixed.parent)  # the folder of the run
+    code, out, _ = cli("ls", mixed.parent)  # the directory of the run
     assert code == 0
     lines = out.splitlines()
     assert lines[0].split() == ["name", "saved", "age", "size", "ranks"]
@@ -111,10 +112,10 @@ def test_ls_shows_the_metrics_asked_for(mixed, cli):
     assert "loss" not in out
 
 
-def test_ls_of_an_empty_folder_and_of_none(tmp_path, cli):
+def test_ls_of_an_empty_directory_and_of_none(tmp_path, cli):
     assert cli("ls", tmp_path)[:2] == (0, "no checkpoints\n")
     code, out, error = cli("ls", tmp_path / "none")
-    assert (code, out, error) == (2, "", f"error: {tmp_path}/none: no such folder\n")
+    assert (code, out, error) == (2, "", f"error: {tmp_path}/none: no such directory\n")
 
 
 def test_ls_of_a_checkpoint_points_to_show(save, cli):
@@ -123,7 +124,7 @@ def test_ls_of_a_checkpoint_points_to_show(save, cli):
     assert "use show" in error
 
 
-def test_ls_of_the_current_folder(mixed, cli, monkeypatch):
+def test_ls_of_the_current_directory(mixed, cli, monkeypatch):
     monkeypatch.chdir(mixed)
     assert "global_step_20" in cli("ls")[1]
 
@@ -443,7 +444,7 @@ def test_rm_refuses_what_is_no_checkpoint(mixed, cli, name):
     assert sorted(mixed.rglob("*")) == before
 
 
-def test_rm_refuses_a_folder_without_manifest_and_a_link(mixed, cli, tmp_path):
+def test_rm_refuses_a_directory_without_manifest_and_a_link(mixed, cli, tmp_path):
     assert "has no manifest" in cli("rm", mixed / "global_step_60")[2]
     (mixed / "global_step_70").symlink_to(mixed / "global_step_10")
     assert "is a link" in cli("rm", mixed / "global_step_70", "--force")[2]
@@ -474,7 +475,7 @@ def test_relative_names(save, root, cli, monkeypatch):
 
 def test_everything_over_a_url(make_state, tmp_path, cli, cli_json):
     url = f"memory://cli{tmp_path}"
-    root = storage.folder(url)
+    root = storage.storage_path(url)
     for step in (10, 20, 30):
         save_as(root, step, make_state(step), metrics={"reward": step / 100})
     (root / "global_step_40" / "actor").mkdir(parents=True)

@@ -141,10 +141,10 @@ def test_a_model_saved_by_itself(make_model, convert, tmp_path, tied):
     assert_same_model(tmp_path / "out.pt", model, make_model(tied, seed=1))
 
 
-def test_a_folder_gets_a_file(make_model, checkpoint_of, convert, tmp_path):
+def test_a_directory_gets_a_file(make_model, checkpoint_of, convert, tmp_path):
     model = make_model(True)
-    assert convert(checkpoint_of(model), tmp_path / "new" / "folder")[0] == 0
-    files = list((tmp_path / "new" / "folder").iterdir())
+    assert convert(checkpoint_of(model), tmp_path / "new" / "directory")[0] == 0
+    files = list((tmp_path / "new" / "directory").iterdir())
     assert [file.name for file in files] == ["model_state_dict.pt"]
     assert_same_model(files[0], model, make_model(True, seed=1))
 
@@ -187,7 +187,7 @@ def test_a_directory_of_something_else(convert, tmp_path):
     assert_refused(convert(tmp_path / "else", tmp_path / "out.pt"), "global_step_N", "actor/dcp_checkpoint")
 
 
-def test_a_folder_without_a_model_lists_what_it_has(convert, tmp_path):
+def test_a_directory_without_a_model_lists_what_it_has(convert, tmp_path):
     dcp.save({"policy": {"w": torch.ones(2)}, "value": torch.ones(1)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), "its top-level groups are: policy, value")
 
@@ -201,8 +201,8 @@ def test_a_tie_to_nothing_is_refused(tmp_path, convert):
 def test_an_output_that_cannot_be_written(make_model, checkpoint_of, convert, tmp_path):
     (tmp_path / "file").write_text("")
     assert_refused(convert(checkpoint_of(make_model(True)), tmp_path / "file" / "out.pt"), str(tmp_path / "file"))
-    (tmp_path / "folder.pt").mkdir()
-    assert_refused(convert(tmp_path, tmp_path / "folder.pt"), "it is a directory")
+    (tmp_path / "directory.pt").mkdir()
+    assert_refused(convert(tmp_path, tmp_path / "directory.pt"), "it is a directory")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

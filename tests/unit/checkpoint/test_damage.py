@@ -72,7 +72,7 @@ def lose(chance, path, other):
     (path / chance.choice(FILES)).unlink()
 
 
-def lose_a_folder(chance, path, other):
+def lose_a_directory(chance, path, other):
     shutil.rmtree(path / chance.choice(["actor", "data"]))
 
 
@@ -138,7 +138,8 @@ def rename_to_another_step(chance, path, other):
 
 
 KINDS = [flip_bits] * 4 + [
-    truncate, empty, grow, zero_a_block, repeat_a_block, lose, lose_a_folder, swap, take_from_another_step, add_a_file,
+    truncate, empty, grow, zero_a_block, repeat_a_block, lose, lose_a_directory, swap, take_from_another_step,
+    add_a_file,
     edit_the_manifest, edit_the_manifest_and_its_digest, rename_to_another_step,
 ]  # fmt: skip
 
@@ -158,18 +159,19 @@ def good(save, root):
     return save(NEW), other
 
 
-def snapshot(folder):
+def snapshot(directory):
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+        path.relative_to(directory).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
     }
 
 
-def restore(folder, content):
-    shutil.rmtree(folder)
+def restore(directory, content):
+    shutil.rmtree(directory)
     for name, data in content.items():
         if data is not None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(data)
 
 
 def assert_noticed(root, checkpointer, make_state):

@@ -14,7 +14,7 @@ import torch
 
 from rlinf_lite.checkpoint.files import BUFFER_BYTES, hashed, write_durably
 from rlinf_lite.checkpoint.manifest import hash_file
-from rlinf_lite.checkpoint.storage import folder
+from rlinf_lite.checkpoint.storage import storage_path
 
 
 def open_files():
@@ -81,7 +81,7 @@ SIZES = [0, 1, 4095, 4096, 4097, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("url", ["{}", "local://{}", "memory://{}"])
 def test_any_size_comes_back_as_it_was_written(tmp_path, size, url):
-    path = folder(url.format(tmp_path)) / "x"
+    path = storage_path(url.format(tmp_path)) / "x"
     data = random.Random(size).randbytes(size)
     with hashed(path) as file:
         for first in range(0, size, 3_000_001):
@@ -94,9 +94,9 @@ def test_any_size_comes_back_as_it_was_written(tmp_path, size, url):
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a memory file system")
 def test_a_file_system_in_memory():
     """It may refuse to be written past the page cache."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        record = write_durably(Path(folder, "x"), bytes(10**7 + 1))
-        assert record == hash_file(Path(folder, "x"))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        record = write_durably(Path(directory, "x"), bytes(10**7 + 1))
+        assert record == hash_file(Path(directory, "x"))
 
 
 def test_threads_end_with_their_files(tmp_path):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from rlinf_lite.checkpoint import Checkpointer, CheckpointError, read_data
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.read_state import read_tensors
-from rlinf_lite.checkpoint.reader import ShardReader
+from rlinf_lite.checkpoint.formats.dcp_reader import ShardReader
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 EXAMPLES, SOAK_EXAMPLES = 200, 20_000
 SECONDS = 20  # for one example, on a busy machine

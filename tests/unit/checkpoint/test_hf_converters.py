@@ -1,4 +1,4 @@
-"""Between checkpoints and Hugging Face folders: the same bits, the same logits, and never the whole model in memory."""
+"""Between checkpoints and Hugging Face directories: the same bits, the same logits, never the whole model in memory."""
 
 import json
 import os
@@ -29,9 +29,9 @@ from transformers import (
 
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.read_state import read_tensors, tensor_names
+from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 from rlinf_lite.models.build import build_on_meta, named_state, tied_names, weight_shapes
-from rlinf_lite.models.folder import resolve
+from rlinf_lite.models.hf_directory import resolve
 
 TOOLS = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor"
 TO_HF, TO_DCP = TOOLS / "convert_dcp_to_hf.py", TOOLS / "convert_hf_to_dcp.py"
@@ -75,15 +75,15 @@ def make_model():
 
 @pytest.fixture
 def base_of(tmp_path):
-    """The folder that a model was trained from: the same architecture, other weights, a tokenizer."""
+    """The directory that a model was trained from: the same architecture, other weights, a tokenizer."""
 
     def save(model, name="base"):
-        folder = tmp_path / name
+        directory = tmp_path / name
         torch.manual_seed(99)
-        AutoModelForCausalLM.from_config(model.config).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(model.config).save_pretrained(directory)
         for file in resolve(EMBEDDED).glob("tokenizer*"):
-            shutil.copyfile(file, folder / file.name)
-        return folder
+            shutil.copyfile(file, directory / file.name)
+        return directory
 
     return save
 
@@ -140,9 +140,9 @@ def assert_refused(answer, *texts):
         assert text in said
 
 
-def assert_same_model(folder, model, dtype=torch.float32):
-    """The folder loads without a complaint, and is ``model`` as ``dtype`` to the bit."""
-    loaded, report = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+def assert_same_model(directory, model, dtype=torch.float32):
+    """The directory loads without a complaint, and is ``model`` as ``dtype`` to the bit."""
+    loaded, report = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, output_loading_info=True)
     assert not any(report.values()), report
     assert loaded.dtype == dtype
     expected = model.to(dtype) if dtype != torch.float32 else model
@@ -154,9 +154,9 @@ def assert_same_model(folder, model, dtype=torch.float32):
         assert torch.equal(loaded.eval()(INPUT_IDS).logits, expected(INPUT_IDS).logits)
 
 
-def stored(folder):
-    """All tensors in a folder's safetensors files."""
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+def stored(directory):
+    """All tensors in a directory's safetensors files."""
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -177,7 +177,7 @@ def test_every_architecture_there_and_back(family, tied, make_model, base_of, ch
     assert held.keys() == {f"model.{name}" for name, _ in named_state(model)}
     assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_state(model))
 
-    code, said = to_hf(dcp_path=actor.parent, output_path=tmp_path / "again")  # it knows the folder it came from
+    code, said = to_hf(dcp_path=actor.parent, output_path=tmp_path / "again")  # it knows the directory it came from
     assert code == 0, said
     assert_same_model(tmp_path / "again", model)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
@@ -191,7 +191,7 @@ def test_the_embedded_model_named_by_the_checkpoint(checkpoint_of, to_hf, tmp_pa
     assert to_hf(dcp_path=checkpoint_of(model, model_path=EMBEDDED), output_path=out)[0] == 0
     assert_same_model(out, model)
     text = "57+38="
-    ours, theirs = (AutoTokenizer.from_pretrained(folder, local_files_only=True) for folder in (out, embedded))
+    ours, theirs = (AutoTokenizer.from_pretrained(directory, local_files_only=True) for directory in (out, embedded))
     assert ours(text).input_ids == theirs(text).input_ids
     assert GenerationConfig.from_pretrained(out).eos_token_id == 2
     assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in embedded.iterdir())
@@ -279,7 +279,7 @@ def test_a_tensor_larger_than_a_file_has_one_for_itself(make_model, base_of, che
 
 
 def test_types_of_all_widths_are_aligned(monkeypatch, tmp_path):
-    """The package's own reader is the judge of the files."""
+    """The package's own reader is the grader of the files."""
     monkeypatch.syspath_prepend(TOOLS)
     from safetensors_file import Spec, write
 
@@ -319,7 +319,7 @@ def test_modes_follow_the_umask(make_model, base_of, checkpoint_of, to_hf, tmp_p
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("form", ["bare", "section", "rlinf"])
-def test_folders_of_others(form, tied, make_model, base_of, to_hf, tmp_path):
+def test_directories_of_others(form, tied, make_model, base_of, to_hf, tmp_path):
     """As `get_model_state_dict` gives a model, by itself or below a key; ties are there under both names."""
     model, out = make_model(tied=tied), tmp_path / "out"
     state = get_model_state_dict(model)
@@ -334,7 +334,7 @@ def test_folders_of_others(form, tied, make_model, base_of, to_hf, tmp_path):
     assert_same_model(out, model)
 
 
-def test_an_empty_folder_is_filled(make_model, base_of, checkpoint_of, to_hf, tmp_path):
+def test_an_empty_directory_is_filled(make_model, base_of, checkpoint_of, to_hf, tmp_path):
     model, out = make_model(), tmp_path / "out"
     out.mkdir()
     assert to_hf(dcp_path=checkpoint_of(model), output_path=out, base_model=base_of(model))[0] == 0
@@ -468,7 +468,7 @@ def test_weights_are_loaded_as_a_model_only(make_model, to_dcp, tmp_path):
 
 
 def test_names_of_a_bare_base_model_and_of_a_tie(make_model, to_dcp, tmp_path):
-    """GPT-2's own file has no ``transformer.``; some folders keep a tied tensor as ``lm_head.weight``."""
+    """GPT-2's own file has no ``transformer.``; some directories keep a tied tensor as ``lm_head.weight``."""
     model = make_model("gpt2")
     model.config.save_pretrained(tmp_path / "hf")
     tensors = {name.removeprefix("transformer."): tensor.detach() for name, tensor in named_state(model)}
@@ -482,14 +482,14 @@ def test_names_of_a_bare_base_model_and_of_a_tie(make_model, to_dcp, tmp_path):
     assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_state(model))
 
 
-def test_folders_that_are_no_model_are_refused(make_model, to_dcp, tmp_path):
+def test_directories_that_are_no_model_are_refused(make_model, to_dcp, tmp_path):
     assert_refused(to_dcp(hf_path=tmp_path / "nowhere", output_path=tmp_path / "out"), "--hf_path=", "nowhere")
     make_model().config.save_pretrained(tmp_path / "hf")
     flags = {"hf_path": tmp_path / "hf", "output_path": tmp_path / "out"}
     file = tmp_path / "hf" / "model.safetensors"
     assert_refused(to_dcp(**flags), "no *.safetensors there")
     file.write_bytes(b"no header")
-    assert_refused(to_dcp(**flags), "model.safetensors", "copy the folder again")
+    assert_refused(to_dcp(**flags), "model.safetensors", "copy the directory again")
     tensors = {name: tensor.detach().clone() for name, tensor in named_state(make_model())}
     save_file({name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}, file)
     assert_refused(to_dcp(**flags), "its weights lack model.norm.weight")

@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from rlinf_lite.checkpoint import Checkpointer, CheckpointError, DamagedCheckpoint, UnsafeCheckpoint, read_data, select
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.read_state import read_tensors
-from rlinf_lite.checkpoint.safe_reader import read_metadata
+from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 
 class MakesDirectory:
@@ -156,7 +156,7 @@ def test_metadata_that_names_a_file_elsewhere_is_refused(path, plant, load, name
     metadata = read_metadata(path / "actor")
     next(iter(metadata.storage_data.values())).relative_path = name
     plant("actor/.metadata", pickle.dumps(metadata))
-    with pytest.raises(UnsafeCheckpoint, match="outside of its folder"):
+    with pytest.raises(UnsafeCheckpoint, match="outside of its directory"):
         load()
 
 
@@ -164,7 +164,7 @@ def test_a_linked_shard_is_refused_without_a_manifest(path, tmp_path):
     shard = path / "actor" / "__0_0.distcp"
     outside = shard.rename(tmp_path / "outside")
     shard.symlink_to(outside)
-    with pytest.raises(UnsafeCheckpoint, match="outside of its folder"):
+    with pytest.raises(UnsafeCheckpoint, match="outside of its directory"):
         read_tensors(path / "actor")
 
 
@@ -247,9 +247,9 @@ def test_missing_data_is_said_to_be_missing(path):
 
 
 def test_missing_metadata_is_said_to_be_missing(path):
-    with pytest.raises(DamagedCheckpoint, match="is no DCP folder"):
+    with pytest.raises(DamagedCheckpoint, match="is no DCP directory"):
         read_metadata(path / "data")
-    with pytest.raises(DamagedCheckpoint, match="is no DCP folder"):
+    with pytest.raises(DamagedCheckpoint, match="is no DCP directory"):
         read_metadata(path / "manifest.json")
 
 
@@ -532,10 +532,10 @@ BAD_SPANS = {
     "a negative length": ({"length": -1}, "of -1 bytes"),
     "a fraction": ({"length": 1.5}, "is no number"),
     "a truth": ({"offset": True}, "is no number"),
-    "the folder": ({"relative_path": "."}, "outside of its folder"),
-    "its parent": ({"relative_path": ".."}, "outside of its folder"),
-    "nothing": ({"relative_path": ""}, "outside of its folder"),
-    "a NUL": ({"relative_path": "a\0b"}, "outside of its folder"),
+    "the directory": ({"relative_path": "."}, "outside of its directory"),
+    "its parent": ({"relative_path": ".."}, "outside of its directory"),
+    "nothing": ({"relative_path": ""}, "outside of its directory"),
+    "a NUL": ({"relative_path": "a\0b"}, "outside of its directory"),
     "another one's missing file": ({"relative_path": "__7_0.distcp"}, "is missing"),
     "the metadata": ({"relative_path": ".metadata"}, "ends before|cannot be read"),
 }

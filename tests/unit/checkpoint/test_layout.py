@@ -41,7 +41,7 @@ def test_checkpoints_are_listed_newest_first_by_number(root):
     assert [path.name for path in layout.committed(root)] == ["global_step_100", "global_step_10", "global_step_9"]
 
 
-def test_a_folder_that_is_not_there_holds_nothing(root):
+def test_a_directory_that_is_not_there_holds_nothing(root):
     assert layout.committed(root) == []
     assert layout.sweep(root) == []
 

@@ -26,8 +26,8 @@ from rlinf_lite.checkpoint import (
     layout,
 )
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.manager import CheckpointManager
-from rlinf_lite.checkpoint.read_state import read_tensors, tensor_names
+from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
+from rlinf_lite.checkpoint.torch_api.manager import CheckpointManager
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "train_with_checkpoints.py"
 
@@ -88,7 +88,7 @@ OPTIMIZERS = {
 PROGRAM = """
     import torch
     from torch import nn
-    from rlinf_lite.checkpoint.manager import CheckpointManager
+    from rlinf_lite.checkpoint.torch_api.manager import CheckpointManager
 
     finals = {}
     for name, settings, mode in RUNS:
@@ -118,12 +118,12 @@ PROGRAM = """
 def test_six_steps_are_three_and_three_in_a_new_process(run_script, tmp_path):
     runs = [(name, settings, mode) for name, settings in OPTIMIZERS.items() for mode in ("sync", "async")]
 
-    def given(steps, folder, seed):
-        root, out = str(tmp_path / folder), str(tmp_path / f"{folder}{steps}.pt")
+    def given(steps, directory, seed):
+        root, out = str(tmp_path / directory), str(tmp_path / f"{directory}{steps}.pt")
         return {"RUNS": runs, "SEED": seed, "STEPS": steps, "ROOT": root, "OUT": out}
 
-    for steps, folder in ((6, "straight"), (3, "resumed")):
-        exec(textwrap.dedent(PROGRAM), given(steps, folder, seed=0))
+    for steps, directory in ((6, "straight"), (3, "resumed")):
+        exec(textwrap.dedent(PROGRAM), given(steps, directory, seed=0))
     assert run_script(PROGRAM, **given(6, "resumed", seed=99)) == 0
     straight, halfway, resumed = (torch.load(tmp_path / f"{n}.pt") for n in ("straight6", "resumed3", "resumed6"))
     assert len(straight) == len(runs)
@@ -133,8 +133,8 @@ def test_six_steps_are_three_and_three_in_a_new_process(run_script, tmp_path):
 
 
 def test_the_example_goes_on_where_it_stopped(tmp_path):
-    def start(steps, folder):
-        command = [sys.executable, str(EXAMPLE), "--steps", str(steps), "--save-dir", str(tmp_path / folder)]
+    def start(steps, directory):
+        command = [sys.executable, str(EXAMPLE), "--steps", str(steps), "--save-dir", str(tmp_path / directory)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def printed(process):
@@ -150,8 +150,8 @@ def test_the_example_goes_on_where_it_stopped(tmp_path):
     assert second[-1] == straight[-1] != first[-1]
     unseeded = ("rng.rank0.python", "rng.rank0.numpy")
     ends = [
-        read_tensors(tmp_path / folder / "global_step_40" / "actor", lambda name: not name.startswith(unseeded))
-        for folder in ("straight", "stopped")
+        read_tensors(tmp_path / directory / "global_step_40" / "actor", lambda name: not name.startswith(unseeded))
+        for directory in ("straight", "stopped")
     ]
     assert {"model.0.weight", "optim.3.bias.exp_avg", "rng.rank0.torch"} < ends[0].keys()
     assert_same(*ends)
@@ -374,7 +374,7 @@ def test_what_is_kept_goes_by_numbers_in_the_metadata(root):
 # -- what load chooses and refuses
 
 
-def test_an_empty_folder_gives_none_and_touches_nothing(root):
+def test_an_empty_directory_gives_none_and_touches_nothing(root):
     model, optimizer = make_both()
     before = everything(model, optimizer)
     manager = CheckpointManager(root)
@@ -602,7 +602,7 @@ def test_a_failed_async_save_is_told_by_whatever_comes_next(root, set_faults):
 
 FORGETFUL = """
 import sys, torch
-from rlinf_lite.checkpoint.manager import CheckpointManager
+from rlinf_lite.checkpoint.torch_api.manager import CheckpointManager
 model = torch.nn.Linear(1000, 1000)
 CheckpointManager(sys.argv[1], mode="async").save(model, torch.optim.Adam(model.parameters()), {})
 """

@@ -24,8 +24,8 @@ from rlinf_lite.checkpoint import (
     select,
 )
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.read_state import read_tensors
-from rlinf_lite.checkpoint.storage import folder, is_local
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.checkpoint.storage import is_local, storage_path
 
 FILES = ["actor/.metadata", "actor/__0_0.distcp", "data/data.pt", "manifest.json"]
 
@@ -44,7 +44,7 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def root(url):
-    root = folder(url)
+    root = storage_path(url)
     assert not is_local(root)
     return root
 
@@ -248,7 +248,7 @@ for step in STEPS:
 
 @pytest.fixture
 def shared(tmp_path):
-    return folder(f"local://{tmp_path}/checkpoints")
+    return storage_path(f"local://{tmp_path}/checkpoints")
 
 
 def value(path):

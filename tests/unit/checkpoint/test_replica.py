@@ -21,7 +21,7 @@ from rlinf_lite.checkpoint import (
     manifest,
     read_data,
 )
-from rlinf_lite.checkpoint.replica import read_small
+from rlinf_lite.checkpoint.memory.replica import read_small
 
 SHARD, METADATA, DATA, MANIFEST = "actor/__0_0.distcp", "actor/.metadata", "data/data.pt", "manifest.json"
 PROGRESS = {"progress": {"step": 5}}

@@ -1,4 +1,4 @@
-"""What is kept: the rules by themselves, then on folders of real checkpoints."""
+"""What is kept: the rules by themselves, then on directories of real checkpoints."""
 
 import itertools
 import math
@@ -129,7 +129,7 @@ def test_numbers_of_any_size_are_compared():
 
 
 def test_rules_add_up():
-    """Over many folders: kept is just what some rule keeps that has a candidate."""
+    """Over many directories: kept is just what some rule keeps that has a candidate."""
     for seed in range(300):
         choose = random.Random(seed)
         steps = choose.sample(range(100), choose.randint(1, 12))
@@ -162,11 +162,11 @@ def test_bad_values_are_refused(make, complaint):
 
 @pytest.fixture(params=["local", "memory"])
 def any_root(request, root):
-    """A checkpoints folder on the disk, and one behind a URL."""
+    """A checkpoints directory on the disk, and one behind a URL."""
     if request.param == "local":
         yield root
     else:
-        url = storage.folder(f"memory://retention{root}")
+        url = storage.storage_path(f"memory://retention{root}")
         yield url
         if url.exists():
             storage.remove_tree(url)
@@ -189,7 +189,7 @@ def steps_in(root):
     return [layout.step_of(path) for path in layout.committed(root)]
 
 
-def test_a_folder_is_thinned_out(fill):
+def test_a_directory_is_thinned_out(fill):
     root = fill(s10=0.9, s20=0.1, s30=0.2, s40=0.3)
     report = apply(root, best(keep_last=2))
     assert report.removed == (root / "global_step_20",)
@@ -209,7 +209,7 @@ def test_what_is_pinned_or_protected_stays(fill):
 def test_a_protected_one_may_be_given_by_a_relative_name(root, save, monkeypatch):
     save(10), save(20)
     monkeypatch.chdir(root)
-    assert apply(root, Retention(keep_last=1), protect=[storage.folder("global_step_10")]).removed == ()
+    assert apply(root, Retention(keep_last=1), protect=[storage.storage_path("global_step_10")]).removed == ()
 
 
 def test_damaged_ones_are_neither_touched_nor_counted(fill):
@@ -279,7 +279,7 @@ def test_a_failure_to_delete_is_told_and_the_rest_goes_on(save, root, monkeypatc
     assert problem.startswith(f"{root}/global_step_10: was to be deleted, and could not be (Permission denied")
 
 
-def test_a_folder_that_is_not_there_holds_nothing(tmp_path):
+def test_a_directory_that_is_not_there_holds_nothing(tmp_path):
     report = apply(tmp_path / "none", Retention(keep_last=1))
     assert (report.removed, report.problems) == ((), ())
 

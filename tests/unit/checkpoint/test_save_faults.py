@@ -93,7 +93,7 @@ def test_a_kill_in_the_middle_of_replacing_a_step_loses_no_byte(save, root, run_
 
 
 def test_an_unwritable_place_is_named(root, save_fails):
-    root.write_text("a file where the folder should be")
+    root.write_text("a file where the directory should be")
     message = save_fails(4)
     assert str(root) in message
     assert "on rank 0" in message

@@ -8,7 +8,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from rlinf_lite.checkpoint import Checkpointer, StateMismatch, flatten, layout, manifest, read_data, select
-from rlinf_lite.checkpoint.read_state import read_tensors, tensor_names
+from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 
 
 class Scale:
@@ -106,7 +106,7 @@ def test_a_state_without_tensors_has_generators_alone(root, load):
     assert load(root / "global_step_1", {"optim": {}}).rng_restored
 
 
-def test_the_folder_can_be_read_without_its_model(save, make_state):
+def test_the_directory_can_be_read_without_its_model(save, make_state):
     actor = save(5) / "actor"
     expected = flatten(make_state(5))
     assert [name for name in tensor_names(actor) if not name.startswith("rng.")] == sorted(expected)
@@ -200,7 +200,7 @@ def test_saving_a_step_again_keeps_the_older_content(root, save, make_state):
 
 
 def test_two_saves_of_one_state_hold_the_same_bytes(root, make_state):
-    """`.metadata` names its folder and a random id; everything else is the state and nothing but the state."""
+    """`.metadata` names its directory and a random id; everything else is the state and nothing but the state."""
     torch.manual_seed(0)
     checkpointer = Checkpointer(root, seed=7)
     records = []

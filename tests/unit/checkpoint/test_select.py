@@ -14,7 +14,7 @@ def damage(path):
     return shard
 
 
-def test_null_in_an_empty_folder_is_a_fresh_start(root):
+def test_null_in_an_empty_directory_is_a_fresh_start(root):
     selection = select(None, root, verify="full")
     assert selection.path is None
     assert selection.manifest is None
@@ -56,7 +56,7 @@ def test_a_missing_path_names_what_lies_beside_it(save, root):
         select(str(root / "global_step_6"), root, verify="full")
 
 
-def test_a_missing_path_in_a_missing_folder(root):
+def test_a_missing_path_in_a_missing_directory(root):
     with pytest.raises(NoCheckpoint, match=r"no such checkpoint$"):
         select(str(root / "global_step_6"), root, verify="full")
 
@@ -78,7 +78,7 @@ def test_a_damaged_path_is_an_error_and_not_stepped_over(save, root):
         select(str(path), root, verify="full")
 
 
-def test_auto_in_an_empty_or_missing_folder_is_a_fresh_start(root):
+def test_auto_in_an_empty_or_missing_directory_is_a_fresh_start(root):
     assert select("auto", root, verify="full").path is None
     root.mkdir()
     assert select("auto", root, verify="full").path is None

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from rlinf_lite.checkpoint.tensor_file import EntryDecoder, EntryEncoder
+from rlinf_lite.checkpoint.formats.tensor_file import EntryDecoder, EntryEncoder
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
 SHAPES = [(), (1,), (7, 5), (3, 1, 2), (0, 4), (70_000,)]

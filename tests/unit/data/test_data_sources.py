@@ -191,15 +191,15 @@ def test_save_to_disk_round_trip(tmp_path):
     assert rows[1].source == "saved:2"
 
 
-def test_a_folder_of_splits_asks_for_one(tmp_path):
+def test_a_directory_of_splits_asks_for_one(tmp_path):
     path = tmp_path / "saved"
     splits = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
     datasets.DatasetDict(splits).save_to_disk(path)
-    assert refusal(path) == f"{path}: a folder of splits (test, train); name one of them, as {path}/SPLIT"
+    assert refusal(path) == f"{path}: a directory of splits (test, train); name one of them, as {path}/SPLIT"
     assert fields(path / "test") == ROWS[:1]
 
 
-def test_another_folder_and_a_damaged_saved_one_are_refused(tmp_path):
+def test_another_directory_and_a_damaged_saved_one_are_refused(tmp_path):
     assert "not written by datasets.save_to_disk" in refusal(tmp_path)
     path = tmp_path / "saved"
     datasets.Dataset.from_list(ROWS).save_to_disk(path)
@@ -225,7 +225,7 @@ def test_a_hub_path_of_another_form_is_refused(path):
     assert refusal(path) == f"{path}: expected hf:NAME[:CONFIG]:SPLIT, for example hf:openai/gsm8k:main:train"
 
 
-def test_hub_reader_on_a_local_folder(tmp_path, jsonl, monkeypatch):
+def test_hub_reader_on_a_local_directory(tmp_path, jsonl, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     Path(jsonl(ROWS)).rename(tmp_path / "set" / "train.jsonl")
@@ -242,7 +242,7 @@ def test_a_missing_file_is_found_before_anything_is_read(tmp_path, jsonl):
     rows = read_rows([jsonl(ROWS), str(missing)], "data.val_data_paths")
     with pytest.raises(DataError) as caught:
         next(rows)
-    complaint = f"data.val_data_paths: no such file or folder: {str(missing)!r}; correct the path"
+    complaint = f"data.val_data_paths: no such file or directory: {str(missing)!r}; correct the path"
     assert str(caught.value).startswith(complaint)
 
 

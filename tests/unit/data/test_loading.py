@@ -128,7 +128,7 @@ def test_problems_are_a_sequence(load, jsonl):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.jsonl", "train.json", "train.csv", "train.parquet", "train.jsonl.gz", "folder"]
+    "name", ["train.jsonl", "train.json", "train.csv", "train.parquet", "train.jsonl.gz", "directory"]
 )
 def test_a_pipe_is_refused_and_not_waited_for(load, tmp_path, name):
     os.mkfifo(tmp_path / name)

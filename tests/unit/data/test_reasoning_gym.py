@@ -9,10 +9,10 @@ import pytest
 
 from rlinf_lite.config import ConfigError, ReasoningGymConfig, RewardConfig
 from rlinf_lite.data.reasoning_gym import made_by
-from rlinf_lite.rewards import build_judge
+from rlinf_lite.rewards import build_grader
 from rlinf_lite.rewards.reasoning_gym import SUBJECT, require, stated_answers
 from rlinf_lite.rewards.verifier import Verifier
-from rlinf_lite.types import Attempt
+from rlinf_lite.types import GradingItem
 
 gym = pytest.importorskip("reasoning_gym")
 
@@ -26,18 +26,18 @@ def child():
 
 
 @pytest.fixture(scope="module")
-def judge(child):
-    judge = build_judge(RewardConfig(reward_type="reasoning_gym", reward_scale=2.0))
-    judge._verifier = child
-    return judge
+def grader(child):
+    grader = build_grader(RewardConfig(reward_type="reasoning_gym", reward_scale=2.0))
+    grader._verifier = child
+    return grader
 
 
 def config(task: str, **values) -> ReasoningGymConfig:
     return ReasoningGymConfig(**{"task": task, "size": 3, "val_size": 2, **values})
 
 
-def attempt(question, response: str) -> Attempt:
-    return Attempt(prompt="", response=response, answer="", finished=True, metadata=question.metadata)
+def item(question, response: str) -> GradingItem:
+    return GradingItem(prompt="", response=response, answer="", finished=True, metadata=question.metadata)
 
 
 def test_items_are_numbered_held_out_and_repeatable(child):
@@ -51,26 +51,26 @@ def test_items_are_numbered_held_out_and_repeatable(child):
     assert all(question.answer.lstrip("-").isdigit() for question in train)
 
 
-def test_the_task_scores(child, judge):
+def test_the_task_scores(child, grader):
     (question, *_) = made_by(child, config("chain_sum"), "train")
     texts = [f"Well.\n{question.answer}", f"<answer>{question.answer}</answer>.", "no", "<answer>no</answer>", ""]
-    scores = judge.score([attempt(question, text) for text in texts])
+    scores = grader.score([item(question, text) for text in texts])
     assert [score.reward for score in scores] == [2.0, 2.0, 0.0, 0.0, 0.0]
     assert [score.correct for score in scores] == [True, True, False, False, False]
     assert all(score.error is None for score in scores)
 
 
-def test_a_task_whose_problems_have_no_single_answer(child, judge):
+def test_a_task_whose_problems_have_no_single_answer(child, grader):
     """rush_hour keeps an object in what belongs to the problem, too: it travels, and only the task looks into it."""
     (question, *_) = made_by(child, config("rush_hour"), "train")
     assert question.answer == "" and isinstance(question.metadata["entry"], str)
-    (score,) = judge.score([attempt(question, "<answer>nonsense</answer>")])
+    (score,) = grader.score([item(question, "<answer>nonsense</answer>")])
     assert not score.correct and score.error is None
 
 
-def test_an_answer_that_the_task_cannot_read_is_wrong(child, judge):
+def test_an_answer_that_the_task_cannot_read_is_wrong(child, grader):
     (question, *_) = made_by(child, config("prime_factorization"), "train")
-    (score,) = judge.score([attempt(question, "garbage")])
+    (score,) = grader.score([item(question, "garbage")])
     assert (score.reward, score.correct, score.error) == (0.0, False, None)
 
 
@@ -106,10 +106,10 @@ def test_what_cannot_be_made_is_named(child, settings, said):
     assert said in str(caught.value)
 
 
-def test_a_mixture_of_tasks(child, judge):
+def test_a_mixture_of_tasks(child, grader):
     parts = [{"name": "chain_sum"}, {"name": "gcd", "weight": 2}]
     questions = made_by(child, config("composite", config={"datasets": parts}), "train")
-    assert [score.correct for score in judge.score([attempt(q, q.answer) for q in questions])] == [True] * 3
+    assert [score.correct for score in grader.score([item(q, q.answer) for q in questions])] == [True] * 3
 
 
 def test_through_load_problems(load):
@@ -142,12 +142,12 @@ def test_the_problems_do_not_depend_on_how_a_process_hashes():
 
 
 @pytest.mark.soak
-def test_every_task_makes_items_and_scores_its_own_answers(child, judge):
+def test_every_task_makes_items_and_scores_its_own_answers(child, grader):
     from reasoning_gym.factory import DATASETS
 
     for task in sorted(set(DATASETS) - {"composite"}):
         for question in made_by(child, config(task), "train"):
             texts = [question.answer, "", "garbage", "<answer>\n</answer>"]
-            scores = judge.score([attempt(question, text) for text in texts])
+            scores = grader.score([item(question, text) for text in texts])
             assert all(score.error is None and 0.0 <= score.reward <= 2.0 for score in scores), (task, scores)
             assert scores[0].correct or not question.answer, question.where

@@ -1,4 +1,4 @@
-"""Checkpoints, runs and folders to evaluate, made of the embedded model in a moment; and the command."""
+"""Checkpoints, runs and directories to evaluate, made of the embedded model in a moment; and the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config, build, flatten
 from rlinf_lite.eval.__main__ import main
 from rlinf_lite.models.build import named_state, tied_names
-from rlinf_lite.models.folder import resolve
+from rlinf_lite.models.hf_directory import resolve
 
 EMBEDDED = "embedded:tiny-arithmetic"
 SETTINGS = {
@@ -56,14 +56,14 @@ def trained_model():
 
 @pytest.fixture
 def make_run(tmp_path, trained_model, settings):
-    """``make_run(steps=[2, 4])``: the folder that a run leaves, with its config and checkpoints."""
+    """``make_run(steps=[2, 4])``: the directory that a run leaves, with its config and checkpoints."""
 
     def make(steps: list[int], changes: dict | None = None, *, with_yaml: bool = True) -> Path:
-        folder = tmp_path / "logs" / "tried"
+        directory = tmp_path / "logs" / "tried"
         config: Config = build(OmegaConf.merge(settings, changes or {}))
-        (folder / "checkpoints").mkdir(parents=True)
+        (directory / "checkpoints").mkdir(parents=True)
         if with_yaml:
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+            (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
         for step in steps:
             model = trained_model(seed=step)
             state = {"model": dict(named_state(model)), "lr_scheduler": {"num_updates": torch.tensor(step)}}
@@ -72,20 +72,20 @@ def make_run(tmp_path, trained_model, settings):
                 "model_path": config.actor.model.model_path,
                 "identity": flatten(config, neutral_keys=False) | {"actor.model (base weights)": "..."},
             }
-            Checkpointer(folder / "checkpoints").save(step, state, data={}, info=info)
-        return folder
+            Checkpointer(directory / "checkpoints").save(step, state, data={}, info=info)
+        return directory
 
     return make
 
 
 @pytest.fixture
 def exported(tmp_path, trained_model):
-    """The model of a run's checkpoint of step 4 as a Hugging Face folder."""
-    folder = tmp_path / "exported"
-    trained_model(seed=4).save_pretrained(folder)
+    """The model of a run's checkpoint of step 4 as a Hugging Face directory."""
+    directory = tmp_path / "exported"
+    trained_model(seed=4).save_pretrained(directory)
     for file in resolve(EMBEDDED).glob("tokenizer*"):
-        shutil.copyfile(file, folder / file.name)
-    return folder
+        shutil.copyfile(file, directory / file.name)
+    return directory
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch
 from rlinf_lite.config import build
 from rlinf_lite.data import load_problems
 from rlinf_lite.eval import command as commands
-from rlinf_lite.models import folder, vocabulary
-from rlinf_lite.rewards import attempts, build_judge
+from rlinf_lite.models import hf_directory, vocabulary
+from rlinf_lite.rewards import build_grader, items
+from rlinf_lite.rollout.batches import cut, join
 from rlinf_lite.rollout.builtin import BuiltinEngine
-from rlinf_lite.rollout.chunks import cut, join
 from rlinf_lite.types import Prompt, Sampling
 
 EMBEDDED = "embedded:tiny-arithmetic"
@@ -28,8 +28,8 @@ def validated(settings, trained_model):
 
     def run(step: int, **sampling):
         config = build(settings)
-        model_dir = folder.resolve(EMBEDDED)
-        tokenizer = folder.load_tokenizer(model_dir)
+        model_dir = hf_directory.resolve(EMBEDDED)
+        tokenizer = hf_directory.load_tokenizer(model_dir)
         engine = BuiltinEngine(
             trained_model(seed=step), tokenizer, eos_ids=vocabulary.eos_ids(model_dir, tokenizer), return_logprobs=False
         )
@@ -50,7 +50,7 @@ def validated(settings, trained_model):
             ):
                 made += engine.generate(chunk)
         made = join([made])
-        return made, build_judge(config.reward).score(attempts(prompts, made))
+        return made, build_grader(config.reward).score(items(prompts, made))
 
     return run
 
@@ -172,11 +172,11 @@ def test_the_embedded_model_needs_nothing(command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "error: nowhere: no such folder"),
+        (["nowhere"], "error: nowhere: no such directory"),
         ([EMBEDDED, "--num-samples", "4", "--temperature", "0"], "error: --num-samples 4: all greedy responses"),
         ([EMBEDDED, "--num-samples", "0"], "error: --num-samples 0: must be at least 1"),
         ([EMBEDDED, "--temperature", "-1"], "temperature=-1.0: must be above 0"),
-        ([EMBEDDED, "--data", "gone.jsonl"], "error: data.val_data_paths: no such file or folder: 'gone.jsonl'"),
+        ([EMBEDDED, "--data", "gone.jsonl"], "error: data.val_data_paths: no such file or directory: 'gone.jsonl'"),
         ([EMBEDDED, "greedy"], "error: 'greedy': neither an option nor key=value"),
         ([EMBEDDED, "--max-new-tokens", "500"], "data.max_prompt_length=8 and --max-new-tokens 500: the model has"),
         ([EMBEDDED, "--engine", "tgi"], "error: rollout.rollout_backend=tgi: "),

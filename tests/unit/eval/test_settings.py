@@ -55,7 +55,7 @@ def test_paths_come_from_the_newest_yaml_before_the_checkpoint(make_run, configu
     assert paths == {2: ["old.jsonl"], 4: ["new.jsonl"]}
 
 
-def test_a_folder_is_evaluated_as_a_run_validates(make_run, exported, configured):
+def test_a_directory_is_evaluated_as_a_run_validates(make_run, exported, configured):
     run = make_run([2])
     config = configured(exported, of_run=str(run))
     assert (config.data.arithmetic.num_val_problems, config.actor.seed) == (20, 77)
@@ -74,14 +74,14 @@ def test_another_base_model_is_followed_by_engine_and_tokenizer(make_run, export
     assert config.rollout.model.model_path == config.actor.tokenizer.tokenizer_model == str(exported)
 
 
-def test_a_folder_by_itself(exported, configured):
+def test_a_directory_by_itself(exported, configured):
     with pytest.raises(ConfigError, match=r"nothing to evaluate: .*exported comes with no validation data; .*--data"):
         configured(exported)
     config = configured(exported, {"data.val_data_paths": ["a.jsonl"], "rollout.max_running_requests": 200})
     assert (config.data.val_rollout_batch_size, config.rollout.model.precision) == (200, "fp32")
 
 
-def test_a_folder_is_computed_as_it_is_stored(exported, configured):
+def test_a_directory_is_computed_as_it_is_stored(exported, configured):
     file = exported / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
     assert configured(exported, {"data.type": "arithmetic"}).rollout.model.precision == "bf16"

@@ -48,7 +48,7 @@ def test_a_damaged_checkpoint_is_refused(make_run):
 
 def test_nothing_there(tmp_path):
     for model, message in [
-        ("Qwen/Qwen3-8B", "no such folder; .*download"),
+        ("Qwen/Qwen3-8B", "no such directory; .*download"),
         (tmp_path, "neither .* give a global_step_N"),
     ]:
         with pytest.raises(NoCheckpoint, match=message), opened(str(model), "full"):

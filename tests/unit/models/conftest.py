@@ -1,4 +1,4 @@
-"""Tiny models of several architectures, saved as ordinary Hugging Face folders."""
+"""Tiny models of several architectures, saved as ordinary Hugging Face directories."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def tiny_model():
 
 
 @pytest.fixture
-def tiny_folder(tiny_model, tmp_path):
+def tiny_directory(tiny_model, tmp_path):
     def make(model_type: str, *, name: str | None = None, max_shard_size: str = "1GB", **changes) -> Path:
-        folder = tmp_path / (name or model_type)
-        tiny_model(model_type, **changes).save_pretrained(folder, max_shard_size=max_shard_size)
-        return folder
+        directory = tmp_path / (name or model_type)
+        tiny_model(model_type, **changes).save_pretrained(directory, max_shard_size=max_shard_size)
+        return directory
 
     return make
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.config import ConfigError
-from rlinf_lite.models import build, folder, shard, weights
+from rlinf_lite.models import build, hf_directory, shard, weights
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "qwen3", "gemma2"]
 IDS = torch.tensor([[1, 5, 9, 33, 60, 2, 7, 8, 4, 11, 12, 13], [3, 3, 3, 17, 29, 40, 41, 42, 43, 44, 45, 46]])
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def ours(path, precision="fp32"):
-    model = build.build_on_meta(folder.load_config(path, None), precision)
+    model = build.build_on_meta(hf_directory.load_config(path, None), precision)
     build.materialize(model, CPU)
     weights.fill(model, path)
     return model.eval()
@@ -31,9 +31,9 @@ def logits(model):
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_the_same_logits_as_from_pretrained(tiny_folder, model_type):
-    path = tiny_folder(model_type)
-    model = build.build_on_meta(folder.load_config(path, model_type), "fp32")
+def test_the_same_logits_as_from_pretrained(tiny_directory, model_type):
+    path = tiny_directory(model_type)
+    model = build.build_on_meta(hf_directory.load_config(path, model_type), "fp32")
     assert all(param.is_meta for param in model.parameters())
     assert not any(buffer.is_meta for buffer in model.buffers())
     tied = build.tied_names(model)
@@ -48,8 +48,8 @@ def test_the_same_logits_as_from_pretrained(tiny_folder, model_type):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
-def test_bf16_is_the_same_as_from_pretrained(tiny_folder, model_type):
-    path = tiny_folder(model_type)
+def test_bf16_is_the_same_as_from_pretrained(tiny_directory, model_type):
+    path = tiny_directory(model_type)
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
     model = ours(path, "bf16")
     assert {name: b.dtype for name, b in model.named_buffers()} == {n: b.dtype for n, b in reference.named_buffers()}
@@ -57,8 +57,8 @@ def test_bf16_is_the_same_as_from_pretrained(tiny_folder, model_type):
     assert torch.equal(logits(model), logits(reference))
 
 
-def test_a_tie_is_one_tensor(tiny_folder):
-    model = ours(tiny_folder("llama"))
+def test_a_tie_is_one_tensor(tiny_directory):
+    model = ours(tiny_directory("llama"))
     assert build.tied_names(model) == {"lm_head.weight": "model.embed_tokens.weight"}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert "lm_head.weight" not in dict(build.named_state(model))
@@ -71,16 +71,16 @@ def test_weights_of_the_bare_base_model(tiny_model, tmp_path):
     assert torch.equal(logits(ours(tmp_path)), logits(model))
 
 
-def test_a_tie_stored_under_its_other_name(tiny_folder):
-    path = tiny_folder("llama")
+def test_a_tie_stored_under_its_other_name(tiny_directory):
+    path = tiny_directory("llama")
     stored = load_file(path / "model.safetensors")
     stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
     save_file(stored, path / "model.safetensors", {"format": "pt"})
     assert torch.equal(logits(ours(path)), logits(AutoModelForCausalLM.from_pretrained(path).eval()))
 
 
-def test_weights_in_several_files(tiny_folder):
-    whole, cut = tiny_folder("qwen2", name="whole"), tiny_folder("qwen2", name="cut", max_shard_size="20KB")
+def test_weights_in_several_files(tiny_directory):
+    whole, cut = tiny_directory("qwen2", name="whole"), tiny_directory("qwen2", name="cut", max_shard_size="20KB")
     assert len(list(cut.glob("*.safetensors"))) > 2
     assert (cut / "model.safetensors.index.json").exists()
     assert torch.equal(logits(ours(cut)), logits(ours(whole)))
@@ -115,8 +115,8 @@ def test_persistent_buffers_are_filled_and_computed_ones_left_alone(tmp_path):
     }
 
 
-def test_a_missing_weight_is_named(tiny_folder):
-    path = tiny_folder("qwen2")
+def test_a_missing_weight_is_named(tiny_directory):
+    path = tiny_directory("qwen2")
     stored = load_file(path / "model.safetensors")
     del stored["model.layers.1.mlp.up_proj.weight"]
     save_file(stored, path / "model.safetensors", {"format": "pt"})
@@ -126,8 +126,8 @@ def test_a_missing_weight_is_named(tiny_folder):
         ours(path)
 
 
-def test_another_shape_is_named(tiny_folder):
-    path = tiny_folder("qwen2")
+def test_another_shape_is_named(tiny_directory):
+    path = tiny_directory("qwen2")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "vocab_size": 62}))
     with pytest.raises(
@@ -136,26 +136,26 @@ def test_another_shape_is_named(tiny_folder):
         ours(path)
 
 
-def test_no_weights(tiny_folder):
-    path = tiny_folder("qwen2")
+def test_no_weights(tiny_directory):
+    path = tiny_directory("qwen2")
     (path / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"no \*\.safetensors there"):
         ours(path)
 
 
-def test_a_file_of_the_index_is_missing(tiny_folder):
-    path = tiny_folder("qwen2", max_shard_size="20KB")
+def test_a_file_of_the_index_is_missing(tiny_directory):
+    path = tiny_directory("qwen2", max_shard_size="20KB")
     gone = sorted(path.glob("*.safetensors"))[1]
     gone.unlink()
-    with pytest.raises(ConfigError, match=rf"{re.escape(gone.name)}.*copy the folder again"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(gone.name)}.*copy the directory again"):
         ours(path)
 
 
-def test_a_torn_file(tiny_folder):
-    path = tiny_folder("qwen2")
+def test_a_torn_file(tiny_directory):
+    path = tiny_directory("qwen2")
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match=r"model\.safetensors.*copy the folder again"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors.*copy the directory again"):
         ours(path)
 
 
@@ -200,17 +200,17 @@ def test_the_patch_of_torch_is_undone_after_an_error():
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"metadata": {}}'])
-def test_an_index_that_is_none(tiny_folder, content):
-    path = tiny_folder("qwen2", max_shard_size="20KB")
+def test_an_index_that_is_none(tiny_directory, content):
+    path = tiny_directory("qwen2", max_shard_size="20KB")
     (path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json cannot be used"):
         ours(path)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_read_is_what_fill_copies(tiny_model, tiny_folder, model_type):
-    path = tiny_folder(model_type)
-    model = build.build_on_meta(folder.load_config(path, None), "fp32")
+def test_read_is_what_fill_copies(tiny_model, tiny_directory, model_type):
+    path = tiny_directory(model_type)
+    model = build.build_on_meta(hf_directory.load_config(path, None), "fp32")
     found, filled = dict(weights.read(model, path)), dict(build.named_state(ours(path)))
     assert found.keys() == filled.keys()
     assert all(torch.equal(found[name], filled[name]) for name in found)

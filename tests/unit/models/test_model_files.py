@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from rlinf_lite.config import ConfigError
-from rlinf_lite.models import folder
+from rlinf_lite.models import hf_directory
 from rlinf_lite.models.files import check_files
 
 KEY = "actor.model.model_path"
@@ -17,7 +17,7 @@ NAMES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_c
 
 @pytest.fixture
 def embedded(tmp_path):
-    return shutil.copytree(folder.resolve("embedded:tiny-arithmetic"), tmp_path / "model")
+    return shutil.copytree(hf_directory.resolve("embedded:tiny-arithmetic"), tmp_path / "model")
 
 
 def refusal(path) -> str:
@@ -58,10 +58,10 @@ def test_a_pipe_a_directory_a_lost_link_and_a_pointer(embedded, name):
 def test_json_of_another_shape_is_a_config_error(embedded):
     (embedded / "config.json").write_text("[1]")
     with pytest.raises(ConfigError, match=r"config\.json holds a list, not an object"):
-        folder.load_config(embedded, None)
+        hf_directory.load_config(embedded, None)
     (embedded / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Poem"}}')
     with pytest.raises(ConfigError, match=r"actor\.tokenizer\.tokenizer_model=.*no tokenizer that can be used"):
-        folder.load_tokenizer(embedded)
+        hf_directory.load_tokenizer(embedded)
     (embedded / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"tokenizer\.json: not valid JSON at line 1 column 2"):
-        folder.load_tokenizer(embedded)
+        hf_directory.load_tokenizer(embedded)

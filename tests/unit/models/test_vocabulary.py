@@ -32,8 +32,8 @@ def model_dir(tmp_path):
 )
 @pytest.mark.parametrize("name", ["generation_config", "config"])
 def test_eos_ids(model_dir, name, listed, of_tokenizer, expected):
-    folder = model_dir(**{name: {"eos_token_id": listed}})
-    assert vocabulary.eos_ids(folder, tokenizer(eos=of_tokenizer)) == expected
+    directory = model_dir(**{name: {"eos_token_id": listed}})
+    assert vocabulary.eos_ids(directory, tokenizer(eos=of_tokenizer)) == expected
 
 
 def test_eos_ids_of_config_json_count_where_the_generation_config_has_none(model_dir):
@@ -60,12 +60,12 @@ def test_no_eos_anywhere(tmp_path):
 
 
 def test_an_eos_token_that_the_model_cannot_draw(model_dir):
-    folder = model_dir(config={"vocab_size": 10})
+    directory = model_dir(config={"vocab_size": 10})
     with pytest.raises(ConfigError, match="the eos token is 10, but the model has only the tokens 0 to 9"):
-        vocabulary.eos_ids(folder, tokenizer(eos=10))
-    assert vocabulary.eos_ids(folder, tokenizer(eos=9)) == {9}
-    folder = model_dir(generation_config={"eos_token_id": [3, 50256]})
-    assert vocabulary.eos_ids(folder, tokenizer(eos=9)) == {3, 9, 50256}
+        vocabulary.eos_ids(directory, tokenizer(eos=10))
+    assert vocabulary.eos_ids(directory, tokenizer(eos=9)) == {9}
+    directory = model_dir(generation_config={"eos_token_id": [3, 50256]})
+    assert vocabulary.eos_ids(directory, tokenizer(eos=9)) == {3, 9, 50256}
 
 
 def test_a_broken_generation_config_is_named_with_its_line(tmp_path):

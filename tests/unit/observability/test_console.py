@@ -10,7 +10,7 @@ import termios
 
 import pytest
 
-from rlinf_lite.observability import say
+from rlinf_lite.observability import log_line
 from rlinf_lite.observability.console import ConsoleSink
 from rlinf_lite.observability.step_line import COLUMNS, step_line
 
@@ -73,7 +73,7 @@ def test_every_column_can_be_shown():
 def test_no_bar_without_a_terminal(capsys):
     sink = ConsoleSink(num_steps=3, committed_step=None)
     sink.log(1, FULL)
-    say("notice")
+    log_line("notice")
     sink.close()
     sink.close()
     captured = capsys.readouterr()
@@ -83,10 +83,10 @@ def test_no_bar_without_a_terminal(capsys):
 
 def test_on_a_terminal_the_bar_moves_and_lines_stay_whole(environment):
     code = (
-        "from rlinf_lite.observability.console import ConsoleSink; from rlinf_lite.observability import say\n"
+        "from rlinf_lite.observability.console import ConsoleSink; from rlinf_lite.observability import log_line\n"
         "sink = ConsoleSink(num_steps=8, committed_step=4)\n"
         "for step in range(5, 9): sink.log(step, {'reward/mean': 0.5})\n"
-        "say('all done'); sink.close()\n"
+        "log_line('all done'); sink.close()\n"
     )
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (24, 80))

@@ -65,7 +65,7 @@ def test_lines_that_are_no_events_are_left_out(path, line):
     assert [event.kind for event in read_events(path)] == [START]
 
 
-def test_a_new_run_in_the_same_folder_begins_anew(path):
+def test_a_new_run_in_the_same_directory_begins_anew(path):
     added(path, (START, 0), (RESTART, 5), (START, 0), (SAVE, 2))
     assert [(event.kind, event.step) for event in read_events(path)] == [(START, 0), (SAVE, 2)]
 
@@ -98,7 +98,7 @@ def test_what_is_no_file_is_not_written_to(capsys):
     assert "/dev/full: is no ordinary file, and is not written to" in capsys.readouterr().out
 
 
-def test_a_folder_that_is_gone_does_not_end_the_run(tmp_path, capsys):
+def test_a_directory_that_is_gone_does_not_end_the_run(tmp_path, capsys):
     EventLog(tmp_path / "gone" / "events.jsonl").add(RESTART, 1)
     assert "the run goes on without this record" in capsys.readouterr().out
 

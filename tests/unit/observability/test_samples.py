@@ -14,8 +14,8 @@ from rlinf_lite.observability.samples import COLUMNS, markdown_table, prompt_of,
 HURTS = 'a|b\n<script>alert(1)</script> *x* `y` $z$ &amp; ü 漢 [l](http://x) \\ "q"'
 
 
-def write(folder, rows_by_step, **extra) -> None:
-    sink = JsonlSink(folder / "rollouts.jsonl", committed_step=None)
+def write(directory, rows_by_step, **extra) -> None:
+    sink = JsonlSink(directory / "rollouts.jsonl", committed_step=None)
     for step, number in rows_by_step.items():
         rows = [
             {"prompt_id": step, "sample": i, "prompt_ids": [1, 2], "text": "x" * (step % 7) + HURTS, "reward": 0.5}

@@ -1,4 +1,4 @@
-"""A run's folder, made as a run makes it: by the sinks themselves."""
+"""A run's directory, made as a run makes it: by the sinks themselves."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def make_run(tmp_path) -> Callable[..., Path]:
     """``make_run("name", 30, lr=...)``: a run of 40 planned steps that lost a worker and was resumed, both after 20."""
 
     def make(name: str = "run", num_steps: int = 30, lr: float = 1e-4) -> Path:
-        folder = tmp_path / name
-        metrics = JsonlSink(folder / "metrics.jsonl", committed_step=None)
-        rollouts = JsonlSink(folder / "rollouts.jsonl", committed_step=None)
+        directory = tmp_path / name
+        metrics = JsonlSink(directory / "metrics.jsonl", committed_step=None)
+        rollouts = JsonlSink(directory / "rollouts.jsonl", committed_step=None)
         for step in range(1, num_steps + 1):
             rollouts.log_rows(step, [sample_of(step, index) for index in range(4)])
             metrics.log(step, metrics_of(step))
@@ -59,8 +59,8 @@ def make_run(tmp_path) -> Callable[..., Path]:
             if resume_dir:
                 settings["hang_timeout"] = 30
             tree = {"runner": settings, "actor": {"optim": {"lr": lr}, "model": {"model_path": "<tiny>"}}}
-            (folder / file).write_text(yaml.safe_dump(tree))
-        events = EventLog(folder / "events.jsonl", clock=lambda: 1.7e9)
+            (directory / file).write_text(yaml.safe_dump(tree))
+        events = EventLog(directory / "events.jsonl", clock=lambda: 1.7e9)
         events.add(START, 0)
         for step in (10, 20):
             cost = {
@@ -70,12 +70,12 @@ def make_run(tmp_path) -> Callable[..., Path]:
                 "save/gb_per_second": 4e-3,
             }
             events.add(SAVE, step, "", cost)
-            (folder / "checkpoints" / f"global_step_{step}").mkdir(parents=True)
-            (folder / "checkpoints" / f"global_step_{step}" / "manifest.json").write_text("{}")
+            (directory / "checkpoints" / f"global_step_{step}").mkdir(parents=True)
+            (directory / "checkpoints" / f"global_step_{step}" / "manifest.json").write_text("{}")
         events.add(RESTART, 20, f"ActorGroup rank 1 was lost {HURTS}")
         events.add(RECOVERED, 21, "recovered in 1.22 s: rebuild 1.22")
         events.add(RESUME, 20, "/x/checkpoints/global_step_20")
-        return folder
+        return directory
 
     return make
 

@@ -45,8 +45,8 @@ class Reader(HTMLParser):
         return [text for tag, text in self.texts if tag in tags]
 
 
-def report(folder, *others) -> Reader:
-    html = page([read_run(path) for path in (folder, *others)])
+def report(directory, *others) -> Reader:
+    html = page([read_run(path) for path in (directory, *others)])
     html.encode()
     reader = Reader(html)
     assert reader.open == []

@@ -1,4 +1,4 @@
-"""A run's folder, read: whole, half, torn, and long ago."""
+"""A run's directory, read: whole, half, torn, and long ago."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_runs_without_events_are_marked_by_their_config_files_and_rows(run):
     assert found.start_time == (run / "config.yaml").stat().st_mtime
 
 
-def test_a_folder_that_is_no_runs_is_refused_with_those_below_it(run, tmp_path):
+def test_a_directory_that_is_no_runs_is_refused_with_those_below_it(run, tmp_path):
     with pytest.raises(ReportError, match=f"did you mean {run}"):
         read_run(tmp_path)
-    with pytest.raises(ReportError, match="there is no such folder; give that of a run"):
+    with pytest.raises(ReportError, match="there is no such directory; give that of a run"):
         read_run(tmp_path / "none")
     shutil.rmtree(run)
     with pytest.raises(ReportError, match="so it is no run's; give"):

@@ -1,19 +1,19 @@
-"""How tests write down what a judge is given."""
+"""How tests write down what a grader is given."""
 
 from collections.abc import Callable
 
 import pytest
 
-from rlinf_lite.types import Attempt
+from rlinf_lite.types import GradingItem
 
 
 @pytest.fixture(scope="session")
-def attempts() -> Callable[..., list[Attempt]]:
-    """``attempts(("response", "answer"), ("cut response", "answer", False))``."""
+def items() -> Callable[..., list[GradingItem]]:
+    """``items(("response", "answer"), ("cut response", "answer", False))``."""
 
-    def make(*rows: tuple) -> list[Attempt]:
+    def make(*rows: tuple) -> list[GradingItem]:
         return [
-            Attempt(prompt="?", response=response, answer=answer, finished=not finished or finished[0])
+            GradingItem(prompt="?", response=response, answer=answer, finished=not finished or finished[0])
             for response, answer, *finished in rows
         ]
 

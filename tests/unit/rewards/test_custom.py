@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlinf_lite.config import ConfigError, RewardConfig
-from rlinf_lite.rewards import RewardError, build_judge, fingerprint, refuse_too_many_ungraded, ungraded
+from rlinf_lite.rewards import RewardError, build_grader, fingerprint, refuse_too_many_ungraded, ungraded
 from rlinf_lite.rewards.user_function import OFFERED, find
-from rlinf_lite.types import Attempt, Score
+from rlinf_lite.types import GradingItem, Score
 
-ATTEMPT = Attempt(prompt="1+1=", response="2", answer="3", finished=True, metadata={"level": 5})
+ATTEMPT = GradingItem(prompt="1+1=", response="2", answer="3", finished=True, metadata={"level": 5})
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def write(tmp_path):
     return write
 
 
-def scores(path: str, *attempts: Attempt, **values) -> list[Score]:
+def scores(path: str, *items: GradingItem, **values) -> list[Score]:
     config = RewardConfig(reward_type="custom", path=path, **values)
-    return build_judge(config).score(attempts or [ATTEMPT])
+    return build_grader(config).score(items or [ATTEMPT])
 
 
 def refusal(path: str) -> str:
@@ -101,7 +101,7 @@ def test_what_a_function_may_return(write, returned, expected):
 )
 def test_a_mistake_costs_one_response(write, body, error):
     path = write(f"def score(response):\n    import numpy as np\n    if response == 'fine': return 1\n    {body}")
-    fine = Attempt(prompt="", response="fine", answer="", finished=True)
+    fine = GradingItem(prompt="", response="fine", answer="", finished=True)
     first, second = scores(path, ATTEMPT, fine)
     assert (first.reward, first.correct, first.graded) == (0.0, False, False)
     assert error in first.error
@@ -119,32 +119,32 @@ def test_a_class_is_made_once(write):
 
 
 def test_a_static_method_keeps_its_first_parameter(write):
-    code = "class Judge:\n    @staticmethod\n    def __call__(response, answer): return response == answer"
-    assert scores(write(code, "Judge"), ATTEMPT) == scores(
+    code = "class Grader:\n    @staticmethod\n    def __call__(response, answer): return response == answer"
+    assert scores(write(code, "Grader"), ATTEMPT) == scores(
         write("def score(response, answer): return response == answer"), ATTEMPT
     )
 
 
 @pytest.mark.parametrize("ends", ["raise SystemExit(1)", "1 / 0"])
 def test_a_class_that_ends_the_process_is_an_error_of_the_config(write, ends):
-    path = write(f"class Judge:\n    def __init__(self): {ends}\n    def __call__(self): return 1", "Judge")
-    with pytest.raises(ConfigError, match=r"Judge\(\) failed: "):
+    path = write(f"class Grader:\n    def __init__(self): {ends}\n    def __call__(self): return 1", "Grader")
+    with pytest.raises(ConfigError, match=r"Grader\(\) failed: "):
         scores(path)
 
 
 def test_a_class_that_cannot_be_made_is_an_error_of_the_config(write):
     path = write(
-        "class Judge:\n    def __init__(self): open('/no/such/model')\n    def __call__(self): return 1", "Judge"
+        "class Grader:\n    def __init__(self): open('/no/such/model')\n    def __call__(self): return 1", "Grader"
     )
     assert fingerprint(RewardConfig(reward_type="custom", path=path)) is not None
-    with pytest.raises(ConfigError, match=r"Judge\(\) failed: FileNotFoundError: .*my_reward\.py:2\)"):
+    with pytest.raises(ConfigError, match=r"Grader\(\) failed: FileNotFoundError: .*my_reward\.py:2\)"):
         scores(path)
 
 
 def test_metadata_of_a_problem_is_not_the_functions_to_change(write):
     path = write("def score(metadata): metadata['seen'] = 1; return len(metadata)")
     assert [score.reward for score in scores(path, ATTEMPT, ATTEMPT)] == [2.0, 2.0]
-    nested = Attempt(prompt="", response="", answer="", finished=True, metadata={"tests": [1]})
+    nested = GradingItem(prompt="", response="", answer="", finished=True, metadata={"tests": [1]})
     path = write("def score(metadata): metadata['tests'].append(1); return len(metadata['tests'])")
     assert [score.reward for score in scores(path, nested, nested)] == [2.0, 2.0]
 
@@ -160,8 +160,8 @@ def test_metadata_of_a_problem_is_not_the_functions_to_change(write):
         ("def score(response, /): return 1", "score", "asks for 'response'"),
         ("def scores(response): return 1", "score", "has no 'score'; did you mean scores?"),
         ("score = 5", "score", "is a int that cannot be called"),
-        ("class Judge:\n    def __init__(self, model): pass", "Judge", "but it needs model"),
-        ("class Judge: pass", "Judge", "cannot be called; name a function"),
+        ("class Grader:\n    def __init__(self, model): pass", "Grader", "but it needs model"),
+        ("class Grader: pass", "Grader", "cannot be called; name a function"),
         ("async def score(response): return 1", "score", "is async; name a plain function"),
         ("import no_such_thing", "score", "failed: ModuleNotFoundError: No module named 'no_such_thing' ("),
         ("def score(:", "score", "failed: SyntaxError"),
@@ -192,7 +192,7 @@ def test_missing_modules_and_files(tmp_path, monkeypatch):
 
 
 def test_modules_beside_the_run_are_found_and_shadow_nothing(tmp_path):
-    """As the launcher starts Python: -P, so that nothing but what is asked for comes from the folder of the run."""
+    """As the launcher starts Python: -P, so that nothing but what is asked for comes from the directory of the run."""
     (tmp_path / "judges_of_mine").mkdir()
     (tmp_path / "judges_of_mine" / "__init__.py").write_text("")
     (tmp_path / "judges_of_mine" / "rules.py").write_text("from .words import WORD\ndef score(response): return WORD")
@@ -200,12 +200,12 @@ def test_modules_beside_the_run_are_found_and_shadow_nothing(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
     (tmp_path / "math.py").write_text("def score(response): return 8")
     code = (
-        "import sys; from rlinf_lite.config import RewardConfig; from rlinf_lite.rewards import build_judge\n"
-        "from rlinf_lite.types import Attempt; import json, math\n"
-        "given = [Attempt(prompt='', response='', answer='', finished=True)]\n"
+        "import sys; from rlinf_lite.config import RewardConfig; from rlinf_lite.rewards import build_grader\n"
+        "from rlinf_lite.types import GradingItem; import json, math\n"
+        "given = [GradingItem(prompt='', response='', answer='', finished=True)]\n"
         "for path in sys.argv[1:]:\n"
-        "    judge = build_judge(RewardConfig(reward_type='custom', path=path))\n"
-        "    print(judge.score(given)[0].reward, math.pi > 3)"
+        "    grader = build_grader(RewardConfig(reward_type='custom', path=path))\n"
+        "    print(grader.score(given)[0].reward, math.pi > 3)"
     )
     paths = ["judges_of_mine.rules:score", "math.py:score"]
     done = subprocess.run([sys.executable, "-P", "-c", code, *paths], cwd=tmp_path, capture_output=True, text=True)
@@ -213,12 +213,12 @@ def test_modules_beside_the_run_are_found_and_shadow_nothing(tmp_path):
 
 
 def test_a_worker_looks_where_the_driver_does(write, tmp_path, monkeypatch):
-    """A worker of a joined cluster runs in another folder."""
+    """A worker of a joined cluster runs in another directory."""
     write("def score(response): return 9", file="elsewhere.py")
     config = RewardConfig(reward_type="custom", path="elsewhere.py:score")
     with pytest.raises(ConfigError, match="there is no file"):
-        build_judge(config)
-    assert build_judge(config, [str(tmp_path)]).score([ATTEMPT])[0].reward == 9.0
+        build_grader(config)
+    assert build_grader(config, [str(tmp_path)]).score([ATTEMPT])[0].reward == 9.0
 
 
 def test_the_fingerprint_is_of_source_and_name(write, tmp_path):
@@ -242,10 +242,10 @@ def test_the_fingerprint_is_of_source_and_name(write, tmp_path):
     assert fingerprint(RewardConfig()) is None
 
 
-def test_the_example_in_the_docs(attempts):
+def test_the_example_in_the_docs(items):
     path = f"{Path(__file__).parents[3]}/docs/examples/my_reward.py:score"
     rows = [("95", "95"), ("57+38=95", "95"), ("95", "95", False), ("9 or 5", "95"), ("", "95")]
-    found = build_judge(RewardConfig(reward_type="custom", path=path)).score(attempts(*rows))
+    found = build_grader(RewardConfig(reward_type="custom", path=path)).score(items(*rows))
     assert [(score.reward, score.correct) for score in found] == [
         (1.1, True),
         (1.0, True),
@@ -279,5 +279,5 @@ def test_a_wrong_answer_with_a_reason_is_graded():
 
 def test_a_reward_is_finite_after_it_is_scaled(write):
     config = RewardConfig(reward_type="custom", path=write("def score(response): return 1e308"), reward_scale=10.0)
-    (found,) = build_judge(config).score([ATTEMPT])
+    (found,) = build_grader(config).score([ATTEMPT])
     assert found.reward == 0.0 and "reward_scale included" in str(found.error)

@@ -4,7 +4,7 @@ r"""What the math grader calls right: reference, response, verdict, by kind. ``B
 import pytest
 
 from rlinf_lite.config import RewardConfig
-from rlinf_lite.rewards import build_judge
+from rlinf_lite.rewards import build_grader
 
 
 def B(answer):
@@ -484,12 +484,12 @@ CASES = [pytest.param(*row, id=f"{kind}-{n}") for kind, rows in PAIRS.items() fo
 
 @pytest.fixture(scope="module")
 def grader():
-    grader = build_judge(RewardConfig())
+    grader = build_grader(RewardConfig())
     yield grader
     grader.close()
 
 
 @pytest.mark.parametrize(("reference", "response", "correct"), CASES)
-def test_grade(grader, attempts, reference, response, correct):
-    (score,) = grader.score(attempts((response, reference)))
+def test_grade(grader, items, reference, response, correct):
+    (score,) = grader.score(items((response, reference)))
     assert (score.correct, score.error) == (correct, None)

@@ -12,7 +12,7 @@ import pytest
 
 from rlinf_lite.rewards import VerifierStartError
 from rlinf_lite.rewards import verifier as verifier_module
-from rlinf_lite.rewards.math_judge import MathJudge
+from rlinf_lite.rewards.math_grader import MathGrader
 from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
 
 HANG = "9^{9^{9^{9}}}"
@@ -32,9 +32,9 @@ def wait_until_gone(pid, seconds=20.0):
     return not is_running(pid)
 
 
-def stand_in(folder, code):
+def stand_in(directory, code):
     """A parser of LaTeX of this code, found before the installed one."""
-    package = folder / "latex2sympy2_extended"
+    package = directory / "latex2sympy2_extended"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "latex2sympy2.py").write_text(f"def ConversionConfig(**options): return options\n{code}")
@@ -48,12 +48,12 @@ def is_running(pid):
         return False
 
 
-def test_a_hang_costs_one_sample(attempts):
-    judge = MathJudge(1.0, 2.0)
-    scores = judge.score(
-        attempts(*((rf"\boxed{{{found}}}", "0.5") for found in (r"\sqrt{1/4}", HANG, r"\frac{\sqrt{4}}{4}")))
+def test_a_hang_costs_one_sample(items):
+    grader = MathGrader(1.0, 2.0)
+    scores = grader.score(
+        items(*((rf"\boxed{{{found}}}", "0.5") for found in (r"\sqrt{1/4}", HANG, r"\frac{\sqrt{4}}{4}")))
     )
-    judge.close()
+    grader.close()
     assert [score.correct for score in scores] == [True, False, True]
     assert [score.error for score in scores] == [None, "math-verify took more than 2 s of CPU time", None]
     assert scores[1].reward == 0.0 and scores[1].graded, "a model must not escape a penalty by what it writes"
@@ -91,7 +91,7 @@ def test_a_child_that_dies_twice_costs_one_sample(verifier, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM"])
-def test_a_response_whose_check_is_killed_twice_is_not_graded(verifier, attempts, tmp_path, monkeypatch, end):
+def test_a_response_whose_check_is_killed_twice_is_not_graded(verifier, items, tmp_path, monkeypatch, end):
     """By somebody else (out of memory, an operator): that says nothing about the response."""
     fake = tmp_path / "child.py"
     fake.write_text(
@@ -100,16 +100,16 @@ def test_a_response_whose_check_is_killed_twice_is_not_graded(verifier, attempts
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierLost, match="twice: exit status -"):
         verifier.check("0.5", r"\frac12")
-    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{x^2-1}", "(x-1)(x+1)")))
+    (score,) = MathGrader(1.0, 2.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert not score.graded and "gave no answer twice" in str(score.error)
 
 
 @pytest.mark.parametrize("end", ["os.abort()", "os.kill(os.getpid(), 11)", "raise SystemExit(1)"])
-def test_a_response_that_crashes_the_check_twice_is_wrong(attempts, tmp_path, monkeypatch, end):
+def test_a_response_that_crashes_the_check_twice_is_wrong(items, tmp_path, monkeypatch, end):
     fake = tmp_path / "child.py"
     fake.write_text(f"import os\nprint('{{\"ready\": true}}', flush=True)\ninput()\n{end}\n")
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
-    (score,) = MathJudge(1.0, 2.0).score(attempts((r"\boxed{x^2-1}", "(x-1)(x+1)")))
+    (score,) = MathGrader(1.0, 2.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert score.graded and not score.correct and "gave no answer twice" in str(score.error)
 
 
@@ -156,12 +156,12 @@ def test_off_the_main_thread_with_the_signal_blocked(verifier):
     assert outcome == [True, "math-verify took more than 2 s of CPU time"]
 
 
-def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, attempts, tmp_path, monkeypatch):
+def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, items, tmp_path, monkeypatch):
     fake = tmp_path / "child.py"
     fake.write_text('print(\'{"error": "ImportError: no antlr"}\')\n')
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierStartError, match="no antlr"):
-        MathJudge(1.0, 2.0).score(attempts((r"\boxed{\sqrt{4}}", "2")))
+        MathGrader(1.0, 2.0).score(items((r"\boxed{\sqrt{4}}", "2")))
     fake.write_text("raise SystemExit(3)\n")
     with pytest.raises(VerifierStartError, match="exit status 3"):
         verifier.check("0.5", r"\frac{1}{2}")

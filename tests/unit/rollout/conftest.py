@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlinf_lite.models import folder, vocabulary
+from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.rollout.builtin import BuiltinEngine
-from rlinf_lite.types import GenerationChunk, Problem, Prompt, Sampling
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Sampling
 
 COMMON = {
     "vocab_size": 41,
@@ -38,8 +38,8 @@ CONFIGS = {
 @pytest.fixture(scope="session")
 def embedded():
     """The embedded default: ``model``, ``tokenizer`` and ``eos_ids``."""
-    path = folder.resolve("embedded:tiny-arithmetic")
-    tokenizer = folder.load_tokenizer(path)
+    path = hf_directory.resolve("embedded:tiny-arithmetic")
+    tokenizer = hf_directory.load_tokenizer(path)
     return SimpleNamespace(
         model=AutoModelForCausalLM.from_pretrained(path).eval(),
         tokenizer=tokenizer,
@@ -82,10 +82,10 @@ def make_chunk():
         seed: int = 5,
         group_size: int = 1,
         **sampling,
-    ) -> GenerationChunk:
+    ) -> GenerationBatch:
         """``prompts`` are token ids; their positions count from ``first``."""
         plain = {"do_sample": True, "temperature": 1.0, "top_k": -1, "top_p": 1.0, "repetition_penalty": 1.0}
-        return GenerationChunk(
+        return GenerationBatch(
             stream=stream,
             step=step,
             index=0,

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rlinf_lite.rollout.chunks import cut, join
+from rlinf_lite.rollout.batches import cut, join
 from rlinf_lite.types import Problem, Prompt, Rollout, Sampling
 
 SAMPLING = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=4)

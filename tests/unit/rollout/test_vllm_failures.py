@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlinf_lite.rollout.vllm_engine import VllmEngine
-from rlinf_lite.types import GenerationChunk, Problem, Prompt, Sampling
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Sampling
 
 EOS = 2
 
@@ -46,7 +46,7 @@ def generate():
             do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=4
         )
         return engine.generate(
-            GenerationChunk(
+            GenerationBatch(
                 stream="train",
                 step=1,
                 index=0,

@@ -163,8 +163,8 @@ def test_the_shipped_config_is_the_embedded_default_with_vllm():
 def test_grpo_has_something_to_learn_in_its_model():
     from transformers import AutoModelForCausalLM
 
-    folder = Path(make_tiny_arithmetic.__file__).parent / "tiny-arithmetic-2heads"
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    directory = Path(make_tiny_arithmetic.__file__).parent / "tiny-arithmetic-2heads"
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
     assert (model.config.num_attention_heads, model.config.head_dim) == (2, 32)
     sums = make_tiny_arithmetic.Sums(make_tiny_arithmetic.build_tokenizer())
     assert sums.sampled_accuracy(model) == pytest.approx(0.35, abs=0.02)

@@ -23,9 +23,9 @@ from rlinf_lite.observability import MetricHub, read_jsonl_rows
 from rlinf_lite.observability.wandb_file import read_records
 from rlinf_lite.observability.wandb_rows import SentRows
 from rlinf_lite.observability.wandb_state import read_state
-from rlinf_lite.runner.build import Build, open_sinks
+from rlinf_lite.recovery.build import Build, open_sinks
+from rlinf_lite.recovery.resume import check_identity, choose_start, recipe, restore, set_newer_aside
 from rlinf_lite.runner.progress import Progress
-from rlinf_lite.runner.resume import check_identity, choose_start, recipe, restore, set_newer_aside
 
 pytest.importorskip("wandb")
 

@@ -7,11 +7,11 @@ import torch
 
 from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
+from rlinf_lite.recovery.identity import identity, refuse_changes
+from rlinf_lite.recovery.lock import hold
+from rlinf_lite.recovery.prepare import slow_precision
 from rlinf_lite.rewards import VerifierStartError
 from rlinf_lite.runner.failures import explain
-from rlinf_lite.runner.identity import identity, refuse_changes
-from rlinf_lite.runner.lock import hold
-from rlinf_lite.runner.prepare import slow_precision
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.schedule import due, total_steps, total_updates
 
@@ -127,7 +127,7 @@ def test_full_gpu_memory_is_for_the_user_to_solve():
     assert code == 2 and "lower algorithm.training_batch_size_per_gpu" in str(message)
 
 
-def test_one_driver_a_folder(tmp_path):
+def test_one_driver_a_directory(tmp_path):
     with hold(tmp_path), pytest.raises(ConfigError, match=r"is in use by process \d+ on"), hold(tmp_path):
         pass
     with hold(tmp_path):

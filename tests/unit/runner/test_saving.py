@@ -13,7 +13,7 @@ import torch
 from rlinf_lite.checkpoint import Checkpointer, SaveError, SaveReport
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.config import CheckpointConfig, KeepBestConfig
-from rlinf_lite.runner.build import Build
+from rlinf_lite.recovery.build import Build
 from rlinf_lite.runner.policies import AtLastStep, EverySteps, OnBest, OnSignal, Policy, SaveRequest
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver, comparable

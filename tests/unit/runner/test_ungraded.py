@@ -13,7 +13,7 @@ from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.observability.step_line import step_line
 from rlinf_lite.rewards import ungraded
 from rlinf_lite.runner.credit import credit
-from rlinf_lite.runner.judging import in_order, judge
+from rlinf_lite.runner.grading import grader, in_order
 from rlinf_lite.runner.loop import _sample_row
 from rlinf_lite.runner.metrics import rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.training.trainer import UpdateReport
@@ -74,8 +74,8 @@ class Graders:
     def __init__(self) -> None:
         self.parts: list = []
 
-    def add(self, names, attempts) -> None:
-        self.parts.append((names, [graded(float(attempt.response)) for attempt in attempts]))
+    def add(self, names, items) -> None:
+        self.parts.append((names, [graded(float(attempt.response)) for attempt in items]))
 
     def __iter__(self):
         return iter(reversed(self.parts))
@@ -87,8 +87,8 @@ def test_what_could_not_be_generated_is_not_given_to_the_grader():
     errors = {(0, 1): "aborted", (1, 0): "aborted"}
     rollouts = [rollout(p, s, error=errors.get((p, s))) for p in range(2) for s in range(2)]
     graders = Graders()
-    judge(graders, prompts[:1], rollouts[:2])
-    judge(graders, prompts[1:], rollouts[2:])
+    grader(graders, prompts[:1], rollouts[:2])
+    grader(graders, prompts[1:], rollouts[2:])
     assert [names for names, _ in graders.parts] == [[(0, 0)], [(1, 1)]]
     assert in_order(graders, rollouts) == [graded(0.0), ungraded("aborted"), ungraded("aborted"), graded(1.1)]
 

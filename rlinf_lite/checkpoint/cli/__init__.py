@@ -1,0 +1,1 @@
+"""The functions behind ``python -m rlinf_lite.checkpoint``."""

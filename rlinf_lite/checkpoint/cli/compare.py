@@ -1,0 +1,262 @@
+"""Whether two checkpoints hold the same bits, and if not, where they differ and by how much.
+
+Tensors are read in batches of bounded size, so that models larger than memory can be compared.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.errors import DamagedCheckpoint
+from rlinf_lite.checkpoint.formats.data_file import read_data
+from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.checkpoint.storage import StoragePath, in_use
+
+BATCH_BYTES = 128 * 2**20
+"""Of tensors read at once from each checkpoint (one tensor at least)."""
+_SLICE = 2**22
+"""Elements looked at in one go, which bounds the temporary memory."""
+_NUMBERS = frozenset(
+    {
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.complex64, torch.complex128, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8,
+    }
+)  # fmt: skip
+_TEXT_WIDTH = 80
+
+Entries = Mapping[str, TensorStorageMetadata | BytesStorageMetadata]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorDifference:
+    """A tensor of the same name, type and shape, and other bits."""
+
+    name: str
+    form: str
+    """Such as ``float32 [16, 8]``."""
+    num_elements: int
+    num_different: int
+    """Elements whose bits differ: a NaN equals itself, 0.0 and -0.0 differ."""
+    largest_difference: float | None
+    """Largest absolute difference, as float64. None where no two differing elements can be subtracted (NaN)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueDifference:
+    """A value that is not the same on both sides, as (shortened) text; None: missing on that side."""
+
+    name: str
+    a: str | None
+    b: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    a: StoragePath
+    b: StoragePath
+    num_tensors: int
+    """That both hold in the same form, and whose bits were compared."""
+    num_bytes: int
+    """Of those tensors."""
+    tensors: tuple[TensorDifference, ...]
+    forms: tuple[ValueDifference, ...]
+    """Names that only one side holds, or that have another type or shape."""
+    data: tuple[ValueDifference, ...]
+    """In ``data.pt``."""
+    manifest: tuple[ValueDifference, ...]
+    """In the manifest: step, world size, and what the run said of itself."""
+
+    @property
+    def same_tensors(self) -> bool:
+        return not (self.tensors or self.forms)
+
+    @property
+    def same(self) -> bool:
+        return self.same_tensors and not (self.data or self.manifest)
+
+
+def compare(
+    a: StoragePath, b: StoragePath, *, tensors_only: bool = False, batch_bytes: int = BATCH_BYTES
+) -> Comparison:
+    """Compare two checkpoints by the bits of their contents; how these are cut into files is no matter.
+
+    Files are not held against their manifests: that is what `manifest.verify` does.
+
+    Args:
+        a: a checkpoint's directory.
+        b: another one's.
+        tensors_only: leave out ``data.pt`` and the manifest, which hold ids of the run and the like.
+        batch_bytes: how much to read at once from each.
+
+    Raises:
+        NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: one of them is none, or cannot be read.
+    """
+    with in_use(a / layout.MANIFEST), in_use(b / layout.MANIFEST):
+        about_a, about_b = manifests.read(a), manifests.read(b)
+        entries_a = read_metadata(a / layout.ACTOR).state_dict_metadata
+        entries_b = read_metadata(b / layout.ACTOR).state_dict_metadata
+        sizes = _comparable(entries_a, entries_b)
+        return Comparison(
+            a=a,
+            b=b,
+            num_tensors=len(sizes),
+            num_bytes=sum(sizes.values()),
+            tensors=tuple(_different_tensors(a, b, sizes, batch_bytes)),
+            forms=tuple(_different_forms(entries_a, entries_b)),
+            data=() if tensors_only else tuple(_different_values("", read_data(a), read_data(b))),
+            manifest=() if tensors_only else tuple(_different_values("", _facts(about_a), _facts(about_b))),
+        )
+
+
+def _facts(manifest: manifests.Manifest) -> dict[str, Any]:
+    info = {key: value for key, value in manifest.info.items() if key != manifests.SAVE_ID}
+    return {"step": manifest.step, "world_size": manifest.world_size, "info": info}
+
+
+def _comparable(a: Entries, b: Entries) -> dict[str, int]:
+    """Name and bytes of each tensor that both hold in the same form."""
+    sizes = {}
+    for name, entry in sorted(a.items()):
+        if isinstance(entry, TensorStorageMetadata) and name in b and _form(entry) == _form(b[name]):
+            sizes[name] = entry.size.numel() * entry.properties.dtype.itemsize
+    return sizes
+
+
+def _different_forms(a: Entries, b: Entries) -> Iterator[ValueDifference]:
+    for name in sorted(a.keys() | b.keys()):
+        form_a = _form(a[name]) if name in a else None
+        form_b = _form(b[name]) if name in b else None
+        if form_a != form_b or form_a == _OBJECT:
+            yield ValueDifference(name=name, a=form_a, b=form_b)
+
+
+_OBJECT = "a pickled object, which is not opened"
+
+
+def _form(entry: TensorStorageMetadata | BytesStorageMetadata) -> str:
+    if isinstance(entry, BytesStorageMetadata):
+        return _OBJECT
+    return f"{str(entry.properties.dtype).removeprefix('torch.')} {list(entry.size)}"
+
+
+def _different_tensors(
+    a: StoragePath, b: StoragePath, sizes: Mapping[str, int], batch_bytes: int
+) -> Iterator[TensorDifference]:
+    for batch in batches(sizes, batch_bytes):
+        yield from _different_in_batch(a, b, batch)
+
+
+def _different_in_batch(a: StoragePath, b: StoragePath, batch: set[str]) -> list[TensorDifference]:
+    """A function of its own, so that the tensors of one batch are gone when the next one is read."""
+    ours = read_tensors(a / layout.ACTOR, batch.__contains__)
+    theirs = read_tensors(b / layout.ACTOR, batch.__contains__)
+    found = (tensor_difference(name, tensor, theirs[name]) for name, tensor in ours.items())
+    return [difference for difference in found if difference is not None]
+
+
+def batches(sizes: Mapping[str, int], batch_bytes: int) -> Iterator[set[str]]:
+    """Names in groups of at most ``batch_bytes``, or of one name."""
+    batch: set[str] = set()
+    taken = 0
+    for name, size in sizes.items():
+        if batch and taken + size > batch_bytes:
+            yield batch
+            batch, taken = set(), 0
+        batch.add(name)
+        taken += size
+    if batch:
+        yield batch
+
+
+def tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> TensorDifference | None:
+    """How two plain tensors of the same type and shape differ, or None if all bits are the same."""
+    num_different, largest = 0, None
+    for start in range(0, a.numel(), _SLICE):
+        piece_a, piece_b = a.reshape(-1)[start : start + _SLICE], b.reshape(-1)[start : start + _SLICE]
+        if torch.equal(_bytes(piece_a), _bytes(piece_b)):
+            continue
+        different = (_bytes(piece_a) != _bytes(piece_b)).reshape(len(piece_a), -1).any(dim=1)
+        num_different += int(different.sum())
+        apart = _distance(piece_a[different], piece_b[different]) if a.dtype in _NUMBERS else None
+        largest = apart if largest is None else max(largest, apart or 0.0)
+    if num_different == 0:
+        return None
+    return TensorDifference(
+        name=name,
+        form=f"{str(a.dtype).removeprefix('torch.')} {list(a.shape)}",
+        num_elements=a.numel(),
+        num_different=num_different,
+        largest_difference=largest,
+    )
+
+
+def _bytes(flat: torch.Tensor) -> torch.Tensor:
+    return flat.view(torch.uint8)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float | None:
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    apart = (a.to(wide) - b.to(wide)).abs()
+    numbers = apart[~apart.isnan()]
+    return numbers.max().item() if len(numbers) else None
+
+
+def _different_values(name: str, a: Any, b: Any) -> Iterator[ValueDifference]:
+    """The leaves of nested dicts and sequences that are not the same in type and bits."""
+    if type(a) is not type(b):
+        yield ValueDifference(name=name, a=_text(a), b=_text(b))
+    elif isinstance(a, Mapping):
+        yield from _different_items(f"{name}." if name else "", a, b)
+    elif isinstance(a, list | tuple) and len(a) == len(b):
+        yield from _different_items(f"{name}.", dict(enumerate(a)), dict(enumerate(b)))
+    elif isinstance(a, torch.Tensor):
+        yield from _different_data_tensors(name, a, b)
+    elif isinstance(a, list | tuple) or not _same(a, b):
+        yield ValueDifference(name=name, a=_text(a), b=_text(b))
+
+
+def _different_items(prefix: str, a: Mapping[Any, Any], b: Mapping[Any, Any]) -> Iterator[ValueDifference]:
+    for key in sorted(a.keys() | b.keys(), key=str):
+        if key in a and key in b:
+            yield from _different_values(f"{prefix}{key}", a[key], b[key])
+        else:
+            text_a, text_b = _text(a[key]) if key in a else None, _text(b[key]) if key in b else None
+            yield ValueDifference(name=f"{prefix}{key}", a=text_a, b=text_b)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float):
+        return struct.pack("<d", a) == struct.pack("<d", b)
+    return bool(a == b)
+
+
+def _different_data_tensors(name: str, a: torch.Tensor, b: torch.Tensor) -> Iterator[ValueDifference]:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        yield ValueDifference(name=name, a=_text(a), b=_text(b))
+    elif (difference := tensor_difference(name, _plain(name, a), _plain(name, b))) is not None:
+        count = f"{difference.num_different} of {difference.num_elements} elements differ"
+        yield ValueDifference(name=name, a=_text(a), b=f"{_text(b)} ({count})")
+
+
+def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Its elements one after the other in memory; refuses what would take more memory than the file has bytes."""
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not dense or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise DamagedCheckpoint(f"{layout.DATA}: {name} is no plain tensor, and cannot be compared")
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= _TEXT_WIDTH else f"{text[: _TEXT_WIDTH - 3]}..."

@@ -1,0 +1,193 @@
+"""What the command line prints: records as lines for a person, or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rlinf_lite.checkpoint.cli.compare import Comparison, TensorDifference, ValueDifference
+from rlinf_lite.checkpoint.cli.tools import COMMITTED, Description, Found, Verified
+
+_TELLING = ("accuracy", "win", "reward/mean", "reward", "loss")
+_FEW_METRICS = 3
+_MANY = 50
+"""Lines of one kind in a comparison, before the rest is only counted."""
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def print_result(as_json: bool, records: Any, lines: Iterable[str]) -> None:
+    """Print ``records`` as JSON, or else ``lines``."""
+    if as_json:
+        print_json(records)
+        return
+    for line in lines:
+        print_line(line)
+
+
+def print_json(records: Any) -> None:
+    print(json.dumps(plain(records), indent=1, allow_nan=False))
+
+
+def print_line(line: str) -> None:
+    print(printable(line), flush=True)
+
+
+def printable(text: str) -> str:
+    """Without control characters: names come from files, and could speak to the terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def plain(value: Any) -> Any:
+    """Records as JSON values; NaN and infinities, which JSON lacks, as text."""
+    if isinstance(value, Comparison):
+        verdicts = {"same": value.same, "same_tensors": value.same_tensors}
+        return verdicts | {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def listing(found: Sequence[Found], metrics: Sequence[str] | None) -> Iterator[str]:
+    if not found:
+        yield "no checkpoints"
+        return
+    rows = [("name", "saved", "age", "size", "ranks", "")]
+    rows += [_row(entry, metrics) for entry in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for name, saved, age, size, ranks, notes in rows:
+        cells = (name.ljust(widths[0]), saved.ljust(widths[1]), age.rjust(widths[2]), size.rjust(widths[3]))
+        yield "  ".join((*cells, ranks.rjust(widths[4]), notes)).rstrip()
+
+
+def _row(entry: Found, metrics: Sequence[str] | None) -> tuple[str, str, str, str, str, str]:
+    return (
+        entry.path.name,
+        "-" if entry.saved_at is None else f"{entry.saved_at:%Y-%m-%d %H:%M:%S}",
+        "-" if entry.saved_at is None else _age(entry.saved_at),
+        "-" if entry.num_bytes is None else size_text(entry.num_bytes),
+        "-" if entry.world_size is None else str(entry.world_size),
+        "; ".join(_notes(entry, metrics)),
+    )
+
+
+def _interest(name: str) -> tuple[int, str]:
+    """Sorts names of metrics so that those people choose checkpoints by come first."""
+    return next((place for place, word in enumerate(_TELLING) if word in name), len(_TELLING)), name
+
+
+def _notes(entry: Found, metrics: Sequence[str] | None) -> Iterator[str]:
+    if entry.state != COMMITTED:
+        yield entry.state
+    if entry.reason is not None:
+        yield entry.reason
+    if entry.pinned:
+        yield "pinned"
+    if entry.in_use:
+        yield "in use"
+    names = sorted(entry.metrics, key=_interest)[:_FEW_METRICS] if metrics is None else metrics
+    shown = [f"{name} {_number(entry.metrics[name])}" for name in names if name in entry.metrics]
+    if shown:
+        yield ", ".join(shown)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _age(then: datetime) -> str:
+    seconds = max(0.0, (datetime.now().astimezone() - then).total_seconds())
+    length, unit = next((step for step in _AGES if seconds >= 2 * step[0]), _AGES[-1])
+    return f"{seconds / length:.0f} {unit}"
+
+
+def size_text(num_bytes: int) -> str:
+    """Such as ``1.6 GB``, in powers of 1000."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    power = min(len(str(num_bytes)) - 1, 15) // 3
+    return f"{num_bytes / 1000**power:.1f} {' kMGTP'[power]}B"
+
+
+def description(described: Description) -> Iterator[str]:
+    found = described.found
+    yield f"{found.path}"
+    yield f"  step {found.step}, {_ranks(found.world_size)}, {size_text(found.num_bytes or 0)}"
+    yield f"  saved {'at an unknown time' if found.saved_at is None else found.saved_at.isoformat(' ', 'seconds')}"
+    yield from (f"  {note}" for note in _notes(found, []))
+    sections = described.sections
+    total = sum(section.num_tensors for section in sections.values())
+    yield f"tensors: {total}"
+    for name, section in sections.items():
+        elements = f"{section.num_elements:,} elements"
+        yield f"  {name}: {section.num_tensors} tensors, {elements}, {size_text(section.num_bytes)}"
+    if "model" in sections:
+        yield f"model parameters: {sections['model'].num_elements:,}"
+    yield f"files: {len(described.files)}"
+    yield from (f"  {size_text(record.size):>9}  {name}" for name, record in sorted(described.files.items()))
+    yield "info:"
+    yield from (f"  {line}" for line in json.dumps(described.info, indent=2, sort_keys=True).splitlines())
+
+
+def _ranks(world_size: int | None) -> str:
+    return "written by 1 rank" if world_size == 1 else f"written by {world_size} ranks"
+
+
+def verdict(result: Verified, level: str) -> str:
+    if not result.ok:
+        return f"BAD  {result.path}: {result.reason}"
+    if level == "size":
+        return f"ok   {result.path}: sizes of {result.num_files} files, {result.seconds:.2f} s"
+    speed = result.num_bytes / 1e9 / result.seconds
+    return f"ok   {result.path}: {size_text(result.num_bytes)} in {result.seconds:.2f} s ({speed:.2f} GB/s)"
+
+
+def comparison(compared: Comparison) -> Iterator[str]:
+    yield f"A {compared.a}"
+    yield f"B {compared.b}"
+    equal, other = compared.num_tensors - len(compared.tensors), len(compared.tensors)
+    yield f"tensors: {equal} with the same bits, {other} with other bits; {size_text(compared.num_bytes)} compared"
+    yield from _some([_tensor_line(difference) for difference in compared.tensors])
+    for title, differences in (
+        ("only in one, or of another type or shape", compared.forms),
+        ("data.pt", compared.data),
+        ("manifest", compared.manifest),
+    ):
+        if differences:
+            yield f"{title}: {len(differences)} different"
+            yield from _some([_value_line(difference) for difference in differences])
+    yield _conclusion(compared)
+
+
+def _some(lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"  {line}" for line in lines[:_MANY])
+    if len(lines) > _MANY:
+        yield f"  and {len(lines) - _MANY} more (all with --json)"
+
+
+def _tensor_line(difference: TensorDifference) -> str:
+    line = f"{difference.name} {difference.form}: {difference.num_different} of {difference.num_elements} elements"
+    largest = difference.largest_difference
+    return line if largest is None else f"{line}, largest difference {largest:.6g}"
+
+
+def _value_line(difference: ValueDifference) -> str:
+    a, b = (side if side is not None else "missing" for side in (difference.a, difference.b))
+    return f"{difference.name}: A {a}, B {b}"
+
+
+def _conclusion(compared: Comparison) -> str:
+    if compared.same:
+        return "same"
+    return "different (all tensors have the same bits)" if compared.same_tensors else "different"

@@ -1,0 +1,318 @@
+"""What the command line does, as functions that return records: list, describe, verify, remove, pin."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from rlinf_lite.checkpoint import layout, storage
+from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.errors import CheckpointError, NoCheckpoint
+from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
+from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
+from rlinf_lite.checkpoint.retention import metrics_of, readable
+from rlinf_lite.checkpoint.storage import StoragePath
+
+CHECKPOINTS = "checkpoints"
+"""The name that a run gives to the directory of its checkpoints."""
+
+COMMITTED, DAMAGED, NO_MANIFEST = "committed", "damaged manifest", "no manifest"
+LEFTOVERS = {
+    "tmp": "unfinished save",
+    "deleting": "half deleted",
+    layout.SUPERSEDED: "superseded",
+    layout.DAMAGED: "set aside as damaged",
+}
+"""What the part of a name after the step says."""
+_SET_ASIDE = (LEFTOVERS[layout.SUPERSEDED], LEFTOVERS[layout.DAMAGED])
+_ASIDE = re.compile(r"global_step_([0-9]+)\.(tmp|deleting|superseded|damaged)-[0-9a-f]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """One entry of a checkpoints directory."""
+
+    path: StoragePath
+    step: int
+    state: str
+    """``committed``, ``damaged manifest``, ``no manifest``, or one of `LEFTOVERS`."""
+    reason: str | None = None
+    """What is wrong with the manifest."""
+    num_bytes: int | None = None
+    """As the manifest says."""
+    saved_at: datetime | None = None
+    """When the manifest was written; None where the storage does not say."""
+    world_size: int | None = None
+    pinned: bool = False
+    in_use: bool = False
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """What lies below one top-level key of the saved state (``model``, ``optim`` ...)."""
+
+    num_tensors: int
+    num_elements: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    found: Found
+    files: Mapping[str, FileRecord]
+    sections: Mapping[str, Section]
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    path: StoragePath
+    ok: bool
+    reason: str | None
+    """Why not."""
+    num_files: int
+    num_bytes: int
+    seconds: float
+
+
+def located(text: str) -> StoragePath:
+    """The directory that a person means; local names get their full path, so that they have a name and a parent."""
+    path = storage.storage_path(text)
+    return Path(os.path.abspath(path)) if storage.is_local(path) else path
+
+
+def checkpoints_directory(where: StoragePath) -> StoragePath:
+    """``where`` itself, or its ``checkpoints`` if it is the directory of a run.
+
+    Raises:
+        NoCheckpoint: there is no such directory.
+    """
+    if not where.is_dir():
+        raise NoCheckpoint(f"{where}: no such directory")
+    inside = where / CHECKPOINTS
+    return inside if inside.is_dir() else where
+
+
+def is_checkpoint(path: StoragePath) -> bool:
+    """Whether ``path`` is, or claims to be, one checkpoint and not a directory of them."""
+    return layout.step_of(path) is not None or (path / layout.MANIFEST).is_file()
+
+
+def list_root(where: StoragePath) -> list[Found]:
+    """Everything in a checkpoints directory (or that of a run) that is or was a checkpoint, newest first.
+
+    Raises:
+        NoCheckpoint: there is no such directory.
+        ValueError: it is a checkpoint itself.
+    """
+    root = checkpoints_directory(where)
+    if is_checkpoint(root):
+        raise ValueError(f"{root}: is a checkpoint, not a directory of them; use show, or give {root.parent}")
+    found = [entry for path in root.iterdir() if (entry := look(path)) is not None]
+    return sorted(found, key=lambda entry: (-entry.step, entry.path.name))
+
+
+def look(path: StoragePath) -> Found | None:
+    """What ``path`` is, by its name and its manifest; None if it has nothing to do with checkpoints."""
+    aside = _ASIDE.fullmatch(path.name)
+    step = int(aside.group(1)) if aside else layout.step_of(path)
+    if step is None or not path.is_dir():
+        return None
+    state = LEFTOVERS[aside.group(2)] if aside else COMMITTED
+    try:
+        return _found(path, manifests.read(path), state)
+    except NoCheckpoint:
+        state, reason = state if aside else NO_MANIFEST, None
+    except CheckpointError as error:
+        state, reason = state if aside else DAMAGED, str(error)
+    return Found(path=path, step=step, state=state, reason=reason, pinned=layout.is_pinned(path))
+
+
+def _found(path: StoragePath, manifest: Manifest, state: str) -> Found:
+    return Found(
+        path=path,
+        step=manifest.step,
+        state=state,
+        num_bytes=sum(record.size for record in manifest.files.values()),
+        saved_at=_modified(path / layout.MANIFEST),
+        world_size=manifest.world_size,
+        pinned=layout.is_pinned(path),
+        in_use=storage.is_in_use(path / layout.MANIFEST),
+        metrics=metrics_of(manifest),
+    )
+
+
+def _modified(file: StoragePath) -> datetime | None:
+    seconds = file.stat().st_mtime
+    return datetime.fromtimestamp(seconds).astimezone() if seconds else None
+
+
+def describe(path: StoragePath) -> Description:
+    """What one checkpoint holds. Files are not verified.
+
+    Raises:
+        NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: it is none, or its manifest or index cannot be read.
+    """
+    manifest = manifests.read(path)
+    found = _found(path, manifest, COMMITTED)
+    with storage.in_use(path / layout.MANIFEST):
+        sections = _sections(path / layout.ACTOR)
+    return Description(found=found, files=manifest.files, sections=sections, info=manifest.info)
+
+
+def _sections(actor_dir: StoragePath) -> dict[str, Section]:
+    held: dict[str, list[TensorStorageMetadata]] = {}
+    for name, entry in sorted(read_metadata(actor_dir).state_dict_metadata.items()):
+        if isinstance(entry, TensorStorageMetadata):
+            held.setdefault(name.split(".")[0], []).append(entry)
+    return {name: _section(entries) for name, entries in held.items()}
+
+
+def _section(entries: Sequence[TensorStorageMetadata]) -> Section:
+    return Section(
+        num_tensors=len(entries),
+        num_elements=sum(entry.size.numel() for entry in entries),
+        num_bytes=sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in entries),
+    )
+
+
+def to_verify(where: StoragePath) -> list[StoragePath]:
+    """``where`` if it is a checkpoint; all that are committed in it if it is a directory of them.
+
+    Raises:
+        NoCheckpoint: there is none.
+    """
+    if is_checkpoint(where):
+        return [where]
+    root = checkpoints_directory(where)
+    found = layout.committed(root)
+    if not found:
+        raise NoCheckpoint(f"{root}: holds no checkpoint")
+    return found
+
+
+def verify(path: StoragePath, level: str) -> Verified:
+    """Hold the files of one checkpoint against its manifest; a failure is a result, not an error."""
+    started = time.perf_counter()
+    num_files, num_bytes, reason = 0, 0, None
+    try:
+        with storage.in_use(path / layout.MANIFEST):
+            files = manifests.read_verified(path, level).files
+        num_files, num_bytes = len(files), sum(record.size for record in files.values())
+    except CheckpointError as error:
+        reason = str(error)
+    seconds = time.perf_counter() - started
+    return Verified(
+        path=path, ok=reason is None, reason=reason, num_files=num_files, num_bytes=num_bytes, seconds=seconds
+    )
+
+
+def remove(paths: Sequence[StoragePath], *, force: bool) -> Iterator[StoragePath]:
+    """Delete checkpoints and leftovers, and yield each when it is gone; if one of them is refused, none is deleted.
+
+    Raises:
+        ValueError: names each one that is refused, and why.
+    """
+    looked = [(path, look(path)) for path in dict.fromkeys(paths)]
+    if refused := [f"{path} {why}" for path, found in looked if (why := _refusal(path, found, force)) is not None]:
+        raise ValueError(f"nothing was removed: {'; '.join(refused)}")
+    for path, found in looked:
+        if found is not None and found.state in LEFTOVERS.values():
+            storage.remove_tree(path)
+        else:
+            layout.delete(path)
+            layout.pin_file(path).unlink(missing_ok=True)
+        yield path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pruned:
+    """One directory that was set aside."""
+
+    path: StoragePath
+    kept: str | None
+    """Why it stays; None: it is removed."""
+
+
+def prune(where: StoragePath, *, force: bool = False, dry_run: bool = False) -> Iterator[Pruned]:
+    """Remove what runs have set aside (superseded, or damaged), and yield each when that is decided and done.
+
+    One stays while no committed checkpoint of its step or a later one verifies in full: it may be the only good copy of
+    what the run had learnt by then. Pinned ones, and those in use, stay too. It may be called while a run saves.
+
+    Args:
+        where: a directory of checkpoints, or of a run.
+        force: without regard to other checkpoints.
+        dry_run: decide only.
+
+    Raises:
+        NoCheckpoint: there is no such directory.
+    """
+    root = checkpoints_directory(where)
+    aside = [found for path in root.iterdir() if (found := look(path)) is not None and found.state in _SET_ASIDE]
+    passed = _newest_good_step(root) if aside and not force else None
+    for found in sorted(aside, key=lambda found: (found.step, found.path.name)):
+        kept = "pinned" if found.pinned else "in use" if found.in_use else "a link" if found.path.is_symlink() else None
+        if kept is None and not force and (passed is None or passed < found.step):
+            kept = f"no checkpoint of step {found.step} or later verifies"
+        if kept is None and not dry_run:
+            storage.remove_tree(found.path)
+        yield Pruned(path=found.path, kept=kept)
+
+
+def _newest_good_step(root: StoragePath) -> int | None:
+    """Of the newest committed checkpoint that verifies in full."""
+    return next((layout.step_of(path) for path in layout.committed(root) if verify(path, "full").ok), None)
+
+
+def _refusal(path: StoragePath, found: Found | None, force: bool) -> str | None:
+    """Why ``path`` is not removed, or None if it may be."""
+    if found is None:
+        return "is no checkpoint and no leftover of one"
+    if path.is_symlink():
+        return "is a link; remove the link itself, or what it leads to"
+    if force:
+        return None
+    return next((f"{why}; --force removes it all the same" for why in _reasons_to_keep(path, found)), None)
+
+
+def _reasons_to_keep(path: StoragePath, found: Found) -> Iterator[str]:
+    if found.state == NO_MANIFEST:
+        yield "has no manifest, so it is no checkpoint of ours"
+    if found.pinned:
+        yield "is pinned"
+    if found.in_use:
+        yield "is in use"
+    if path in _newest(path.parent):
+        yield "is the newest checkpoint"
+
+
+def _newest(root: StoragePath) -> list[StoragePath]:
+    """The newest by name, and the newest that has a readable manifest: mostly the same."""
+    return layout.committed(root)[:1] + [path for path, _ in readable(root)[:1]]
+
+
+def pin(path: StoragePath) -> None:
+    """Keep a checkpoint for ever: retention leaves it alone.
+
+    Raises:
+        NoCheckpoint: ``path`` is not committed.
+    """
+    if path not in layout.committed(path.parent):
+        raise NoCheckpoint(f"{path}: no committed checkpoint")
+    layout.pin_file(path).touch()
+    storage.sync_dir(path.parent)
+
+
+def unpin(path: StoragePath) -> None:
+    """Take a pin away; none is no error."""
+    layout.pin_file(path).unlink(missing_ok=True)

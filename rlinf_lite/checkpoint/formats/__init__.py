@@ -1,0 +1,1 @@
+"""File formats of a checkpoint, read so that nothing in them runs."""

@@ -1,0 +1,49 @@
+"""``data/data.pt``: small plain values and tensors, written and read so that nothing in it can run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rlinf_lite.checkpoint.errors import DamagedCheckpoint
+from rlinf_lite.checkpoint.formats.tensor_file import decode
+from rlinf_lite.checkpoint.formats.unpickling import UNREADABLE, reading_error
+from rlinf_lite.checkpoint.layout import DATA
+from rlinf_lite.checkpoint.storage import StoragePath, read_small
+
+_MOST_BYTES = 1 << 30
+
+
+def encode(data: Mapping[str, Any]) -> bytes:
+    """The bytes of ``data.pt``.
+
+    Raises:
+        TypeError: something in ``data`` could be saved but never loaded again (a numpy scalar, an object).
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(data), buffer)
+    try:
+        decode(memoryview(bytearray(buffer.getbuffer())))
+    except UNREADABLE as error:
+        raise TypeError(f"{DATA} takes plain values and tensors only: {reading_error('it', error)}") from None
+    return buffer.getvalue()
+
+
+def read_data(path: StoragePath) -> dict[str, Any]:
+    """``data/data.pt`` of the checkpoint ``path``: plain values and tensors, the latter on the CPU.
+
+    Raises:
+        UnsafeCheckpoint: it asks for anything else, which was not run.
+        DamagedCheckpoint: it is missing or cannot be read.
+    """
+    file = path / DATA
+    try:
+        data = decode(memoryview(bytearray(read_small(file, _MOST_BYTES))))
+    except UNREADABLE as error:
+        raise reading_error(str(file), error) from None
+    if not isinstance(data, dict):
+        raise DamagedCheckpoint(f"{file}: holds a {type(data).__name__}, not a dict")
+    return data

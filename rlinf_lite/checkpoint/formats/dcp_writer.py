@@ -1,0 +1,190 @@
+"""Writing a sharded state as a DCP directory: who writes what, each rank's file, and ``.metadata``.
+
+The plan is torch's own (`DefaultSavePlanner`), and any DCP reader can load the result. The bytes are written here: in
+order, hashed, from tensors that are read where they live.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import torch
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
+
+from rlinf_lite.checkpoint.files import hashed, write_durably
+from rlinf_lite.checkpoint.formats.tensor_file import EntryEncoder
+from rlinf_lite.checkpoint.live import LiveTensors
+from rlinf_lite.checkpoint.manifest import FileRecord
+from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.storage import StoragePath
+
+Resolve = Callable[[str, torch.Tensor], torch.Tensor]
+Find = Callable[[WriteItem], torch.Tensor]
+Signature = tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPlan:
+    """What this rank writes, and what the whole directory holds."""
+
+    items: list[WriteItem]
+    metadata: Metadata
+    signature: Signature
+
+    def num_bytes(self) -> list[int]:
+        """Of each item, as it lies in memory."""
+        return [_num_bytes(item) for item in self.items]
+
+
+def _num_bytes(item: WriteItem) -> int:
+    assert item.tensor_data is not None
+    return item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
+
+
+class ShardPlanner:
+    """Decides, with the other ranks, who writes what. A state of the same form as the last one is not planned anew."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._last: ShardPlan | None = None
+
+    def plan(self, take: Callable[[], Mapping[str, Any]]) -> tuple[ShardPlan, Find]:
+        """The plan for nested dicts of tensors, and how to find an item's tensor among them. Collective.
+
+        Args:
+            take: gives the tensors of this rank. If it fails on one rank, all raise what it raised.
+        """
+        planner, ranks = DefaultSavePlanner(), self._ranks
+
+        def is_as_last() -> bool:
+            return self._is_as_last(planner, take())
+
+        if not all(ranks.collect(is_as_last)):
+            plans = ranks.collect(planner.create_local_plan)
+            global_plan, metadata = planner.create_global_plan(plans)
+            signature = _signature(planner.state_dict)
+            self._last = ShardPlan(items=global_plan[ranks.rank].items, metadata=metadata, signature=signature)
+        assert self._last is not None
+        return self._last, cast(Find, planner.resolve_data)
+
+    def last(self, tensors: Mapping[str, Any]) -> tuple[ShardPlan, Find] | None:
+        """As `plan`, if on this rank the last plan fits. Not collective: on others it may not."""
+        planner = DefaultSavePlanner()
+        if not self._is_as_last(planner, tensors):
+            return None
+        assert self._last is not None
+        return self._last, cast(Find, planner.resolve_data)
+
+    def _is_as_last(self, planner: DefaultSavePlanner, tensors: Mapping[str, Any]) -> bool:
+        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.rank == 0)
+        return self._last is not None and self._last.signature == _signature(planner.state_dict)
+
+    def current(self) -> ShardPlan:
+        """The last plan."""
+        assert self._last is not None
+        return self._last
+
+    def forget(self) -> None:
+        """Plan anew next time: after a failure ranks may remember different things."""
+        self._last = None
+
+
+def _signature(flat: Mapping[str, Any]) -> Signature:
+    return tuple(
+        (name, tensor.dtype, tensor.shape, tensor.placements if isinstance(tensor, DTensor) else None)
+        for name, tensor in flat.items()
+    )
+
+
+def write_shard(
+    path: StoragePath, plan: ShardPlan, live: LiveTensors, halfway: Callable[[], None]
+) -> tuple[FileRecord, list[WriteResult]]:
+    """Write this rank's items to ``path``, durably, each read from ``live`` when its turn comes."""
+    with hashed(path) as file:
+        results = write_items(file, path.name, plan, live, EntryEncoder(), halfway)
+    return file.record(), results
+
+
+def write_items(
+    file: io.RawIOBase,
+    name: str,
+    plan: ShardPlan,
+    live: LiveTensors,
+    encoder: EntryEncoder,
+    halfway: Callable[[], None] = lambda: None,
+) -> list[WriteResult]:
+    """As `write_shard`, to a file that is open and will have this name."""
+    results = []
+    for index, item in enumerate(plan.items):
+        if index == len(plan.items) // 2:
+            halfway()
+        offset = file.tell()
+        with live.reading(index) as tensor:
+            encoder.write(tensor, cast(IO[bytes], file))
+        info = _StorageInfo(name, offset, file.tell() - offset)
+        results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
+    return results
+
+
+def write_metadata(path: StoragePath, plan: ShardPlan, results: list[list[WriteResult]]) -> FileRecord:
+    """Write ``.metadata`` durably."""
+    return write_durably(path, encode_metadata(plan, results))
+
+
+def encode_metadata(plan: ShardPlan, results: list[list[WriteResult]]) -> bytes:
+    """What ``.metadata`` holds: the same bytes for the same content, so without the time and path DCP puts in."""
+    one = _Sharing()
+    held = plan.metadata
+    metadata = Metadata(
+        {one.text(name): one.entry(entry) for name, entry in held.state_dict_metadata.items()},
+        planner_data={one.text(name): tuple(map(one.text, parts)) for name, parts in held.planner_data.items()},
+        storage_data={one.index(result.index): one.info(result.storage_data) for part in results for result in part},
+    )
+    metadata.version = CURRENT_DCP_VERSION
+    return pickle.dumps(metadata)
+
+
+class _Sharing:
+    """Makes equal parts of a `Metadata` one object, which a pickle holds once.
+
+    Otherwise the bytes would tell which equal parts happened to be one; and most parts of a model are equal.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, Any] = {}
+
+    def text(self, value: Any) -> Any:
+        """Names; the parts of a path may be numbers."""
+        return self._seen.setdefault((type(value), value), value)
+
+    def size(self, value: torch.Size) -> torch.Size:
+        return self._seen.setdefault((torch.Size, tuple(value)), torch.Size(value))
+
+    def entry(self, value: Any) -> TensorStorageMetadata:
+        chunks = [self._chunk(self.size(chunk.offsets), self.size(chunk.sizes)) for chunk in value.chunks]
+        properties = self._seen.setdefault(repr(value.properties), value.properties)
+        return TensorStorageMetadata(properties=properties, size=self.size(value.size), chunks=chunks)
+
+    def _chunk(self, offsets: torch.Size, sizes: torch.Size) -> ChunkStorageMetadata:
+        return self._seen.setdefault((offsets, sizes), ChunkStorageMetadata(offsets=offsets, sizes=sizes))
+
+    def index(self, value: MetadataIndex) -> MetadataIndex:
+        offset = None if value.offset is None else self.size(value.offset)
+        return MetadataIndex(self.text(value.fqn), offset, value.index)
+
+    def info(self, value: _StorageInfo) -> _StorageInfo:
+        return _StorageInfo(self.text(value.relative_path), value.offset, value.length)

@@ -1,0 +1,176 @@
+"""Parts of a file, read by threads while earlier ones are worked on.
+
+Through the page cache: measured, reading past it was slower, and a second reader profits.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from rlinf_lite.checkpoint.storage import StoragePath, is_local
+
+PIECE_BYTES = 8 << 20
+_AHEAD_BYTES = 4 * PIECE_BYTES
+_READ_BYTES = 1 << 20  # in one request: more keeps the kernel from reading ahead
+_NUM_THREADS = 2
+_MOST_WARM_BYTES = 1 << 30
+
+Span = tuple[int, int]
+"""Offset and length in a file, in bytes."""
+
+
+def read_ahead(file: StoragePath, spans: list[Span]) -> Generator[tuple[Span, memoryview], None, None]:
+    """The spans of a file, given in the order of their offsets.
+
+    Memory: about 40 MiB, or twice the longest span if that is more.
+
+    Yields:
+        The span and its bytes, which are overwritten when a later one is asked for.
+
+    Raises:
+        EOFError: the file ends before a span does.
+        OSError: it cannot be read.
+    """
+    extent = sum(spans[-1]) - spans[0][0] if spans else 0
+    with _Source(file, in_order=2 * sum(length for _, length in spans) >= extent) as source:
+        coming: deque[_Piece] = deque()
+        waiting = deque(_group(spans))
+        while coming or waiting:
+            while waiting and sum(piece.num_bytes for piece in coming) < _AHEAD_BYTES:
+                coming.append(source.start(waiting.popleft()))
+            piece = coming.popleft()
+            yield from piece.parts()
+            source.give_back(piece)
+
+
+@contextmanager
+def warming(files: list[StoragePath]) -> Iterator[None]:
+    """Bring the beginning of local files to the page cache, by a thread, until the end of the block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_warm, args=(files, stop), name="warm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _warm(files: list[StoragePath], stop: threading.Event) -> None:
+    scratch, left = bytearray(_READ_BYTES), _MOST_WARM_BYTES
+    for path in filter(is_local, files):
+        with suppress(OSError), path.open("rb", buffering=0) as file:  # who really reads it will say what is wrong
+            while left > 0 and not stop.is_set() and (count := file.readinto(scratch)):
+                left -= count
+
+
+def _group(spans: list[Span]) -> Iterator[list[Span]]:
+    """Neighbours together, up to the size of a piece."""
+    group: list[Span] = []
+    for span in spans:
+        if group and (span[0] != sum(group[-1]) or sum(span) - group[0][0] > PIECE_BYTES):
+            yield group
+            group = []
+        group.append(span)
+    if group:
+        yield group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """Spans that are read together."""
+
+    spans: list[Span]
+    start: int
+    """Where in the file the buffer begins."""
+    buffer: mmap.mmap
+    reads: list[Future[None]]
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.buffer)
+
+    def parts(self) -> Iterator[tuple[Span, memoryview]]:
+        for read in self.reads:
+            read.result()
+        view = memoryview(self.buffer)
+        for offset, length in self.spans:
+            yield (offset, length), view[offset - self.start : offset - self.start + length]
+
+
+class _Source(AbstractContextManager["_Source"]):
+    """An open file, the threads that read it, and their buffers."""
+
+    def __init__(self, file: StoragePath, *, in_order: bool) -> None:
+        self._handle = _LocalHandle(file, in_order) if is_local(file) else _RemoteHandle(file)
+        self._threads = ThreadPoolExecutor(_NUM_THREADS if is_local(file) else 1)
+        self._spare: list[mmap.mmap] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._handle.close()
+
+    def start(self, spans: list[Span]) -> _Piece:
+        start, num_bytes = spans[0][0], sum(spans[-1]) - spans[0][0]
+        buffer = self._spare.pop() if num_bytes <= PIECE_BYTES and self._spare else None
+        buffer = buffer or mmap.mmap(-1, max(PIECE_BYTES, num_bytes))
+        view = memoryview(buffer)[:num_bytes]
+        reads = [
+            self._threads.submit(self._handle.read, start + at, view[at : at + _READ_BYTES])
+            for at in range(0, num_bytes, _READ_BYTES)
+        ]
+        return _Piece(spans=spans, start=start, buffer=buffer, reads=reads)
+
+    def give_back(self, piece: _Piece) -> None:
+        if piece.num_bytes == PIECE_BYTES:
+            self._spare.append(piece.buffer)
+
+
+class _LocalHandle:
+    def __init__(self, file: StoragePath, in_order: bool) -> None:
+        """
+        Args:
+            in_order: most of the file is read; else the kernel must not read on after each part.
+        """
+        self._file = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL if in_order else os.POSIX_FADV_RANDOM)
+
+    def read(self, offset: int, view: memoryview) -> None:
+        """Fill ``view``. For several threads at a time."""
+        done = 0
+        while done < len(view):
+            if not (count := os.preadv(self._file, [view[done:]], offset + done)):
+                raise EOFError(f"ends before byte {offset + len(view)}")
+            done += count
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class _RemoteHandle:
+    def __init__(self, file: StoragePath) -> None:
+        self._file: Any = file.open("rb")
+
+    def read(self, offset: int, view: memoryview) -> None:
+        """Fill ``view``. For one thread at a time."""
+        self._file.seek(offset)
+        done = 0
+        while done < len(view):
+            if not (count := self._file.readinto(view[done:])):
+                raise EOFError(f"ends before byte {offset + len(view)}")
+            done += count
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,252 @@
+"""The format of ``torch.save``, read in memory so that nothing in it runs and it takes no more memory than it is long;
+and written, where many tensors of one form follow each other.
+
+``torch.load(weights_only=True)`` runs nothing either, but inflates compressed records and calls ``bytearray(10**12)``.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+
+from rlinf_lite.checkpoint.formats.unpickling import DTYPES, SafeUnpickler
+
+_STORAGES = {
+    "BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8, "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64,
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "IntStorage": torch.int32, "LongStorage": torch.int64, "ShortStorage": torch.int16,
+}  # fmt: skip
+_LOCAL_HEADER_BYTES = 30
+_KEY_BYTES = 256
+_MOST_FORM_BYTES = 4 << 20  # of larger ones there are few, and to find out their form takes their size in memory
+
+
+def decode(content: memoryview) -> Any:
+    """The value: plain ones, tensors (on the CPU), and nests of them. Tensors lie in ``content``, without a copy.
+
+    Args:
+        content: a whole file, or part of one, in writable memory.
+
+    Raises:
+        one of `UNREADABLE`: it holds anything else, or is damaged.
+    """
+    records = _records(content)
+    names = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(names) != 1:
+        raise ValueError("not a file that torch.save wrote")
+    prefix = names[0].removesuffix("data.pkl")
+    if f"{prefix}constants.pkl" in records:
+        raise ValueError("a TorchScript program, not tensors and plain values")
+    if bytes(records.get(f"{prefix}byteorder", b"little")) != b"little":
+        raise ValueError("its bytes are not in little-endian order")
+    return _Unpickler(
+        records[names[0]], {name.removeprefix(f"{prefix}data/"): part for name, part in records.items()}
+    ).load()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Form:
+    """What entries of one tensor each have in common if only their values differ."""
+
+    head: bytes
+    """Everything before the values."""
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def fits(self, content: memoryview) -> bool:
+        return content[: len(self.head)] == self.head
+
+    def tensor(self, content: memoryview) -> torch.Tensor:
+        count = self.shape.numel()
+        return torch.frombuffer(content, dtype=self.dtype, count=count, offset=len(self.head)).view(self.shape)
+
+
+class EntryDecoder:
+    """`decode`, of one entry after the other: a form that was seen before is not taken apart again."""
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[int, bytes], _Form] = {}
+
+    def decode(self, content: memoryview) -> Any:
+        """As the function."""
+        key = len(content), bytes(content[:_KEY_BYTES])
+        if (form := self._forms.get(key)) is not None and form.fits(content):
+            return form.tensor(content)
+        value = decode(content)
+        if isinstance(value, torch.Tensor) and value.numel() and value.is_contiguous():
+            start = value.data_ptr() - torch.frombuffer(content, dtype=torch.uint8).data_ptr()
+            self._forms[key] = _Form(head=bytes(content[:start]), dtype=value.dtype, shape=value.shape)
+        return value
+
+
+class EntryEncoder:
+    """Writes tensors as ``torch.save`` would, byte for byte: only the first of each form goes through it.
+
+    Without the zip checksums, which are of no use beside a hash of the file.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]] = {}
+
+    def write(self, tensor: torch.Tensor, file: IO[bytes]) -> None:
+        """
+        Args:
+            tensor: on the CPU, its storage no larger than itself.
+        """
+        key = tensor.dtype, tensor.shape
+        if not 0 < tensor.nbytes <= _MOST_FORM_BYTES or not tensor.is_contiguous():
+            _save(tensor, file)
+            return
+        values = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+        if key not in self._forms:
+            self._forms[key] = _around_values(tensor)
+        head, tail = self._forms[key]
+        for part in (head, values, tail):
+            file.write(part)
+
+
+def _save(tensor: torch.Tensor, stream: IO[bytes]) -> None:
+    # A setting of the process; another thread's torch.save may go without checksums too, which is harmless.
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensor, stream)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def _around_values(tensor: torch.Tensor) -> tuple[bytes, bytes]:
+    """What stands before and after the values of a contiguous tensor of this form."""
+    stream = io.BytesIO()
+    _save(tensor, stream)
+    content = stream.getbuffer()
+    start = decode(content).data_ptr() - torch.frombuffer(content, dtype=torch.uint8).data_ptr()
+    return bytes(content[:start]), bytes(content[start + tensor.nbytes :])
+
+
+def _records(content: memoryview) -> dict[str, memoryview]:
+    """The records of a zip archive as they lie in memory.
+
+    Raises:
+        ValueError: one is compressed (it may be a bomb), or lies outside.
+    """
+    with zipfile.ZipFile(cast(BinaryIO, _View(content))) as archive:
+        return {info.filename: _record(content, info) for info in archive.infolist()}
+
+
+def _record(content: memoryview, info: zipfile.ZipInfo) -> memoryview:
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise ValueError(f"its record {info.filename!r} is compressed")
+    header = content[info.header_offset : info.header_offset + _LOCAL_HEADER_BYTES]
+    name_length, extra_length = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+    start = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
+    if info.header_offset < 0 or start + info.file_size > len(content):
+        raise EOFError(f"ends before its record {info.filename!r} does")
+    return content[start : start + info.file_size]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Storage:
+    raw: memoryview
+    dtype: torch.dtype
+    num_bytes: int
+
+
+class _Unpickler(SafeUnpickler):
+    def __init__(self, content: memoryview, storages: dict[str, memoryview]) -> None:
+        super().__init__(content)
+        self._storages = storages
+        self._names: dict[tuple[str, str], Any] = {
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_bytes,
+            ("torch.storage", "UntypedStorage"): torch.uint8,
+            ("torch", "Size"): self.size,
+            ("torch", "device"): torch.device,
+            ("collections", "OrderedDict"): self._ordered,
+            ("_codecs", "encode"): self._bytes,  # how protocol 2 spells bytes
+            ("__builtin__", "set"): self._set,  # protocol 2 gives Python 2's names
+            ("__builtin__", "complex"): complex,
+        }
+
+    def named(self, module: str, name: str) -> Any:
+        if module == "torch" and (found := _STORAGES.get(name) or DTYPES.get(name)):
+            return found
+        return self._names.get((module.replace("builtins", "__builtin__"), name))
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or type(key) is not str or not isinstance(dtype, torch.dtype) or type(count) is not int:
+            raise ValueError("refers to something that is no storage")
+        raw, num_bytes = self._storages[key], count * dtype.itemsize
+        if not 0 <= num_bytes <= len(raw):
+            raise EOFError(f"storage {key!r} of {num_bytes} bytes has {len(raw)}")
+        return _Storage(raw=raw, dtype=dtype, num_bytes=num_bytes)
+
+    def _tensor(
+        self, storage: Any, offset: int, size: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+    ) -> torch.Tensor:
+        return self._tensor_of_bytes(storage, offset, size, stride, requires_grad, hooks, storage.dtype, metadata)
+
+    def _tensor_of_bytes(
+        self, storage: Any, offset: int, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any,
+        metadata: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Stands in for torch's ``_rebuild_tensor_v3``: a view of a storage, and never of more than there is."""
+        shape, steps = self.size(size), self.size(stride)
+        if metadata or len(shape) != len(steps) or min([offset, *shape, *steps]) < 0:
+            raise ValueError("a tensor that is no plain one")
+        there = storage.num_bytes // dtype.itemsize
+        last = offset + sum((length - 1) * step for length, step in zip(shape, steps, strict=True))
+        if math.prod(shape) > there or (math.prod(shape) and last >= there):
+            raise ValueError(f"a tensor of shape {list(shape)} over {there} stored elements")
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(storage.raw, dtype=dtype, count=there).as_strided(shape, steps, offset)
+
+    def _ordered(self) -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
+    def _bytes(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise ValueError("text where bytes were expected")
+        self.charge(text)
+        return text.encode(encoding)
+
+    def _set(self, values: list[Any] = []) -> set[Any]:  # noqa: B006  (never changed)
+        self.charge(values)
+        for value in values:
+            self.check_key(value)
+        return set(values)
+
+
+class _View(io.RawIOBase):
+    """Memory as a file, without the copy that `io.BytesIO` makes."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view, self._at = view, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        count = max(0, min(len(target), len(self._view) - self._at))
+        target[:count] = self._view[self._at : self._at + count]
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at

@@ -1,0 +1,1 @@
+"""Checkpoints held in memory: what a replaced worker starts from."""

@@ -1,0 +1,156 @@
+"""The files of a checkpoint in memory: written and hashed in one pass, and read through the calls that this package
+makes of a directory that is not local.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from rlinf_lite.checkpoint.manifest import FileRecord
+from rlinf_lite.checkpoint.storage import StoragePath
+
+_PIECE_BYTES = 256 << 10
+"""Is copied, and then hashed while it is still in the processor's cache."""
+
+
+class MemoryWriter(io.RawIOBase):
+    """A new file of about ``num_bytes``; what it holds is hashed as it grows."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._content = np.empty(num_bytes, np.uint8)
+        self._view = self._content.data
+        self._digest = hashlib.sha256()
+        self._size = self._hashed = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        start, end = self._size, self._size + len(view)
+        if end > len(self._content):
+            self._content = np.concatenate([self._content[:start], np.empty(end, np.uint8)])
+            self._view = self._content.data
+        for at in range(start, end, _PIECE_BYTES):
+            self._size = min(at + _PIECE_BYTES, end)
+            self._view[at : self._size] = view[at - start : self._size - start]
+            if self._size - self._hashed >= _PIECE_BYTES:
+                self._hash()
+        return len(view)
+
+    def _hash(self) -> None:
+        self._digest.update(self._view[self._hashed : self._size])
+        self._hashed = self._size
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def content(self) -> np.ndarray:
+        """Everything written so far."""
+        return self._content[: self._size]
+
+    def record(self) -> FileRecord:
+        """Size and hash of everything written so far."""
+        self._hash()
+        return FileRecord(size=self._size, sha256=self._digest.hexdigest())
+
+
+class MemoryFile:
+    """A file of which all, or some parts, are at hand."""
+
+    def __init__(self, size: int, parts: Mapping[int, Any]) -> None:
+        """
+        Args:
+            size: of the whole file.
+            parts: bytes, or memory that can be read as such, by their offset.
+        """
+        self.size = size
+        self._parts = [memoryview(parts[start]).cast("B") for start in sorted(parts)]
+        self._starts = sorted(parts)
+
+    def readinto(self, offset: int, target: Any) -> int:
+        """Copy what is at hand from ``offset`` on, up to the length of ``target``; 0: nothing is."""
+        if (index := bisect.bisect(self._starts, offset) - 1) < 0:
+            return 0
+        part = self._parts[index][offset - self._starts[index] :][: len(target)]
+        target[: len(part)] = part
+        return len(part)
+
+    def part(self, offset: int, length: int) -> bytes:
+        """A copy of what is at hand of ``length`` bytes from ``offset`` on."""
+        content = bytearray(max(0, min(length, self.size - offset)))
+        return bytes(content[: self.readinto(offset, content)])
+
+
+class MemoryPath:
+    """A file or directory among ``files``; answers to what this package asks of a `StoragePath` that is not local."""
+
+    def __init__(self, files: dict[str, MemoryFile], title: str, inside: str = "") -> None:
+        """
+        Args:
+            files: by their path inside of the directory.
+            title: what the directory is called in messages; its last part is its name.
+            inside: the path in the directory; empty: the directory itself.
+        """
+        self.files, self._title, self._inside = files, title, inside
+
+    def __truediv__(self, name: str) -> MemoryPath:
+        return MemoryPath(self.files, self._title, f"{self._inside}/{name}".lstrip("/"))
+
+    def __str__(self) -> str:
+        return f"{self._title}/{self._inside}".rstrip("/")
+
+    @property
+    def name(self) -> str:
+        return str(self).rpartition("/")[2]
+
+    def is_file(self) -> bool:
+        return self._inside in self.files
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def stat(self) -> os.stat_result:
+        return os.stat_result((stat.S_IFREG, 0, 0, 0, 0, 0, self._file().size, 0, 0, 0))
+
+    def open(self, mode: str = "rb") -> io.RawIOBase:
+        return _Reader(self._file())
+
+    def read_bytes(self) -> bytes:
+        return cast(bytes, self.open().read())
+
+    def _file(self) -> MemoryFile:
+        if not self.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return self.files[self._inside]
+
+
+def path_of(files: dict[str, MemoryFile], step: int) -> StoragePath:
+    """``files`` as the checkpoint of ``step``."""
+    return cast(StoragePath, MemoryPath(files, f"(memory)/global_step_{step}"))
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, file: MemoryFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, target: Any) -> int:
+        count = self._file.readinto(self._at, target)
+        self._at += count
+        return count

@@ -1,0 +1,1 @@
+"""Checkpoints for an ordinary torch script."""

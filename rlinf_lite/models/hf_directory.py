@@ -1,0 +1,145 @@
+"""A Hugging Face model directory: where it is, whether it is one, and what identifies its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.models.files import check_files, read_object
+from rlinf_lite.paths import expand
+
+EMBEDDED = "embedded:"
+_NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "transformers_version")
+_EMBEDDED_DIR = Path(__file__).parent / "embedded"
+# RLinf's names of architectures that transformers calls otherwise.
+_ALIASES = {"qwen2.5": "qwen2"}
+_TEXT_ENDINGS = {".json", ".jinja", ".model", ".txt"}
+_MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
+    """The directory that ``model_path`` means.
+
+    Raises:
+        ConfigError: there is no such directory, or it lacks ``config.json``; names ``key``.
+    """
+    if model_path.startswith(EMBEDDED):
+        directory = _EMBEDDED_DIR / model_path.removeprefix(EMBEDDED)
+        known = ", ".join(
+            f"{EMBEDDED}{p.name}" for p in sorted(_EMBEDDED_DIR.iterdir()) if (p / "config.json").exists()
+        )
+        remedy = f"known: {known}"
+    else:
+        try:
+            directory = Path(expand(model_path)).resolve()
+        except ValueError as error:
+            raise ConfigError(f"{key}={model_path}: {error}") from None
+        remedy = (
+            "give a Hugging Face directory with config.json, *.safetensors and a tokenizer "
+            f"(from the hub: hf download NAME --local-dir {model_path})"
+        )
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"{key}={model_path}: no model there ({directory} has no config.json); {remedy}")
+    return directory
+
+
+def load_config(directory: Path, model_type: str | None) -> PretrainedConfig:
+    """The model's config; ``model_type``, when given, must be what the directory holds."""
+    read_object(directory / "config.json", "actor.model.model_path")
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"actor.model.model_path={directory}: config.json cannot be used: {_first_line(error)}"
+        ) from None
+    if model_type is not None and _ALIASES.get(model_type, model_type) != config.model_type:
+        raise ConfigError(
+            f"actor.model.model_type={model_type}: {directory} holds a {config.model_type}; write that, or null"
+        )
+    return config
+
+
+def check_length(config: PretrainedConfig, seq_length: int, asked: str | None = None) -> None:
+    """
+    Args:
+        asked: where ``seq_length`` comes from, if not from ``runner.seq_length``.
+
+    Raises:
+        ConfigError: rows of ``seq_length`` tokens are longer than the model has positions for.
+    """
+    positions = _positions(config)
+    if positions is not None and seq_length > positions:
+        raise ConfigError(
+            f"{asked or f'runner.seq_length={seq_length}'}: the model has positions for {positions} tokens "
+            f"(max_position_embeddings in its config.json); use at most {positions}, for prompt and response together"
+        )
+
+
+def _positions(config: PretrainedConfig) -> int | None:
+    """How many tokens a row may have; None: any number. Not every family has these attributes."""
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if positions is None or rope.get("rope_type") not in ("linear", "dynamic", "yarn"):
+        return positions
+    return max(positions, int(rope["factor"] * rope.get("original_max_position_embeddings", positions)))
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The directory's tokenizer, from local files only."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the library in Rust raises nothing more special
+        check_files(directory, "actor.tokenizer.tokenizer_model")
+        raise ConfigError(
+            f"actor.tokenizer.tokenizer_model={directory}: no tokenizer that can be used: {_first_line(error)}; "
+            "give a directory with tokenizer.json and tokenizer_config.json"
+        ) from None
+
+
+def fingerprint(directory: Path) -> str:
+    """sha256 over config, tokenizer, and size and samples of each weight file (whole, if it is below 4 MiB).
+
+    Samples, because hashing tens of GB at each start would cost minutes; a fine-tune changes them all.
+    """
+    return _fingerprint(directory, lambda file: file.suffix in _TEXT_ENDINGS | {".safetensors"})
+
+
+def tokenizer_fingerprint(directory: Path) -> str:
+    """sha256 over the directory's tokenizer files."""
+    return _fingerprint(directory, lambda file: file.suffix in _TEXT_ENDINGS and file.name not in _MODEL_FILES)
+
+
+def _fingerprint(directory: Path, counts: Callable[[Path], bool]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and counts(file):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            _hash_samples(file, digest)
+    return digest.hexdigest()
+
+
+def config_digest(config: PretrainedConfig) -> str:
+    """sha256 of an architecture, wherever its directory is and whichever version of transformers wrote or reads it."""
+    described = {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_THE_ARCHITECTURE}
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash_samples(file: Path, digest: hashlib._Hash) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
+            digest.update(stream.read())
+            return
+        for i in range(_SAMPLES):
+            stream.seek(i * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

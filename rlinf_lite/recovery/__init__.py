@@ -1,0 +1,1 @@
+"""Starting a run, resuming it, and repairing it when a process dies."""

@@ -1,0 +1,95 @@
+"""From an error to what has failed: who died, what hangs, and what is not ours to try again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rlinf_lite.checkpoint import RankSilent
+from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost
+from rlinf_lite.cluster.logs import last_lines
+from rlinf_lite.recovery.workers import Workers
+
+_BLAME_SECONDS = 5.0
+_CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
+
+
+class Regrow(Exception):
+    """Nothing is wrong: nodes that were missing are back, and the run can have all of its actor ranks again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why the loop was left, where going on is possible."""
+
+    text: str
+    """For the user."""
+    cause: str
+    """The same without what differs from time to time; empty: nothing failed."""
+    losses: Sequence[WorkerLost] = ()
+    hung: Hung | None = None
+    new_nodes: bool = False
+    """The slots must be reserved anew."""
+    actors_too: bool = True
+    """Whether the actors' process group, or their state, was touched."""
+
+    @property
+    def death(self) -> bool:
+        return bool(self.losses) or self.new_nodes
+
+
+def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
+    """What has failed, if the run can go on without it.
+
+    When a worker dies, those that were talking to it fail too, and may be heard first: the dead are looked for before
+    anybody is believed.
+
+    Args:
+        intact: whether the actors hold the state of the newest completed step.
+
+    Raises:
+        Exception: ``error`` itself, if it is the user's to solve, or would come again.
+    """
+    if isinstance(error, Regrow):
+        return Failure(text=str(error), cause="", new_nodes=True)
+    if isinstance(error, NodeLost):
+        return Failure(text=str(error), cause="a node was lost", new_nodes=True)
+    if isinstance(error, Hung):
+        actors = not intact or any(component == "actor" for component, _ in error.waiting)
+        return Failure(text=str(error), cause=f"no answer from {sorted(error.waiting)}", hung=error, actors_too=actors)
+    if isinstance(error, RayLost) or not isinstance(error, RuntimeError):
+        raise error
+    if isinstance(error, WorkerLost):
+        # Who could not be given what a dead one had made looks dead, too: those that are known to be gone count.
+        return _of_losses(workers.gone(0.3) or [error], workers, intact)
+    silent = isinstance(error, RankSilent)  # from a rank that waited for another: it may be heard before the death is
+    if type(error).__module__.startswith("rlinf_lite") and not silent:
+        raise error
+    deadline = time.monotonic() + _BLAME_SECONDS
+    while time.monotonic() < deadline:
+        if losses := workers.gone(0.2):
+            return _of_losses(losses, workers, intact)
+    if silent or _CONNECTION.search(str(error)):
+        first = str(error).splitlines()[0]
+        return Failure(text=f"the process group is broken: {first}", cause=re.sub(r"\d+", "#", first))
+    raise error
+
+
+def _of_losses(losses: Iterable[WorkerLost], workers: Workers, intact: bool) -> Failure:
+    found = sorted(losses, key=lambda lost: (lost.group, lost.rank))
+    actors = any(lost.group == workers.actors.name for lost in found)
+    return Failure(
+        text="\n".join(describe(lost) for lost in found),
+        cause=", ".join(f"{lost.group} rank {lost.rank} was lost" for lost in found),
+        losses=found,
+        actors_too=actors or not intact,
+    )
+
+
+def describe(lost: WorkerLost) -> str:
+    """A loss, with the last lines that the process wrote."""
+    pid = re.search(r"process (\d+)", lost.reason)
+    lines = last_lines(int(pid[1])) if pid else []
+    return "\n".join([str(lost), *(f"      {line}" for line in lines)])

@@ -1,0 +1,83 @@
+"""What a run's numbers follow from. A resume that would change it is refused by name, unless allowed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlinf_lite.config import Config, ConfigError, flatten
+from rlinf_lite.versions import versions
+
+_VAL_DATA = "data (validation problems)"
+_INITIAL_WEIGHTS = "actor.model (initial weights)"
+ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
+
+
+def identity(
+    config: Config,
+    *,
+    base_model: str,
+    tokenizer: str,
+    engine: str,
+    train_data: str,
+    val_data: str | None,
+    reward: str | None = None,
+    initial_weights: str | None,
+    total_updates: int,
+) -> dict[str, Any]:
+    """Everything that makes the numbers, flat, as JSON values.
+
+    Args:
+        base_model, tokenizer, engine, train_data, val_data: fingerprints.
+        reward: fingerprint of a user's function, or of the package that graders.
+        initial_weights: fingerprint of the checkpoint whose weights the run began with; None: the base model's, or it
+            is not known any more.
+        total_updates: over how many optimizer steps the rate decays.
+    """
+    made = flatten(config, neutral_keys=False)
+    decays = config.actor.optim.lr_scheduler != "constant"
+    return made | {
+        "actor.optim.total_training_steps": total_updates if decays else None,
+        "actor.model (base weights)": base_model,
+        _INITIAL_WEIGHTS: initial_weights,
+        "actor.tokenizer (files)": tokenizer,
+        "rollout.model (config and eos)": engine,
+        "data (training problems)": train_data,
+        _VAL_DATA: val_data,
+        "reward (source)": reward,
+        **versions(config),
+    }
+
+
+def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence[str], source: str) -> list[str]:
+    """Compare the identity in a checkpoint with the one configured now.
+
+    Returns:
+        The changes that were allowed by name, for the log.
+
+    Raises:
+        ConfigError: what else changed, key by key, with the remedy.
+    """
+    changes = {
+        key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key) and not (key in ONE_SIDED and None in (saved.get(key), now.get(key)))
+    }
+    if unused := [key for key in allowed if key not in saved.keys() | now.keys()]:
+        raise ConfigError(f"runner.resume_allow_changes: {unused[0]!r} is not a key that a resume compares")
+    refused = [line for key, line in changes.items() if key not in allowed]
+    if refused:
+        if any("total_training_steps" in line for line in refused):
+            refused.append("(the steps over which the rate decays follow from runner.max_steps and max_epochs)")
+        names = ",".join(f"'{key}'" for key in changes if key not in allowed)
+        listed = "\n  ".join(refused)
+        raise ConfigError(
+            f"resuming from {source} would not give the same numbers, because this changed:\n  {listed}\n"
+            f'change it back, or allow it by name: "runner.resume_allow_changes=[{names}]"'
+        )
+    return [line for key, line in changes.items() if key in allowed]
+
+
+def carried_on(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity that later checkpoints get: what the run began with stays known when it is not configured again."""
+    return {**now, _INITIAL_WEIGHTS: now[_INITIAL_WEIGHTS] or saved.get(_INITIAL_WEIGHTS)}

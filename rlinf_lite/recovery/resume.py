@@ -1,0 +1,359 @@
+"""From ``resume_dir`` to a run that goes on: what is chosen, what is refused, what is restored, and saying so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite import faults
+from rlinf_lite.checkpoint import (
+    CheckpointError,
+    DamagedCheckpoint,
+    LoadReport,
+    Selection,
+    StateMismatch,
+    layout,
+    select,
+    storage,
+)
+from rlinf_lite.checkpoint.select import AUTO
+from rlinf_lite.checkpoint.storage import StoragePath, absolute
+from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.observability import log_line
+from rlinf_lite.observability.hub import METRICS_FILE, HubState
+from rlinf_lite.observability.jsonl import first_step, missing_steps
+from rlinf_lite.recovery.identity import ONE_SIDED, refuse_changes
+from rlinf_lite.recovery.records import BEGAN_AFTER, check_info, records_of
+from rlinf_lite.runner.progress import Progress
+
+_NO_CHECKPOINT = Selection(path=None, manifest=None, data={})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Where the run begins."""
+
+    selection: Selection
+    progress: Progress
+    hub_state: HubState | None = None
+    changes: tuple[str, ...] = ()
+    """Why the rows after this step will not equal those logged before; empty: they will. See `Origin`."""
+    weights: Selection | None = None
+    """A new run's model weights, where they are not the base model's."""
+    automatic: bool = False
+    """Whether an older checkpoint will do if this one turns out to be damaged."""
+
+    def is_done(self, last_step: int) -> bool:
+        """Whether nothing is left to do; a validation and a row may be still to come after the last step."""
+        return self.committed_step is not None and self.progress.step >= last_step and not self.progress.unlogged
+
+    @property
+    def committed_step(self) -> int | None:
+        """Step of the checkpoint that the run goes on from; None: a new run."""
+        return None if self.selection.path is None else self.progress.step
+
+    def is_own(self, checkpoints: StoragePath) -> bool:
+        """Whether the checkpoint lies in the run's own directory, so that its rows lie beside it."""
+        path = self.selection.path
+        return path is not None and absolute(path).parent == absolute(checkpoints)
+
+
+def choose_start(config: Config, checkpoints: StoragePath, damaged: Mapping[StoragePath, str] | None = None) -> Start:
+    """Find the checkpoint that ``runner.resume_dir`` asks for, and read its counters.
+
+    Nothing is hashed here: the ranks hash what they read, in `restore`.
+
+    Args:
+        checkpoints: the run's own directory.
+        damaged: what `auto` does not look at (again), with the reason, which the user has read if it is of interest.
+
+    Raises:
+        CheckpointError: as `checkpoint.select`; or its ``data.pt`` is not what this version writes.
+        ConfigError: as `refuse_to_mix`.
+    """
+    wanted, verify = config.runner.resume_dir, config.runner.checkpoint.verify
+    level = "size" if verify == "full" else verify
+    if config.runner.resume_mode == "weights":
+        if not layout.committed(checkpoints):
+            return Start(
+                selection=_NO_CHECKPOINT, progress=Progress(), weights=select(wanted, checkpoints, verify=level)
+            )
+        if not damaged:
+            log_line(
+                "runner.resume_mode=weights: this run has checkpoints of its own, and goes on from the newest of them; "
+                "runner.resume_dir is not read again"
+            )
+        wanted = AUTO
+    known = dict(damaged or {})
+    while True:
+        selection = select(wanted, checkpoints, verify=level, damaged=known)
+        for path, reason in selection.damaged.items():
+            if path not in known:
+                log_line(f"!! stepped over a damaged checkpoint: {reason}")
+        try:
+            start = _start(selection, checkpoints, automatic=wanted == AUTO)
+            refuse_to_mix(start, checkpoints, Path(config.runner.logger.log_path) / METRICS_FILE)
+            return start
+        except DamagedCheckpoint as error:
+            if wanted != AUTO:
+                raise
+            known = step_over(selection, error)
+
+
+def step_over(selection: Selection, error: CheckpointError) -> dict[StoragePath, str]:
+    """Print that a checkpoint that `auto` has chosen is no good after all; returns all that are known not to be."""
+    assert selection.path is not None
+    log_line(f"!! stepped over a damaged checkpoint: {error}")
+    return {**selection.damaged, selection.path: str(error)}
+
+
+def _start(selection: Selection, checkpoints: StoragePath, *, automatic: bool) -> Start:
+    """Raises DamagedCheckpoint: a record of the checkpoint holds what no run of this version writes."""
+    path, manifest, data = selection.path, selection.manifest, selection.data
+    if path is None or manifest is None:
+        if automatic:
+            log_line(f"runner.resume_dir=auto: no checkpoint in {checkpoints} yet, so this is a new run")
+            if aside := layout.set_aside_in(checkpoints):
+                names = ", ".join(found.name for found in aside)
+                log_line(f"!! {checkpoints} holds {names}, set aside: to go on from one, rename it to global_step_N")
+        return Start(selection=selection, progress=Progress())
+    try:
+        check_info(manifest.info)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path / layout.MANIFEST}: {error}") from None
+    try:
+        progress, hub_state = records_of(data)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path / layout.DATA}: {error}") from None
+    if progress.step != manifest.step:
+        raise DamagedCheckpoint(f"{path}: {layout.DATA} says step {progress.step}, the manifest {manifest.step}")
+    start = Start(selection=selection, progress=progress, hub_state=hub_state, automatic=automatic)
+    if start.is_own(checkpoints):
+        return start
+    of_run = f" (wandb run {hub_state['wandb_run_id']})" if hub_state["wandb_run_id"] else ""
+    return replace(start, hub_state=None, changes=(f"resumed from another run's {absolute(path)}{of_run}",))
+
+
+def refuse_to_mix(start: Start, checkpoints: StoragePath, metrics_file: Path) -> None:
+    """Another run's checkpoint begins a history of its own, and needs a directory that holds no other one.
+
+    Rows of later steps are no other history: such a start that was killed before its first save has left them.
+
+    Raises:
+        ConfigError: there are checkpoints, or rows of steps that this start does not make; with the remedies.
+    """
+    path, last = start.selection.path, start.progress.logged_step
+    if path is None or start.is_own(checkpoints):
+        return
+    another = f"runner.resume_dir={path} is a checkpoint of another run"
+    if existing := layout.committed(checkpoints):
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise ConfigError(
+            f"{another}, but {checkpoints} already holds {existing[0].name}{more}, and two runs would be mixed there; "
+            "choose another runner.experiment_name, or resume from a checkpoint of this directory "
+            "(runner.resume_dir=auto: the newest)"
+        )
+    first = first_step(metrics_file)
+    if first is not None and first <= last:
+        raise ConfigError(
+            f"{another}, after step {last}, but {metrics_file} holds rows from step {first} on, and two runs would be "
+            "mixed there; choose another runner.experiment_name, or move that file away"
+        )
+
+
+def initial_weights(start: Start) -> str | None:
+    """Fingerprint of the checkpoint whose weights a new run begins with; None if it begins with the base model's.
+
+    None too for a run that has checkpoints of its own: what it began with is in their identity, and is not read again,
+    so ``runner.resume_dir`` may be gone by then, or be a link that leads elsewhere.
+    """
+    if start.weights is None or start.weights.manifest is None:
+        return None
+    files = start.weights.manifest.files
+    shards = sorted((name, file.sha256) for name, file in files.items() if name.startswith(f"{layout.ACTOR}/"))
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+
+
+def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Start:
+    """Refuse a resume that would change the numbers; say which changes were allowed.
+
+    Returns:
+        ``start``, with the changes that were allowed.
+
+    Raises:
+        ConfigError: what changed, key by key.
+    """
+    if start.selection.path is None:
+        return start
+    changes = refuse_changes(saved_identity(start), now, config.runner.resume_allow_changes, start.selection.path.name)
+    for change in changes:
+        log_line(f"!! allowed by runner.resume_allow_changes, numbers will differ: {change}")
+    return replace(start, changes=(*start.changes, *changes))
+
+
+def recipe(made_of: Mapping[str, Any], num_ranks: int, compute: str) -> str:
+    """`Origin.recipe`: a digest of an identity, the number of actor ranks, and what they compute on."""
+    made_with = {key: value for key, value in made_of.items() if key not in ONE_SIDED}
+    text = json.dumps([made_with, num_ranks, compute], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def saved_identity(start: Start) -> Mapping[str, Any]:
+    """The identity in the checkpoint that the run goes on from; empty for a new run."""
+    manifest = start.selection.manifest
+    return {} if manifest is None else manifest.info.get("identity", {})
+
+
+def sweep(checkpoints: StoragePath) -> None:
+    """Remove what killed saves left aside; late in a start, when workers of the killed run have had time to end."""
+    try:
+        swept = layout.sweep(checkpoints)
+    except OSError as error:
+        log_line(f"!! leftovers of a killed save stay in {checkpoints} for now: {error.strerror} ({error.filename})")
+        return
+    if swept:
+        log_line(f"removed {len(swept)} unfinished save(s) of a killed run: {', '.join(path.name for path in swept)}")
+
+
+def restore(
+    start: Start,
+    actors: WorkerGroup,
+    config: Config,
+    checkpoints: StoragePath,
+    now: Mapping[str, Any],
+    compute: str,
+    others: Mapping[StoragePath, str] | None = None,
+) -> Start:
+    """Load the chosen checkpoint into the actors, and say what is exact and what is not.
+
+    Args:
+        now: the identity as configured.
+        compute: what the workers compute on.
+        others: checkpoints that `auto` does not look at, with the reason.
+
+    Returns:
+        Where the run really begins: with ``resume_dir=auto``, a checkpoint that the ranks find damaged is stepped over.
+
+    Raises:
+        CheckpointError: the given checkpoint does not verify, or none does.
+        ConfigError: an older one that verifies would not give the same numbers.
+    """
+    if start.weights is not None:
+        _load_weights(start.weights, actors, config)
+    while (path := start.selection.path) is not None:
+        try:
+            report: LoadReport = actors.call("load", str(absolute(path)), config.runner.checkpoint.verify)[0]
+        except (DamagedCheckpoint, StateMismatch) as error:
+            # Its identity is ours, so state of another form means that it is not what it says.
+            allowed = isinstance(error, StateMismatch) and bool(config.runner.resume_allow_changes)
+            if not start.automatic or allowed:
+                raise
+            known = {**(others or {}), **step_over(start.selection, error)}
+            start = check_identity(choose_start(config, checkpoints, known), now, config)
+        else:
+            _say_restored(report, actors.size, compute)
+            changes = (*start.changes, *what_differs(report, actors.size, compute))
+            return replace(start, changes=tuple(dict.fromkeys(changes)))
+    return start
+
+
+def _load_weights(weights: Selection, actors: WorkerGroup, config: Config) -> None:
+    path, manifest = weights.path, weights.manifest
+    assert path is not None and manifest is not None
+    report: LoadReport = actors.call("load_weights", str(absolute(path)), config.runner.checkpoint.verify)[0]
+    log_line(f"a new run, with the model weights of step {manifest.step} of {path} ({report.load_seconds:.2f} s)")
+
+
+def _say_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
+    path, manifest = report.path, report.manifest
+    log_line(f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); going on with step {manifest.step + 1}")
+    log_what_differs(report, num_ranks, compute)
+
+
+def what_differs(report: LoadReport, num_ranks: int, compute: str) -> list[str]:
+    """Why numbers from here on will not be those of a run that was never ended, in short; empty where they will."""
+    saved_ranks, saved_compute = report.manifest.world_size, report.manifest.info.get("compute")
+    ranks = f"actor ranks: {saved_ranks} -> {num_ranks}" if saved_ranks != num_ranks else ""
+    device = f"devices: {saved_compute} -> {compute}" if saved_compute != compute else ""
+    generators = "RNG state not restored" if not report.rng_restored and not (ranks or device) else ""
+    return [text for text in (ranks, device, generators) if text]
+
+
+def log_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
+    """The same in full, for the log."""
+    manifest = report.manifest
+    if not report.rng_restored and manifest.world_size == num_ranks:
+        log_line("!! saved on another kind of device: each rank's RNG state starts anew from (seed, step, rank)")
+    elif not report.rng_restored:
+        log_line(
+            f"!! saved by {manifest.world_size} actor ranks, now {num_ranks}: weights, optimizer state, data "
+            "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state starts "
+            "anew from (seed, step, rank)"
+        )
+    if manifest.info.get("compute") != compute:
+        log_line(
+            f"!! saved on {manifest.info.get('compute')}, now {compute}: other kernels round differently, so "
+            "numbers will not be bit-equal"
+        )
+
+
+def set_newer_aside(start: Start, checkpoints: StoragePath) -> None:
+    """Rename the checkpoints that are newer than the one that the run goes on from.
+
+    To be done before a row of a later step is dropped: from then on `auto` must not choose them, whether the run was
+    sent back (they belong to another future), or they did not verify (they may do so next time). Newest first: whatever
+    is left when this is killed, `auto` goes on from the newest that is left, whose rows are all there.
+    """
+    path, step = start.selection.path, start.progress.step
+    for newer in layout.committed(checkpoints):
+        number = layout.step_of(newer) or 0
+        if number <= step or (path is not None and absolute(newer) == absolute(path)):
+            continue
+        faults.reach("resume.aside", step=number)
+        damaged = newer in start.selection.damaged
+        aside = layout.set_aside(newer, layout.DAMAGED if damaged else layout.SUPERSEDED)
+        storage.sync_dir(checkpoints)
+        begins = f"step {step}" if step else "the beginning"
+        what = "did not verify" if damaged else f"is newer than {begins}, from which this run goes on"
+        log_line(
+            f"!! {newer.name} {what}; it is now {aside.name} (nothing reads it; remove it with "
+            "python -m rlinf_lite.checkpoint prune)"
+        )
+
+
+def log_missing_rows(start: Start, metrics_file: Path, checkpoints: StoragePath) -> None:
+    """Print which rows up to the step that the run goes on from are not in ``metrics.jsonl``, and how to get them.
+
+    The run goes on: its later numbers are right, and the rows may be kept elsewhere. They do not come by themselves.
+    Rows before the first one are not missed: the run may have begun from a checkpoint of another one.
+    """
+    last = start.progress.logged_step
+    if start.committed_step is None or last <= 0 or not start.is_own(checkpoints):
+        return
+    manifest = start.selection.manifest
+    began = 0 if manifest is None else manifest.info.get(BEGAN_AFTER, 0)
+    if not (missing := [step for step in missing_steps(metrics_file, last) if step > began]):
+        return
+    first = missing[0]
+    older = [path.name for path in layout.committed(checkpoints) if (layout.step_of(path) or 0) < first]
+    again = f"runner.resume_dir={checkpoints / older[0]}" if older else "a new run under another runner.experiment_name"
+    log_line(
+        f"!! {metrics_file}: the rows of {_ranges(missing)} are not there, each once, though the run goes on after "
+        f"step {last}. They were removed, or are in another file, and do not come again. To make them again: {again}"
+    )
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """``steps 3-5, 8``, of rising numbers."""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and parts[-1][-1] == step - 1:
+            parts[-1][1:] = [step]
+        else:
+            parts.append([step])
+    return f"step{'s' * (len(steps) > 1)} " + ", ".join("-".join(map(str, part)) for part in parts)

@@ -1,0 +1,280 @@
+"""The run goes on by itself: the loop is left when something died, and entered again when that is replaced.
+
+What counts as a failure is decided in `diagnosis`, how often is too often in `restarts`, processes are the `workers`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.cluster import stacks
+from rlinf_lite.cluster.errors import ClusterError, Hung, RayLost, WorkerHung, WorkerLost
+from rlinf_lite.observability import events, log_line
+from rlinf_lite.recovery.build import Build
+from rlinf_lite.recovery.diagnosis import Failure, Regrow, describe, diagnose
+from rlinf_lite.recovery.restarts import GaveUp, RestartBudget
+from rlinf_lite.recovery.workers import Workers
+from rlinf_lite.runner.interruption import Interrupted
+from rlinf_lite.runner.loop import Runner
+
+_GROW_SECONDS = 5.0
+_DRAIN_SECONDS = 30.0
+
+
+@dataclass(kw_only=True)
+class Stopwatch:
+    """Seconds of a recovery, part by part."""
+
+    clock: Callable[[], float] = time.monotonic
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
+
+    def lap(self, name: str) -> None:
+        """What has passed since the last lap was ``name``."""
+        now = self.clock()
+        self.parts[name] = self.parts.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def line(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.parts.items())
+        return f"recovered in {sum(self.parts.values()):.2f} s: {parts}"
+
+
+class Supervisor:
+    """Keeps a run going."""
+
+    def __init__(self, build: Build, workers: Workers, budget: RestartBudget) -> None:
+        self.build, self.workers, self.budget = build, workers, budget
+        self.stop = build.stop
+        self.runner: Runner | None = None
+        self._sinks = ExitStack()
+        self._recovery: Stopwatch | None = None
+        self._looked = time.monotonic()
+
+    def run(self) -> Runner:
+        """Build, train, and build again what dies, until the run is done.
+
+        Raises:
+            GaveUp: it died too often.
+            Interrupted: somebody asked it to stop; what was completed is saved.
+            RayLost: nothing can be built here any more.
+            Exception: an error that would come again.
+        """
+        failure: Failure | None = None
+        try:
+            while True:
+                try:
+                    runner = self._ready(failure)
+                    runner.run()
+                    return runner
+                except Interrupted as wish:
+                    self._save_before_leaving(wish)
+                    raise
+                except Exception as error:
+                    failure = self._failure(error)
+        finally:
+            self._sinks.close()
+
+    # -- beginning, and beginning again
+
+    def _ready(self, failure: Failure | None) -> Runner:
+        if self.runner is None:
+            with self.stop.immediate():
+                if failure is not None:
+                    self._take_down_all(failure)
+                self.runner = self.build.runner(self.workers, self._sinks, self._between_steps)
+            if self.runner.done:
+                log_line(
+                    f"nothing to do: step {self.runner.progress.step} of {self.runner.last_step} is already completed"
+                )
+            self.workers.mend_alone(lambda: self._runner.weights, self._admit_loss)
+        elif failure is not None:
+            self._recover(self.runner, failure)
+        return self.runner
+
+    @property
+    def _runner(self) -> Runner:
+        assert self.runner is not None
+        return self.runner
+
+    def _recover(self, runner: Runner, failure: Failure) -> None:
+        """Everything as it was after the newest completed step whose state is still there."""
+        if self._recovery is None:
+            self._recovery = Stopwatch()
+        watch = self._recovery
+        if failure.actors_too:
+            runner.intact = False
+            runner.saver.cut_off()
+        self._take_down(failure)
+        watch.lap("tear down")
+        if failure.actors_too:
+            self.build.bring_up_again(self.workers, runner)
+            watch.lap("rebuild")
+            self.build.restore(runner, self.workers, self._sinks)
+            runner.intact = True
+            watch.lap("restore")
+        else:
+            self.workers.bring_up_engines()
+            watch.lap("rebuild")
+        runner.weights = self.workers.weight_sync()
+
+    def _take_down(self, failure: Failure) -> None:
+        if failure.new_nodes:
+            try:
+                self._take_down_all(failure)
+            except ClusterError as error:
+                raise GaveUp(str(error)) from None
+            return
+        self.workers.replace_lost(failure.losses)
+        if failure.actors_too:
+            self.workers.reset_actors()
+
+    def _take_down_all(self, failure: Failure) -> None:
+        replicas = self.runner.replicas if self.runner is not None else None
+        if replicas is not None:
+            replicas.forget_holders()
+        if failure.new_nodes:
+            self.workers.rebuild()
+        else:
+            self.workers.restart()
+
+    # -- failures
+
+    def _failure(self, error: Exception) -> Failure:
+        """What can be gone on from; anything else is raised, after the save in flight was given its time."""
+        runner = self.runner
+        step = self.build.first_step if runner is None else runner.progress.step
+        try:
+            failure = diagnose(error, self.workers, intact=runner is not None and runner.intact)
+            if failure.hung is not None:
+                failure = self._end_hung(failure.hung, failure)
+            self._admit(step, failure.text, failure.cause, death=failure.death)
+        except RayLost:
+            raise  # the workers end with it: there is nobody to wait for
+        except GaveUp:
+            self._leave_nothing_behind()
+            if self.stop.reason is not None:  # whoever asked may have ended the workers, too
+                raise Interrupted(self.stop.reason, self.stop.code) from None
+            raise
+        except Exception:
+            self._leave_nothing_behind()
+            raise
+        return failure
+
+    def _leave_nothing_behind(self) -> None:
+        """A save in flight gets some seconds; ranks that wait for one that failed may never answer."""
+        if self.runner is not None and not self.workers.actors.gone(0.3):
+            watch = self.workers.session.watch
+            watch.hang_timeout = min(watch.hang_timeout, _DRAIN_SECONDS) if watch.hang_timeout > 0 else _DRAIN_SECONDS
+            self.runner.saver.drain_after_error()
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether the same command needs ``runner.resume_dir=auto`` to resume the run: its directory has checkpoints.
+
+        Not with ``resume_mode=weights``, which looks for them by itself; nor before a start is through, because until
+        then the newest checkpoint may be one that this start was told to go back from.
+        """
+        full = self.build.config.runner.resume_mode == "full"
+        return full and self.runner is not None and bool(layout.committed(self.build.checkpoints))
+
+    def admit_ray_lost(self, lost: RayLost) -> None:
+        """Ask for a restart of the whole driver. Raises `GaveUp`."""
+        step = self.build.first_step if self.runner is None else self.runner.progress.step
+        self._admit(step, f"Ray was lost: {lost}", "Ray was lost", death=True)
+
+    def _admit(self, step: int, text: str, cause: str, *, death: bool) -> None:
+        log_line("\n".join(f"!! {line}" for line in text.splitlines()))
+        if cause:
+            number = self.budget.admit(step=step, cause=cause, death=death)
+            log_line(
+                f"   going on by itself, with {step} steps completed (restart {number} of {self.budget.max_restarts})"
+            )
+        self.build.events.add(events.RESTART, step, text)
+
+    def _admit_loss(self, lost: WorkerLost) -> None:
+        """A rollout or reward worker that is replaced while the step goes on."""
+        self._recovery = self._recovery or Stopwatch()
+        if isinstance(lost, WorkerHung):
+            component = "rollout" if lost.group == self.workers.rollouts.name else "reward"
+            self._end([(component, lost.rank)])
+        cause = f"{lost.group} rank {lost.rank} was lost"
+        self._admit(self._runner.progress.step, describe(lost), cause, death=True)
+
+    def _end_hung(self, hung: Hung, failure: Failure) -> Failure:
+        ended = self._end(hung.waiting)
+        losses = [
+            WorkerHung(group.name, rank, hung.seconds)
+            for group in self.workers.groups
+            for component, rank in ended
+            if group.component == component
+        ]
+        return replace(failure, losses=losses)
+
+    def _end(self, waiting: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Print where all that do not answer stand, and end those that hang: the stopped ones if there are any."""
+        locations = {who: location for who in waiting if (location := self.workers.location(*who)) is not None}
+        nodes: dict[str, list[stacks.Process]] = {}
+        for location in locations.values():
+            nodes.setdefault(location.node_id, []).append(location.process)
+        collected = stacks.collect_on(nodes)
+        found = {(node, stack.pid): stack for node, on_node in collected.items() for stack in on_node}
+        for (component, rank), location in locations.items():
+            stack = found[location.node_id, location.process.pid]
+            lines = "\n".join(f"      {line}" for line in stack.text.splitlines())
+            log_line(f"   {component} rank {rank}, process {stack.pid} on {location.address}, {stack.state}:\n{lines}")
+        states = {who: found[location.node_id, location.process.pid].state for who, location in locations.items()}
+        stopped = [who for who, state in states.items() if state in ("stopped", "gone")]
+        ended = stopped or waiting
+        for who in ended:
+            if who in locations:
+                stacks.end_on({locations[who].node_id: [locations[who].process]})
+        return ended
+
+    # -- between steps
+
+    def _between_steps(self) -> None:
+        if self._recovery is not None:
+            self._recovery.lap("first step")
+            log_line(f"   {self._recovery.line()}")
+            self.build.events.add(events.RECOVERED, self._runner.progress.step, self._recovery.line())
+            self._recovery = None
+        self.workers.note()
+        self.workers.spares.start()
+        now = time.monotonic()
+        if self.workers.session.config.elastic and now - self._looked >= _GROW_SECONDS:
+            self._looked = now
+            self._grow(self._runner)
+
+    def _grow(self, runner: Runner) -> None:
+        if runner.done or not self.workers.session.can_grow:
+            return
+        runner.saver.drain()
+        if runner.replicas is None:
+            runner.saver.save_newest("before nodes that are back are taken in", runner.state)
+        raise Regrow("cluster.elastic: there is room for all actor ranks again; they are taken in")
+
+    def _save_before_leaving(self, wish: Interrupted) -> None:
+        """Within the grace that is left: whoever asked will not wait longer."""
+        if self.runner is None:
+            return
+        self.build.events.add(events.STOP, self.runner.progress.step, wish.reason)
+        self.workers.session.watch.often.clear()  # the wish was heard
+        self.workers.session.watch.rarely.clear()
+        if self.runner.intact:
+            try:
+                self.runner.saver.save_newest(f"on {wish.reason}", self.runner.state)
+            except Exception as error:
+                log_line(
+                    f"!! the newest completed step could not be saved: {(str(error) or repr(error)).splitlines()[0]}"
+                )
+        else:
+            log_line(
+                "!! stopped in the middle of an update or a recovery, which is given up: what was saved before stands"
+            )

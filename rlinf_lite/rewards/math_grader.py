@@ -1,0 +1,63 @@
+"""Reward type ``math``: the final answers of response and reference mean the same.
+
+Equal texts and plain numbers are decided in microseconds; lists, units, words and other structure in this process,
+too; expressions by math-verify's parser and sympy in a child process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from rlinf_lite.rewards.equivalence import same_answer
+from rlinf_lite.rewards.extraction import final_answer, reference_answer
+from rlinf_lite.rewards.outcome import ungraded
+from rlinf_lite.rewards.plain_numbers import MAX_CHARS, parse_number, same_number
+from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
+from rlinf_lite.types import GradingItem, Score
+
+
+class MathGrader:
+    """Compares final answers. ``finished`` plays no part: an answer stated before the cut counts.
+
+    Args:
+        reward_scale: reward of a correct response.
+        verifier_timeout: seconds of CPU time for one check by math-verify.
+        answer_format: where a response states its answer, as `final_answer` says.
+
+    Raises:
+        ImportError: math-verify is not installed (noticed here, not in the middle of a run).
+    """
+
+    def __init__(self, reward_scale: float, verifier_timeout: float, answer_format: str = "auto") -> None:
+        if find_spec("math_verify") is None:
+            raise ImportError("reward.reward_type: 'math' needs math-verify; pip install math-verify, or use 'exact'")
+        self._scale, self._answer_format = reward_scale, answer_format
+        self._verifier = Verifier(verifier_timeout)
+
+    def score(self, items: Sequence[GradingItem]) -> list[Score]:
+        return [self._grade(item.response, item.answer) for item in items]
+
+    def close(self) -> None:
+        self._verifier.close()
+
+    def _grade(self, response: str, answer: str) -> Score:
+        try:
+            correct = self._is_correct(final_answer(response, self._answer_format), reference_answer(answer))
+        except VerifierError as error:
+            return Score(reward=0.0, correct=False, error=str(error))
+        except VerifierLost as error:
+            return ungraded(str(error))
+        return Score(reward=self._scale if correct else 0.0, correct=correct)
+
+    def _is_correct(self, found: str, reference: str) -> bool:
+        if not found or not reference:
+            return False
+        if found == reference:
+            return True
+        if max(len(found), len(reference)) > MAX_CHARS:
+            raise VerifierError(f"an answer of {len(found)} characters (reference {len(reference)}) is not read")
+        number, expected = parse_number(found), parse_number(reference)
+        if number is not None and expected is not None:
+            return same_number(number, expected)
+        return same_answer(reference, found, self._verifier.check)

@@ -1,0 +1,169 @@
+"""A run that begins again after its state was lost begins as a new run does, with nothing of what failed to load.
+
+A real `ActorWorker` in this process stands where the actor group does; checkpoints and replicas are its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from rlinf_lite.checkpoint import DamagedCheckpoint
+from rlinf_lite.cluster.actor_worker import ActorWorker
+from rlinf_lite.main_math import load
+from rlinf_lite.observability import MetricHub
+from rlinf_lite.recovery.build import Build
+from rlinf_lite.recovery.resume import choose_start
+from rlinf_lite.runner.progress import Progress
+
+IDENTITY = {"lr": 1.0}
+
+
+class OneActor:
+    """The actor group, and the part of the workers that sets it up."""
+
+    size = 1
+
+    def __init__(self, config: Any) -> None:
+        self.worker = ActorWorker(0, 1, config, "cpu")
+        self.session = SimpleNamespace(watch=SimpleNamespace(starting=lambda seconds: nullcontext()))
+
+    @property
+    def actors(self) -> OneActor:
+        return self
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        return [getattr(self.worker, method)(*args)]
+
+    def bring_up(self, checkpoints: str, total_updates: int) -> tuple[dict[str, Any], str]:
+        return self.worker.setup(self.worker.rendezvous(), checkpoints, total_updates), "cpu"
+
+    def reset_actors(self) -> None:
+        self.worker.reset()
+
+    def train(self, step: int) -> None:
+        """Every tensor, the counter and the RNG state are others afterwards."""
+        trainer = self.worker.trainer
+        for param in trainer.model.parameters():
+            param.grad = torch.ones_like(param)
+        torch.rand(3)
+        trainer.optimizer.step()
+        trainer._count_update()
+        self.worker.step = step
+
+    def whole_state(self) -> str:
+        rng = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
+        return f"{self.worker.state_digest()} {rng}"
+
+
+class Replica:
+    """The newest state in memory; as `MemoryReplicas`, without Ray."""
+
+    def __init__(self, actor: OneActor, data: dict, flip: bool) -> None:
+        self.actor, self.step = actor, 2
+        small, shard = actor.worker.replicate(2, data, {"compute": "cpu"})
+        (name, content) = next(iter(shard.items()))
+        content = content.copy()
+        content[len(content) // 2] ^= flip
+        self.files = small, {name: content}
+
+    def restore(self) -> None:
+        with pytest.raises(DamagedCheckpoint):
+            self.actor.worker.load_replica(2, *self.files)
+
+
+@pytest.fixture
+def actor() -> Iterator[OneActor]:
+    made = OneActor(load([]))
+    yield made
+    made.worker.reset()
+    assert not dist.is_initialized()
+
+
+def build(root: Path, actor: OneActor, *overrides: str) -> Build:
+    config = load([f"runner.output_dir={root}", "runner.logger.logger_backends=[]", *overrides])
+    checkpoints = root / "checkpoints"
+    prepared = SimpleNamespace(
+        start=choose_start(config, checkpoints), identity=IDENTITY, last_step=9, total_updates=100
+    )
+    made = Build(
+        config=config, prepared=prepared, checkpoints=checkpoints, log=root, stop=None, request=None, started=0.0
+    )
+    made._compute = "cpu"
+    return made
+
+
+def data_of(step: int) -> dict:
+    return {"progress": Progress(step=step).state(), "observability": {"wandb_run_id": None, "last_step": step}}
+
+
+def lose_everything(root: Path, actor: OneActor, lost: str, *overrides: str) -> tuple[str, str, int]:
+    """Two steps, and then a restart that finds only what is damaged.
+
+    Returns:
+        The whole state when the run began, when it began again, and the step that it goes on after.
+    """
+    made = build(root, actor, *overrides)
+    made.bring_up(actor)
+    made._restore_from(made.prepared.start, actor)
+    began = actor.whole_state()
+    for step in (1, 2):
+        actor.train(step)
+    replicas = Replica(actor, data_of(2), flip=True) if lost == "replica" else None
+    if lost != "replica":
+        actor.worker.save(2, data_of(2), {"identity": IDENTITY, "compute": "cpu"})
+        (shard,) = (root / "checkpoints" / "global_step_2" / "actor").glob("*.distcp")
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    actor.train(3)
+    actor.reset_actors()
+    saver = SimpleNamespace(went_back=lambda *saved: None, info={})
+    runner = SimpleNamespace(
+        progress=Progress(step=2), replicas=replicas, saver=saver, hub=MetricHub([], committed_step=None), samples=None
+    )
+    made.bring_up_again(actor, runner)
+    with ExitStack() as sinks:
+        made.restore(runner, actor, sinks)
+    return began, actor.whole_state(), runner.progress.step
+
+
+@pytest.mark.parametrize("lost", ["replica", "checkpoint"])
+def test_a_new_run_begins_again_as_it_began(tmp_path, actor, lost, capsys):
+    began, again, step = lose_everything(tmp_path, actor, lost)
+    assert (again, step) == (began, 0)
+    assert "the run begins again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lost", ["replica", "checkpoint"])
+def test_with_the_weights_of_a_checkpoint(tmp_path, actor, lost):
+    source = build(tmp_path / "source", actor)
+    source.bring_up(actor)
+    actor.train(1)
+    actor.worker.save(1, data_of(1), {"identity": IDENTITY, "compute": "cpu"})
+    base = actor.whole_state()
+    actor.reset_actors()
+    given = f"runner.resume_dir={tmp_path / 'source' / 'checkpoints' / 'global_step_1'}"
+    began, again, step = lose_everything(tmp_path / "run", actor, lost, given, "runner.resume_mode=weights")
+    assert (again, step) == (began, 0)
+    assert base != began
+
+
+def test_from_the_checkpoint_of_another_run(tmp_path, actor):
+    source = build(tmp_path / "source", actor)
+    source.bring_up(actor)
+    actor.train(1)
+    actor.worker.save(1, data_of(1), {"identity": IDENTITY, "compute": "cpu"})
+    saved = actor.whole_state()
+    actor.reset_actors()
+    given = f"runner.resume_dir={tmp_path / 'source' / 'checkpoints' / 'global_step_1'}"
+    began, again, step = lose_everything(tmp_path / "run", actor, "checkpoint", given)
+    assert (again, step) == (began, 1) and began == saved

