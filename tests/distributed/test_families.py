@@ -180,8 +180,7 @@ def trained(run_ranks, tmp_path):
 
 
 @pytest.fixture
-def export(monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)  # as Python does for a script
+def export():
     main = runpy.run_path(str(TOOLS / "convert_dcp_to_hf.py"))["main"]
 
     def run(checkpoint, directory):

@@ -29,7 +29,7 @@ LEVELS = [
     },
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"data", "models", "rollout"},
-    {"training", "eval", "report"},
+    {"training", "eval", "export", "report"},
     {"cluster"},
     {"runner", "recovery"},
     {"launch"},

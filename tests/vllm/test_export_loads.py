@@ -35,7 +35,7 @@ print(json.dumps([list(answer.outputs[0].token_ids) for answer in answers]))
 
 
 @pytest.fixture
-def exported(tmp_path, monkeypatch):
+def exported(tmp_path):
     """A checkpoint of the embedded model with other weights, as a directory."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(hf_directory.resolve(BASE))
@@ -44,7 +44,6 @@ def exported(tmp_path, monkeypatch):
             param.add_(torch.randn_like(param) * 0.01)
     info = {"tied": tied_names(model), "model_path": BASE}
     path = Checkpointer(tmp_path).save(1, {"model": dict(named_state(model))}, info=info).path
-    monkeypatch.syspath_prepend(TOOLS)  # as Python does for a script
     main = runpy.run_path(str(TOOLS / "convert_dcp_to_hf.py"))["main"]
     assert main(["--dcp_path", str(path), "--output_path", str(tmp_path / "exported")]) == 0
     return tmp_path / "exported"

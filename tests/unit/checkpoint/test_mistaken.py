@@ -85,8 +85,7 @@ def test_to_look_at(lay_out, kind, said, words, capsys):
 
 @pytest.mark.parametrize("script", ["convert_dcp_to_state_dict", "convert_dcp_to_hf"])
 @pytest.mark.parametrize(("kind", "said"), [row for row in KINDS if row[0] in ("root", "run", "data", "verl", "hf")])
-def test_to_convert(lay_out, kind, said, script, capsys, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_to_convert(lay_out, kind, said, script, capsys, tmp_path):
     main = runpy.run_path(str(SCRIPTS / f"{script}.py"))["main"]
     assert main(["--dcp_path", str(lay_out[kind]), "--output_path", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

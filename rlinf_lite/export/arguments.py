@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from safetensors_file import parse_size
-
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
 from rlinf_lite.checkpoint.storage import storage_path as path_of
+from rlinf_lite.export.safetensors_file import parse_size
 
 
 def checkpoint_path(text: str) -> StoragePath:

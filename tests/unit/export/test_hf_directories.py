@@ -30,6 +30,7 @@ from transformers import (
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
+from rlinf_lite.export.safetensors_file import Spec, parse_size, write
 from rlinf_lite.models.build import build_on_meta, named_state, tied_names, weight_shapes
 from rlinf_lite.models.hf_directory import resolve
 
@@ -103,9 +104,8 @@ def checkpoint_of(tmp_path):
 
 
 @pytest.fixture
-def tool(capsys, monkeypatch):
+def tool(capsys):
     """``tool(script)(flag=value, ...)``: exit code and what was said."""
-    monkeypatch.syspath_prepend(TOOLS)  # as Python does for a script
 
     def load(script):
         main = runpy.run_path(str(script))["main"]
@@ -278,11 +278,8 @@ def test_a_tensor_larger_than_a_file_has_one_for_itself(make_model, base_of, che
     assert_same_model(out, model)
 
 
-def test_types_of_all_widths_are_aligned(monkeypatch, tmp_path):
+def test_types_of_all_widths_are_aligned(tmp_path):
     """The package's own reader is the grader of the files."""
-    monkeypatch.syspath_prepend(TOOLS)
-    from safetensors_file import Spec, write
-
     tensors = {
         "odd": torch.arange(3, dtype=torch.uint8),
         "scalar": torch.tensor(2.5, dtype=torch.float64),
@@ -536,10 +533,7 @@ def test_arguments_that_cannot_be_read(flags, text, to_hf, capsys):
 
 
 @pytest.mark.parametrize("size", ["2GB", "500mb", "1.5 KiB", "7"])
-def test_sizes(size, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    from safetensors_file import parse_size
-
+def test_sizes(size):
     assert parse_size(size) == {"2GB": 2 * 10**9, "500mb": 500 * 10**6, "1.5 KiB": 1536, "7": 7}[size]
     for wrong in ("", "GB", "0", "-1", "2 parsecs", "0.1"):
         with pytest.raises(ValueError, match="is no size"):
@@ -558,7 +552,6 @@ def test_help_as_a_command():
 
 MEASURED = """
 import runpy, sys
-sys.path.insert(0, {tools!r})
 script, *sys.argv[1:] = sys.argv[1:]
 code = runpy.run_path(script)["main"]()
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -570,8 +563,7 @@ sys.exit(code)
 def peak_bytes(script, **flags):
     """The most memory that a conversion in a process of its own had."""
     given = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-    source = MEASURED.format(tools=str(TOOLS))
-    done = subprocess.run([sys.executable, "-c", source, script, *given], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MEASURED, script, *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split("peak")[1])
 

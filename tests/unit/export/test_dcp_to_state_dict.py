@@ -76,9 +76,8 @@ def rlinf_checkpoint_of(tmp_path):
 
 
 @pytest.fixture
-def convert(capsys, monkeypatch):
+def convert(capsys):
     """``convert(dcp_path, output_path, ...)``: exit code and what was said."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # as Python does for a script
     main = runpy.run_path(str(SCRIPT))["main"]
 
     def run(dcp_path, output_path, *more):

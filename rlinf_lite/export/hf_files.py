@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from durable_output import durable_file
-from safetensors_file import Spec, dtype_of
 
 from rlinf_lite.checkpoint import StateMismatch
 from rlinf_lite.checkpoint.storage import sync_dir
+from rlinf_lite.export.durable_output import durable_file
+from rlinf_lite.export.safetensors_file import Spec, dtype_of
 from rlinf_lite.models.weights import INDEX, open_file, tensor_files
 
 CONFIG = "config.json"

@@ -1,0 +1,176 @@
+"""From the shards of a checkpoint to a Hugging Face directory, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+
+from rlinf_lite.checkpoint import CheckpointError, Manifest
+from rlinf_lite.checkpoint.manifest import LEVELS
+from rlinf_lite.config import ConfigError
+from rlinf_lite.export.arguments import checkpoint_path, size
+from rlinf_lite.export.dcp_source import DCP_PATH_HELP, DcpModel, Located, check_model, located
+from rlinf_lite.export.durable_output import durable_file, new_directory, refuse_existing
+from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index
+from rlinf_lite.export.safetensors_file import Spec, split, write
+from rlinf_lite.models.build import DTYPES, build_on_meta, tied_names, weight_shapes
+from rlinf_lite.models.hf_directory import load_config, resolve, tokenizer_fingerprint
+from rlinf_lite.paths import argument
+
+TOKENIZER_IDENTITY = "actor.tokenizer (files)"
+
+DESCRIPTION = """\
+Write the model of a checkpoint as a Hugging Face directory: weights in safetensors files; config, generation config,
+tokenizer and chat template of the base model. AutoModelForCausalLM.from_pretrained and vLLM load it.
+
+example:
+  python toolkits/ckpt_convertor/convert_dcp_to_hf.py \\
+      --dcp_path logs/grpo-1.5b/checkpoints/global_step_50 \\
+      --output_path exported --dtype bf16"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    num_tensors: int
+    num_files: int
+    num_bytes: int
+    dtype: torch.dtype
+    """What ``config.json`` says."""
+
+
+def base_model(given: str | None, manifest: Manifest | None) -> Path:
+    """The directory of the model that was trained: the one given, else the one that the checkpoint names.
+
+    Raises:
+        ConfigError: neither is there; names --base_model.
+    """
+    if given is not None:
+        return resolve(given, "--base_model")
+    named = manifest.info.get("model_path") if manifest else None
+    if named is None:
+        raise ConfigError(
+            "--base_model is needed: the checkpoint does not say which model it was made of; give the "
+            "Hugging Face directory that the run had as actor.model.model_path"
+        )
+    try:
+        return resolve(named, "model_path in the checkpoint's manifest")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or give the directory with --base_model") from None
+
+
+def specs_of(source: DcpModel, names: Sequence[str], dtype: torch.dtype | None) -> dict[str, Spec]:
+    """What will be written: floating-point tensors as ``dtype``, or as they are."""
+
+    def target(stored: torch.dtype) -> torch.dtype:
+        return dtype if dtype is not None and stored.is_floating_point else stored
+
+    return {name: Spec(dtype=target(source.dtype(name)), shape=source.shape(name)) for name in names}
+
+
+def common_dtype(specs: Mapping[str, Spec]) -> torch.dtype:
+    """What all floating-point tensors can be read as without loss."""
+    floating = Counter(spec.dtype for spec in specs.values() if spec.dtype.is_floating_point)
+    return reduce(torch.promote_types, floating, next(iter(floating), torch.float32))
+
+
+def read_as(source: DcpModel, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """One tensor of the checkpoint as ``dtype``.
+
+    Raises:
+        OverflowError: a finite value would become infinite.
+    """
+    tensor = source.read(name)
+    converted = tensor.to(dtype)
+    if converted is not tensor and not torch.equal(torch.isfinite(tensor), torch.isfinite(converted)):
+        raise OverflowError(f"{name} has values that are too large for {dtype}; choose another --dtype")
+    return converted
+
+
+def convert(
+    source: Located, target: Path, *, base: Path, dtype: torch.dtype | None = None, max_shard_size: int
+) -> Written:
+    """Write the Hugging Face directory ``target``, which may not exist yet, or be empty.
+
+    Raises:
+        CheckpointError, ConfigError, OSError: it cannot be written whole, so nothing is.
+    """
+    model = build_on_meta(load_config(base, None), "fp32")
+    shapes, aliases = weight_shapes(model), tied_names(model)
+    shards = DcpModel(source.directory, shapes)
+    check_model(shards, shapes, aliases, source.tied)
+    specs = specs_of(shards, list(shapes), dtype)
+    parts = split(specs, max_shard_size)
+    files = dict(zip(file_names(len(parts)), parts, strict=True))
+    with new_directory(target) as directory:
+        copy_side_files(directory, base)
+        for file, part in files.items():
+            with durable_file(directory / file) as stream:
+                write(stream, part, lambda name: read_as(shards, name, specs[name].dtype))
+        if len(files) > 1:
+            write_index(directory, files)
+        write_config(directory, base, common_dtype(specs), type(model).__name__)
+    num_bytes = sum(spec.num_bytes for spec in specs.values())
+    return Written(num_tensors=len(specs), num_files=len(files), num_bytes=num_bytes, dtype=common_dtype(specs))
+
+
+def notes(source: Located, base: Path) -> list[str]:
+    """What the user should know of the directory that was written."""
+    identity = source.manifest.info.get("identity", {}) if source.manifest else {}
+    trained_with = identity.get(TOKENIZER_IDENTITY)
+    if trained_with is None or trained_with == tokenizer_fingerprint(base):
+        return []
+    return [
+        f"note: the tokenizer files are those of {base}; the run had others: copy them from its "
+        "actor.tokenizer.tokenizer_model"
+    ]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dcp_path", type=checkpoint_path, required=True, help=DCP_PATH_HELP)
+    parser.add_argument(
+        "--output_path",
+        type=argument,
+        required=True,
+        metavar="OUT_DIR",
+        help="the directory to make; it may not exist yet",
+    )
+    parser.add_argument(
+        "--base_model",
+        metavar="HF_DIR",
+        help="the model that the run started from; default: the one that the checkpoint names",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the weights to write; default: as in the checkpoint")
+    parser.add_argument(
+        "--max_shard_size", type=size, default="2GB", metavar="SIZE", help="of a weights file; default: 2GB"
+    )
+    parser.add_argument(
+        "--verify", choices=LEVELS, default="full", help="how to check the checkpoint's files first; default: full"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after one line on stderr."""
+    options = parse(arguments)
+    target = options.output_path.resolve()
+    try:
+        refuse_existing(target)  # before the minutes that verifying takes
+        with located(options.dcp_path, options.verify) as source:
+            base = base_model(options.base_model, source.manifest)
+            dtype = DTYPES[options.dtype] if options.dtype else None
+            written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
+            said = notes(source, base)
+    except (CheckpointError, ConfigError, OSError, OverflowError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    what = f"{written.num_tensors} tensors, {written.num_bytes / 1e6:.1f} MB as {written.dtype}"
+    print("\n".join([*said, f"wrote {what} in {written.num_files} file(s): {target}"]))
+    return 0

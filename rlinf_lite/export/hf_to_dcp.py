@@ -1,0 +1,119 @@
+"""From a Hugging Face directory to a checkpoint of step 0, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rlinf_lite.checkpoint import Checkpointer, CheckpointError, SaveReport, StateMismatch, layout
+from rlinf_lite.checkpoint.storage import StoragePath
+from rlinf_lite.config import ConfigError
+from rlinf_lite.export.arguments import checkpoint_path
+from rlinf_lite.export.dcp_source import some
+from rlinf_lite.export.hf_files import HfModel
+from rlinf_lite.models.build import DTYPES, build_on_meta, tied_names, weight_shapes
+from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve
+
+STEP = 0
+SECTION = "model"
+
+DESCRIPTION = """\
+Write the weights of a Hugging Face directory as a checkpoint (global_step_0) that holds a model and nothing else:
+a run starts from it with runner.resume_dir=.../global_step_0 runner.resume_mode=weights.
+
+example:
+  python toolkits/ckpt_convertor/convert_hf_to_dcp.py --hf_path Qwen2.5-1.5B --output_path logs/base/checkpoints
+writes logs/base/checkpoints/global_step_0."""
+
+
+def checkpoints_root(output_path: StoragePath) -> StoragePath:
+    """The directory of checkpoints that ``output_path`` means.
+
+    Raises:
+        ConfigError: it is the name of another step.
+        FileExistsError: there is a global_step_0 already.
+    """
+    step = layout.step_of(output_path)
+    if step not in (None, STEP):
+        raise ConfigError(f"--output_path {output_path}: weights without a run are global_step_{STEP}; write that")
+    root = output_path if step is None else output_path.parent
+    if layout.step_dir(root, STEP).exists():
+        raise FileExistsError(f"--output_path {layout.step_dir(root, STEP)}: is there already; give another path")
+    return root
+
+
+def convert(
+    directory: Path, root: StoragePath, *, dtype: torch.dtype | None = None, model_path: str
+) -> tuple[SaveReport, list[str]]:
+    """Commit ``global_step_0`` in ``root``.
+
+    Returns:
+        The engine's report, and the names of tensors in ``directory`` that the model does not have.
+
+    Raises:
+        CheckpointError, ConfigError, OSError: nothing was committed.
+    """
+    model = build_on_meta(load_config(directory, None), "fp32")
+    shapes, aliases = weight_shapes(model), tied_names(model)
+    source = HfModel(directory, list(shapes), aliases, f"{model.base_model_prefix}.")
+    tensors = {name: _meta(source, name, shape, dtype) for name, shape in shapes.items()}
+
+    def resolve_one(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_meta:  # this process's generators, which every checkpoint holds
+            return tensor
+        return source.read(name.removeprefix(f"{SECTION}.")).to(tensor.dtype)
+
+    report = Checkpointer(root).save(
+        STEP, {SECTION: tensors}, info={"tied": aliases, "model_path": model_path}, resolve=resolve_one
+    )
+    return report, source.unused
+
+
+def _meta(source: HfModel, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> torch.Tensor:
+    spec = source.spec(name)
+    if spec.shape != shape:
+        raise StateMismatch(
+            f"--hf_path {source.directory}: {name} is {list(spec.shape)}, the architecture in config.json "
+            f"wants {list(shape)}"
+        )
+    target = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
+    return torch.empty(shape, dtype=target, device="meta")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--hf_path", required=True, metavar="HF_DIR", help="a Hugging Face directory with config.json and *.safetensors"
+    )
+    parser.add_argument(
+        "--output_path",
+        type=checkpoint_path,
+        required=True,
+        help=f"a directory of checkpoints, or the global_step_{STEP} to make in one",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="type of the weights: the run's actor.model.precision; default: as in the files"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after one line on stderr."""
+    options = parse(arguments)
+    try:
+        root = checkpoints_root(options.output_path)
+        directory = resolve(options.hf_path, "--hf_path")
+        model_path = options.hf_path if options.hf_path.startswith(EMBEDDED) else str(directory)
+        dtype = DTYPES[options.dtype] if options.dtype else None
+        report, unused = convert(directory, root, dtype=dtype, model_path=model_path)
+    except (CheckpointError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if unused:
+        print(f"note: not in the model, so not written: {some(unused)}")
+    print(f"wrote {report.num_bytes / 1e6:.1f} MB: {report.path}")
+    return 0
