@@ -1,0 +1,51 @@
+"""The embedded default ends in recorded bits: a change of the code that moves one of them is noticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlinf_lite.checkpoint.digest import state_digest
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
+
+STEPS = 8
+# sha256 of parameters, optimizer state and counters after 8 steps, by processor and version of torch. A new line here
+# is a change of numbers, and needs a line in CHANGELOG.md.
+RECORDED = {
+    "AuthenticAMD AVX2, torch 2.13.0": "19b34f3d84352a96e32c97b7877bfeb45a9fd5265750f12653c530d4b87f693d",
+}
+
+
+def processor() -> str:
+    """What decides which kernels torch chooses: the vendor, the instruction set, and torch itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    vendor = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "unknown")
+    version = torch.__version__.partition("+")[0]
+    return f"{vendor} {torch.backends.cpu.get_cpu_capability()}, torch {version}"
+
+
+def run_digest(output_dir: Path, *overrides: str) -> str:
+    """Train the embedded default for 8 steps; returns the sha256 of the state that it saves."""
+    settings = [f"runner.max_steps={STEPS}", f"runner.save_interval={STEPS}", f"runner.output_dir={output_dir}"]
+    command = [sys.executable, "-m", "rlinf_lite.main_math", *settings, *overrides]
+    environment = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    actor = output_dir / "grpo-tiny-arithmetic" / "checkpoints" / f"global_step_{STEPS}" / "actor"
+    return state_digest(read_tensors(actor, lambda name: not name.startswith("rng.")))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("e2e")
+def test_the_embedded_default_ends_in_recorded_bits(tmp_path: Path) -> None:
+    digest = run_digest(tmp_path / "default")
+    recorded = RECORDED.get(processor())
+    if recorded is None:  # another processor: another number of rollout workers must not change a bit
+        recorded = run_digest(tmp_path / "other", "cluster.component_placement.rollout=0-1")
+    assert digest == recorded, f"on {processor()}"
