@@ -18,9 +18,10 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, errors
 
 from rlinf_lite import written
+from rlinf_lite.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A config that cannot be run. The message holds one line a problem: key, value, remedy."""
 
 

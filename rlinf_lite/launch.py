@@ -22,11 +22,11 @@ from rlinf_lite.cluster.nodes import dead, draining
 from rlinf_lite.cluster.session import Session, open_session
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.errors import EXIT_OUT_OF_TIME
 from rlinf_lite.observability import log_line
 from rlinf_lite.recovery.lock import hold
 from rlinf_lite.recovery.restarts import BUDGET_VARIABLE, RestartBudget, budget_for
 from rlinf_lite.recovery.workers import Workers
-from rlinf_lite.runner.exit_codes import EXIT_OUT_OF_TIME
 from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
 from rlinf_lite.runner.policies import SaveRequest, save_requests
 from rlinf_lite.runner.signals import become

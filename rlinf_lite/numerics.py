@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import OutOfMemory, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -32,19 +33,16 @@ _REFUSALS = (
 """What torch says in strict mode, and the name of the operation."""
 
 
-class NotDeterministic(RuntimeError):
+class NotDeterministic(UserError, RuntimeError):
     """An operation has no deterministic form on this device, and ``cluster.deterministic`` asks for one."""
 
     def __init__(self, operation: str) -> None:
-        super().__init__(operation)
-        self.operation = operation
-
-    def __str__(self) -> str:
-        return (
-            f"{self.operation}: this operation has no deterministic form on this device, and cluster.deterministic="
-            "true allows no other. Use a model or setting that does without it, or set cluster.deterministic=false: "
-            "then two equal runs, and a resumed one, may differ"
+        super().__init__(
+            f"{operation}: this operation has no deterministic form on this device, and cluster.deterministic=true "
+            "allows no other. Use a model or setting that does without it, or set cluster.deterministic=false: then "
+            "two equal runs, and a resumed one, may differ"
         )
+        self.operation = operation
 
 
 def refusal(error: BaseException) -> NotDeterministic | None:
@@ -54,6 +52,15 @@ def refusal(error: BaseException) -> NotDeterministic | None:
             if match := pattern.search(str(error)):
                 return NotDeterministic(match.expand(operation))
     return None
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Our error for one of torch's that the user can act on: full GPU memory, or a refusal of strict mode."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory(str(error))
+    return refusal(error)
 
 
 def environment(threads: int = 1) -> dict[str, str]:

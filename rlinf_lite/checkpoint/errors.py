@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from rlinf_lite.errors import UserError
 
-class CheckpointError(RuntimeError):
+
+class CheckpointError(UserError, RuntimeError):
     """Base of all errors of this package."""
 
 

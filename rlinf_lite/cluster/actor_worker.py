@@ -32,6 +32,7 @@ from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.cluster.process import compute_capability, prepare, serve_store
 from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack
 from rlinf_lite.config import CheckpointConfig, Config
+from rlinf_lite.errors import NotFinite
 from rlinf_lite.models import build, hf_directory
 from rlinf_lite.training.trainer import PolicyTrainer, UpdateReport
 from rlinf_lite.types import MicroBatch, MiniBatch
@@ -134,7 +135,7 @@ class ActorWorker:
         """One optimizer step; after the ``last`` one of ``step`` the state must be finite.
 
         Raises:
-            FloatingPointError: it is not, or the gradient is not; nothing of this step may be saved.
+            NotFinite: it is not, or the gradient is not; nothing of this step may be saved.
         """
         self.step = step
         faults.reach("actor.update", step=step, rank=self.rank)
@@ -143,8 +144,8 @@ class ActorWorker:
             if last:
                 self.trainer.check_finite()
             return report
-        except FloatingPointError as error:
-            raise FloatingPointError(f"step {step}: {error}") from None
+        except NotFinite as error:
+            raise NotFinite(f"step {step}: {error}") from None
 
     def save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> SaveReport:
         return self.checkpointer.save(step, self.trainer.state(), data=data, info=info)

@@ -1,56 +1,55 @@
-"""What the rest of the program sees instead of Ray's exceptions."""
+"""Errors of the cluster: what the rest of the program sees instead of Ray's exceptions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlinf_lite.errors import EXIT_WORKER_LOST, RESUME_ADVICE, UserError
 
-class ClusterError(RuntimeError):
+
+class ClusterError(UserError, RuntimeError):
     """The cluster cannot run this job as configured: too few nodes, GPUs or CPUs, or no cluster at the address."""
 
 
-class WorkerLost(RuntimeError):
+class LostError(UserError, RuntimeError):
+    """A part of the run is gone or silent. A restart recovers from it."""
+
+    exit_code = EXIT_WORKER_LOST
+    advice = RESUME_ADVICE
+
+
+class WorkerLost(LostError):
     """A worker process is gone (killed, crashed, or its node died)."""
 
     def __init__(self, group: str, rank: int, reason: str) -> None:
-        super().__init__(group, rank, reason)
+        super().__init__(f"{group} rank {rank} was lost: {reason}")
         self.group, self.rank, self.reason = group, rank, reason
-
-    def __str__(self) -> str:
-        return f"{self.group} rank {self.rank} was lost: {self.reason}"
 
 
 class WorkerHung(WorkerLost):
-    """A worker process does not answer any more; it may still be there."""
+    """A worker process does not answer any more; it may still exist."""
 
     def __init__(self, group: str, rank: int, seconds: float) -> None:
         super().__init__(group, rank, f"no answer for {seconds:.0f} s (runner.hang_timeout)")
-        self.args = (group, rank, seconds)
 
 
-class NodeLost(RuntimeError):
-    """A node that workers of this run sat on is no longer part of the cluster."""
+class NodeLost(LostError):
+    """A node with workers of this run is no longer part of the cluster."""
 
     def __init__(self, nodes: Sequence[str]) -> None:
-        super().__init__(list(nodes))
+        super().__init__(f"node {', '.join(nodes)} is gone")
         self.nodes = list(nodes)
 
-    def __str__(self) -> str:
-        return f"node {', '.join(self.nodes)} is gone"
 
-
-class Hung(RuntimeError):
-    """Nothing that the driver waits for has come to an end for too long."""
+class Hung(LostError):
+    """No call that the driver waits for has ended for too long."""
 
     def __init__(self, seconds: float, waiting: Sequence[tuple[str, int]]) -> None:
-        super().__init__(seconds, list(waiting))
+        names = ", ".join(f"{component} rank {rank}" for component, rank in waiting)
+        super().__init__(f"no progress for {seconds:.0f} s (runner.hang_timeout); not answering: {names}")
         self.seconds, self.waiting = seconds, list(waiting)
         """(component, rank) of every worker that has not answered."""
 
-    def __str__(self) -> str:
-        names = ", ".join(f"{component} rank {rank}" for component, rank in self.waiting)
-        return f"no progress for {self.seconds:.0f} s (runner.hang_timeout); not answering: {names}"
 
-
-class RayLost(RuntimeError):
-    """Ray itself (its raylet on this machine, or its head) is gone: nothing of the cluster can be reached any more."""
+class RayLost(LostError):
+    """Ray itself is gone (its raylet on this machine, or its head): no part of the cluster can be reached."""

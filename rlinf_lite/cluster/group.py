@@ -220,7 +220,7 @@ class WorkerGroup:
         if isinstance(error.cause, _GONE):  # of something that it was given
             return WorkerLost(self.name, rank, _reason(error.cause))
         cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError(str(error))
-        cause = numerics.refusal(cause) or cause
+        cause = numerics.user_error(cause) or cause
         cause.add_note(f"in {self.name} rank {rank}")
         cause.__cause__ = None
         cause.add_note(str(error))

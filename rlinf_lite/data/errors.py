@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+from rlinf_lite.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """Data that cannot be trained on. One message string, so that it pickles across processes."""
 
 

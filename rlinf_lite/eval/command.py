@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from rlinf_lite import numerics
+from rlinf_lite import errors, numerics
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.data import ProblemSet, load_problems
+from rlinf_lite.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from rlinf_lite.eval import settings, text
 from rlinf_lite.eval.engine import build_engine, prepare_device
 from rlinf_lite.eval.evaluate import answer_reader, cut_problems, evaluate, results
@@ -21,10 +22,8 @@ from rlinf_lite.eval.source import Source, opened
 from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.models.files import check_files
 from rlinf_lite.observability import log_line
-from rlinf_lite.rewards import VerifierStartError, build_grader, fingerprint
+from rlinf_lite.rewards import build_grader, fingerprint
 from rlinf_lite.types import GenerationBatch
-
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,14 +150,12 @@ def _say_what(
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
-    """The message and exit code for ``error``; no message for what is a bug of ours and deserves its traceback."""
+    """The message and exit code for ``error``; no message for a bug, which needs its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what --output has written stays, and the same command goes on after it", EXIT_INTERRUPTED
-    if (refused := numerics.refusal(error)) is not None:
-        return f"error: {refused}", EXIT_USER_ERROR
-    of_user = isinstance(error, ConfigError | FloatingPointError | ImportError | VerifierStartError)
-    if of_user or type(error).__module__.startswith(("rlinf_lite.checkpoint", "rlinf_lite.data")):
+    if isinstance(error, ImportError):
         return f"error: {error}", EXIT_USER_ERROR
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"error: {error.filename}: {error.strerror}", EXIT_USER_ERROR
-    return None, 1
+    error = numerics.user_error(error) or error
+    if isinstance(error, UserError):
+        return error.lines(), error.exit_code  # without the advice, which is for training runs
+    return errors.explain(error)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rlinf_lite.checkpoint import RankSilent
 from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost
 from rlinf_lite.cluster.logs import last_lines
+from rlinf_lite.errors import UserError
 from rlinf_lite.recovery.workers import Workers
 
 _BLAME_SECONDS = 5.0
@@ -65,7 +66,7 @@ def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
         # Who could not be given what a dead one had made looks dead, too: those that are known to be gone count.
         return _of_losses(workers.gone(0.3) or [error], workers, intact)
     silent = isinstance(error, RankSilent)  # from a rank that waited for another: it may be heard before the death is
-    if type(error).__module__.startswith("rlinf_lite") and not silent:
+    if isinstance(error, UserError) and not silent:
         raise error
     deadline = time.monotonic() + _BLAME_SECONDS
     while time.monotonic() < deadline:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Self
 
+from rlinf_lite.errors import EXIT_WORKER_LOST, NOTHING_LOST, UserError
+
 _AGAIN = "start the same command again, with runner.resume_dir=auto if the run has saved a checkpoint"
 
 BUDGET_VARIABLE = "RLINF_LITE_RESTARTS"
@@ -17,8 +19,11 @@ _SAME_END = {False: 2, True: 3}
 """By death: how many equal ends in a row are a loop. An error that came twice comes again; a kill may strike twice."""
 
 
-class GaveUp(RuntimeError):
-    """The run does not go on by itself; the message says why, and what to do."""
+class GaveUp(UserError, RuntimeError):
+    """The run is not restarted any more; the message says why, and what to do."""
+
+    exit_code = EXIT_WORKER_LOST
+    advice = NOTHING_LOST
 
 
 @dataclass(kw_only=True, slots=True)

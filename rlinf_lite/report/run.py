@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rlinf_lite.errors import UserError
 from rlinf_lite.observability import Event, read_events
 from rlinf_lite.observability.events import BACK, EVENTS_FILE, RECOVERED, RESTART, RESUME, SAVE, START
 from rlinf_lite.observability.hub import METRICS_FILE
@@ -21,7 +22,7 @@ _CONFIG = "config.yaml"
 _NO_PHASES = ("time/step", "time/save_stall", "time/save_durable")
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """There is nothing to report; the message says what was looked for."""
 
 

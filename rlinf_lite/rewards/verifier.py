@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlinf_lite.errors import UserError
+
 _CHILD = Path(__file__).with_name("verifier_child.py")
 _START_SECONDS = 300.0
 _WALL_FACTOR = 10.0
@@ -33,7 +35,7 @@ class VerifierLost(RuntimeError):
     """One check has no verdict, and not because of its texts: the response cannot be graded."""
 
 
-class VerifierStartError(RuntimeError):
+class VerifierStartError(UserError, RuntimeError):
     """The verifier cannot run at all: nothing can be scored, and the run must not go on."""
 
 

@@ -36,7 +36,7 @@ class RolloutEngine(Protocol):
         generated is there all the same, with the reason in its ``error``.
 
         Raises:
-            FloatingPointError: the weights give logits that are not finite.
+            NotFinite: the weights give logits that are not finite.
         """
 
     def sleep(self) -> None:

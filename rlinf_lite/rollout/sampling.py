@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlinf_lite.errors import NotFinite
 from rlinf_lite.types import Sampling
 
 _SCALE = float(1 << 40)
@@ -33,10 +34,10 @@ def draw(logits_BV: Tensor, sampling: Sampling, noise_B: Tensor) -> Tensor:
         int64 [B].
 
     Raises:
-        FloatingPointError: a row's largest logit is NaN or infinite: no token would mean anything.
+        NotFinite: a row's largest logit is NaN or infinite: no token would mean anything.
     """
     if not logits_BV.amax(-1).isfinite().all():
-        raise FloatingPointError(
+        raise NotFinite(
             "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
         )
     if not sampling.do_sample:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlinf_lite import numerics
 from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
+from rlinf_lite.errors import NotFinite
 from rlinf_lite.rollout import vllm_setup
 from rlinf_lite.rollout.batches import noise_keys
 from rlinf_lite.rollout.vllm_weights import buckets, whole
@@ -106,13 +107,13 @@ class VllmEngine:
             answers = self._llm.generate(prompts, self._params(chunk), use_tqdm=False)
         except RuntimeError as error:
             if "NaNs detected in logits" in str(error):
-                raise FloatingPointError(_NO_TOKEN) from None
+                raise NotFinite(_NO_TOKEN) from None
             raise
         outputs = [answer.outputs[0] for answer in answers]
         texts = self._tokenizer.batch_decode([list(output.token_ids) for output in outputs], skip_special_tokens=True)
         rollouts = [self._rollout(chunk, row, output, texts[row]) for row, output in enumerate(outputs)]
         if all(rollout.error == _NO_TOKEN for rollout in rollouts):
-            raise FloatingPointError(_NO_TOKEN)
+            raise NotFinite(_NO_TOKEN)
         return rollouts
 
     def _params(self, chunk: GenerationBatch) -> list:

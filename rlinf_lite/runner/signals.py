@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from rlinf_lite.runner.exit_codes import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
+from rlinf_lite.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
 
 STOP_SIGNALS = {
     signal.SIGTERM: ("SIGTERM", EXIT_OUT_OF_TIME),

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from rlinf_lite.algorithms import token_logprobs
 from rlinf_lite.config import ActorConfig, AlgorithmConfig
+from rlinf_lite.errors import NotFinite
 from rlinf_lite.models import build, hf_directory, shard, weights
 from rlinf_lite.training.lr import learning_rate
 from rlinf_lite.training.objective import MicroSums, micro_batch_loss
@@ -187,7 +188,7 @@ class PolicyTrainer:
         momentum of earlier steps alone. The learning rate goes on all the same.
 
         Raises:
-            FloatingPointError: the gradient is not finite, and no gradient scaler is there to skip the step.
+            NotFinite: the gradient is not finite, and no gradient scaler is there to skip the step.
         """
         lr = learning_rate(self.actor.optim, int(self.num_updates), self.total_updates)
         self.optimizer.param_groups[0]["lr"] = lr
@@ -210,7 +211,7 @@ class PolicyTrainer:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = bool(torch.isfinite(norm))
         if not finite and not self.scaler.is_enabled():
-            raise FloatingPointError(
+            raise NotFinite(
                 f"the gradient norm is {norm.item()} after {int(self.num_updates)} optimizer steps; nothing was "
                 "updated. Lower actor.optim.lr, or compute in fp32 (actor.model.precision, "
                 "actor.fsdp_config.mixed_precision)"
@@ -226,10 +227,10 @@ class PolicyTrainer:
         A NaN or an infinity stays in parameters and optimizer state, whatever mini-batch brought it.
 
         Raises:
-            FloatingPointError: names the tensor in this rank's shard that holds one.
+            NotFinite: names the tensor in this rank's shard that holds one.
         """
         if (name := self.non_finite()) is not None:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{name} holds a NaN or an infinity after {int(self.num_updates)} optimizer steps (rank {self.rank}). "
                 "This state is neither saved nor kept in memory: the newest checkpoint is of a step before. Lower "
                 "actor.optim.lr, set actor.optim.clip_grad, or compute in fp32 (actor.model.precision, "

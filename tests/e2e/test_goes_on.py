@@ -13,7 +13,7 @@ import pytest
 
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.runner.exit_codes import EXIT_WORKER_LOST
+from rlinf_lite.errors import EXIT_WORKER_LOST
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
 

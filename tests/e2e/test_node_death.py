@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from rlinf_lite import faults
-from rlinf_lite.runner.exit_codes import EXIT_OUT_OF_TIME
+from rlinf_lite.errors import EXIT_OUT_OF_TIME
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.main_math import load
 from rlinf_lite.recovery.prepare import prepare
-from rlinf_lite.runner.failures import EXIT_USER_ERROR, explain
+from rlinf_lite.runner.failures import explain
 
 pytestmark = pytest.mark.xdist_group("e2e")
 

@@ -18,6 +18,7 @@ LEVELS = [
         "config_checks",
         "config_ranges",
         "counters",
+        "errors",
         "faults",
         "metric_names",
         "numerics",

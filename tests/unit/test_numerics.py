@@ -16,6 +16,7 @@ from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.process import prepare
 from rlinf_lite.config import ClusterConfig, Config, ConfigError, flatten
+from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.eval.command import explain as explain_eval
 from rlinf_lite.eval.engine import prepare_device
 from rlinf_lite.launch import launch, make_directories
@@ -23,7 +24,7 @@ from rlinf_lite.main_math import load
 from rlinf_lite.recovery.diagnosis import diagnose
 from rlinf_lite.recovery.identity import refuse_changes
 from rlinf_lite.recovery.lock import hold
-from rlinf_lite.runner.failures import EXIT_USER_ERROR, explain
+from rlinf_lite.runner.failures import explain
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", numerics.WORKSPACE)

@@ -14,8 +14,8 @@ import pytest
 from rlinf_lite import launch as module
 from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.errors import RayLost
+from rlinf_lite.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
 from rlinf_lite.recovery.restarts import GaveUp, RestartBudget
-from rlinf_lite.runner.exit_codes import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
 from rlinf_lite.runner.interruption import Interruption, on_signals
 from rlinf_lite.runner.signals import STOP_SIGNALS, become
 

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from rlinf_lite.runner.exit_codes import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
+from rlinf_lite.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME
 from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
 from rlinf_lite.runner.signals import STOP_SIGNALS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rlinf_lite import numerics
 from rlinf_lite.config import ConfigError
 from rlinf_lite.main_math import load
 from rlinf_lite.recovery.identity import identity, refuse_changes
@@ -123,7 +124,7 @@ def test_a_verifier_that_cannot_start_is_for_the_user_to_solve():
 
 
 def test_full_gpu_memory_is_for_the_user_to_solve():
-    message, code = explain(torch.OutOfMemoryError("CUDA out of memory."))
+    message, code = explain(numerics.user_error(torch.OutOfMemoryError("CUDA out of memory.")))
     assert code == 2 and "lower algorithm.training_batch_size_per_gpu" in str(message)
 
 
