@@ -17,9 +17,12 @@ from transformers import LlamaConfig, PretrainedConfig
 
 from rlinf_lite.checkpoint import Checkpointer, flatten
 from rlinf_lite.config import FsdpConfig
-from rlinf_lite.models import build, shard, weights
+from rlinf_lite.models import build, shard
 from rlinf_lite.models import hf_directory as model_directory
 from rlinf_lite.training.state import build_optimizer, optimizer_state
+from rlinf_lite.weights.hf import HfWeights
+from rlinf_lite.weights.live import fill, local_rows
+from rlinf_lite.weights.names import WeightNames, named_weights
 
 SMOLLM2_135M: dict[str, Any] = {
     "hidden_size": 576,
@@ -75,11 +78,11 @@ class Rank:
 
     def _fill(self) -> None:
         if self.setup.model_dir is not None:
-            weights.fill(self.model, self.setup.model_dir)
+            fill(self.model, HfWeights(self.setup.model_dir, WeightNames.of(self.model)))
             return
         with torch.no_grad():
             for name, param in self.model.named_parameters():
-                local, _ = weights.local_rows(param)
+                local, _ = local_rows(param)
                 local.fill_(1.0) if name.endswith("norm.weight") else local.normal_(std=0.02)
 
     def _warm_up(self) -> None:
@@ -94,7 +97,7 @@ class Rank:
 
     def state(self) -> dict[str, Any]:
         return {
-            "model": dict(build.named_state(self.model)),
+            "model": dict(named_weights(self.model)),
             "optim": optimizer_state(self.model, self.optimizer),
         }
 

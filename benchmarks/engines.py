@@ -25,6 +25,7 @@ from rlinf_lite.main_math import load
 from rlinf_lite.models import build, hf_directory
 from rlinf_lite.rollout.batches import cut
 from rlinf_lite.types import GenerationBatch, Prompt, Sampling
+from rlinf_lite.weights.names import named_weights
 
 BACKENDS = ("builtin", "vllm")
 
@@ -73,7 +74,7 @@ def stored_weights(config: Config) -> Iterator[tuple[str, torch.Tensor]]:
     settings = config.rollout.model
     model_dir = hf_directory.resolve(settings.model_path, "rollout.model.model_path")
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=build.DTYPES[settings.precision])
-    return ((name, tensor.detach()) for name, tensor in build.named_state(model))
+    return ((name, tensor.detach()) for name, tensor in named_weights(model))
 
 
 def make(config: Config, backend: str, device: str) -> RolloutWorker:

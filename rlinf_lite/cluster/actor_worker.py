@@ -30,12 +30,14 @@ from rlinf_lite.checkpoint import (
 )
 from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.cluster.process import compute_capability, prepare, serve_store
-from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, pack
 from rlinf_lite.config import CheckpointConfig, Config
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.models import build, hf_directory
+from rlinf_lite.ties import tied_names
 from rlinf_lite.training.trainer import PolicyTrainer, UpdateReport
 from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.weights.names import weight_shapes
+from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
@@ -86,9 +88,9 @@ class ActorWorker:
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.checkpointer.fence())
         return {
             "num_parameters": sum(p.numel() for p in self.trainer.model.parameters()),
-            "tied": build.tied_names(self.trainer.model),
+            "tied": tied_names(self.trainer.model),
             "compute": compute_capability(self.device),
-            "weights": build.weight_shapes(self.trainer.model),
+            "weights": weight_shapes(self.trainer.model),
         }
 
     def reset(self) -> None:
@@ -106,10 +108,10 @@ class ActorWorker:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def weight_rows(self, precision: str) -> Pieces:
+    def weight_rows(self, precision: str) -> PackedWeights:
         """This rank's rows of every weight, for the object store."""
         faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
-        return pack(self.trainer.weight_rows(build.DTYPES[precision]))
+        return pack(self.trainer.local_weights(build.DTYPES[precision]))
 
     def serve_channel(self, num_receivers: int) -> tuple[str, int]:
         """Rank 0: the store at which the group that weights are broadcast over meets."""
@@ -122,10 +124,10 @@ class ActorWorker:
 
     def broadcast(self, precision: str) -> None:
         """Gather each weight whole over the actors; rank 0 broadcasts it to the rollout workers."""
-        for _, tensor in self.trainer.full_weights(build.DTYPES[precision]):
+        for piece in self.trainer.whole_weights(build.DTYPES[precision]):
             if self.rank == 0:
                 assert self.channel is not None
-                self.channel.broadcast(tensor.contiguous())
+                self.channel.broadcast(piece.rows.contiguous())
 
     def logprobs(self, micro_batches: list[MicroBatch], reference: bool) -> dict[int, torch.Tensor]:
         faults.reach("actor.logprobs", step=self.step + 1, rank=self.rank)

@@ -9,12 +9,14 @@ import torch.distributed as dist
 
 from rlinf_lite import faults
 from rlinf_lite.cluster.process import compute_capability, prepare
-from rlinf_lite.cluster.weight_channel import Broadcaster, Pieces, unpack
 from rlinf_lite.config import Config
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.weights.names import named_weights, weight_shapes
+from rlinf_lite.weights.pieces import WeightPiece
+from rlinf_lite.weights.transport import Broadcaster, PackedWeights, unpack
 
 
 class RolloutWorker:
@@ -31,7 +33,7 @@ class RolloutWorker:
         model_dir = hf_directory.resolve(settings.model_path, "rollout.model.model_path")
         # From this alone the order, shapes and types of the weights are known; it takes no memory.
         self.model = build.build_on_meta(hf_directory.load_config(model_dir, settings.model_type), settings.precision)
-        shapes = build.weight_shapes(self.model)
+        shapes = weight_shapes(self.model)
         tokenizer = hf_directory.load_tokenizer(
             hf_directory.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
         )
@@ -47,9 +49,9 @@ class RolloutWorker:
         )
         return {"compute": compute_capability(self.device), "weights": shapes}
 
-    def load_weights(self, *pieces: Pieces) -> None:
+    def load_weights(self, *packed: PackedWeights) -> None:
         """From every actor rank's rows."""
-        self.engine.load_weights(piece for packed in pieces for piece in unpack(packed))
+        self.engine.load_weights(piece for of_rank in packed for piece in unpack(of_rank))
 
     def join_channel(self, address: tuple[str, int], num_receivers: int) -> None:
         store = dist.TCPStore(*address, is_master=False)
@@ -60,8 +62,8 @@ class RolloutWorker:
         channel = self.channel
         assert channel is not None
         self.engine.load_weights(
-            (name, 0, channel.broadcast(torch.empty_like(target, device=self.device)))
-            for name, target in build.named_state(self.model)
+            WeightPiece(name, 0, channel.broadcast(torch.empty_like(target, device=self.device)))
+            for name, target in named_weights(self.model)
         )
 
     def generate(self, chunk: GenerationBatch) -> list[Rollout]:

@@ -1,4 +1,4 @@
-"""From the shards of a checkpoint to a Hugging Face directory, one tensor in memory at a time."""
+"""Convert a checkpoint to a Hugging Face directory, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from rlinf_lite.checkpoint import CheckpointError, Manifest
 from rlinf_lite.checkpoint.manifest import LEVELS
 from rlinf_lite.config import ConfigError
 from rlinf_lite.export.arguments import checkpoint_path, size
-from rlinf_lite.export.dcp_source import DCP_PATH_HELP, DcpModel, Located, check_model, located
+from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, Located, located
 from rlinf_lite.export.durable_output import durable_file, new_directory, refuse_existing
 from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index
 from rlinf_lite.export.safetensors_file import Spec, split, write
-from rlinf_lite.models.build import DTYPES, build_on_meta, tied_names, weight_shapes
+from rlinf_lite.models.build import DTYPES, build_on_meta
 from rlinf_lite.models.hf_directory import load_config, resolve, tokenizer_fingerprint
 from rlinf_lite.paths import argument
+from rlinf_lite.weights.dcp import DcpWeights
+from rlinf_lite.weights.names import WeightNames
+from rlinf_lite.weights.source import WeightSource
 
 TOKENIZER_IDENTITY = "actor.tokenizer (files)"
 
@@ -38,11 +41,13 @@ example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
+    """What a conversion wrote."""
+
     num_tensors: int
     num_files: int
     num_bytes: int
     dtype: torch.dtype
-    """What ``config.json`` says."""
+    """As in ``config.json``."""
 
 
 def base_model(given: str | None, manifest: Manifest | None) -> Path:
@@ -65,22 +70,22 @@ def base_model(given: str | None, manifest: Manifest | None) -> Path:
         raise ConfigError(f"{error}; or give the directory with --base_model") from None
 
 
-def specs_of(source: DcpModel, names: Sequence[str], dtype: torch.dtype | None) -> dict[str, Spec]:
-    """What will be written: floating-point tensors as ``dtype``, or as they are."""
+def specs_of(source: WeightSource, dtype: torch.dtype | None) -> dict[str, Spec]:
+    """Type and shape of each tensor to write: floating-point ones as ``dtype``, or as stored if it is None."""
 
     def target(stored: torch.dtype) -> torch.dtype:
         return dtype if dtype is not None and stored.is_floating_point else stored
 
-    return {name: Spec(dtype=target(source.dtype(name)), shape=source.shape(name)) for name in names}
+    return {name: Spec(dtype=target(source.dtype(name)), shape=shape) for name, shape in source.shapes.items()}
 
 
 def common_dtype(specs: Mapping[str, Spec]) -> torch.dtype:
-    """What all floating-point tensors can be read as without loss."""
+    """The type that holds all floating-point tensors without loss."""
     floating = Counter(spec.dtype for spec in specs.values() if spec.dtype.is_floating_point)
     return reduce(torch.promote_types, floating, next(iter(floating), torch.float32))
 
 
-def read_as(source: DcpModel, name: str, dtype: torch.dtype) -> torch.Tensor:
+def read_as(source: WeightSource, name: str, dtype: torch.dtype) -> torch.Tensor:
     """One tensor of the checkpoint as ``dtype``.
 
     Raises:
@@ -96,23 +101,21 @@ def read_as(source: DcpModel, name: str, dtype: torch.dtype) -> torch.Tensor:
 def convert(
     source: Located, target: Path, *, base: Path, dtype: torch.dtype | None = None, max_shard_size: int
 ) -> Written:
-    """Write the Hugging Face directory ``target``, which may not exist yet, or be empty.
+    """Write the Hugging Face directory ``target``, which must not exist or be empty.
 
     Raises:
-        CheckpointError, ConfigError, OSError: it cannot be written whole, so nothing is.
+        CheckpointError, ConfigError, OSError: it cannot be written whole; then nothing is written.
     """
     model = build_on_meta(load_config(base, None), "fp32")
-    shapes, aliases = weight_shapes(model), tied_names(model)
-    shards = DcpModel(source.directory, shapes)
-    check_model(shards, shapes, aliases, source.tied)
-    specs = specs_of(shards, list(shapes), dtype)
+    weights = DcpWeights(source.directory, WeightNames.of(model), tied=source.tied, base="--base_model")
+    specs = specs_of(weights, dtype)
     parts = split(specs, max_shard_size)
     files = dict(zip(file_names(len(parts)), parts, strict=True))
     with new_directory(target) as directory:
         copy_side_files(directory, base)
         for file, part in files.items():
             with durable_file(directory / file) as stream:
-                write(stream, part, lambda name: read_as(shards, name, specs[name].dtype))
+                write(stream, part, lambda name: read_as(weights, name, specs[name].dtype))
         if len(files) > 1:
             write_index(directory, files)
         write_config(directory, base, common_dtype(specs), type(model).__name__)
@@ -121,7 +124,7 @@ def convert(
 
 
 def notes(source: Located, base: Path) -> list[str]:
-    """What the user should know of the directory that was written."""
+    """What the user should know about the directory that was written."""
     identity = source.manifest.info.get("identity", {}) if source.manifest else {}
     trained_with = identity.get(TOKENIZER_IDENTITY)
     if trained_with is None or trained_with == tokenizer_fingerprint(base):
@@ -167,10 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             base = base_model(options.base_model, source.manifest)
             dtype = DTYPES[options.dtype] if options.dtype else None
             written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
-            said = notes(source, base)
+            lines = notes(source, base)
     except (CheckpointError, ConfigError, OSError, OverflowError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    what = f"{written.num_tensors} tensors, {written.num_bytes / 1e6:.1f} MB as {written.dtype}"
-    print("\n".join([*said, f"wrote {what} in {written.num_files} file(s): {target}"]))
+    size_text = f"{written.num_tensors} tensors, {written.num_bytes / 1e6:.1f} MB as {written.dtype}"
+    print("\n".join([*lines, f"wrote {size_text} in {written.num_files} file(s): {target}"]))
     return 0

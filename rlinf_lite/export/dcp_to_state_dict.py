@@ -1,4 +1,4 @@
-"""From the shards of a checkpoint to one plain PyTorch state dict of the model; nothing in them is unpickled.
+"""Convert a checkpoint to one plain PyTorch state dict of the model. Nothing in the checkpoint is unpickled.
 
 Reads checkpoints of rlinf_lite, RLinf and torchtitan, and plain DCP directories of a model's state dict.
 """
@@ -16,9 +16,10 @@ from rlinf_lite.checkpoint import CheckpointError, StateMismatch
 from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.export.arguments import checkpoint_path
-from rlinf_lite.export.dcp_source import DCP_PATH_HELP, left_out, located, model_prefix, of_model
+from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, located
 from rlinf_lite.export.durable_output import new_file
 from rlinf_lite.paths import argument
+from rlinf_lite.weights.dcp_names import model_prefix, not_of_model, of_model
 
 FILE_SUFFIXES = (".pt", ".pth", ".bin")
 FILE_NAME = "model_state_dict.pt"
@@ -54,7 +55,7 @@ def target_file(output_path: Path, overwrite: bool) -> Path:
     """The file to write.
 
     Raises:
-        FileExistsError: it is there, and ``overwrite`` was not asked for.
+        FileExistsError: it exists, and ``overwrite`` is false.
     """
     file = output_path if output_path.suffix.lower() in FILE_SUFFIXES else output_path / FILE_NAME
     if file.exists() and not (overwrite and file.is_file()):
@@ -64,7 +65,7 @@ def target_file(output_path: Path, overwrite: bool) -> Path:
 
 
 def write(state: dict[str, torch.Tensor], file: Path) -> int:
-    """Write aside, make durable, rename. Returns the number of bytes."""
+    """Write ``file`` whole or not at all. Returns the number of bytes."""
     with new_file(file) as stream:
         torch.save(state, stream)
     return file.stat().st_size
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with located(options.dcp_path) as source:
             state = read_model(source.directory, source.tied)
             names = tensor_names(source.directory)
-            others = left_out(names, model_prefix(source.directory, names))
+            others = not_of_model(names, model_prefix(source.directory, names))
         num_bytes = write(state, file)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From a Hugging Face directory to a checkpoint of step 0, one tensor in memory at a time."""
+"""Convert a Hugging Face directory to a checkpoint of step 0, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from rlinf_lite.checkpoint import Checkpointer, CheckpointError, SaveReport, StateMismatch, layout
+from rlinf_lite.checkpoint import Checkpointer, CheckpointError, SaveReport, layout
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import ConfigError
 from rlinf_lite.export.arguments import checkpoint_path
-from rlinf_lite.export.dcp_source import some
-from rlinf_lite.export.hf_files import HfModel
-from rlinf_lite.models.build import DTYPES, build_on_meta, tied_names, weight_shapes
+from rlinf_lite.models.build import DTYPES, build_on_meta
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve
+from rlinf_lite.weights.hf import HfWeights
+from rlinf_lite.weights.names import WeightNames, listed
 
 STEP = 0
 SECTION = "model"
@@ -52,36 +52,32 @@ def convert(
     """Commit ``global_step_0`` in ``root``.
 
     Returns:
-        The engine's report, and the names of tensors in ``directory`` that the model does not have.
+        The save's report, and the names of tensors in ``directory`` that the model does not have.
 
     Raises:
         CheckpointError, ConfigError, OSError: nothing was committed.
     """
-    model = build_on_meta(load_config(directory, None), "fp32")
-    shapes, aliases = weight_shapes(model), tied_names(model)
-    source = HfModel(directory, list(shapes), aliases, f"{model.base_model_prefix}.")
-    tensors = {name: _meta(source, name, shape, dtype) for name, shape in shapes.items()}
+    names = WeightNames.of(build_on_meta(load_config(directory, None), "fp32"))
+    source = HfWeights(directory, names, key="--hf_path ")
+    source.check_ties()
+    tensors = {name: _meta(source, name, dtype) for name in names.shapes}
 
     def resolve_one(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_meta:  # this process's generators, which every checkpoint holds
+        if not tensor.is_meta:  # this process's RNG state, which every checkpoint holds
             return tensor
         return source.read(name.removeprefix(f"{SECTION}.")).to(tensor.dtype)
 
     report = Checkpointer(root).save(
-        STEP, {SECTION: tensors}, info={"tied": aliases, "model_path": model_path}, resolve=resolve_one
+        STEP, {SECTION: tensors}, info={"tied": names.tied, "model_path": model_path}, resolve=resolve_one
     )
     return report, source.unused
 
 
-def _meta(source: HfModel, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> torch.Tensor:
-    spec = source.spec(name)
-    if spec.shape != shape:
-        raise StateMismatch(
-            f"--hf_path {source.directory}: {name} is {list(spec.shape)}, the architecture in config.json "
-            f"wants {list(shape)}"
-        )
-    target = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
-    return torch.empty(shape, dtype=target, device="meta")
+def _meta(source: HfWeights, name: str, dtype: torch.dtype | None) -> torch.Tensor:
+    """A tensor without memory, of the shape and type to save."""
+    stored = source.dtype(name)
+    target = dtype if dtype is not None and stored.is_floating_point else stored
+    return torch.empty(source.shapes[name], dtype=target, device="meta")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -114,6 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if unused:
-        print(f"note: not in the model, so not written: {some(unused)}")
+        print(f"note: not in the model, so not written: {listed(unused)}")
     print(f"wrote {report.num_bytes / 1e6:.1f} MB: {report.path}")
     return 0

@@ -1,7 +1,7 @@
-"""Writing safetensors files with no more than one tensor in memory, and cutting a model into several of them.
+"""Write safetensors files with one tensor in memory at a time, and split a model over several files.
 
 The format: https://github.com/huggingface/safetensors#format. The package's own writer takes all tensors at once, and
-makes files that only their owner can read.
+writes files that only their owner can read.
 """
 
 from __future__ import annotations
@@ -15,18 +15,9 @@ from typing import BinaryIO
 
 import torch
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+from rlinf_lite.weights.hf import DTYPES
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -42,32 +33,20 @@ class Spec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """The type that the format calls ``name``.
-
-    Raises:
-        ValueError: it is none that a model's weights are converted from.
-    """
-    for dtype, known in _DTYPES.items():
-        if known == name:
-            return dtype
-    raise ValueError(f"type {name} is not supported: known are {', '.join(_DTYPES.values())}")
-
-
 def parse_size(text: str) -> int:
     """Bytes: ``2GB``, ``500MB``, ``1GiB``, or a plain number.
 
     Raises:
-        ValueError: it is no such thing, or less than one byte.
+        ValueError: it is not a size, or less than one byte.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)", text.strip().upper())
     if match is None or match.group(2) not in _UNITS or (size := int(float(match[1]) * _UNITS[match[2]])) < 1:
-        raise ValueError(f"{text!r} is no size; write it as 2GB, 500MB or 1GiB")
+        raise ValueError(f"{text!r} is not a size; write it as 2GB, 500MB or 1GiB")
     return size
 
 
 def split(specs: Mapping[str, Spec], max_bytes: int) -> list[dict[str, Spec]]:
-    """Cut into parts, in order, each of at most ``max_bytes`` unless it is a single tensor."""
+    """Split into parts, in order, each of at most ``max_bytes`` unless it is a single tensor."""
     parts: list[dict[str, Spec]] = [{}]
     filled = 0
     for name, spec in specs.items():
@@ -104,10 +83,10 @@ def _header(specs: Mapping[str, Spec], order: list[str]) -> bytes:
     end = 0
     for name in order:
         spec = specs[name]
-        if spec.dtype not in _DTYPES:
+        if spec.dtype not in _NAMES:
             raise TypeError(f"{name} is {spec.dtype}, which is not written to safetensors; give --dtype")
         start, end = end, end + spec.num_bytes
-        entries[name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlinf_lite.config import ConfigError
+from rlinf_lite.ties import tied_names
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,29 +67,3 @@ def materialize(model: PreTrainedModel, device: torch.device) -> None:
     if tied_names(model) != tied:
         model.tie_weights()
     assert tied_names(model) == tied
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """``{"lm_head.weight": "model.embed_tokens.weight"}``: parameters that are the same tensor as an earlier one."""
-    first: dict[int, str] = {}
-    tied: dict[str, str] = {}
-    for name, param in model.named_parameters(remove_duplicate=False):
-        if id(param) in first:
-            tied[name] = first[id(param)]
-        else:
-            first[id(param)] = name
-    return tied
-
-
-def named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters (each once, ties under their first name) and persistent buffers: what a checkpoint must hold."""
-    yield from model.named_parameters()
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(prefix, recurse=False):
-            if name.rsplit(".", 1)[-1] not in module._non_persistent_buffers_set:
-                yield name, buffer
-
-
-def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name and whole shape of everything in `named_state`, in its order."""
-    return {name: tuple(tensor.shape) for name, tensor in named_state(model)}

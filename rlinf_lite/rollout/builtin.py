@@ -16,6 +16,7 @@ from rlinf_lite.counters import counter_hash
 from rlinf_lite.rollout.batches import noise_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.weights.pieces import WeightPiece
 
 
 @dataclass
@@ -58,11 +59,11 @@ class BuiltinEngine:
         self._targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
     @torch.no_grad()
-    def load_weights(self, weights: Iterable[tuple[str, int, Tensor]]) -> None:
-        for name, start, rows in weights:
+    def load_weights(self, weights: Iterable[WeightPiece]) -> None:
+        for name, first_row, rows in weights:
             target = self._targets[name]
             if target.dim():
-                target[start : start + rows.shape[0]].copy_(rows)
+                target[first_row : first_row + rows.shape[0]].copy_(rows)
             else:
                 target.copy_(rows.reshape(()))
 

@@ -12,20 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from torch import Tensor
-
 from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.weights.pieces import WeightPiece
 
 
 class RolloutEngine(Protocol):
     """Generates responses with the weights it was last given."""
 
-    def load_weights(self, weights: Iterable[tuple[str, int, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[WeightPiece]) -> None:
         """Replace weights in place.
 
         Args:
-            weights: ``(name, first row, rows)`` pieces that together cover every parameter and persistent buffer; a
-                tensor may come in several pieces of rows, from several ranks.
+            weights: together they cover every parameter and persistent buffer; a tensor may come in several pieces,
+                from several ranks.
 
         Raises:
             KeyError: a name that the model does not have.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlinf_lite import numerics
@@ -15,9 +14,9 @@ from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.rollout import vllm_setup
 from rlinf_lite.rollout.batches import noise_keys
-from rlinf_lite.rollout.vllm_weights import buckets, whole
 from rlinf_lite.types import GenerationBatch, Rollout
 from rlinf_lite.versions import vllm_version
+from rlinf_lite.weights.pieces import WeightPiece, buckets, join_rows
 
 _NO_TOKEN = "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
 
@@ -73,11 +72,11 @@ class VllmEngine:
         self._return_logprobs, self._enable_sleep = settings.return_logprobs, settings.enable_sleep
         self._asleep = False
 
-    def load_weights(self, weights: Iterable[tuple[str, int, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[WeightPiece]) -> None:
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("begin_weights")
-        for bucket in buckets(whole(weights, self._shapes)):
+        for bucket in buckets(join_rows(weights, self._shapes)):
             self._llm.collective_rpc("take_weights", args=(bucket,))
         for missing in self._llm.collective_rpc("end_weights"):
             if missing:

@@ -20,11 +20,16 @@ from transformers import PreTrainedModel
 from rlinf_lite.algorithms import token_logprobs
 from rlinf_lite.config import ActorConfig, AlgorithmConfig
 from rlinf_lite.errors import NotFinite
-from rlinf_lite.models import build, hf_directory, shard, weights
+from rlinf_lite.models import build, hf_directory, shard
 from rlinf_lite.training.lr import learning_rate
 from rlinf_lite.training.objective import MicroSums, micro_batch_loss
 from rlinf_lite.training.state import MOMENTS, GradScalerState, build_optimizer, first_non_finite, optimizer_state
 from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.weights.hf import HfWeights
+from rlinf_lite.weights.live import LiveWeights, fill, local_pieces
+from rlinf_lite.weights.names import WeightNames, named_weights
+from rlinf_lite.weights.pieces import WeightPiece
+from rlinf_lite.weights.source import whole_pieces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +94,7 @@ class PolicyTrainer:
         shard.shard(model, self.mesh, self.actor.fsdp_config)
         offloaded = self.actor.fsdp_config.cpu_offload
         build.materialize(model, torch.device("cpu") if offloaded else self.device)
-        weights.fill(model, model_dir)
+        fill(model, HfWeights(model_dir, WeightNames.of(model)))
         if offloaded:  # parameters wait on the CPU; buffers are computed with on the device
             for module in model.modules():
                 for name, buffer in module._buffers.items():
@@ -112,7 +117,7 @@ class PolicyTrainer:
     def state(self) -> dict[str, Any]:
         """Everything that training changes, as live tensors (sharded ones as DTensors) and `Stateful` objects."""
         state: dict[str, Any] = {
-            "model": dict(build.named_state(self.model)),
+            "model": dict(named_weights(self.model)),
             "optim": optimizer_state(self.model, self.optimizer),
             "lr_scheduler": {"num_updates": self.num_updates},
         }
@@ -142,23 +147,13 @@ class PolicyTrainer:
             return f"grad_scaler.scale is {self.scaler.get_scale()}"
         return None
 
-    def weight_rows(self, dtype: torch.dtype) -> dict[str, tuple[int, Tensor]]:
-        """This rank's rows of every weight, cast to ``dtype``: ``{name: (index of the first row, rows)}``.
+    def local_weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
+        """This rank's rows of every weight, see `local_pieces`."""
+        return local_pieces(self.model, dtype)
 
-        In CPU memory; where nothing had to be cast or moved they are the live weights, not a copy.
-        """
-        rows = {}
-        for name, tensor in build.named_state(self.model):
-            local, start = weights.local_rows(tensor.detach())
-            rows[name] = (start, local.to(device="cpu", dtype=dtype if local.is_floating_point() else None))
-        return rows
-
-    def full_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def whole_weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
         """Every weight whole, one at a time, cast to ``dtype``. Collective: every rank must exhaust it."""
-        for name, tensor in build.named_state(self.model):
-            placed = tensor.detach().to(self.device)
-            whole = placed.full_tensor() if isinstance(placed, DTensor) else placed
-            yield name, whole.to(dtype) if whole.is_floating_point() else whole
+        return whole_pieces(LiveWeights(self.model, self.device), dtype)
 
     # -- log-probs
 

@@ -22,8 +22,8 @@ from rlinf_lite.data.batching import StepBatch
 from rlinf_lite.eval.engine import build_engine
 from rlinf_lite.eval.settings import configure
 from rlinf_lite.eval.source import opened
-from rlinf_lite.models.build import tied_names
 from rlinf_lite.models.hf_directory import load_tokenizer, resolve
+from rlinf_lite.ties import tied_names
 from rlinf_lite.training.trainer import PolicyTrainer
 from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
 

@@ -16,6 +16,7 @@ from rlinf_lite.data.batching import arrange, micro_rows
 from rlinf_lite.main_math import load
 from rlinf_lite.models import build, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
+from rlinf_lite.ties import tied_names
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("qwen*.yaml"))
@@ -195,7 +196,7 @@ def test_models_on_meta(model):
     assert sum(param.numel() for param in built.parameters()) == num_params
     assert len(shard.blocks(built)) == architecture.num_hidden_layers
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if architecture.tie_word_embeddings else {}
-    assert build.tied_names(built) == tied
+    assert tied_names(built) == tied
 
 
 def test_memory_comment(name, config):

@@ -19,6 +19,7 @@ from rlinf_lite.config import RolloutConfig, RolloutModelConfig, SamplingConfig
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.vllm_engine import VllmEngine
 from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.weights.names import named_weights, weight_shapes
 
 EMBEDDED = "embedded:tiny-arithmetic-2heads"
 
@@ -49,7 +50,7 @@ def make_engine(path: str = EMBEDDED, *, temperature: float = 1.0, seq_length: i
         ),
         tokenizer,
         model_dir=model_dir,
-        shapes=build.weight_shapes(build.build_on_meta(hf_directory.load_config(model_dir, None), precision)),
+        shapes=weight_shapes(build.build_on_meta(hf_directory.load_config(model_dir, None), precision)),
         eos_ids=vocabulary.eos_ids(hf_directory.resolve(EMBEDDED), tokenizer),
         seq_length=seq_length,
         sampling=SamplingConfig(temperature=temperature),
@@ -58,7 +59,7 @@ def make_engine(path: str = EMBEDDED, *, temperature: float = 1.0, seq_length: i
 
 
 def pieces(model: PreTrainedModel) -> list[tuple[str, int, torch.Tensor]]:
-    return [(name, 0, tensor.detach()) for name, tensor in build.named_state(model)]
+    return [(name, 0, tensor.detach()) for name, tensor in named_weights(model)]
 
 
 def make_chunk(

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.models import hf_directory
-from rlinf_lite.models.build import named_state, tied_names
+from rlinf_lite.ties import tied_names
+from rlinf_lite.weights.names import named_weights
 
 pytest.importorskip("vllm")
 
@@ -43,7 +44,7 @@ def exported(tmp_path):
         for param in model.parameters():
             param.add_(torch.randn_like(param) * 0.01)
     info = {"tied": tied_names(model), "model_path": BASE}
-    path = Checkpointer(tmp_path).save(1, {"model": dict(named_state(model))}, info=info).path
+    path = Checkpointer(tmp_path).save(1, {"model": dict(named_weights(model))}, info=info).path
     main = runpy.run_path(str(TOOLS / "convert_dcp_to_hf.py"))["main"]
     assert main(["--dcp_path", str(path), "--output_path", str(tmp_path / "exported")]) == 0
     return tmp_path / "exported"

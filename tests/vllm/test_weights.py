@@ -13,7 +13,8 @@ from engine_process import EMBEDDED, bits, load_model, make_chunk, make_engine, 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rlinf_lite.models import build, hf_directory
+from rlinf_lite.models import hf_directory
+from rlinf_lite.weights.names import named_weights
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: bash toolkits/vllm/install_cpu.sh", allow_module_level=True)
@@ -198,5 +199,5 @@ def test_the_directory_is_read_for_its_config_alone(tmp_path: Path, engines):
     (tmp_path / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text())))
     engine = engines.of(str(tmp_path))
     model = load_model()
-    engine.load_weights((name, 0, tensor.detach()) for name, tensor in build.named_state(model))
+    engine.load_weights((name, 0, tensor.detach()) for name, tensor in named_weights(model))
     assert gap(model, engine.generate(make_chunk(PROMPTS))) < 1e-5

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint, StateMismatch
+from rlinf_lite.ties import tied_names
 
 Moments = dict[str, dict[str, torch.Tensor]]
 """``{"layer.weight": {"exp_avg": tensor}}``: the tensors of an optimizer's state."""
@@ -58,13 +59,6 @@ def capture(model: nn.Module, optimizer: Optimizer | None, *, copy: bool = False
     return TorchState(
         tensors={"model": weights, "optim": moments}, data={"model": values, "optimizer": described}, tied=tied
     )
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """``{other name: first name}`` of parameters that are one tensor."""
-    first: dict[nn.Parameter, str] = {}
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: first[param] for name, param in named if first.setdefault(param, name) != name}
 
 
 def parameter_names(model: nn.Module, optimizer: Optimizer) -> dict[torch.Tensor, str]:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config
 from rlinf_lite.data.batching import StepBatch
-from rlinf_lite.models import build
+from rlinf_lite.ties import tied_names
 from rlinf_lite.training.trainer import PolicyTrainer
 from rlinf_lite.types import Rollout
 
@@ -94,8 +94,8 @@ def train(
     return {
         **snapshot(trainer),
         "reports": reports,
-        "tied": build.tied_names(trainer.model),
-        "local_rows": {name: (start, len(rows)) for name, (start, rows) in trainer.weight_rows(torch.float32).items()},
+        "tied": tied_names(trainer.model),
+        "local_rows": {name: (start, len(rows)) for name, start, rows in trainer.local_weights(torch.float32)},
         "dtypes": {tensor.dtype for tensor in trainer.model.parameters()},
     }
 
@@ -118,10 +118,14 @@ def logprobs(
 def published(
     mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], advantages: Tensor, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Both ways in which weights leave the trainer, after a step."""
+    """Both forms in which the trainer gives out its weights, after a step."""
     trainer = make_trainer(mesh, model_dir, config)
     step(trainer, config, rollouts, advantages, 1)
-    return {"rows": trainer.weight_rows(dtype), "full": dict(trainer.full_weights(dtype)), **snapshot(trainer)}
+    return {
+        "local": list(trainer.local_weights(dtype)),
+        "whole": list(trainer.whole_weights(dtype)),
+        **snapshot(trainer),
+    }
 
 
 def train_with_failures(

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlinf_lite.data.batching import arrange
+from rlinf_lite.weights.pieces import join_rows
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
 """Both sides compute in float32 and differ only in the order of sums (padding, micro-batches, ranks)."""
@@ -229,14 +230,18 @@ def test_ranks_share_the_rows(ranks, model_dirs, make_config, rollouts, advantag
         assert covered == list(range(len(tensor))), name
 
 
-def test_weights_leave_whole_and_in_rows(ranks, model_dirs, make_config, rollouts, advantages):
+def test_weights_whole_and_in_rows_are_the_trained_ones(ranks, model_dirs, make_config, rollouts, advantages):
     given = {"model_dir": model_dirs["llama"], "config": make_config(), "rollouts": rollouts, "advantages": advantages}
     for dtype in (torch.float32, torch.bfloat16):
         results = ranks.run(2, "published", dtype=dtype, **given)
-        for name, tensor in results[0]["model"].items():
-            assert torch.equal(results[1]["full"][name], tensor.to(dtype))
-            in_rows = torch.cat([result["rows"][name][1] for result in results])
-            assert torch.equal(in_rows, tensor.to(dtype))
+        trained = results[0]["model"]
+        assert [piece.name for piece in results[0]["local"]] == list(trained)
+        assert [piece.name for piece in results[1]["whole"]] == list(trained)
+        shapes = {name: tuple(tensor.shape) for name, tensor in trained.items()}
+        joined = dict(join_rows((piece for result in results for piece in result["local"] if len(piece.rows)), shapes))
+        for name, first_row, tensor in results[1]["whole"]:
+            assert first_row == 0 and torch.equal(tensor, trained[name].to(dtype))
+            assert torch.equal(joined[name], trained[name].to(dtype))
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -164,7 +164,7 @@ def test_after_abandon_nothing_is_asked():
     assert question.times == 0
 
 
-WORKERS = {"process.py", "shell.py", "actor_worker.py", "rollout_worker.py", "reward_worker.py", "weight_channel.py"}
+WORKERS = {"process.py", "shell.py", "actor_worker.py", "rollout_worker.py", "reward_worker.py"}
 BEFORE_AND_AFTER = {
     ("joining.py", "init"),
     ("session.py", "shutdown"),

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config, build, flatten
 from rlinf_lite.eval.__main__ import main
-from rlinf_lite.models.build import named_state, tied_names
 from rlinf_lite.models.hf_directory import resolve
+from rlinf_lite.ties import tied_names
+from rlinf_lite.weights.names import named_weights
 
 EMBEDDED = "embedded:tiny-arithmetic"
 SETTINGS = {
@@ -66,7 +67,7 @@ def make_run(tmp_path, trained_model, settings):
             (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
         for step in steps:
             model = trained_model(seed=step)
-            state = {"model": dict(named_state(model)), "lr_scheduler": {"num_updates": torch.tensor(step)}}
+            state = {"model": dict(named_weights(model)), "lr_scheduler": {"num_updates": torch.tensor(step)}}
             info = {
                 "tied": tied_names(model),
                 "model_path": config.actor.model.model_path,

@@ -12,7 +12,8 @@ import torch.distributed.checkpoint as dcp
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlinf_lite.checkpoint import Checkpointer
-from rlinf_lite.models.build import named_state, tied_names
+from rlinf_lite.ties import tied_names
+from rlinf_lite.weights.names import named_weights
 
 SCRIPT = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor" / "convert_dcp_to_state_dict.py"
 INPUT_IDS = torch.tensor([[1, 5, 3, 2]])
@@ -44,7 +45,7 @@ def checkpoint_of(tmp_path):
 
     def save(model, step=5):
         state = {
-            "model": dict(named_state(model)),
+            "model": dict(named_weights(model)),
             "optim": {"step": torch.tensor(1.0)},
             "num_updates": torch.tensor(1),
         }

@@ -31,8 +31,10 @@ from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 from rlinf_lite.export.safetensors_file import Spec, parse_size, write
-from rlinf_lite.models.build import build_on_meta, named_state, tied_names, weight_shapes
+from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import resolve
+from rlinf_lite.ties import tied_names
+from rlinf_lite.weights.names import named_weights, weight_shapes
 
 TOOLS = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor"
 TO_HF, TO_DCP = TOOLS / "convert_dcp_to_hf.py", TOOLS / "convert_hf_to_dcp.py"
@@ -94,7 +96,7 @@ def checkpoint_of(tmp_path):
     """Save a model as the trainer does."""
 
     def save(model, step=5, **info):
-        tensors = dict(named_state(model))
+        tensors = dict(named_weights(model))
         moments = {name: {"exp_avg": torch.zeros_like(tensor)} for name, tensor in model.named_parameters()}
         state = {"model": tensors, "optim": moments, "lr_scheduler": {"num_updates": torch.tensor(1)}}
         info = {"tied": tied_names(model), **info}
@@ -146,7 +148,7 @@ def assert_same_model(directory, model, dtype=torch.float32):
     assert not any(report.values()), report
     assert loaded.dtype == dtype
     expected = model.to(dtype) if dtype != torch.float32 else model
-    theirs, ours = dict(named_state(loaded)), dict(named_state(expected))
+    theirs, ours = dict(named_weights(loaded)), dict(named_weights(expected))
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
     assert tied_names(loaded) == tied_names(model)
@@ -174,8 +176,8 @@ def test_every_architecture_there_and_back(family, tied, make_model, base_of, ch
     assert code == 0, said
     actor = tmp_path / "weights" / "global_step_0" / "actor"
     held = read_tensors(actor, lambda name: name.startswith("model."))
-    assert held.keys() == {f"model.{name}" for name, _ in named_state(model)}
-    assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_state(model))
+    assert held.keys() == {f"model.{name}" for name, _ in named_weights(model)}
+    assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_weights(model))
 
     code, said = to_hf(dcp_path=actor.parent, output_path=tmp_path / "again")  # it knows the directory it came from
     assert code == 0, said
@@ -265,7 +267,7 @@ def test_several_files(make_model, base_of, checkpoint_of, to_hf, to_dcp, tmp_pa
     assert to_dcp(hf_path=out, output_path=tmp_path / "weights")[0] == 0
     actor = tmp_path / "weights" / "global_step_0" / "actor"
     assert all(
-        torch.equal(tensor, dict(named_state(model))[name.removeprefix("model.")])
+        torch.equal(tensor, dict(named_weights(model))[name.removeprefix("model.")])
         for name, tensor in read_tensors(actor, lambda name: name.startswith("model.")).items()
     )
 
@@ -274,7 +276,7 @@ def test_a_tensor_larger_than_a_file_has_one_for_itself(make_model, base_of, che
     model, out = make_model(), tmp_path / "out"
     flags = {"dcp_path": checkpoint_of(model), "base_model": base_of(model)}
     assert to_hf(output_path=out, max_shard_size=1, **flags)[0] == 0
-    assert len(list(out.glob("*.safetensors"))) == len(list(named_state(model)))
+    assert len(list(out.glob("*.safetensors"))) == len(list(named_weights(model)))
     assert_same_model(out, model)
 
 
@@ -448,7 +450,7 @@ def test_what_a_checkpoint_of_weights_holds(given, to_dcp, tmp_path):
     assert manifest.info["tied"] == {"lm_head.weight": "model.embed_tokens.weight"}
     model = build_on_meta(AutoConfig.from_pretrained(resolve(EMBEDDED)), "fp32")
     names = [name for name in tensor_names(path / "actor") if not name.startswith("rng.")]
-    assert names == sorted(f"model.{name}" for name, _ in named_state(model))
+    assert names == sorted(f"model.{name}" for name, _ in named_weights(model))
     original = load_file(resolve(EMBEDDED) / "model.safetensors")
     held = read_tensors(path / "actor", lambda name: name.startswith("model."))
     assert all(torch.equal(held[f"model.{name}"], tensor.bfloat16()) for name, tensor in original.items())
@@ -458,7 +460,7 @@ def test_weights_are_loaded_as_a_model_only(make_model, to_dcp, tmp_path):
     model, other = make_model("qwen3", seed=1), make_model("qwen3", seed=2)
     model.save_pretrained(tmp_path / "hf")
     assert to_dcp(hf_path=tmp_path / "hf", output_path=tmp_path)[0] == 0
-    state = {"model": {name: tensor.detach() for name, tensor in named_state(other)}}
+    state = {"model": {name: tensor.detach() for name, tensor in named_weights(other)}}
     Checkpointer(tmp_path / "new").load(tmp_path / "global_step_0", state, whole=False)
     with torch.no_grad():
         assert torch.equal(other(INPUT_IDS).logits, model(INPUT_IDS).logits)
@@ -468,15 +470,15 @@ def test_names_of_a_bare_base_model_and_of_a_tie(make_model, to_dcp, tmp_path):
     """GPT-2's own file has no ``transformer.``; some directories keep a tied tensor as ``lm_head.weight``."""
     model = make_model("gpt2")
     model.config.save_pretrained(tmp_path / "hf")
-    tensors = {name.removeprefix("transformer."): tensor.detach() for name, tensor in named_state(model)}
+    tensors = {name.removeprefix("transformer."): tensor.detach() for name, tensor in named_weights(model)}
     tensors["lm_head.weight"] = tensors.pop("wte.weight")
     save_file({**tensors, "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, tmp_path / "hf" / "model.safetensors")
     code, said = to_dcp(hf_path=tmp_path / "hf", output_path=tmp_path)
     assert code == 0, said
     assert "note: not in the model, so not written: h.0.attn.bias" in said
     held = read_tensors(tmp_path / "global_step_0" / "actor", lambda name: name.startswith("model."))
-    assert held.keys() == {f"model.{name}" for name, _ in named_state(model)}
-    assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_state(model))
+    assert held.keys() == {f"model.{name}" for name, _ in named_weights(model)}
+    assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_weights(model))
 
 
 def test_directories_that_are_no_model_are_refused(make_model, to_dcp, tmp_path):
@@ -487,7 +489,7 @@ def test_directories_that_are_no_model_are_refused(make_model, to_dcp, tmp_path)
     assert_refused(to_dcp(**flags), "no *.safetensors there")
     file.write_bytes(b"no header")
     assert_refused(to_dcp(**flags), "model.safetensors", "copy the directory again")
-    tensors = {name: tensor.detach().clone() for name, tensor in named_state(make_model())}
+    tensors = {name: tensor.detach().clone() for name, tensor in named_weights(make_model())}
     save_file({name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}, file)
     assert_refused(to_dcp(**flags), "its weights lack model.norm.weight")
     save_file({**tensors, "model.norm.weight": torch.ones(3)}, file)
@@ -521,7 +523,7 @@ def test_checkpoints_behind_a_url(make_model, base_of, to_hf, to_dcp, tmp_path):
     ("flags", "text"),
     [
         ({"dcp_path": "nosuch://x", "output_path": "out"}, "nosuch://x: "),
-        ({"dcp_path": "x", "output_path": "out", "max_shard_size": "2 parsecs"}, "is no size; write it as 2GB"),
+        ({"dcp_path": "x", "output_path": "out", "max_shard_size": "2 parsecs"}, "is not a size; write it as 2GB"),
         ({"dcp_path": "x", "output_path": "out", "dtype": "fp8"}, "fp32"),
     ],
 )
@@ -536,7 +538,7 @@ def test_arguments_that_cannot_be_read(flags, text, to_hf, capsys):
 def test_sizes(size):
     assert parse_size(size) == {"2GB": 2 * 10**9, "500mb": 500 * 10**6, "1.5 KiB": 1536, "7": 7}[size]
     for wrong in ("", "GB", "0", "-1", "2 parsecs", "0.1"):
-        with pytest.raises(ValueError, match="is no size"):
+        with pytest.raises(ValueError, match="is not a size"):
             parse_size(wrong)
 
 

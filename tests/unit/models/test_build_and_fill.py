@@ -11,17 +11,25 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.config import ConfigError
-from rlinf_lite.models import build, hf_directory, shard, weights
+from rlinf_lite.models import build, hf_directory, shard
+from rlinf_lite.ties import tied_names
+from rlinf_lite.weights.hf import HfWeights
+from rlinf_lite.weights.live import fill
+from rlinf_lite.weights.names import WeightNames, named_weights
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "qwen3", "gemma2"]
 IDS = torch.tensor([[1, 5, 9, 33, 60, 2, 7, 8, 4, 11, 12, 13], [3, 3, 3, 17, 29, 40, 41, 42, 43, 44, 45, 46]])
 CPU = torch.device("cpu")
 
 
+def source_of(model, path):
+    return HfWeights(path, WeightNames.of(model))
+
+
 def ours(path, precision="fp32"):
     model = build.build_on_meta(hf_directory.load_config(path, None), precision)
     build.materialize(model, CPU)
-    weights.fill(model, path)
+    fill(model, source_of(model, path))
     return model.eval()
 
 
@@ -36,11 +44,11 @@ def test_the_same_logits_as_from_pretrained(tiny_directory, model_type):
     model = build.build_on_meta(hf_directory.load_config(path, model_type), "fp32")
     assert all(param.is_meta for param in model.parameters())
     assert not any(buffer.is_meta for buffer in model.buffers())
-    tied = build.tied_names(model)
+    tied = tied_names(model)
     build.materialize(model, CPU)
-    weights.fill(model, path)
+    fill(model, source_of(model, path))
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
-    assert build.tied_names(model) == tied
+    assert tied_names(model) == tied
     assert bool(tied) == model.config.tie_word_embeddings
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     assert torch.equal(logits(model.eval()), logits(reference))
@@ -59,9 +67,9 @@ def test_bf16_is_the_same_as_from_pretrained(tiny_directory, model_type):
 
 def test_a_tie_is_one_tensor(tiny_directory):
     model = ours(tiny_directory("llama"))
-    assert build.tied_names(model) == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert tied_names(model) == {"lm_head.weight": "model.embed_tokens.weight"}
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert "lm_head.weight" not in dict(build.named_state(model))
+    assert "lm_head.weight" not in dict(named_weights(model))
 
 
 def test_weights_of_the_bare_base_model(tiny_model, tmp_path):
@@ -105,8 +113,8 @@ def test_persistent_buffers_are_filled_and_computed_ones_left_alone(tmp_path):
 
     save_file({name: tensor.detach() for name, tensor in Model(3.0).state_dict().items()}, tmp_path / "m.safetensors")
     model = Model(1.0)
-    weights.fill(model, tmp_path)
-    assert [name for name, _ in build.named_state(model)] == ["weight", "gain", "kept"]
+    fill(model, source_of(model, tmp_path))
+    assert [name for name, _ in named_weights(model)] == ["weight", "gain", "kept"]
     assert {n: t.unique().item() for n, t in [*model.named_parameters(), *model.named_buffers()]} == {
         "weight": 3.0,
         "gain": 3.0,
@@ -211,8 +219,9 @@ def test_an_index_that_is_none(tiny_directory, content):
 def test_read_is_what_fill_copies(tiny_model, tiny_directory, model_type):
     path = tiny_directory(model_type)
     model = build.build_on_meta(hf_directory.load_config(path, None), "fp32")
-    found, filled = dict(weights.read(model, path)), dict(build.named_state(ours(path)))
-    assert found.keys() == filled.keys()
+    source = source_of(model, path)
+    found, filled = {name: source.read(name) for name in source.shapes}, dict(named_weights(ours(path)))
+    assert list(found) == list(filled)
     assert all(torch.equal(found[name], filled[name]) for name in found)
 
 

@@ -1,38 +1,38 @@
-"""Pieces of tensors become whole ones, in whatever order ranks bring them; needs no vLLM."""
+"""Rows from several ranks are joined to whole tensors, in any order of arrival."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from rlinf_lite.rollout.vllm_weights import buckets, whole
+from rlinf_lite.weights.pieces import buckets, join_rows
 
 WEIGHTS = {"a": torch.arange(15.0).reshape(5, 3), "b": torch.tensor(7.0), "c": torch.arange(4)}
 SHAPES = {name: tuple(tensor.shape) for name, tensor in WEIGHTS.items()}
 
 
 def rows(rank: int, size: int):
-    """What rank ``rank`` of ``size`` has; a scalar is with everybody, and too few rows are with the first ones."""
+    """What rank ``rank`` of ``size`` has; rank 0 has the scalar, and the first ranks have the rows if there are few."""
     for name, tensor in WEIGHTS.items():
         if not tensor.dim():
             if rank == 0:
                 yield name, 0, tensor.reshape(1)
             continue
-        share = -(-tensor.shape[0] // size)
-        part = tensor[rank * share : (rank + 1) * share]
+        per_rank = -(-tensor.shape[0] // size)
+        part = tensor[rank * per_rank : (rank + 1) * per_rank]
         if part.numel():
-            yield name, rank * share, part
+            yield name, rank * per_rank, part
 
 
 @pytest.mark.parametrize("ranks", [[0], [0, 1], [1, 0], [2, 0, 1], [3, 1, 2, 0]])
 def test_rows_of_every_rank_make_whole_tensors(ranks):
-    made = dict(whole((piece for rank in ranks for piece in rows(rank, len(ranks))), SHAPES))
+    made = dict(join_rows((piece for rank in ranks for piece in rows(rank, len(ranks))), SHAPES))
     assert made.keys() == WEIGHTS.keys()
     assert all(torch.equal(made[name], tensor) and made[name].dtype == tensor.dtype for name, tensor in WEIGHTS.items())
 
 
 def test_what_comes_whole_is_not_copied():
-    made = dict(whole(rows(0, 1), SHAPES))
+    made = dict(join_rows(rows(0, 1), SHAPES))
     assert made["a"].data_ptr() == WEIGHTS["a"].data_ptr()
 
 
@@ -45,18 +45,18 @@ def test_each_is_passed_on_before_the_next_is_asked_for():
             asked.append(piece[0])
             yield piece
 
-    for name, _ in whole(pieces(), SHAPES):
+    for name, _ in join_rows(pieces(), SHAPES):
         assert asked[-1] == name
 
 
 def test_missing_rows_are_an_error():
-    with pytest.raises(ValueError, match="2 weights, for example a"):
-        list(whole(rows(0, 2), SHAPES))
+    with pytest.raises(ValueError, match="rows are missing of 2 weights, for example a"):
+        list(join_rows(rows(0, 2), SHAPES))
 
 
 def test_an_unknown_name_is_an_error():
     with pytest.raises(KeyError, match="elsewhere"):
-        list(whole([("elsewhere", 0, torch.zeros(2))], SHAPES))
+        list(join_rows([("elsewhere", 0, torch.zeros(2))], SHAPES))
 
 
 def test_buckets_hold_everything_in_order():
