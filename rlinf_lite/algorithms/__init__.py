@@ -1,4 +1,4 @@
-"""The algorithms: pure functions of tensors, one idea a file, chosen by the config through registries."""
+"""Advantages, losses, KL penalties and their reduction: pure functions of tensors, chosen by name in the config."""
 
 from rlinf_lite.algorithms.advantages import ADVANTAGES, group_advantages, left_out, over_graded, whiten
 from rlinf_lite.algorithms.aggregation import AGGREGATORS, aggregate

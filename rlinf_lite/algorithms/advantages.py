@@ -1,4 +1,4 @@
-"""How good each response was. GRPO: Shao et al., "DeepSeekMath", arXiv 2402.03300, section 4.1."""
+"""Group-relative advantages. GRPO: Shao et al., "DeepSeekMath", arXiv 2402.03300, section 4.1."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _EPS = 1e-6
 
 
 def group_advantages(rewards_PG: Tensor) -> Tensor:
-    """Rewards measured against their own group: (r - mean) / (std + 1e-6), with the unbiased std.
+    """Normalize rewards within each group: (r - mean) / (std + 1e-6), with the unbiased std.
 
     Args:
         rewards_PG: [P, G], G responses to each of P prompts; any float type.
 
     Returns:
-        float32 [P, G]. A group of equal rewards (or of one) says nothing about which response was better: exactly 0.
+        float32 [P, G]. Exactly 0 for a group of equal rewards, or of one response.
     """
     rewards = rewards_PG.double()
     group_size = rewards.shape[1]
     centered = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centered.square().sum(dim=1, keepdim=True) / max(group_size - 1, 1)).sqrt()
-    # The mean of equal numbers can be off by a rounding, which 1 / eps would blow up: ask for equality itself.
+    # The mean of equal numbers can be off by a rounding error, which 1 / eps would blow up: test for equality itself.
     is_flat = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
     return torch.where(is_flat, 0.0, centered / (std + _EPS)).float()
 
 
 def left_out(graded_PG: Tensor) -> Tensor:
-    """Which responses take no part in a step: those without a grade, and all of a group with fewer than two grades.
+    """Select the responses that take no part in a step: ungraded ones, and whole groups with fewer than two grades.
 
     Args:
         graded_PG: bool [P, G].
@@ -41,11 +41,11 @@ def left_out(graded_PG: Tensor) -> Tensor:
 
 
 def over_graded(advantages: Callable[[Tensor], Tensor], rewards_PG: Tensor, left_out_PG: Tensor) -> Tensor:
-    """``advantages`` of each group as though it had no other responses than those that are not left out.
+    """Compute the advantages of each group from the responses that are not left out.
 
     Args:
         advantages: an entry of `ADVANTAGES`.
-        rewards_PG: finite, also where left out.
+        rewards_PG: finite, even where left out.
         left_out_PG: bool [P, G], see `left_out`.
 
     Returns:
@@ -61,14 +61,14 @@ def over_graded(advantages: Callable[[Tensor], Tensor], rewards_PG: Tensor, left
 
 
 def whiten(advantages_N: Tensor, num_tokens_N: Tensor) -> Tensor:
-    """Shift and scale to mean 0 and (population) std 1 over all response tokens of the batch.
+    """Shift and scale advantages to mean 0 and (population) std 1 over all response tokens of the batch.
 
     Args:
-        advantages_N: [N], one a sequence, shared by all its tokens.
-        num_tokens_N: [N], response tokens of each sequence: its weight.
+        advantages_N: [N], one per response, the same for all its tokens.
+        num_tokens_N: [N], number of response tokens of each: its weight.
 
     Returns:
-        float32 [N]. Equal advantages, or no tokens at all, give exactly 0.
+        float32 [N]. Exactly 0 if all advantages are equal, or there are no tokens.
     """
     advantages, weights = advantages_N.double(), num_tokens_N.double()
     counted = advantages[weights > 0]
@@ -81,4 +81,4 @@ def whiten(advantages_N: Tensor, num_tokens_N: Tensor) -> Tensor:
 
 
 ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {"grpo": group_advantages}
-"""``algorithm.adv_type``: rewards [P, G] to advantages float32 [P, G]."""
+"""Values of ``algorithm.adv_type``: functions from rewards [P, G] to advantages, float32 [P, G]."""

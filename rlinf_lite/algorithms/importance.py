@@ -1,4 +1,4 @@
-"""Weights for tokens that another program sampled: engine and trainer differ even with equal parameters."""
+"""Importance weights for sampled tokens: engine and trainer compute different log-probs even from equal weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def importance_weights(old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, cli
     Args:
         old_logprobs_BT: [B, T], the trainer's, from before the update.
         rollout_logprobs_BT: [B, T], the engine's, for the same tokens.
-        clip: largest weight (``algorithm.importance_sampling_clip``).
+        clip: the largest weight (``algorithm.importance_sampling_clip``).
 
     Returns:
         [B, T].

@@ -1,8 +1,8 @@
-"""Log-probs and entropy of tokens, from logits. In float32 whatever the model computes in, some tokens at a time.
+"""Log-probs and entropy of tokens from logits, in float32 whatever the model computes in, a block of tokens at a time.
 
-Some, because [B, T, V] in float32 would be the largest tensor of a step. Every value is computed within its own V
-logits, so how many tokens go together changes no bit. For the backward pass nothing is kept but the logits themselves
-and [B, T] numbers: everything else is computed again.
+In blocks, because [B, T, V] in float32 would be the largest tensor of a step. Every value depends only on its own V
+logits, so the block size changes no bit. The backward pass keeps only the logits and [B, T] numbers, and recomputes
+everything else.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from torch.nn import functional
 
 MAX_ELEMENTS = 1 << 22
 MAX_ELEMENTS_CUDA = 1 << 26
-"""Logits that are in float32 at a time, unless one token has more: 16 MiB, which stay in a CPU's cache; 256 MiB, which
-fill a GPU."""
+"""Logits per block (at least one token): 16 MiB in float32, which fit a CPU's cache; 256 MiB, which occupy a GPU."""
 
 
 def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -> Tensor:
-    """Log-prob of each target under softmax(logits / temperature). Differentiable (once) in the logits.
+    """Compute the log-prob of each target under softmax(logits / temperature). Differentiable (once) in the logits.
 
     Args:
         logits_BTV: [B, T, V], any float type; column t predicts ``targets_BT[:, t]``.
@@ -36,9 +35,9 @@ def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -
 
 
 def token_logprobs_and_entropy(logits_BTV: Tensor, targets_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`token_logprobs`, and the entropy in nats of softmax(logits / temperature). Both differentiable (once).
+    """Compute `token_logprobs` and the entropy in nats of softmax(logits / temperature). Both differentiable (once).
 
-    The log-probs have the bits of `token_logprobs`, and so has their gradient while the entropy is in no loss.
+    The log-probs equal those of `token_logprobs` bit for bit, and so does their gradient if no loss uses the entropy.
 
     Args:
         logits_BTV: a logit may be -inf (that token is impossible).
@@ -51,7 +50,7 @@ def token_logprobs_and_entropy(logits_BTV: Tensor, targets_BT: Tensor, temperatu
 
 
 class _TokenStats(torch.autograd.Function):
-    """Log-probs and, if asked for, entropy (else None), with their derivatives written out."""
+    """Log-probs, and entropy if requested (else None), with analytic derivatives."""
 
     @staticmethod
     def forward(
@@ -59,10 +58,10 @@ class _TokenStats(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         logprobs_BT = logits_BTV.new_empty(targets_BT.shape, dtype=_work_dtype(logits_BTV))
         entropy_BT = torch.empty_like(logprobs_BT) if with_entropy else None
-        for part in _parts(logits_BTV):
-            logprobs_BT[part], entropy = _stats(logits_BTV[part], targets_BT[part], temperature, with_entropy)
+        for block in _blocks(logits_BTV):
+            logprobs_BT[block], entropy = _stats(logits_BTV[block], targets_BT[block], temperature, with_entropy)
             if entropy_BT is not None and entropy is not None:
-                entropy_BT[part] = entropy
+                entropy_BT[block] = entropy
         ctx.save_for_backward(logits_BTV, targets_BT, entropy_BT)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -77,23 +76,23 @@ class _TokenStats(torch.autograd.Function):
         if of_logprobs_BT is None:  # only the entropy is in the loss
             of_logprobs_BT = torch.zeros_like(entropy_BT)
         grad_BTV = torch.empty_like(logits_BTV)
-        for part in _parts(logits_BTV):
-            grad_BTV[part] = _gradient(
-                logits_BTV[part],
-                targets_BT[part][..., None],
-                (of_logprobs_BT[part] / ctx.temperature)[..., None],
-                None if of_entropy_BT is None else (of_entropy_BT[part] / ctx.temperature)[..., None],
-                None if entropy_BT is None else entropy_BT[part][..., None],
+        for block in _blocks(logits_BTV):
+            grad_BTV[block] = _gradient(
+                logits_BTV[block],
+                targets_BT[block][..., None],
+                (of_logprobs_BT[block] / ctx.temperature)[..., None],
+                None if of_entropy_BT is None else (of_entropy_BT[block] / ctx.temperature)[..., None],
+                None if entropy_BT is None else entropy_BT[block][..., None],
                 ctx.temperature,
             )
         return grad_BTV, None, None, None
 
 
-# Functions of their own, whose tensors in float32 are gone before the next part begins: at most two live at a time.
+# Separate functions, so that their float32 tensors are freed before the next block: at most two are alive at a time.
 
 
 def _stats(logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of ``targets``, and entropy, of one part."""
+    """Log-probs of ``targets`` and entropy, for one block."""
     logprobs = functional.log_softmax(_scaled(logits, temperature), dim=-1)
     chosen = logprobs.gather(2, targets[..., None]).squeeze(2)
     if not with_entropy:
@@ -110,12 +109,12 @@ def _gradient(
     entropy: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """Of one part: d log p(target) / d logit_v = ((v is target) - p_v) / temperature;
+    """For one block: d log p(target) / d logit_v = ((v is target) - p_v) / temperature;
     d entropy / d logit_v = -p_v (log p_v + entropy) / temperature.
 
     Args:
-        targets, of_logprobs, of_entropy, entropy: [B, T, 1]; those named ``of_`` are the derivatives of the loss in
-            log-prob and entropy, divided by the temperature.
+        targets, of_logprobs, of_entropy, entropy: [B, T, 1]; those named ``of_`` are the derivatives of the loss with
+            respect to log-prob and entropy, divided by the temperature.
     """
     if of_entropy is None or entropy is None:
         grad = functional.softmax(_scaled(logits, temperature), dim=-1).mul_(-of_logprobs)
@@ -123,12 +122,12 @@ def _gradient(
         logprobs = functional.log_softmax(_scaled(logits, temperature), dim=-1)
         grad = logprobs.exp()
         grad.mul_(_finite_(logprobs).add_(entropy).mul_(-of_entropy).sub_(of_logprobs))
-    # scatter_ writes each place once here, so it is deterministic; scatter_add_ on a GPU would not be.
+    # scatter_ writes each element once here, so it is deterministic; scatter_add_ on a GPU would not be.
     return grad.scatter_(2, targets, grad.gather(2, targets) + of_logprobs)
 
 
-def _parts(logits_BTV: Tensor) -> Iterator[tuple[slice, slice]]:
-    """(rows, columns) of tokens to be worked on together: whole rows, or else a piece of one row."""
+def _blocks(logits_BTV: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield (rows, columns) of the tokens computed together: whole rows, or else a part of one row."""
     num_rows, num_columns, num_logits = logits_BTV.shape
     limit = MAX_ELEMENTS_CUDA if logits_BTV.is_cuda else MAX_ELEMENTS
     columns = max(1, limit // num_logits)
@@ -143,10 +142,10 @@ def _work_dtype(logits: Tensor) -> torch.dtype:
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """A copy, which may be written into."""
+    """A copy in the work dtype, divided by the temperature; the caller may write to it."""
     return logits.to(_work_dtype(logits), copy=True).div_(temperature)
 
 
 def _finite_(logprobs: Tensor) -> Tensor:
-    """In place: 0 for an impossible token, which adds p * log p = 0; but 0 * -inf would be NaN."""
+    """Replace -inf by 0 in place: an impossible token adds p * log p = 0, but 0 * -inf would be NaN."""
     return logprobs.masked_fill_(logprobs == -torch.inf, 0.0)

@@ -1,4 +1,4 @@
-"""Policy losses, one value a token.
+"""Policy losses per token.
 
 PPO's clipped objective: Schulman et al., arXiv 1707.06347; dual clip: Ye et al., arXiv 1912.09729.
 """
@@ -16,18 +16,18 @@ _MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyLoss:
-    """What a policy loss says about each token; masked positions hold values that mean nothing."""
+    """Loss and clipping of each token; values at masked positions have no meaning."""
 
     loss_BT: Tensor
-    """float [B, T], with gradient."""
+    """float [B, T], differentiable."""
     ratio_BT: Tensor
     """float [B, T], detached: exp(logprob - old logprob)."""
     clipped_low_BT: Tensor
-    """bool [B, T]: no gradient, since the ratio fell below 1 - clip_ratio_low with a negative advantage."""
+    """bool [B, T]: no gradient, because the ratio fell below 1 - clip_ratio_low with a negative advantage."""
     clipped_high_BT: Tensor
-    """bool [B, T]: no gradient, since the ratio rose above 1 + clip_ratio_high with a positive advantage."""
+    """bool [B, T]: no gradient, because the ratio rose above 1 + clip_ratio_high with a positive advantage."""
     dual_clipped_BT: Tensor
-    """bool [B, T]: no gradient, since a negative advantage times the ratio went beyond clip_ratio_c."""
+    """bool [B, T]: no gradient, because the ratio rose above clip_ratio_c with a negative advantage."""
 
 
 def policy_loss(
@@ -40,15 +40,15 @@ def policy_loss(
     clip_ratio_c: float | None = None,
     weights_BT: Tensor | None = None,
 ) -> PolicyLoss:
-    """-min(ratio * A, clip(ratio, 1 - low, 1 + high) * A), for A < 0 at most -c * A, times the weight.
+    """Compute -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A), for A < 0 at most -c * A, times the weight.
 
-    The log-ratio is clamped to [-20, 20], so that the ratio stays finite. Every input must be finite in masked
-    positions too: zero times a NaN derivative is NaN, whatever mask is applied to the loss afterwards.
+    The log-ratio is clamped to [-20, 20], so that the ratio stays finite. Every input must be finite at masked
+    positions too: zero times a NaN derivative is NaN, even if the loss is masked afterwards.
 
     Args:
         logprobs_BT: of the policy being trained; gradients flow only here.
         old_logprobs_BT: of the policy that the advantages are for.
-        advantages_BT: one a token.
+        advantages_BT: one per token.
         clip_ratio_low: clip below 1, for example 0.2.
         clip_ratio_high: clip above 1.
         clip_ratio_c: dual clip, > 1; None: off.
@@ -74,4 +74,4 @@ def policy_loss(
 
 
 LOSSES: dict[str, Callable[..., PolicyLoss]] = {"actor": policy_loss}
-"""``algorithm.loss_type``: functions with the signature of `policy_loss`."""
+"""Values of ``algorithm.loss_type``: functions with the signature of `policy_loss`."""

@@ -1,4 +1,4 @@
-"""How a name in the config becomes a function."""
+"""Look up a function by its name in the config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Entry = TypeVar("Entry")
 
 
 def pick(registry: Mapping[str, Entry], key: str, name: str) -> Entry:
-    """The entry called ``name``.
+    """Return the entry called ``name``.
 
     Args:
         registry: for example `LOSSES`.
