@@ -10,6 +10,7 @@ from rlinf_lite.checkpoint.cli import text, tools
 from rlinf_lite.checkpoint.cli.compare import compare
 from rlinf_lite.checkpoint.errors import CheckpointError
 from rlinf_lite.checkpoint.layout import is_pinned
+from rlinf_lite.printable import escape_controls
 
 ERRORS = (CheckpointError, ValueError, OSError, OverflowError, RecursionError)
 """Said in one line. The last two: numbers and nesting that only a hostile checkpoint has."""
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except ERRORS as error:
-        print(f"error: {text.printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"error: {escape_controls(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return code
 

@@ -6,7 +6,6 @@ A person checks it with standard commands, in the checkpoint's directory:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rlinf_lite import fingerprints
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
-from rlinf_lite.checkpoint.layout import MANIFEST, step_of
+from rlinf_lite.checkpoint.layout import ACTOR, MANIFEST, step_of
 from rlinf_lite.checkpoint.mistaken import instead_of
 from rlinf_lite.checkpoint.storage import StoragePath, is_local, read_small
 
@@ -26,7 +26,6 @@ FORMAT = 1
 LEVELS = ("full", "size", "off")
 SAVE_ID = "save_id"
 """Key of ``info``: which save wrote the checkpoint. Two saves differ in it, even of the same state."""
-_CHUNK = 1 << 20
 _MOST_BYTES = 256 << 20
 _HASH_THREADS = min(8, os.cpu_count() or 1)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -50,6 +49,12 @@ class Manifest:
     info: dict[str, Any] = field(default_factory=dict)
     """What the caller wants to be known of the run: JSON values only."""
 
+    def weights_fingerprint(self) -> str:
+        """What identifies the content of ``actor/``: sha256 of the names and hashes of its files."""
+        return fingerprints.of_value(
+            sorted((name, file.sha256) for name, file in self.files.items() if name.startswith(f"{ACTOR}/"))
+        )
+
     def to_json(self) -> str:
         # The digest is of what a reader will see: JSON turns a key 2 into "2" and a tuple into a list.
         body = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
@@ -58,17 +63,12 @@ class Manifest:
 
 def _digest(body: dict[str, Any]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return fingerprints.of_text(canonical)
 
 
 def hash_file(path: StoragePath) -> FileRecord:
-    """Size and sha256 of a file, read once."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileRecord(size=size, sha256=digest.hexdigest())
+    """Size and sha256 of a file."""
+    return FileRecord(size=path.stat().st_size, sha256=fingerprints.of_file(path))
 
 
 def read(path: StoragePath) -> Manifest:
@@ -206,5 +206,5 @@ def _verify_file(file: StoragePath, record: FileRecord, level: str) -> None:
         raise UnsafeCheckpoint(f"{file}: is no ordinary file")
     if (size := file.stat().st_size) != record.size:
         raise DamagedCheckpoint(f"{file}: {size} bytes, the manifest says {record.size}")
-    if level == "full" and hash_file(file).sha256 != record.sha256:
+    if level == "full" and fingerprints.of_file(file) != record.sha256:
         raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")

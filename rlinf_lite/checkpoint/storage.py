@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from upath import UPath
 
+from rlinf_lite.durable import sync_directory
 from rlinf_lite.paths import expand
 
 if TYPE_CHECKING:
@@ -84,14 +85,9 @@ def read_small(file: StoragePath, most_bytes: int) -> bytes:
 
 
 def sync_dir(path: StoragePath) -> None:
-    """Make names in a directory durable."""
-    if not is_local(path):
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make the names in a directory durable. Does nothing for a URL, whose storage keeps what it has accepted."""
+    if is_local(path):
+        sync_directory(path)
 
 
 def remove_tree(path: StoragePath, *, quietly: bool = False) -> None:

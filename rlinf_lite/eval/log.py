@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlinf_lite.checkpoint.storage import sync_dir
 from rlinf_lite.config import ConfigError
-from rlinf_lite.paths import open_fixed
+from rlinf_lite.durable import replace_text
 
 Row = dict[str, Any]
 
@@ -121,13 +120,7 @@ class EvalLog(MemoryLog):
 
     def _write_summary(self, results: dict[str, Any] | None) -> None:
         content = {"settings": self.settings, "results": results}
-        aside = self.summary_path.with_name(f"{self.summary_path.name}.tmp")
-        with open(aside, "w", encoding="utf-8", opener=open_fixed) as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.summary_path)
-        sync_dir(self.summary_path.parent)
+        replace_text(self.summary_path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _open_locked(path: Path) -> BinaryIO:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,12 +45,7 @@ class Source:
         if self.manifest is None:
             assert isinstance(self.directory, Path)
             return models.fingerprint(self.directory)
-        shards = sorted((name, file.sha256) for name, file in self.manifest.files.items() if _is_shard(name))
-        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
-
-
-def _is_shard(name: str) -> bool:
-    return name.startswith(f"{layout.ACTOR}/")
+        return self.manifest.weights_fingerprint()
 
 
 @contextmanager

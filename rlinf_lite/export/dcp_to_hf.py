@@ -15,9 +15,9 @@ import torch
 from rlinf_lite.checkpoint import CheckpointError, Manifest
 from rlinf_lite.checkpoint.manifest import LEVELS
 from rlinf_lite.config import ConfigError
+from rlinf_lite.durable import new_directory, new_file
 from rlinf_lite.export.arguments import checkpoint_path, size
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, Located, located
-from rlinf_lite.export.durable_output import durable_file, new_directory, refuse_existing
 from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index
 from rlinf_lite.export.safetensors_file import Spec, split, write
 from rlinf_lite.models.build import DTYPES, build_on_meta
@@ -98,6 +98,15 @@ def read_as(source: WeightSource, name: str, dtype: torch.dtype) -> torch.Tensor
     return converted
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise FileExistsError unless ``path`` is free, or an empty directory."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        what = "is there already and not empty" if path.is_dir() else "is there already"
+        raise FileExistsError(f"--output_path {path}: {what}; give another path, or remove it first")
+
+
 def convert(
     source: Located, target: Path, *, base: Path, dtype: torch.dtype | None = None, max_shard_size: int
 ) -> Written:
@@ -111,10 +120,11 @@ def convert(
     specs = specs_of(weights, dtype)
     parts = split(specs, max_shard_size)
     files = dict(zip(file_names(len(parts)), parts, strict=True))
+    refuse_existing(target)
     with new_directory(target) as directory:
         copy_side_files(directory, base)
         for file, part in files.items():
-            with durable_file(directory / file) as stream:
+            with new_file(directory / file) as stream:
                 write(stream, part, lambda name: read_as(weights, name, specs[name].dtype))
         if len(files) > 1:
             write_index(directory, files)

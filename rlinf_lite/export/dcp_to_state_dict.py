@@ -15,9 +15,9 @@ import torch
 from rlinf_lite.checkpoint import CheckpointError, StateMismatch
 from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 from rlinf_lite.checkpoint.storage import StoragePath
+from rlinf_lite.durable import replaced_file
 from rlinf_lite.export.arguments import checkpoint_path
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, located
-from rlinf_lite.export.durable_output import new_file
 from rlinf_lite.paths import argument
 from rlinf_lite.weights.dcp_names import model_prefix, not_of_model, of_model
 
@@ -66,7 +66,8 @@ def target_file(output_path: Path, overwrite: bool) -> Path:
 
 def write(state: dict[str, torch.Tensor], file: Path) -> int:
     """Write ``file`` whole or not at all. Returns the number of bytes."""
-    with new_file(file) as stream:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(file, several_writers=True) as stream:
         torch.save(state, stream)
     return file.stat().st_size
 

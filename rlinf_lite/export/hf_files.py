@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from rlinf_lite.checkpoint.storage import sync_dir
-from rlinf_lite.export.durable_output import durable_file
+from rlinf_lite.durable import new_file, sync_directory
 from rlinf_lite.export.safetensors_file import Spec
 from rlinf_lite.weights.hf import INDEX
 
@@ -61,7 +60,7 @@ def copy_side_files(directory: Path, base: Path) -> None:
             (directory / file.name).mkdir()
             for template in sorted(file.glob("*.jinja")):
                 _copy(template, directory / file.name / template.name)
-            sync_dir(directory / file.name)
+            sync_directory(directory / file.name)
 
 
 def _is_side_file(name: str) -> bool:
@@ -70,10 +69,10 @@ def _is_side_file(name: str) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as original, durable_file(target) as copy:
+    with source.open("rb") as original, new_file(target) as copy:
         shutil.copyfileobj(original, copy)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with durable_file(file) as stream:
+    with new_file(file) as stream:
         stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

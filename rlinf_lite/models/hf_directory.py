@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from rlinf_lite import fingerprints
 from rlinf_lite.config import ConfigError
 from rlinf_lite.models.files import check_files, read_object
 from rlinf_lite.paths import expand
@@ -127,7 +127,7 @@ def _fingerprint(directory: Path, counts: Callable[[Path], bool]) -> str:
 def config_digest(config: PretrainedConfig) -> str:
     """sha256 of an architecture, wherever its directory is and whichever version of transformers wrote or reads it."""
     described = {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_THE_ARCHITECTURE}
-    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+    return fingerprints.of_value(described, default=str)
 
 
 def _hash_samples(file: Path, digest: hashlib._Hash) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlinf_lite.durable import replaced_file
 from rlinf_lite.observability.notices import log_line
 from rlinf_lite.paths import open_fixed
 
@@ -157,19 +158,15 @@ def _move_aside(path: Path) -> None:
 
 
 def _drop_after(path: Path, committed_step: int) -> None:
-    """Rewrite aside and rename, so that a kill in between costs nothing; a file with nothing to drop is only read."""
+    """Drop the rows of later steps. A file with nothing to drop is only read."""
     if not path.exists():
         return
     with path.open("rb") as file:
         if all(_stays(line, committed_step) for line in file):
             return
         file.seek(0)
-        kept = path.with_name(f"{path.name}.tmp")
-        with open(kept, "wb", opener=open_fixed) as copy:
-            copy.writelines(line for line in file if _stays(line, committed_step))
-            copy.flush()
-            os.fsync(copy.fileno())
-    kept.replace(path)
+        with replaced_file(path) as kept:
+            kept.writelines(line for line in file if _stays(line, committed_step))
 
 
 def _stays(line: bytes, committed_step: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlinf_lite.observability.jsonl import rows_of_step
+from rlinf_lite.printable import replace_surrogates
 
 ROLLOUTS_FILE = "rollouts.jsonl"
 SAMPLE_INTERVAL = 10
@@ -33,13 +34,8 @@ def prompt_of(row: Mapping[str, Any]) -> str:
     return row["prompt"] if "prompt" in row else f"tokens {' '.join(map(str, row['prompt_ids']))}"
 
 
-def printable(text: str) -> str:
-    """Without what UTF-8 has no bytes for: half of a surrogate pair, as a careless JSON file may hold it."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _cells(row: Mapping[str, Any]) -> tuple[int | float | str, ...]:
-    texts = (printable(prompt_of(row)), printable(row["text"]))
+    texts = (replace_surrogates(prompt_of(row)), replace_surrogates(row["text"]))
     return row["step"], row["prompt_id"], row["sample"], *texts, row["reward"]
 
 
@@ -57,4 +53,4 @@ def _cell(value: int | float | str) -> str:
 
 def to_markdown(text: str) -> str:
     """``text`` as itself: no sign in it is markup, every line break is one."""
-    return printable(text).translate(_MARKDOWN)
+    return replace_surrogates(text).translate(_MARKDOWN)

@@ -6,12 +6,11 @@ abandoned runs stay, because a run may return to them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlinf_lite import fingerprints
 from rlinf_lite.config_checks import OF_THE_MACHINE
 from rlinf_lite.observability.jsonl import JsonlSink, read_jsonl_rows
 from rlinf_lite.observability.sinks import Metrics
@@ -66,4 +65,4 @@ class SentRows:
 def digest_of(metrics: Metrics) -> str:
     """Digest of a row without what the machine's speed and memory decide, which a replayed row does not repeat."""
     compared = {key: value for key, value in metrics.items() if not key.startswith(OF_THE_MACHINE)}
-    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprints.of_value(compared)[:16]

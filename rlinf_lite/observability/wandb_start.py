@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlinf_lite import fingerprints
 from rlinf_lite.config import LoggerConfig
 from rlinf_lite.observability.notices import log_line
 
@@ -33,7 +33,7 @@ class Branch:
     def run_id(self, recipe: str, log_path: Path) -> str:
         """Always the same for the same branch, so that a kill at any instant leads back to the same run."""
         made_of = f"{self.parent} {self.step} {recipe} {log_path.resolve()}"
-        return hashlib.sha256(made_of.encode()).hexdigest()[:12]
+        return fingerprints.of_text(made_of)[:12]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlinf_lite.durable import replace_text
 from rlinf_lite.observability.notices import log_line
-from rlinf_lite.paths import open_fixed
 
 FILE_NAME = "wandb_state.json"
 
@@ -37,10 +36,5 @@ def read_state(log_path: Path) -> WandbState | None:
 
 
 def write_state(log_path: Path, state: WandbState) -> None:
-    """Atomic: after a kill there is the old file or the new one."""
-    aside = log_path / f"{FILE_NAME}.tmp"
-    with open(aside, "w", encoding="utf-8", opener=open_fixed) as file:
-        json.dump(asdict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(log_path / FILE_NAME)
+    """Replace the file at once: after a kill it is the old one or the new one."""
+    replace_text(log_path / FILE_NAME, json.dumps(asdict(state)))

@@ -20,9 +20,9 @@ from rlinf_lite.checkpoint.storage import StoragePath, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.config import Config, flatten
 from rlinf_lite.data import PromptStream
+from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, log_line
 from rlinf_lite.observability.hub import METRICS_FILE
-from rlinf_lite.paths import open_fixed
 from rlinf_lite.recovery.identity import carried_on
 from rlinf_lite.recovery.prepare import Prepared
 from rlinf_lite.recovery.records import BEGAN_AFTER
@@ -312,7 +312,4 @@ def save_config(config: Config, log: Path, start: Start) -> None:
         if (match := _FROM_STEP.fullmatch(path.name)) and int(match[1]) > start.progress.step:
             path.replace(path.with_suffix(".superseded.yaml"))
     name = "config.yaml" if step is None else f"config.from_step_{step}.yaml"
-    aside = log / f"{name}.tmp"
-    with open(aside, "w", encoding="utf-8", opener=open_fixed) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    aside.replace(log / name)
+    replace_text(log / name, OmegaConf.to_yaml(OmegaConf.structured(config)), durable=False)

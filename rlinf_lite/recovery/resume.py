@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlinf_lite import faults
+from rlinf_lite import faults, fingerprints
 from rlinf_lite.checkpoint import (
     CheckpointError,
     DamagedCheckpoint,
@@ -174,9 +172,7 @@ def initial_weights(start: Start) -> str | None:
     """
     if start.weights is None or start.weights.manifest is None:
         return None
-    files = start.weights.manifest.files
-    shards = sorted((name, file.sha256) for name, file in files.items() if name.startswith(f"{layout.ACTOR}/"))
-    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+    return start.weights.manifest.weights_fingerprint()
 
 
 def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Start:
@@ -199,8 +195,7 @@ def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Star
 def recipe(made_of: Mapping[str, Any], num_ranks: int, compute: str) -> str:
     """`Origin.recipe`: a digest of an identity, the number of actor ranks, and what they compute on."""
     made_with = {key: value for key, value in made_of.items() if key not in ONE_SIDED}
-    text = json.dumps([made_with, num_ranks, compute], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return fingerprints.of_value([made_with, num_ranks, compute])[:16]
 
 
 def saved_identity(start: Start) -> Mapping[str, Any]:

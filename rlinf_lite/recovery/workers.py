@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.shell import WorkerLocation
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.durable import replace_text
 from rlinf_lite.rewards import search_path
 
 if TYPE_CHECKING:
@@ -171,9 +171,8 @@ class Workers:
             for group in self.groups
             for rank, location in enumerate(group.locations())
         ]
-        aside = self._workers_file.with_suffix(f".tmp-{uuid.uuid4().hex[:8]}")
-        aside.write_text(json.dumps({"driver": os.getpid(), "workers": workers}, indent=1), encoding="utf-8")
-        aside.replace(self._workers_file)
+        text = json.dumps({"driver": os.getpid(), "workers": workers}, indent=1)
+        replace_text(self._workers_file, text, durable=False, several_writers=True)
         self._noted = True
 
 

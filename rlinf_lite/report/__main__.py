@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlinf_lite.durable import replace_text
 from rlinf_lite.paths import argument
 
 DESCRIPTION = """\
@@ -52,9 +52,8 @@ def write(directory: Path, output: Path, others: Sequence[Path]) -> Path:
 
     text = page([read_run(path) for path in (directory, *others)])
     output.mkdir(parents=True, exist_ok=True)
-    html, aside = output / "report.html", output / f".report-{uuid.uuid4().hex[:8]}.html"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(html)
+    html = output / "report.html"
+    replace_text(html, text, durable=False, several_writers=True)
     return html
 
 

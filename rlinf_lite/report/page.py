@@ -14,7 +14,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from rlinf_lite.observability.samples import ROLLOUTS_FILE, printable
+from rlinf_lite.observability.samples import ROLLOUTS_FILE
+from rlinf_lite.printable import replace_surrogates
 from rlinf_lite.report import summary
 from rlinf_lite.report.figures import Bars, Figure, groups, phase_bars, save_figures
 from rlinf_lite.report.numbers import short
@@ -96,4 +97,4 @@ def _clean(value: object) -> object:
     """Applied to everything the template prints: control characters and half surrogates are replaced."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _HIDDEN.sub("\ufffd", printable(value.replace("\r\n", "\n")))
+    return _HIDDEN.sub("\ufffd", replace_surrogates(value.replace("\r\n", "\n")))

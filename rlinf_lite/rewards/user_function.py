@@ -5,7 +5,6 @@ The driver checks it before anything is started; each reward worker finds it aga
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlinf_lite import fingerprints
 from rlinf_lite.config import ConfigError, nearest
 from rlinf_lite.paths import expand
 
@@ -159,7 +159,7 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
 
 def _fingerprint(name: str, module: ModuleType, target: Any) -> str:
     files = [file for file in {vars(module).get("__file__"), _source_file(target)} if file is not None]
-    digests = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
+    digests = sorted(fingerprints.of_file(Path(file)) for file in files)
     return " ".join([name, *digests])
 
 

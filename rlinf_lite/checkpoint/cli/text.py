@@ -11,6 +11,7 @@ from typing import Any
 
 from rlinf_lite.checkpoint.cli.compare import Comparison, TensorDifference, ValueDifference
 from rlinf_lite.checkpoint.cli.tools import COMMITTED, Description, Found, Verified
+from rlinf_lite.printable import escape_controls
 
 _TELLING = ("accuracy", "win", "reward/mean", "reward", "loss")
 _FEW_METRICS = 3
@@ -33,12 +34,7 @@ def print_json(records: Any) -> None:
 
 
 def print_line(line: str) -> None:
-    print(printable(line), flush=True)
-
-
-def printable(text: str) -> str:
-    """Without control characters: names come from files, and could speak to the terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    print(escape_controls(line), flush=True)
 
 
 def plain(value: Any) -> Any:
