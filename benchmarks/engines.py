@@ -23,7 +23,7 @@ from rlinf_lite.config import Config
 from rlinf_lite.data import load_problems
 from rlinf_lite.main_math import load
 from rlinf_lite.models import build, hf_directory
-from rlinf_lite.rollout.batches import cut
+from rlinf_lite.rollout.batches import generation_batches
 from rlinf_lite.types import GenerationBatch, Prompt, Sampling
 from rlinf_lite.weights.names import named_weights
 
@@ -88,8 +88,8 @@ def make_chunks(config: Config, step: int) -> list[GenerationBatch]:
     tokenizer = hf_directory.load_tokenizer(hf_directory.resolve(config.actor.tokenizer.tokenizer_model))
     problems, size = load_problems(config.data, "train", tokenizer).problems, config.data.rollout_batch_size
     first = step * size % max(1, len(problems) - size)
-    return cut(
-        [Prompt(position=p.problem_id, epoch=0, problem=p) for p in problems[first : first + size]],
+    return generation_batches(
+        [Prompt(prompt_index=p.problem_id, epoch=0, problem=p) for p in problems[first : first + size]],
         stream="train",
         step=step,
         group_size=config.algorithm.group_size,

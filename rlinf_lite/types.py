@@ -34,8 +34,9 @@ class Problem:
 class Prompt:
     """One occurrence of a problem in the stream of prompts (or in the validation set)."""
 
-    position: int
-    """Running number in the stream, never repeated within a run: the *prompt id* of the sampling counter."""
+    prompt_index: int
+    """Place in the stream, never repeated within a run (in the validation set: the problem id). Sampling seeds are
+    derived from it."""
     epoch: int
     problem: Problem
 
@@ -78,8 +79,8 @@ class GenerationBatch:
 class Rollout:
     """One sampled response."""
 
-    position: int
-    """``Prompt.position`` of its prompt."""
+    prompt_index: int
+    """``Prompt.prompt_index`` of its prompt."""
     sample_index: int
     """0 .. group_size - 1."""
     prompt_ids: np.ndarray

@@ -1,6 +1,6 @@
-"""The endless stream of prompts, addressed by index: the order is a pure function of (seed, epoch, index).
+"""The endless stream of prompts, addressed by index: their order is a pure function of (seed, epoch, index).
 
-Nothing here changes while a run goes on, so there is nothing to save but one cursor: how many prompts were used.
+Nothing here changes during a run, so a checkpoint only saves one cursor: how many prompts were used.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from rlinf_lite.counters import permutation
 from rlinf_lite.types import Problem, Prompt
 
 _EPOCHS_KEPT = 2
-"""A batch across a boundary needs two orders."""
+"""A batch that crosses an epoch boundary needs two orders."""
 
 
 class PromptStream:
-    """Position ``p`` lies in epoch ``p // n`` of ``n`` problems; every epoch visits each problem once."""
+    """Prompt index ``i`` lies in epoch ``i // n`` of ``n`` problems; every epoch visits each problem once."""
 
     def __init__(self, problems: Sequence[Problem], *, seed: int, shuffle: bool) -> None:
         """
         Raises:
-            ValueError: no problems.
+            ValueError: there are no problems.
         """
         if not problems:
             raise ValueError("a stream of prompts needs at least one problem")
@@ -32,18 +32,19 @@ class PromptStream:
         self._orders: dict[int, np.ndarray] = {}
 
     def epoch_of(self, cursor: int) -> int:
-        """The epoch of the prompt at ``cursor``: also the number of epochs completed before it."""
+        """The epoch of the prompt at ``cursor``, which is also the number of epochs completed before it."""
         assert cursor >= 0, cursor
         return cursor // len(self._problems)
 
-    def prompt_at(self, position: int) -> Prompt:
-        epoch = self.epoch_of(position)
-        index = int(self._order(epoch)[position % len(self._problems)])
-        return Prompt(position=position, epoch=epoch, problem=self._problems[index])
+    def prompt_at(self, prompt_index: int) -> Prompt:
+        """The prompt with this index."""
+        epoch = self.epoch_of(prompt_index)
+        problem_id = int(self._order(epoch)[prompt_index % len(self._problems)])
+        return Prompt(prompt_index=prompt_index, epoch=epoch, problem=self._problems[problem_id])
 
     def batch(self, cursor: int, num_prompts: int) -> tuple[Prompt, ...]:
-        """The ``num_prompts`` prompts from ``cursor`` on, across epochs: nothing dropped, nothing repeated."""
-        return tuple(self.prompt_at(position) for position in range(cursor, cursor + num_prompts))
+        """``num_prompts`` prompts from ``cursor`` on, across epoch boundaries; none is dropped or repeated."""
+        return tuple(self.prompt_at(index) for index in range(cursor, cursor + num_prompts))
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

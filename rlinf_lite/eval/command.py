@@ -1,10 +1,10 @@
-"""One evaluation from options to results: open the model, read the problems, answer them, say what came of it."""
+"""Runs one evaluation: opens the model, reads the problems, generates and grades responses, prints the results."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,22 +15,27 @@ from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from rlinf_lite.eval import settings, text
+from rlinf_lite.eval.answers import answer_batches, answer_reader
 from rlinf_lite.eval.engine import build_engine, prepare_device
-from rlinf_lite.eval.evaluate import answer_reader, cut_problems, evaluate, results
 from rlinf_lite.eval.log import EvalLog, MemoryLog
+from rlinf_lite.eval.results import summarize
 from rlinf_lite.eval.source import Source, opened
 from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.models.files import check_files
 from rlinf_lite.observability import log_line
 from rlinf_lite.rewards import build_grader, fingerprint
-from rlinf_lite.types import GenerationBatch
+from rlinf_lite.rollout.batches import validation_batches
+from rlinf_lite.types import GenerationBatch, Problem
 
 
 def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate, print, and return the results.
 
+    Args:
+        flags: config keys set by command line flags.
+
     Raises:
-        ConfigError, CheckpointError, DataError, OSError: what `explain` puts into words.
+        UserError, OSError: see `explain`.
     """
     with ExitStack() as stack:
         source = stack.enter_context(opened(options.model, options.verify))
@@ -40,19 +45,33 @@ def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]
         device = prepare_device(config)
         problems = _problems(config)
         _check_vocabulary(config, problems)
-        chunks = cut_problems(config, problems.problems, step=source.step, num_samples=options.num_samples)
-        log = _open_log(options, config, source, device, problems, chunks)
+        batches = batches_of(config, problems.problems, step=source.step, num_samples=options.num_samples)
+        log = _open_log(options, config, source, device, problems, batches)
         stack.callback(log.close)
         if not options.json:
-            _say_what(source, config, device, problems, options.num_samples, log)
-        _answer(config, source, device, chunks, log)
-        found = results(log.rows)
+            _print_head(source, config, device, problems, options.num_samples, log)
+        _answer(config, source, device, batches, log)
+        found = summarize(log.rows)
         log.finish(found)
     if options.json:
         log_line(json.dumps({"model": source.name, "step": source.step, **found}, indent=1))
     else:
         log_line("\n".join(["", *text.table(found)]))
     return found
+
+
+def batches_of(config: Config, problems: Sequence[Problem], *, step: int, num_samples: int) -> list[GenerationBatch]:
+    """The generation batches of the evaluation; with one sample per problem, those of the run's own validation."""
+    parts = validation_batches(
+        problems,
+        step=step,
+        num_samples=num_samples,
+        data=config.data,
+        rollout=config.rollout,
+        sampling=config.algorithm.val_sampling_params,
+        seed=config.actor.seed,
+    )
+    return [batch for part in parts for batch in part]
 
 
 def _check_samples(config: Config, num_samples: int) -> None:
@@ -95,7 +114,7 @@ def _open_log(
     source: Source,
     device: torch.device,
     problems: ProblemSet,
-    chunks: list[GenerationBatch],
+    batches: Sequence[GenerationBatch],
 ) -> MemoryLog:
     if options.output is None:
         return MemoryLog()
@@ -111,14 +130,14 @@ def _open_log(
             "reward (source)": fingerprint(config.reward),
         },
     )
-    sizes = [len(chunk.prompts) for chunk in chunks]
+    sizes = [len(batch.prompts) for batch in batches]
     return EvalLog(options.output, made_of, sizes, overwrite=options.overwrite)
 
 
 def _answer(
-    config: Config, source: Source, device: torch.device, chunks: list[GenerationBatch], log: MemoryLog
+    config: Config, source: Source, device: torch.device, batches: Sequence[GenerationBatch], log: MemoryLog
 ) -> None:
-    num_problems = sum(len(chunk.prompts) for chunk in chunks)
+    num_problems = sum(len(batch.prompts) for batch in batches)
     if len(log.rows) == num_problems:
         return
     reward = config.reward
@@ -129,10 +148,10 @@ def _answer(
         stack.callback(engine.close)
         progress = text.Progress(log.rows, num_problems)
         stack.callback(progress.close)
-        evaluate(chunks, engine, grader, log, answer_of=answer_reader(reward), progress=progress)
+        answer_batches(batches, engine, grader, log, answer_of=answer_reader(reward), progress=progress)
 
 
-def _say_what(
+def _print_head(
     source: Source, config: Config, device: torch.device, problems: ProblemSet, num_samples: int, log: MemoryLog
 ) -> None:
     left_out = f", {problems.num_filtered} over data.max_prompt_length left out" if problems.num_filtered else ""
@@ -145,14 +164,14 @@ def _say_what(
         log_line(f"kernels     {numerics.OPTED_OUT}")
     log_line(f"decoding    {text.sampling_text(config.algorithm.val_sampling_params, num_samples)}")
     if isinstance(log, EvalLog):
-        done = f"; {len(log.rows)} are there already" if log.rows else ""
+        done = f"; {len(log.rows)} were written before" if log.rows else ""
         log_line(f"rows        {log.path}{done}")
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
     """The message and exit code for ``error``; no message for a bug, which needs its traceback."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what --output has written stays, and the same command goes on after it", EXIT_INTERRUPTED
+        return "interrupted; the rows in --output stay, and the same command continues after them", EXIT_INTERRUPTED
     if isinstance(error, ImportError):
         return f"error: {error}", EXIT_USER_ERROR
     error = numerics.user_error(error) or error

@@ -1,4 +1,4 @@
-"""pass@k and maj@k of sampled responses. No torch."""
+"""Estimators over several responses to the same problem: pass@k and maj@k."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rlinf_lite.rewards.plain_numbers import PlainNumber, parse_number
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vote:
-    """What one response counts for."""
+    """One response in a majority vote."""
 
     answer: str
-    """The final answer that it states; ``""``: none."""
+    """The final answer that the response states; empty if it states none."""
     correct: bool
 
 
-def ladder(num_samples: int) -> list[int]:
-    """The ``k`` that are reported: 1, 2, 4 ... and ``num_samples``."""
+def reported_ks(num_samples: int) -> list[int]:
+    """The values of ``k`` that are reported: 1, 2, 4 ... and ``num_samples``."""
     return [*(1 << power for power in range((num_samples - 1).bit_length())), num_samples]
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Chance that of ``k`` responses, drawn from these without putting back, at least one is correct.
+    """Probability that at least one of ``k`` responses, drawn without replacement, is correct.
 
     The unbiased estimator of Chen et al., "Evaluating Large Language Models Trained on Code" (arXiv 2107.03374),
     section 2.1, in exact integers.
@@ -34,7 +34,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def maj_at_k(votes: Sequence[Vote], k: int) -> float:
-    """How often the majority of ``k`` responses is right: the mean over whole consecutive blocks of ``k``."""
+    """How often the majority of ``k`` responses is right: the mean over full consecutive blocks of ``k``."""
     blocks = [votes[first : first + k] for first in range(0, len(votes) - k + 1, k)]
     return sum(map(majority_is_correct, blocks)) / len(blocks)
 
@@ -42,9 +42,9 @@ def maj_at_k(votes: Sequence[Vote], k: int) -> float:
 def majority_is_correct(votes: Sequence[Vote]) -> bool:
     """Whether the answer that most responses state is right ("self-consistency", Wang et al., arXiv 2203.11171).
 
-    Plain numbers are one answer however they are written (``1,000`` and ``1000.0``); other texts must be equal.
-    Responses that state no answer do not vote. Of answers with as many votes the one that came first wins. An answer is
-    right if the grader found any response that states it correct.
+    Two spellings of a plain number are one answer (``1,000`` and ``1000.0``); other texts must be equal. Responses that
+    state no answer do not vote. On a tie the answer that came first wins. An answer is right if the grader found any
+    response that states it correct.
     """
     groups: dict[str | PlainNumber, list[bool]] = {}
     for vote in votes:

@@ -29,7 +29,7 @@ def identity(
 
     Args:
         base_model, tokenizer, engine, train_data, val_data: fingerprints.
-        reward: fingerprint of a user's function, or of the package that graders.
+        reward: fingerprint of a user's function, or of the package that grades.
         initial_weights: fingerprint of the checkpoint whose weights the run began with; None: the base model's, or it
             is not known any more.
         total_updates: over how many optimizer steps the rate decays.

@@ -27,7 +27,7 @@ class Grader(Protocol):
         ...
 
 
-JUDGES: dict[str, Callable[[RewardConfig, Sequence[str]], Grader]] = {
+GRADERS: dict[str, Callable[[RewardConfig, Sequence[str]], Grader]] = {
     "custom": lambda config, search: CustomGrader(_function(config, search), config.reward_scale),
     "exact": lambda config, _: ExactGrader(config.reward_scale),
     "math": lambda config, _: MathGrader(config.reward_scale, config.verifier_timeout, config.answer_format),
@@ -44,10 +44,10 @@ def build_grader(config: RewardConfig, search: Sequence[str] | None = None) -> G
     Raises:
         ConfigError: an unknown type, or a user's function that cannot be used.
     """
-    if config.reward_type not in JUDGES:
-        known = ", ".join(sorted(JUDGES))
+    if config.reward_type not in GRADERS:
+        known = ", ".join(sorted(GRADERS))
         raise ConfigError(f"reward.reward_type: {config.reward_type!r} is unknown; use one of {known}")
-    return JUDGES[config.reward_type](config, search_path() if search is None else search)
+    return GRADERS[config.reward_type](config, search_path() if search is None else search)
 
 
 def fingerprint(config: RewardConfig) -> str | None:

@@ -131,7 +131,7 @@ def _parameters(path: str, target: Any) -> Iterator[str]:
 
 
 def _signature(path: str, target: Any) -> list[inspect.Parameter]:
-    """Parameters of the call that graders one response."""
+    """Parameters of the call that grades one response."""
     call, bound = target, 0
     if isinstance(target, type):
         if needed := [parameter.name for parameter in _named_of(path, target) if _is_needed(parameter)]:

@@ -1,4 +1,7 @@
-"""Cutting a step's prompts into canonical chunks: by config and step alone, whatever the number of workers."""
+"""Splits the prompts of a step or a validation into generation batches, by config and step alone.
+
+How many workers there are plays no part, because the batch in which a response is generated changes its bits.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from rlinf_lite.config import DataConfig, RolloutConfig, SamplingConfig
 from rlinf_lite.counters import counter_hash
-from rlinf_lite.types import GenerationBatch, Prompt, Rollout, Sampling
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
 
 
-def cut(
+def generation_batches(
     prompts: Sequence[Prompt],
     *,
     stream: str,
@@ -20,29 +24,64 @@ def cut(
     seed: int,
     max_rows: int,
 ) -> list[GenerationBatch]:
-    """Whole groups, in order, at most ``max_rows`` responses a chunk (but at least one group)."""
-    per_chunk = max(1, max_rows // group_size)
+    """Split ``prompts`` into batches of whole groups, in order.
+
+    Args:
+        group_size: responses per prompt.
+        max_rows: most responses per batch; a batch has at least one group.
+    """
+    num_prompts = max(1, max_rows // group_size)
     return [
         GenerationBatch(
             stream=stream,
             step=step,
             index=index,
-            prompts=tuple(prompts[first : first + per_chunk]),
+            prompts=tuple(prompts[first : first + num_prompts]),
             group_size=group_size,
             sampling=sampling,
             seed=seed,
         )
-        for index, first in enumerate(range(0, len(prompts), per_chunk))
+        for index, first in enumerate(range(0, len(prompts), num_prompts))
+    ]
+
+
+def validation_batches(
+    problems: Sequence[Problem],
+    *,
+    step: int,
+    num_samples: int,
+    data: DataConfig,
+    rollout: RolloutConfig,
+    sampling: SamplingConfig,
+    seed: int,
+) -> list[list[GenerationBatch]]:
+    """The validation after ``step``: a list of generation batches for each ``data.val_rollout_batch_size`` problems.
+
+    The training loop and ``python -m rlinf_lite.eval`` both call this, so their responses are equal to the bit.
+    """
+    prompts = [Prompt(prompt_index=problem.problem_id, epoch=0, problem=problem) for problem in problems]
+    size = data.val_rollout_batch_size or data.rollout_batch_size
+    return [
+        generation_batches(
+            prompts[first : first + size],
+            stream="val",
+            step=step,
+            group_size=num_samples,
+            sampling=Sampling(**vars(sampling)),
+            seed=seed,
+            max_rows=rollout.max_running_requests,
+        )
+        for first in range(0, len(prompts), size)
     ]
 
 
 def join(results: Iterable[list[Rollout]]) -> list[Rollout]:
-    """All rollouts in canonical order: by prompt position, then sample index, whoever finished first."""
-    return sorted((r for result in results for r in result), key=lambda r: (r.position, r.sample_index))
+    """All rollouts in canonical order: by prompt index, then sample index, whichever worker finished first."""
+    return sorted((r for result in results for r in result), key=lambda r: (r.prompt_index, r.sample_index))
 
 
-def noise_keys(chunk: GenerationBatch) -> np.ndarray:
-    """One counter a row: (stream, seed, step, prompt id, sample index). All the randomness that a response gets."""
-    positions = np.array([prompt.position for prompt in chunk.prompts]).repeat(chunk.group_size)
-    samples = np.tile(np.arange(chunk.group_size), len(chunk.prompts))
-    return counter_hash(chunk.stream, chunk.seed, chunk.step, positions, samples)
+def noise_keys(batch: GenerationBatch) -> np.ndarray:
+    """One counter per row, of (stream, seed, step, prompt index, sample index): all the randomness of a response."""
+    prompt_indices = np.array([prompt.prompt_index for prompt in batch.prompts]).repeat(batch.group_size)
+    samples = np.tile(np.arange(batch.group_size), len(batch.prompts))
+    return counter_hash(batch.stream, batch.seed, batch.step, prompt_indices, samples)

@@ -171,7 +171,7 @@ class BuiltinEngine:
             prompt = chunk.prompts[row // chunk.group_size]
             rollouts.append(
                 Rollout(
-                    position=prompt.position,
+                    prompt_index=prompt.prompt_index,
                     sample_index=row % chunk.group_size,
                     prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
                     response_ids=response,

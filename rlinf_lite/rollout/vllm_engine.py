@@ -148,7 +148,7 @@ class VllmEngine:
             logprobs = np.array(found, dtype=np.float32)
             error = None if np.isfinite(logprobs).all() else _NO_TOKEN
         return Rollout(
-            position=prompt.position,
+            prompt_index=prompt.prompt_index,
             sample_index=row % chunk.group_size,
             prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
             response_ids=response,

@@ -12,20 +12,20 @@ from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
 from rlinf_lite.cluster.work import Work
-from rlinf_lite.config import Config, SamplingConfig
+from rlinf_lite.config import Config
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
 from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, log_line
 from rlinf_lite.rewards import refuse_too_many_ungraded
-from rlinf_lite.rollout.batches import cut, join
+from rlinf_lite.rollout.batches import generation_batches, join, validation_batches
 from rlinf_lite.runner.credit import credit
-from rlinf_lite.runner.grading import grader, in_order
+from rlinf_lite.runner.grading import in_order, submit
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver
 from rlinf_lite.runner.schedule import due
-from rlinf_lite.types import Problem, Prompt, Rollout, Sampling, Score
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling, Score
 
 
 @dataclass(kw_only=True)
@@ -78,7 +78,7 @@ class Runner:
                 self.weights.publish()
             prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
             with timer.phase("rollout"):
-                rollouts, grading = self.generate(prompts, "train", step, self.config.algorithm.sampling_params)
+                rollouts, grading = self.generate(self.train_batches(prompts, step))
                 self.rest()
             with timer.phase("reward"):
                 scores = in_order(grading, rollouts)
@@ -99,7 +99,7 @@ class Runner:
             rollout_metrics(rollouts, scores)
             | update_metrics(reports)
             | {
-                "progress/epoch": self.stream.epoch_of(prompts[-1].position),
+                "progress/epoch": self.stream.epoch_of(prompts[-1].prompt_index),
                 "progress/samples": after.num_samples,
                 "progress/tokens": after.num_tokens,
                 "progress/step_tokens": num_tokens,
@@ -128,34 +128,36 @@ class Runner:
         self.saver.between_steps(metrics, self.state)
         self.between_steps()
 
-    def generate(
-        self, prompts: Sequence[Prompt], stream: str, step: int, sampling: SamplingConfig, group_size: int | None = None
-    ) -> tuple[list[Rollout], Work]:
-        """Responses in canonical order, whichever worker made which chunk; each chunk is given to the graders as
-        soon as it is there, while others are still generated.
-        """
-        chunks = cut(
+    def train_batches(self, prompts: Sequence[Prompt], step: int) -> list[GenerationBatch]:
+        """The generation batches of a training step."""
+        algorithm = self.config.algorithm
+        return generation_batches(
             prompts,
-            stream=stream,
+            stream="train",
             step=step,
-            group_size=group_size or self.config.algorithm.group_size,
-            sampling=Sampling(**vars(sampling)),
+            group_size=algorithm.group_size,
+            sampling=Sampling(**vars(algorithm.sampling_params)),
             seed=self.config.actor.seed,
             max_rows=self.config.rollout.max_running_requests,
         )
-        # When an actor was lost on the way here, the chunks that were finished by then are still what they were: the
-        # weights that made them are those that are restored.
-        keyed = {(stream, step, chunk.prompts[0].position): chunk for chunk in chunks}
+
+    def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Rollout], Work]:
+        """Generate responses, and hand each batch to the graders as soon as it is finished.
+
+        The responses are in canonical order, whichever worker generated which batch.
+        """
+        # Batches that were finished before an actor was lost are kept: recovery restores the weights that made them.
+        keyed = {(batch.stream, batch.step, batch.prompts[0].prompt_index): batch for batch in batches}
         self._made = {key: made for key, made in self._made.items() if key in keyed}
         generating, grading = self.rollouts.work("generate"), self.rewards.work("score")
-        for key, chunk in keyed.items():
+        for key, batch in keyed.items():
             if key in self._made:
-                grader(grading, chunk.prompts, self._made[key])
+                submit(grading, batch.prompts, self._made[key])
             else:
-                generating.add(key, chunk)
+                generating.add(key, batch)
         for key, rollouts in generating.results(beside=[grading]):
             self._made[key] = rollouts
-            grader(grading, keyed[key].prompts, rollouts)
+            submit(grading, keyed[key].prompts, rollouts)
         return join(self._made[key] for key in keyed), grading
 
     def rest(self) -> None:
@@ -199,14 +201,17 @@ class Runner:
         """Answer every validation problem with the weights after this step."""
         with timer.phase("validation"):
             self.weights.publish()
-            prompts = [Prompt(position=p.problem_id, epoch=0, problem=p) for p in self.val_problems]
-            size = self.config.data.val_rollout_batch_size or self.config.data.rollout_batch_size
             rollouts, scores = [], []
-            for first in range(0, len(prompts), size):
-                part = prompts[first : first + size]
-                made, grading = self.generate(
-                    part, "val", self.progress.step, self.config.algorithm.val_sampling_params, group_size=1
-                )
+            for batches in validation_batches(
+                self.val_problems,
+                step=self.progress.step,
+                num_samples=1,
+                data=self.config.data,
+                rollout=self.config.rollout,
+                sampling=self.config.algorithm.val_sampling_params,
+                seed=self.config.actor.seed,
+            ):
+                made, grading = self.generate(batches)
                 rollouts += made
                 scores += in_order(grading, made)
             self.rest()
@@ -242,13 +247,13 @@ class Runner:
             return
         limit = self.config.runner.logger.log_rollouts
         pairs = list(zip(rollouts, scores, strict=True))[: None if limit < 0 else limit]
-        texts = {prompt.position: prompt.problem.prompt for prompt in prompts}
-        self.samples.log_rows(step, (_sample_row(texts[r.position], r, score) for r, score in pairs))
+        texts = {prompt.prompt_index: prompt.problem.prompt for prompt in prompts}
+        self.samples.log_rows(step, (_sample_row(texts[r.prompt_index], r, score) for r, score in pairs))
 
 
 def _sample_row(prompt: str, rollout: Rollout, score: Score) -> dict[str, Any]:
     return {
-        "prompt_id": rollout.position,
+        "prompt_id": rollout.prompt_index,
         "sample": rollout.sample_index,
         "prompt_ids": rollout.prompt_ids.tolist(),
         "response_ids": rollout.response_ids.tolist(),

@@ -90,7 +90,7 @@ def rollouts() -> list[Rollout]:
     rng = np.random.default_rng(0)
     return [
         Rollout(
-            position=i,
+            prompt_index=i,
             sample_index=0,
             prompt_ids=rng.integers(3, 20, prompt),
             response_ids=rng.integers(3, 20, response),
@@ -205,7 +205,7 @@ def greedy(checkpoint, prompts):
         stream="val",
         step=1,
         index=0,
-        prompts=tuple(Prompt(position=p.problem_id, epoch=0, problem=p) for p in problems),
+        prompts=tuple(Prompt(prompt_index=p.problem_id, epoch=0, problem=p) for p in problems),
         group_size=1,
         sampling=sampling,
         seed=0,

@@ -32,7 +32,7 @@ def chunk_for(device: str) -> GenerationBatch:
     """Prompts of 3 and 6 tokens, so that shorter ones are padded."""
     prompts = tuple(
         Prompt(
-            position=index,
+            prompt_index=index,
             epoch=0,
             problem=Problem(problem_id=index, prompt="", answer="", prompt_ids=(1, *range(3, 3 + size)), source="made"),
         )

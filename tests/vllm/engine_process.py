@@ -79,7 +79,7 @@ def make_chunk(
         index=0,
         prompts=tuple(
             Prompt(
-                position=first + i,
+                prompt_index=first + i,
                 epoch=0,
                 problem=Problem(problem_id=i, prompt="", answer="", prompt_ids=tuple(ids), source="made"),
             )
@@ -94,7 +94,7 @@ def make_chunk(
 def bits(rollouts: list[Rollout]) -> list[Any]:
     return [
         [
-            r.position,
+            r.prompt_index,
             r.sample_index,
             r.response_ids.tolist(),
             None if r.logprobs is None else r.logprobs.tobytes().hex(),

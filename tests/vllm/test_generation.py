@@ -34,7 +34,7 @@ def builtin():
 
 def told(rollouts):
     rows = [(r.prompt_ids.tolist(), r.response_ids.tolist(), r.finished, r.text) for r in rollouts]
-    return [(r.position, r.sample_index, *row) for r, row in zip(rollouts, rows, strict=True)]
+    return [(r.prompt_index, r.sample_index, *row) for r, row in zip(rollouts, rows, strict=True)]
 
 
 @pytest.mark.parametrize("max_new_tokens", [8, 3, 1])

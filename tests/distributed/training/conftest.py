@@ -185,7 +185,7 @@ def rollouts() -> list[Rollout]:
     lengths = [(3, 12), (5, 1), (2, 9), (7, 2), (4, 14), (1, 1), (6, 3), (3, 3), (2, 11), (5, 2)]
     return [
         Rollout(
-            position=i,
+            prompt_index=i,
             sample_index=0,
             prompt_ids=rng.integers(0, 37, prompt),
             response_ids=rng.integers(0, 37, response),

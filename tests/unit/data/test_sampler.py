@@ -29,7 +29,7 @@ def test_each_epoch_visits_each_problem_once(count, shuffle):
         prompts = stream.batch(epoch * count, count)
         assert sorted(prompt.problem.problem_id for prompt in prompts) == list(range(count))
         assert {prompt.epoch for prompt in prompts} == {epoch}
-        assert [prompt.position for prompt in prompts] == list(range(epoch * count, (epoch + 1) * count))
+        assert [prompt.prompt_index for prompt in prompts] == list(range(epoch * count, (epoch + 1) * count))
 
 
 def test_without_shuffle_the_order_is_the_data_sets():

@@ -14,8 +14,8 @@ from rlinf_lite.config import build
 from rlinf_lite.data import load_problems
 from rlinf_lite.eval import command as commands
 from rlinf_lite.models import hf_directory, vocabulary
-from rlinf_lite.rewards import build_grader, items
-from rlinf_lite.rollout.batches import cut, join
+from rlinf_lite.rewards import build_grader, grading_items
+from rlinf_lite.rollout.batches import generation_batches, join
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.types import Prompt, Sampling
 
@@ -34,12 +34,12 @@ def validated(settings, trained_model):
             trained_model(seed=step), tokenizer, eos_ids=vocabulary.eos_ids(model_dir, tokenizer), return_logprobs=False
         )
         prompts = [
-            Prompt(position=p.problem_id, epoch=0, problem=p)
+            Prompt(prompt_index=p.problem_id, epoch=0, problem=p)
             for p in load_problems(config.data, "val", tokenizer).problems
         ]
         made = []
         for first in range(0, len(prompts), 8):
-            for chunk in cut(
+            for batch in generation_batches(
                 prompts[first : first + 8],
                 stream="val",
                 step=step,
@@ -48,9 +48,9 @@ def validated(settings, trained_model):
                 seed=77,
                 max_rows=5,
             ):
-                made += engine.generate(chunk)
+                made += engine.generate(batch)
         made = join([made])
-        return made, build_grader(config.reward).score(items(prompts, made))
+        return made, build_grader(config.reward).score(grading_items(prompts, made))
 
     return run
 
@@ -121,17 +121,17 @@ def test_a_response_that_cannot_be_graded_counts_as_wrong(make_run, command, tmp
     assert "verifier " not in out
 
 
-def test_it_goes_on_where_it_was(make_run, command, results, tmp_path, monkeypatch):
-    """Ctrl-C in the third chunk, then the same command: the file is that of an evaluation in one go."""
+def test_an_interrupted_evaluation_continues(make_run, command, results, tmp_path, monkeypatch):
+    """Ctrl-C in the third batch, then the same command: the file equals that of an uninterrupted evaluation."""
     run, whole, file = make_run([4]), tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
-    in_one_go = results(run, "--temperature", 1, "--output", whole)
+    uninterrupted = results(run, "--temperature", 1, "--output", whole)
     generate, calls = BuiltinEngine.generate, []
 
-    def interrupted(engine, chunk):
-        calls.append(chunk)
+    def interrupted(engine, batch):
+        calls.append(batch)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return generate(engine, chunk)
+        return generate(engine, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(BuiltinEngine, "generate", interrupted)
@@ -140,13 +140,13 @@ def test_it_goes_on_where_it_was(make_run, command, results, tmp_path, monkeypat
         assert json.loads((tmp_path / "rows.jsonl.summary.json").read_text())["results"] is None
     code, _, err = command(run, "--temperature", 1, "--top-p", 0.9, "--output", file)
     assert code == 2 and "algorithm.val_sampling_params.top_p: 1.0 -> 0.9" in err
-    assert results(run, "--temperature", 1, "--output", file) == in_one_go
+    assert results(run, "--temperature", 1, "--output", file) == uninterrupted
     assert file.read_bytes() == whole.read_bytes()
 
     with monkeypatch.context() as patch:  # all rows are there: no engine is needed any more
         patch.setattr(commands, "build_engine", None)
         code, out, _ = command(run, "--temperature", 1, "--output", file)
-    assert code == 0 and "20 are there already" in out and "accuracy" in out
+    assert code == 0 and "20 were written before" in out and "accuracy" in out
 
 
 def test_rows_of_a_file(exported, results, tmp_path):

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from rlinf_lite.eval.estimators import Vote, ladder, maj_at_k, majority_is_correct, pass_at_k
+from rlinf_lite.eval.estimators import Vote, maj_at_k, majority_is_correct, pass_at_k, reported_ks
 
 
 def votes(*answers: str, right: str = "7") -> list[Vote]:
@@ -14,8 +14,8 @@ def votes(*answers: str, right: str = "7") -> list[Vote]:
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
-def test_ladder(n, expected):
-    assert ladder(n) == expected
+def test_reported_ks(n, expected):
+    assert reported_ks(n) == expected
 
 
 @pytest.mark.parametrize("num_correct", range(7))

@@ -281,7 +281,7 @@ def test_a_tensor_larger_than_a_file_has_one_for_itself(make_model, base_of, che
 
 
 def test_types_of_all_widths_are_aligned(tmp_path):
-    """The package's own reader is the grader of the files."""
+    """The safetensors package reads what was written."""
     tensors = {
         "odd": torch.arange(3, dtype=torch.uint8),
         "scalar": torch.tensor(2.5, dtype=torch.float64),

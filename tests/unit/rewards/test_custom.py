@@ -263,7 +263,7 @@ def test_too_many_ungraded_responses_end_the_run():
     refuse_too_many_ungraded([failed] * 29 + [right] * 71, 0.29, "step 5")  # 0.29 * 100 is below 29
     refuse_too_many_ungraded([failed] * 8, 1.0, "step 5")
     message = (
-        r"reward: 3 of 4 responses of step 5 could not be graded, more than reward\.max_failed_fraction=0\.5 of them; "
+        r"reward: 3 of 4 responses of step 5 could not be graded, more than reward\.max_failed_fraction=0\.5; "
         r"the first: KeyError: 'x' \(a\.py:3\)"
     )
     with pytest.raises(RewardError, match=message):

@@ -91,7 +91,7 @@ def make_chunk():
             index=0,
             prompts=tuple(
                 Prompt(
-                    position=first + i,
+                    prompt_index=first + i,
                     epoch=0,
                     problem=Problem(problem_id=i, prompt="", answer="", prompt_ids=tuple(ids), source="made"),
                 )

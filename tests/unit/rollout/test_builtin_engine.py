@@ -17,7 +17,7 @@ def sums(embedded, *texts):
 
 
 def tokens(rollouts: list[Rollout]) -> list[tuple[int, int, list[int]]]:
-    return [(r.position, r.sample_index, r.response_ids.tolist()) for r in rollouts]
+    return [(r.prompt_index, r.sample_index, r.response_ids.tolist()) for r in rollouts]
 
 
 def generated(model, prompts, eos_ids, **options) -> list[list[int]]:
@@ -104,7 +104,7 @@ def test_a_sample_keeps_its_tokens_in_another_chunk(embedded, make_engine, make_
 
 def test_rollouts_are_ordered_by_prompt_and_sample(embedded, make_engine, make_chunk):
     rollouts = make_engine().generate(make_chunk(sums(embedded, "1+2=", "57+38="), group_size=3, first=4))
-    assert [(r.position, r.sample_index) for r in rollouts] == [(4, 0), (4, 1), (4, 2), (5, 0), (5, 1), (5, 2)]
+    assert [(r.prompt_index, r.sample_index) for r in rollouts] == [(4, 0), (4, 1), (4, 2), (5, 0), (5, 1), (5, 2)]
     assert len({r.prompt_ids.tobytes() for r in rollouts[:3]}) == 1
 
 

@@ -50,7 +50,7 @@ def generate():
                 stream="train",
                 step=1,
                 index=0,
-                prompts=(Prompt(position=7, epoch=0, problem=problem),),
+                prompts=(Prompt(prompt_index=7, epoch=0, problem=problem),),
                 group_size=len(outputs),
                 sampling=sampling,
                 seed=1,
@@ -81,7 +81,7 @@ def test_ends_that_are_no_failure(generate):
 def test_a_request_that_fails_costs_one_response(generate, failed, error, num_tokens):
     first, second = generate(failed, output([4, EOS]))
     assert error in first.error and not first.finished
-    assert (first.position, first.sample_index, len(first.response_ids)) == (7, 0, num_tokens)
+    assert (first.prompt_index, first.sample_index, len(first.response_ids)) == (7, 0, num_tokens)
     assert second.error is None and second.response_ids.tolist() == [4, EOS]
 
 

@@ -19,7 +19,7 @@ from rlinf_lite.types import Rollout, Score
 
 def test_every_metric_that_a_step_makes_is_known():
     rollout = Rollout(
-        position=0,
+        prompt_index=0,
         sample_index=0,
         prompt_ids=np.ones(2),
         response_ids=np.ones(2),

@@ -13,7 +13,7 @@ from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.observability.step_line import step_line
 from rlinf_lite.rewards import ungraded
 from rlinf_lite.runner.credit import credit
-from rlinf_lite.runner.grading import grader, in_order
+from rlinf_lite.runner.grading import in_order, submit
 from rlinf_lite.runner.loop import _sample_row
 from rlinf_lite.runner.metrics import rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.training.trainer import UpdateReport
@@ -22,15 +22,15 @@ from rlinf_lite.types import Problem, Prompt, Rollout, Score
 FAILED = ungraded("KeyError: 'x' (a.py:3)")
 
 
-def rollout(position: int, sample: int, num_tokens: int = 3, error: str | None = None) -> Rollout:
+def rollout(prompt_index: int, sample: int, num_tokens: int = 3, error: str | None = None) -> Rollout:
     return Rollout(
-        position=position,
+        prompt_index=prompt_index,
         sample_index=sample,
         prompt_ids=np.array([1, 2]),
         response_ids=np.arange(num_tokens),
         logprobs=None,
         finished=num_tokens % 2 == 1,
-        text=f"{position}.{sample}",
+        text=f"{prompt_index}.{sample}",
         error=error,
     )
 
@@ -75,7 +75,7 @@ class Graders:
         self.parts: list = []
 
     def add(self, names, items) -> None:
-        self.parts.append((names, [graded(float(attempt.response)) for attempt in items]))
+        self.parts.append((names, [graded(float(item.response)) for item in items]))
 
     def __iter__(self):
         return iter(reversed(self.parts))
@@ -83,12 +83,12 @@ class Graders:
 
 def test_what_could_not_be_generated_is_not_given_to_the_grader():
     problem = Problem(problem_id=0, prompt="?", answer="", prompt_ids=(1,), source="")
-    prompts = [Prompt(position=p, epoch=0, problem=problem) for p in range(2)]
+    prompts = [Prompt(prompt_index=p, epoch=0, problem=problem) for p in range(2)]
     errors = {(0, 1): "aborted", (1, 0): "aborted"}
     rollouts = [rollout(p, s, error=errors.get((p, s))) for p in range(2) for s in range(2)]
     graders = Graders()
-    grader(graders, prompts[:1], rollouts[:2])
-    grader(graders, prompts[1:], rollouts[2:])
+    submit(graders, prompts[:1], rollouts[:2])
+    submit(graders, prompts[1:], rollouts[2:])
     assert [names for names, _ in graders.parts] == [[(0, 0)], [(1, 1)]]
     assert in_order(graders, rollouts) == [graded(0.0), ungraded("aborted"), ungraded("aborted"), graded(1.1)]
 

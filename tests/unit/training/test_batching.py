@@ -15,7 +15,7 @@ PAD = 99
 
 def rollout(prompt, response, logprobs=None):
     return Rollout(
-        position=0,
+        prompt_index=0,
         sample_index=0,
         prompt_ids=np.array(prompt, dtype=np.int64),
         response_ids=np.array(response, dtype=np.int64),

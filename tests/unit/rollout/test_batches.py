@@ -1,4 +1,4 @@
-"""Chunks: whole groups, cut by config alone; joined in canonical order whoever finished first."""
+"""Generation batches: whole groups, split by config alone; results joined in canonical order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rlinf_lite.rollout.batches import cut, join
+from rlinf_lite.rollout.batches import generation_batches, join
 from rlinf_lite.types import Problem, Prompt, Rollout, Sampling
 
 SAMPLING = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=4)
@@ -15,13 +15,13 @@ SAMPLING = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repeti
 
 def prompts(count, first=100):
     problem = Problem(problem_id=0, prompt="1+1=", answer="2", prompt_ids=(1, 3), source="made:1")
-    return [Prompt(position=first + i, epoch=0, problem=problem) for i in range(count)]
+    return [Prompt(prompt_index=first + i, epoch=0, problem=problem) for i in range(count)]
 
 
-def rollout(position, sample_index):
+def rollout(prompt_index, sample_index):
     none = np.zeros(1, dtype=np.int64)
     return Rollout(
-        position=position,
+        prompt_index=prompt_index,
         sample_index=sample_index,
         prompt_ids=none,
         response_ids=none,
@@ -37,21 +37,23 @@ def rollout(position, sample_index):
 )
 def test_whole_groups_within_the_limit(group_size, max_rows, expected):
     given = prompts(5)
-    chunks = cut(given, stream="val", step=7, group_size=group_size, sampling=SAMPLING, seed=3, max_rows=max_rows)
-    assert [len(chunk.prompts) for chunk in chunks] == expected
-    assert [prompt for chunk in chunks for prompt in chunk.prompts] == given
-    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
-    assert {(c.stream, c.step, c.group_size, c.sampling, c.seed) for c in chunks} == {
+    batches = generation_batches(
+        given, stream="val", step=7, group_size=group_size, sampling=SAMPLING, seed=3, max_rows=max_rows
+    )
+    assert [len(batch.prompts) for batch in batches] == expected
+    assert [prompt for batch in batches for prompt in batch.prompts] == given
+    assert [batch.index for batch in batches] == list(range(len(batches)))
+    assert {(c.stream, c.step, c.group_size, c.sampling, c.seed) for c in batches} == {
         ("val", 7, group_size, SAMPLING, 3)
     }
 
 
-def test_nothing_to_cut():
-    assert cut([], stream="train", step=1, group_size=2, sampling=SAMPLING, seed=0, max_rows=8) == []
+def test_no_prompts():
+    assert generation_batches([], stream="train", step=1, group_size=2, sampling=SAMPLING, seed=0, max_rows=8) == []
 
 
 def test_join_is_canonical_whatever_the_order_of_arrival():
-    results = [[rollout(p, s) for p in chunk for s in range(2)] for chunk in ((3, 4), (10, 11), (12,))]
+    results = [[rollout(p, s) for p in batch for s in range(2)] for batch in ((3, 4), (10, 11), (12,))]
     expected = [(p, s) for p in (3, 4, 10, 11, 12) for s in range(2)]
     for arrived in itertools.permutations(results):
-        assert [(r.position, r.sample_index) for r in join(arrived)] == expected
+        assert [(r.prompt_index, r.sample_index) for r in join(arrived)] == expected

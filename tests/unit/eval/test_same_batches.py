@@ -1,0 +1,85 @@
+"""The training loop and ``python -m rlinf_lite.eval`` generate the same validation batches."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rlinf_lite.config import Config, build
+from rlinf_lite.data import load_problems
+from rlinf_lite.eval.command import batches_of
+from rlinf_lite.models import hf_directory
+from rlinf_lite.observability import PhaseTimer
+from rlinf_lite.runner.loop import Runner
+from rlinf_lite.runner.progress import Progress
+from rlinf_lite.types import GenerationBatch, Rollout, Score
+
+
+class Workers:
+    """Stands in for a worker group: records the batches to generate, and grades every response as wrong."""
+
+    def __init__(self) -> None:
+        self.batches: list[GenerationBatch] = []
+        self.graded: list = []
+
+    def work(self, method: str) -> Workers:
+        self.new: list = []
+        return self
+
+    def add(self, key, work) -> None:
+        self.new.append((key, work))
+
+    def results(self, beside):
+        for key, batch in self.new:
+            self.batches.append(batch)
+            yield key, [empty(prompt.prompt_index) for prompt in batch.prompts]
+
+    def __iter__(self):
+        return ((names, [Score(reward=0.0, correct=False)] * len(names)) for names, _ in self.new)
+
+
+def empty(prompt_index: int) -> Rollout:
+    none = np.zeros(0, dtype=np.int64)
+    return Rollout(
+        prompt_index=prompt_index,
+        sample_index=0,
+        prompt_ids=none,
+        response_ids=none,
+        logprobs=None,
+        finished=True,
+        text="",
+    )
+
+
+def validated_by_the_loop(config: Config, problems, step: int) -> list[GenerationBatch]:
+    """The batches that the loop hands to its rollout workers in the validation after ``step``."""
+    rollouts = Workers()
+    progress = Progress()
+    progress.step = step
+    rest = dict.fromkeys(("actors", "replicas", "stream", "hub", "samples", "saver", "pad_id", "stop", "between_steps"))
+    runner = Runner(
+        config=config,
+        rollouts=rollouts,
+        rewards=Workers(),
+        weights=SimpleNamespace(publish=lambda: None),
+        val_problems=problems,
+        progress=progress,
+        last_step=8,
+        **rest,
+    )
+    runner.validate(PhaseTimer())
+    return rollouts.batches
+
+
+@pytest.mark.parametrize(("val_rollout_batch_size", "max_running_requests"), [(None, 5), (7, 3), (64, 256)])
+def test_the_loop_and_an_evaluation_generate_the_same_batches(settings, val_rollout_batch_size, max_running_requests):
+    settings["data"]["val_rollout_batch_size"] = val_rollout_batch_size
+    settings["rollout"]["max_running_requests"] = max_running_requests
+    config = build(settings)
+    tokenizer = hf_directory.load_tokenizer(hf_directory.resolve("embedded:tiny-arithmetic"))
+    problems = load_problems(config.data, "val", tokenizer).problems
+    of_the_loop = validated_by_the_loop(config, problems, step=4)
+    assert sum(len(batch.prompts) for batch in of_the_loop) == 20
+    assert of_the_loop == batches_of(config, problems, step=4, num_samples=1)
