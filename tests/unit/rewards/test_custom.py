@@ -264,7 +264,7 @@ def test_too_many_ungraded_responses_end_the_run():
     refuse_too_many_ungraded([failed] * 8, 1.0, "step 5")
     message = (
         r"reward: 3 of 4 responses of step 5 could not be graded, more than reward\.max_failed_fraction=0\.5; "
-        r"the first: KeyError: 'x' \(a\.py:3\)"
+        r"the first error: KeyError: 'x' \(a\.py:3\)"
     )
     with pytest.raises(RewardError, match=message):
         refuse_too_many_ungraded([right, failed, ungraded("another"), ungraded("third")], 0.5, "step 5")
