@@ -9,6 +9,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from rlinf_lite import readable
 from rlinf_lite.data.files import Meter
 from rlinf_lite.observability import log_line
 
@@ -47,7 +48,7 @@ class Progress:
             self._said = now
             done = f"{num_rows:,} rows in {now - self._started:.0f} s"
             if self._num_bytes:
-                done += f", {self._meter.num_bytes / self._num_bytes:.0%} of {_size(self._num_bytes)}"
+                done += f", {self._meter.num_bytes / self._num_bytes:.0%} of {readable.size(self._num_bytes)}"
             log_line(f"data: reading {self._source}: {done} ...")
 
     def __enter__(self) -> Self:
@@ -59,9 +60,5 @@ class Progress:
         self._bar.close()
         seconds = time.monotonic() - self._started
         if error is None and seconds >= _WORTH_A_LINE_SECONDS:
-            size = f", {_size(self._num_bytes)}" if self._num_bytes else ""
+            size = f", {readable.size(self._num_bytes)}" if self._num_bytes else ""
             log_line(f"data: read {self._source}: {self._num_rows:,} rows{size} in {seconds:.1f} s")
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.2f} GB"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from rlinf_lite import readable
 from rlinf_lite.checkpoint import CheckpointError, Manifest
 from rlinf_lite.checkpoint.manifest import LEVELS
 from rlinf_lite.config import ConfigError
@@ -184,6 +185,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CheckpointError, ConfigError, OSError, OverflowError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    size_text = f"{written.num_tensors} tensors, {written.num_bytes / 1e6:.1f} MB as {written.dtype}"
+    size_text = f"{written.num_tensors} tensors, {readable.size(written.num_bytes)} as {written.dtype}"
     print("\n".join([*lines, f"wrote {size_text} in {written.num_files} file(s): {target}"]))
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from rlinf_lite import readable
 from rlinf_lite.checkpoint import CheckpointError, StateMismatch
 from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 from rlinf_lite.checkpoint.storage import StoragePath
@@ -105,5 +106,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if others:
         print(f"note: not of the model, so not written: {others}")
-    print(f"wrote {len(state)} tensors, {num_bytes / 1e6:.1f} MB: {file}")
+    print(f"wrote {len(state)} tensors, {readable.size(num_bytes)}: {file}")
     return 0

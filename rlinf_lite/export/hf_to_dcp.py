@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, CheckpointError, SaveReport, layout
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import ConfigError
@@ -111,5 +112,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if unused:
         print(f"note: not in the model, so not written: {listed(unused)}")
-    print(f"wrote {report.num_bytes / 1e6:.1f} MB: {report.path}")
+    print(f"wrote {readable.size(report.num_bytes)}: {report.path}")
     return 0

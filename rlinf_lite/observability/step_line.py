@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlinf_lite import readable
 from rlinf_lite.observability.sinks import Metrics
 
 
@@ -55,7 +56,7 @@ def _phases(metrics: Metrics) -> str:
 def _throughput(metrics: Metrics) -> str:
     shown = []
     if "throughput/tokens_per_second" in metrics:
-        shown.append(f"{_short(metrics['throughput/tokens_per_second']):>5} tok/s")
+        shown.append(f"{readable.count(metrics['throughput/tokens_per_second']):>5} tok/s")
     if "val/accuracy" in metrics:
         shown.append(f"val {metrics['val/accuracy']:.3f}")
     for label, key in (("ungraded", "reward/ungraded"), ("val ungraded", "val/reward/ungraded")):
@@ -69,10 +70,3 @@ def _fit(value: float, width: int, spec: str) -> str:
     fewer = [f".{decimals}f" for decimals in range(int(spec[1]) - 1, -1, -1)] if spec.endswith("f") else []
     texts = [format(value, each) for each in (spec, *fewer, ".0e")]
     return next((text for text in texts if len(text) <= width), texts[-1]).rjust(width)
-
-
-def _short(value: float) -> str:
-    for suffix, unit in (("M", 1e6), ("k", 1e3)):
-        if value >= unit:
-            return f"{value / unit:.{1 if value < 100 * unit else 0}f}{suffix}"
-    return f"{value:.0f}"

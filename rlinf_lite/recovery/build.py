@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlinf_lite import faults
+from rlinf_lite import faults, readable
 from rlinf_lite.checkpoint import CheckpointError, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
@@ -91,7 +91,7 @@ class Build:
         """
         config, prepared = self.config, self.prepared
         facts, self._compute = self.bring_up(workers)
-        size = f"{facts['num_parameters'] / 1e6:.2f}M parameters"
+        size = f"{readable.count(facts['num_parameters'])} parameters"
         log_line(f"model: {config.actor.model.model_path}, {size}, {workers.actors.size} actor ranks")
         start = self._restore_from(prepared.start, workers)
         self._recipe = recipe(prepared.identity, workers.actors.size, self._compute)

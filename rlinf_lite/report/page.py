@@ -14,17 +14,21 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from rlinf_lite import readable
 from rlinf_lite.observability.samples import ROLLOUTS_FILE
 from rlinf_lite.printable import replace_surrogates
 from rlinf_lite.report import summary
 from rlinf_lite.report.figures import Bars, Figure, groups, phase_bars, save_figures
-from rlinf_lite.report.numbers import short
 from rlinf_lite.report.plots import PALETTE, Axis, plot
 from rlinf_lite.report.run import Run
 from rlinf_lite.report.samples import choose_samples
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters, and those that turn the direction of the text around them."""
+
+
+_SHOWN = {"number": readable.number, "percent": readable.percent, "seconds": readable.duration}
+"""How a value of each `Chart.kind` is written."""
 
 
 class Charts:
@@ -79,7 +83,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = short
+    environment.filters["shown"] = lambda value, kind="number": _SHOWN[kind](value)
     environment.globals |= {"style": _text("rlinf_lite.report", "page.css"), "plotly": _plotly()}
     return environment.get_template("page.html.jinja")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rlinf_lite import readable
 from rlinf_lite.observability.events import BACK, RECOVERED, RESTART, RESUME, SAVE, START, STOP
-from rlinf_lite.report.numbers import duration, short, size
 from rlinf_lite.report.run import Config, Run, drawable
 
 _LAST_ROWS = 10
@@ -84,26 +84,26 @@ def tiles(run: Run, now: float) -> Iterator[Tile]:
     steps, rewards = run.finite("reward/mean")
     if len(rewards):
         recent, best = rewards[-_LAST_ROWS:], int(rewards.argmax())
-        note = f"mean of the last {len(recent)}; best {short(float(rewards[best]))} at step {steps[best]}"
-        yield Tile(name="Reward", value=short(float(recent.mean())), note=note)
+        note = f"mean of the last {len(recent)}; best {readable.number(float(rewards[best]))} at step {steps[best]}"
+        yield Tile(name="Reward", value=readable.number(float(recent.mean())), note=note)
     steps, accuracy = run.finite("val/accuracy")
     if len(accuracy):
         best = int(accuracy.argmax())
-        note = f"best {short(float(accuracy[best]), 'percent')} at step {steps[best]}"
-        yield Tile(name="Validation", value=short(float(accuracy[-1]), "percent"), note=note)
+        note = f"best {readable.percent(float(accuracy[best]))} at step {steps[best]}"
+        yield Tile(name="Validation", value=readable.percent(float(accuracy[-1])), note=note)
     _, seconds = run.finite("time/step")
     if len(seconds):
         started = run.start_time
         note = time.strftime("started %Y-%m-%d %H:%M", time.localtime(started)) if started else ""
-        yield Tile(name="Time in steps", value=duration(float(seconds.sum())), note=note)
+        yield Tile(name="Time in steps", value=readable.duration(float(seconds.sum())), note=note)
     _, speed = run.finite("throughput/tokens_per_second")
     if len(speed):
-        note = f"median; {duration(float(np.median(seconds)))} per step" if len(seconds) else "median"
-        yield Tile(name="Throughput", value=f"{short(float(np.median(speed)))} tok/s", note=note)
+        note = f"median; {readable.duration(float(np.median(seconds)))} per step" if len(seconds) else "median"
+        yield Tile(name="Throughput", value=f"{readable.number(float(np.median(speed)))} tok/s", note=note)
     yield Tile(name="Restarts", value=str(len(run.restarts)), note=_longest_recovery(run))
     kept = [*run.kept]
     shown = ", ".join(map(str, kept)) if len(kept) <= 4 else f"{kept[0]} … {kept[-1]}"
-    note = f"steps {shown}, {size(sum(run.kept.values()))}" if kept else "none in this directory"
+    note = f"steps {shown}, {readable.size(sum(run.kept.values()))}" if kept else "none in this directory"
     yield Tile(name="Checkpoints kept", value=str(len(kept)), note=note)
 
 
@@ -111,7 +111,7 @@ def _state(run: Run, planned: int | None, now: float) -> str:
     if planned and run.last_step >= planned:
         return "finished"
     if run.last_row_time and now - run.last_row_time < _STILL_RUNNING_SECONDS:
-        return f"last row {duration(max(0.0, now - run.last_row_time))} ago"
+        return f"last row {readable.duration(max(0.0, now - run.last_row_time))} ago"
     if run.events and run.events[-1].kind == STOP:
         return f"stopped: {run.events[-1].text}"
     return "not finished"
@@ -120,7 +120,7 @@ def _state(run: Run, planned: int | None, now: float) -> str:
 def _longest_recovery(run: Run) -> str:
     parts = [event.text.removeprefix("recovered in ").split(" s")[0] for event in run.recoveries]
     seconds = [float(part) for part in parts if part.replace(".", "", 1).isdigit()]
-    return f"longest recovery {duration(max(seconds))}" if seconds else ""
+    return f"longest recovery {readable.duration(max(seconds))}" if seconds else ""
 
 
 def comparison(runs: Sequence[Run]) -> Table:
@@ -132,9 +132,9 @@ def comparison(runs: Sequence[Run]) -> Table:
             [
                 run.name,
                 str(run.last_step),
-                short(float(rewards[-_LAST_ROWS:].mean())) if len(rewards) else "",
-                short(float(accuracy.max()), "percent") if len(accuracy) else "",
-                short(float(np.median(seconds))) if len(seconds) else "",
+                readable.number(float(rewards[-_LAST_ROWS:].mean())) if len(rewards) else "",
+                readable.percent(float(accuracy.max())) if len(accuracy) else "",
+                readable.number(float(np.median(seconds))) if len(seconds) else "",
                 str(len(run.restarts)),
                 str(run.directory),
             ]
@@ -159,7 +159,12 @@ def phases(run: Run, names: Sequence[str]) -> Iterator[tuple[str, float, str, st
     for name in names:
         each = seconds.get(name, np.empty(0))
         whole = float(each.sum()) if name in seconds else other
-        yield name, whole / total, duration(whole), duration(float(np.median(each))) if len(each) else ""
+        yield (
+            name,
+            whole / total,
+            readable.duration(whole),
+            readable.duration(float(np.median(each))) if len(each) else "",
+        )
 
 
 def save_costs(run: Run) -> Mapping[str, str]:
@@ -171,10 +176,10 @@ def save_costs(run: Run) -> Mapping[str, str]:
     whole = float(run.finite("time/step")[1].sum()) or 1.0
     return {
         "saves": str(len(saves)),
-        "size of the last": size(saves[-1].num_bytes),
-        "until durable, median": duration(float(np.median([save.durable_seconds for save in saves]))),
-        "speed, median": f"{short(float(np.median([save.gb_per_second for save in saves])))} GB/s",
-        "held the run, in total": duration(held),
+        "size of the last": readable.size(saves[-1].num_bytes),
+        "until durable, median": readable.duration(float(np.median([save.durable_seconds for save in saves]))),
+        "speed, median": f"{readable.number(float(np.median([save.gb_per_second for save in saves])))} GB/s",
+        "held the run, in total": readable.duration(held),
         "of the time in steps": f"{100 * held / whole:.2f} %",
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlinf_lite import readable
 from rlinf_lite.checkpoint import SaveError, SaveReport
 from rlinf_lite.checkpoint.manifest import SAVE_ID
 from rlinf_lite.checkpoint.retention import METRICS
@@ -267,7 +268,7 @@ def report_lines(report: SaveReport, measured: Metrics, why: str) -> Iterator[st
     if report.superseded is not None:
         yield f"   an older directory of the same name is now {report.superseded.name}"
     yield (
-        f"   saved {report.path} ({report.num_bytes / 1e6:.1f} MB in {measured['time/save_durable']:.2f} s, "
+        f"   saved {report.path} ({readable.size(report.num_bytes)} in {measured['time/save_durable']:.2f} s, "
         f"{measured['save/gb_per_second']:.3f} GB/s; held the run for {measured['time/save_stall']:.3f} s)"
         f"{f': {why}' if why else ''}"
     )

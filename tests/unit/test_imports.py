@@ -28,6 +28,7 @@ LEVELS = [
         "paths",
         "ties",
         "printable",
+        "readable",
         "types",
         "versions",
         "written",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from rlinf_lite import readable
 from rlinf_lite.checkpoint.cli.compare import Comparison, TensorDifference, ValueDifference
 from rlinf_lite.checkpoint.cli.tools import COMMITTED, Description, Found, Verified
 from rlinf_lite.printable import escape_controls
@@ -17,7 +18,6 @@ _TELLING = ("accuracy", "win", "reward/mean", "reward", "loss")
 _FEW_METRICS = 3
 _MANY = 50
 """Lines of one kind in a comparison, before the rest is only counted."""
-_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def print_result(as_json: bool, records: Any, lines: Iterable[str]) -> None:
@@ -72,7 +72,7 @@ def _row(entry: Found, metrics: Sequence[str] | None) -> tuple[str, str, str, st
         entry.path.name,
         "-" if entry.saved_at is None else f"{entry.saved_at:%Y-%m-%d %H:%M:%S}",
         "-" if entry.saved_at is None else _age(entry.saved_at),
-        "-" if entry.num_bytes is None else size_text(entry.num_bytes),
+        "-" if entry.num_bytes is None else readable.size(entry.num_bytes),
         "-" if entry.world_size is None else str(entry.world_size),
         "; ".join(_notes(entry, metrics)),
     )
@@ -103,23 +103,13 @@ def _number(value: Any) -> str:
 
 
 def _age(then: datetime) -> str:
-    seconds = max(0.0, (datetime.now().astimezone() - then).total_seconds())
-    length, unit = next((step for step in _AGES if seconds >= 2 * step[0]), _AGES[-1])
-    return f"{seconds / length:.0f} {unit}"
-
-
-def size_text(num_bytes: int) -> str:
-    """Such as ``1.6 GB``, in powers of 1000."""
-    if num_bytes < 1000:
-        return f"{num_bytes} B"
-    power = min(len(str(num_bytes)) - 1, 15) // 3
-    return f"{num_bytes / 1000**power:.1f} {' kMGTP'[power]}B"
+    return readable.duration(round(max(0.0, (datetime.now().astimezone() - then).total_seconds())))
 
 
 def description(described: Description) -> Iterator[str]:
     found = described.found
     yield f"{found.path}"
-    yield f"  step {found.step}, {_ranks(found.world_size)}, {size_text(found.num_bytes or 0)}"
+    yield f"  step {found.step}, {_ranks(found.world_size)}, {readable.size(found.num_bytes or 0)}"
     yield f"  saved {'at an unknown time' if found.saved_at is None else found.saved_at.isoformat(' ', 'seconds')}"
     yield from (f"  {note}" for note in _notes(found, []))
     sections = described.sections
@@ -127,11 +117,11 @@ def description(described: Description) -> Iterator[str]:
     yield f"tensors: {total}"
     for name, section in sections.items():
         elements = f"{section.num_elements:,} elements"
-        yield f"  {name}: {section.num_tensors} tensors, {elements}, {size_text(section.num_bytes)}"
+        yield f"  {name}: {section.num_tensors} tensors, {elements}, {readable.size(section.num_bytes)}"
     if "model" in sections:
         yield f"model parameters: {sections['model'].num_elements:,}"
     yield f"files: {len(described.files)}"
-    yield from (f"  {size_text(record.size):>9}  {name}" for name, record in sorted(described.files.items()))
+    yield from (f"  {readable.size(record.size):>9}  {name}" for name, record in sorted(described.files.items()))
     yield "info:"
     yield from (f"  {line}" for line in json.dumps(described.info, indent=2, sort_keys=True).splitlines())
 
@@ -146,14 +136,14 @@ def verdict(result: Verified, level: str) -> str:
     if level == "size":
         return f"ok   {result.path}: sizes of {result.num_files} files, {result.seconds:.2f} s"
     speed = result.num_bytes / 1e9 / result.seconds
-    return f"ok   {result.path}: {size_text(result.num_bytes)} in {result.seconds:.2f} s ({speed:.2f} GB/s)"
+    return f"ok   {result.path}: {readable.size(result.num_bytes)} in {result.seconds:.2f} s ({speed:.2f} GB/s)"
 
 
 def comparison(compared: Comparison) -> Iterator[str]:
     yield f"A {compared.a}"
     yield f"B {compared.b}"
     equal, other = compared.num_tensors - len(compared.tensors), len(compared.tensors)
-    yield f"tensors: {equal} with the same bits, {other} with other bits; {size_text(compared.num_bytes)} compared"
+    yield f"tensors: {equal} with the same bits, {other} with other bits; {readable.size(compared.num_bytes)} compared"
     yield from _some([_tensor_line(difference) for difference in compared.tensors])
     for title, differences in (
         ("only in one, or of another type or shape", compared.forms),

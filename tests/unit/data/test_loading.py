@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import tracemalloc
 from concurrent.futures import CancelledError
@@ -195,7 +196,7 @@ def test_a_large_json_array_is_not_held_in_memory(load, tmp_path, monkeypatch):
     assert peak < 30e6
 
 
-def test_what_is_read_is_said(load, jsonl, capsys, monkeypatch):
+def test_reading_is_logged(load, jsonl, capsys, monkeypatch):
     monkeypatch.setattr(problems, "_BATCH_ROWS", 100)
     path = jsonl({"prompt": f"{row}+1=", "answer": row} for row in range(1000))
     load(path)
@@ -204,8 +205,10 @@ def test_what_is_read_is_said(load, jsonl, capsys, monkeypatch):
     monkeypatch.setattr(progress, "_WORTH_A_LINE_SECONDS", 0.0)
     load(path)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11 and lines[-1].startswith("data: read train.jsonl: 1,000 rows, 0.0 MB in ")
-    assert lines[0].startswith("data: reading train.jsonl: 100 rows in ") and "% of 0.0 MB ..." in lines[0]
+    assert len(lines) == 11 and re.fullmatch(r"data: read train.jsonl: 1,000 rows, [0-9.]+ kB in 0\.\d s", lines[-1])
+    assert lines[0].startswith("data: reading train.jsonl: 100 rows in ") and re.search(
+        r"% of [0-9.]+ kB \.\.\.$", lines[0]
+    )
 
 
 def test_loading_ends_when_the_run_is_given_up(jsonl, tokenizer):

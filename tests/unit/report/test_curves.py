@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from rlinf_lite.report.curves import MOST_POINTS, curve, extremes, smoothed
-from rlinf_lite.report.numbers import duration, short, size
 
 
 def test_no_spike_is_lost_among_100_000_points():
@@ -33,14 +32,3 @@ def test_what_is_not_finite_is_counted_and_not_drawn():
     made = curve((np.arange(4), np.array([1.0, np.nan, np.inf, 2.0])), label="", colour=0, smooth=True)
     assert made.num_not_finite == 2 and made.points[0].tolist() == [0, 3] and made.smooth is None
     assert curve((np.arange(2), np.array([np.nan, np.nan])), label="", colour=0, smooth=False) is None
-
-
-def test_numbers_for_people():
-    assert [short(x) for x in (0, 0.95312, 3.0, 12345, 999_999, 2.5e9, 3e-5, float("nan"))] == (
-        ["0", "0.953", "3", "12.3k", "1M", "2.5G", "3.0e-05", "nan"]
-    )
-    assert short(0.5, "percent") == "50.0 %"
-    assert [duration(x) for x in (0.0341, 12.34, 250, 11220, 360000)] == (
-        ["0.0341 s", "12.3 s", "4 min 10 s", "3 h 07 min", "4 d 4 h"]
-    )
-    assert [size(x) for x in (12, 1.47e6, 3e12)] == ["12 B", "1.47 MB", "3 TB"]

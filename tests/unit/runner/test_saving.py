@@ -115,7 +115,7 @@ def test_an_async_save_is_told_of_in_the_row_of_the_step_in_which_it_ended(make,
     assert end_step(saver) == {}
     assert ranks.methods() == ["start_save", "poll_save", "poll_save", "poll_save"]
     printed = capsys.readouterr().out
-    assert "saved ckpt/global_step_1 (4000.0 MB in 4.00 s, 1.000 GB/s; held the run for 4.750 s): on SIGUSR2" in printed
+    assert "saved ckpt/global_step_1 (4.0 GB in 4.00 s, 1.000 GB/s; held the run for 4.750 s): on SIGUSR2" in printed
 
 
 def test_rows_are_durable_before_a_save_begins(make):
