@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Lint, types and all tests; with arguments only pytest, which gets them: bash tests/run.sh tests/unit -k counters.
-# Paths start at the top of the checkout.
+# Runs lint, types and all tests. With arguments it runs only pytest and passes them on: bash tests/run.sh tests/unit -k counters
+# Paths are relative to the top of the checkout.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../toolkits/environment.sh"
 use_environment test
 
 cd "$repo_root"
-export OMP_NUM_THREADS=1 # as every worker process has it: another number of threads gives other bits
+export OMP_NUM_THREADS=1 # as in every worker process: another number of threads gives different results
 if (($# == 0)); then
     "$python" -m ruff check .
     "$python" -m ruff format --check .

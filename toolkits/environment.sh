@@ -1,6 +1,6 @@
-# Sourced by run_main_math.sh and tests/run.sh: leaves in `python` the path of an interpreter that has rlinf_lite, from this
-# checkout, with everything it needs. That is the active environment where it has that, else .venv beside this directory, which
-# is made, completed or repaired as needed.
+# Sourced by run_main_math.sh and tests/run.sh: sets `python` to an interpreter that has rlinf_lite from this checkout and all
+# its requirements. That is the active environment if it has them, otherwise .venv beside this directory, which is created,
+# completed or repaired as needed.
 #
 #   use_environment [extra]     extra: a name under [project.optional-dependencies] in pyproject.toml
 
@@ -11,8 +11,8 @@ environment_error() {
     exit 1
 }
 
-# Fails, and prints the reason, if the interpreter $1 cannot run this checkout with extra $2.
-# From / because in the checkout itself "import rlinf_lite" works without being installed.
+# Fails and prints the reason if the interpreter $1 cannot run this checkout with extra $2.
+# Runs in / because inside the checkout "import rlinf_lite" works without an installation.
 runs_this_checkout() {
     (cd / && "$1" - "$repo_root" "$2" 2>/dev/null) <<'PYTHON'
 import importlib.metadata as metadata
@@ -55,7 +55,7 @@ if reason:
 PYTHON
 }
 
-# What an installation depends on; a .venv whose marker says something else is completed.
+# What an installation depends on; a .venv with another marker is completed.
 installation_key() {
     printf '%s\n' "$repo_root"
     cat "$repo_root/pyproject.toml" "$repo_root/constraints.txt" | cksum
@@ -63,7 +63,7 @@ installation_key() {
 
 is_installed() { # venv extra
     local marker
-    for marker in "$1/installed${2:+-$2}"*; do # without an extra, an installation with one will do
+    for marker in "$1/installed${2:+-$2}"*; do # an installation with an extra is enough where none is asked for
         if [[ -f "$marker" && "$(cat "$marker")" == "$(installation_key)" ]]; then
             runs_this_checkout "$1/bin/python" "$2" >/dev/null
             return
@@ -89,7 +89,7 @@ make_venv() { # venv
     base="$(find_new_python)" || exit 1
     "$base" -c 'import ensurepip, venv' 2>/dev/null ||
         environment_error "$base has no venv module; install it, for example 'apt install python3-venv', and start again"
-    "$base" -m venv --clear "$1" || environment_error "$1 could not be made: see above"
+    "$base" -m venv --clear "$1" || environment_error "$1 could not be created: see above"
 }
 
 install_into() { # venv extra
@@ -97,7 +97,7 @@ install_into() { # venv extra
     rm -f "$1"/installed*
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check -c "$repo_root/constraints.txt" \
         -e "$repo_root${2:+[$2]}" ||
-        environment_error "the packages could not be installed into $1: see above. Start again to go on from there"
+        environment_error "the packages could not be installed into $1: see above. Start again to continue"
     installation_key >"$1/installed${2:+-$2}" # last: without it the next start installs again
 }
 
@@ -110,8 +110,8 @@ use_environment() {
     fi
     echo "environment: $venv, not ${active:-the active one}: ${reason:-it does not run}" >&2
     if ! is_installed "$venv" "$extra"; then
-        echo "environment: installing into $venv, some minutes the first time ..." >&2
-        # One at a time, or two first starts together would spoil each other's work.
+        echo "environment: installing into $venv, which takes some minutes the first time ..." >&2
+        # Under a lock: two first starts at once would disturb each other.
         (
             { command -v flock >/dev/null && flock 9 2>/dev/null; } || true
             is_installed "$venv" "$extra" || install_into "$venv" "$extra"

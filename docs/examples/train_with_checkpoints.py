@@ -1,4 +1,4 @@
-"""Trains a small network and saves as it goes. Stop it, start it again, and it goes on to the very same numbers.
+"""Train a small network with checkpoints. Stopped and started again, it ends with exactly the same numbers.
 
 python docs/examples/train_with_checkpoints.py --steps 25
 python docs/examples/train_with_checkpoints.py --steps 40
@@ -17,14 +17,14 @@ parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--save-dir", default="checkpoints")
 options = parser.parse_args()
 
-numerics.fix("cpu")  # "cuda" for a model on a GPU; before anything is computed
+numerics.fix("cpu")  # before anything is computed; "cuda" for a model on a GPU
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 1))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
 manager = CheckpointManager(options.save_dir, keep=Retention(keep_last=3))
-progress = manager.load(model, optimizer) or {"step": 0}  # None: there is no checkpoint yet
+progress = manager.load(model, optimizer) or {"step": 0}  # None if nothing was saved
 print(f"starts after step {progress['step']}")
 
 for step in range(progress["step"] + 1, options.steps + 1):

@@ -122,8 +122,6 @@ PENDING = {
     "CHANGELOG.md",
     "README.md",
     "benchmarks",
-    "configs",
-    "docker",
     "docs",
     "rlinf_lite/__init__",
     "rlinf_lite/checkpoint",
@@ -146,7 +144,6 @@ PENDING = {
     "rlinf_lite/runner",
     "rlinf_lite/training",
     "rlinf_lite/types",
-    "run_main_math.sh",
     "tests",
     "tests/distributed",
     "tests/e2e",
@@ -166,8 +163,6 @@ PENDING = {
     "tests/unit/training",
     "tests/vllm",
     "toolkits/cluster",
-    "toolkits/environment.sh",
-    "toolkits/vllm",
 }
 
 

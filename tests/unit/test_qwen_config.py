@@ -104,7 +104,7 @@ def step_line(config: Config) -> str:
     return (
         f"# A step: {prompts} prompts x {algorithm.group_size} responses = {rows} rows -> {algorithm.n_minibatches} "
         f"mini-batches of {mini} -> {micros} micro-batches of {algorithm.training_batch_size_per_gpu}, "
-        f"{micros // ranks} a rank."
+        f"{micros // ranks} per rank."
     )
 
 
@@ -126,7 +126,7 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
     return [
         (
             params * 16 / ranks / GB,
-            f"parameters, gradients and two moments, fp32: {params / GB:.2f}e9 x 16 B / {ranks}",
+            f"parameters, gradients, first and second moments, fp32: {params / GB:.2f}e9 x 16 B / {ranks}",
         ),
         (
             ends * 8 / GB,
@@ -140,8 +140,8 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
         # logit that autograd would keep for an entropy bonus are not kept.
         (
             logprobs.MAX_ELEMENTS_CUDA * 9 / GB,
-            f"a piece of them in fp32, twice, and a mask: {logprobs.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 9 B "
-            "(an entropy bonus keeps nothing more)",
+            f"a block of them in fp32, twice, and a mask: {logprobs.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 9 B "
+            "(no more with an entropy bonus)",
         ),
         (
             micro * length * (layers * hidden + 4 * inner + 12 * hidden) * 2 / GB,
@@ -168,7 +168,7 @@ def rollout_memory(config: Config) -> list[tuple[float, str]]:
         (
             weights + ENGINE_WORK_SPACE + cache,
             f"vLLM: weights {weights:.1f}, work space {ENGINE_WORK_SPACE:.0f}, "
-            f"cache {cache:.1f} = {rows} rows at {a_token // 1024} KiB a token",
+            f"cache {cache:.1f} = {rows} rows at {a_token // 1024} KiB per token",
         )
     ]
 
@@ -201,14 +201,14 @@ def test_models_on_meta(model):
 
 def test_memory_comment(name, config):
     """Where this fails, the comment is wrong: paste what is expected."""
-    gpu = int(re.search(r"of (\d+): what is left", "\n".join(comment(name))).group(1))
+    gpu = int(re.search(r"of (\d+): the rest", "\n".join(comment(name))).group(1))
     parts = memory(config)
     total = sum(size for size, _ in parts)
     expected = [
         step_line(config),
-        "# Memory, in GB a GPU:",
+        "# Memory in GB per GPU:",
         *(f"#   {size:5.1f}  {why}" for size, why in parts),
-        f"#   {total:5.1f}  of {gpu}: what is left is for CUDA, NCCL and fragments",
+        f"#   {total:5.1f}  of {gpu}: the rest is for CUDA, NCCL and fragmentation",
     ]
     assert comment(name)[-len(expected) :] == expected
     assert total < 0.9 * gpu

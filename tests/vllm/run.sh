@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests of the vLLM engine, in the environment that toolkits/vllm/install_cpu.sh makes, made first if it is missing; arguments
-# are pytest's. About 10 minutes on 2 cores. VLLM_VENV: another place than .venv-vllm.
+# Runs all tests of the vLLM engine, about 10 minutes on 2 cores. Arguments go to pytest. The environment is .venv-vllm or
+# $VLLM_VENV; toolkits/vllm/install_cpu.sh creates it if it is missing.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
@@ -8,5 +8,5 @@ venv="${VLLM_VENV:-$root/.venv-vllm}"
 bash "$root/toolkits/vllm/install_cpu.sh" "$venv"
 
 cd "$root"
-export OMP_NUM_THREADS=1 # as every worker process has it: another number of threads gives other bits
+export OMP_NUM_THREADS=1 # as in every worker process: another number of threads gives different results
 exec "$venv/bin/python" -m pytest -o testpaths=tests/vllm "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes an environment with this package and vLLM for CPUs, for rollout.rollout_backend=vllm and tests/vllm.
+# Creates an environment with this package and vLLM for CPUs, for rollout.rollout_backend=vllm and tests/vllm.
 #
-#   bash toolkits/vllm/install_cpu.sh [VENV]      VENV: where; .venv-vllm beside this checkout if left out
+#   bash toolkits/vllm/install_cpu.sh [VENV]      VENV: its path (default: .venv-vllm in this checkout)
 #
-# About 3.4 GB and some minutes; started again it goes on, or finds that nothing is left to do. It is an environment of its own
-# because vLLM wants an older transformers than constraints.txt pins. With GPUs no script is needed: in an environment of its
-# own, `pip install 'vllm==0.32.*'` and then `pip install -e .`; vLLM brings the torch and CUDA libraries it was built with.
+# It takes about 3.4 GB and some minutes. Started again it continues, or finds nothing left to do. The environment is separate
+# because vLLM needs an older transformers than constraints.txt pins. GPUs need no script: in a separate environment, run
+# `pip install 'vllm==0.32.*'` and then `pip install -e .`; vLLM installs the torch and CUDA libraries that it was built with.
 set -euo pipefail
 
 case "${1:-}" in -h | --help)
@@ -24,8 +24,8 @@ trap 'rm -rf "$work"' EXIT
 
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$work/constraints.txt" "$@"; }
 
-# What vLLM's METADATA asks for, but for torch, which is there, and what text does without: images, sound and video (no build for
-# this torch on a CPU), Mistral's own tokenizers (they want an older numpy), and setuptools, which is for building.
+# vLLM's requirements without torch (installed already) and without what text models do not need: images, sound and video (no
+# build for this torch on a CPU), Mistral's own tokenizers (they need an older numpy), and setuptools (only for building).
 requirements() {
     "$venv/bin/python" - <<'PYTHON'
 from importlib.metadata import requires
@@ -67,12 +67,12 @@ echo "$transformers" >>"$work/constraints.txt"
 echo "1/4  environment      $venv"
 "$venv/bin/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || make_venv "$venv"
 rm -f "$venv/installed-vllm"
-echo "2/4  this checkout    with its test extra, $transformers"
+echo "2/4  this checkout    with its test extra and $transformers"
 pip -e "$repo_root[test]"
-echo "3/4  $vllm    without what it asks for"
+echo "3/4  $vllm    without its requirements"
 pip --no-deps "$vllm"
 requirements >"$work/requirements.txt"
-echo "4/4  what it asks for ($(wc -l <"$work/requirements.txt") packages; pip may name those that are left out on purpose)"
+echo "4/4  its requirements ($(wc -l <"$work/requirements.txt") packages; pip may warn about those that are left out on purpose)"
 pip -r "$work/requirements.txt"
 found="$(report)" || environment_error "installed, but vLLM cannot be used: $(tail -n 3 "$work/errors")"
 echo "$key" >"$venv/installed-vllm" # last: without it the next start installs again
