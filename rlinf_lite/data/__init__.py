@@ -1,4 +1,4 @@
-"""Problems from files or generated, and the index-addressed stream of prompts. No Ray, no process groups."""
+"""Loads or generates the problems of a run, and orders them as an index-addressed stream of prompts."""
 
 from rlinf_lite.data.errors import DataError
 from rlinf_lite.data.problems import ProblemSet, load_problems

@@ -1,6 +1,6 @@
-"""Generated sums for ``data.type: arithmetic``: ``"57+38="`` with the answer ``"95"``.
+"""Generates sums for ``data.type: arithmetic``: ``"57+38="`` with the answer ``"95"``.
 
-Held-out sums are drawn first, so they are the same whatever the number of training sums; nothing depends on a seed.
+Validation sums are drawn first, so they do not depend on the number of training sums. There is no seed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from rlinf_lite.counters import counter_hash
 from rlinf_lite.data.questions import Question
 
 MAX_DIGITS = 9
-"""Pairs of longer operands cannot be numbered in an int64."""
+"""The number of pairs of longer operands does not fit into an int64."""
 
 
-def sums(config: ArithmeticConfig, split: Literal["train", "val"]) -> list[Question]:
-    """The sums of one split: distinct pairs of operands with exactly ``num_digits`` digits, none in both splits.
+def generate_sums(config: ArithmeticConfig, split: Literal["train", "val"]) -> list[Question]:
+    """The sums of a split: distinct pairs of operands with exactly ``num_digits`` digits, none of them in both splits.
 
     Raises:
-        ConfigError: operands of no or too many digits, more sums than there are, or a question without them.
+        ConfigError: too few or too many digits, more sums than exist, or a question without the operands.
     """
     _check(config)
-    held_out = config.num_val_problems
-    drawn = _distinct_pairs(config.num_digits, held_out + config.num_problems)
-    pairs = drawn[:held_out] if split == "val" else drawn[held_out:]
+    num_val = config.num_val_problems
+    drawn = _distinct_pairs(config.num_digits, num_val + config.num_problems)
+    pairs = drawn[:num_val] if split == "val" else drawn[num_val:]
     low, high = _operand_range(config.num_digits)
     operands = [(low + pair // (high - low), low + pair % (high - low)) for pair in pairs.tolist()]
     return [_question(config.question, *pair, number) for number, pair in enumerate(operands, start=1)]
@@ -38,7 +38,7 @@ def _question(wording: str, left: int, right: int, number: int) -> Question:
 
 
 def _operand_range(num_digits: int) -> tuple[int, int]:
-    """[low, high): numbers of exactly ``num_digits`` digits; zero is one of the one-digit numbers."""
+    """[low, high): the numbers of exactly ``num_digits`` digits; zero has one digit."""
     return (0 if num_digits == 1 else 10 ** (num_digits - 1)), 10**num_digits
 
 
@@ -48,7 +48,7 @@ def _num_pairs(num_digits: int) -> int:
 
 
 def _distinct_pairs(num_digits: int, count: int) -> np.ndarray:
-    """The first ``count`` distinct numbers (int64) in an endless stream of hashed draws over all pairs."""
+    """int64 [count]: the first distinct numbers in an endless stream of hashed draws over all pairs."""
     space, num_draws = _num_pairs(num_digits), 2 * count
     while True:
         draws = counter_hash("arith", num_digits, np.arange(num_draws)) % np.uint64(space)
@@ -70,7 +70,7 @@ def _check(config: ArithmeticConfig) -> None:
     if config.num_problems + config.num_val_problems > space:
         left = max(space - config.num_val_problems, 0)
         raise ConfigError(
-            f"data.arithmetic.num_problems: {config.num_problems}, and {config.num_val_problems} held-out ones "
-            f"(data.arithmetic.num_val_problems), are more than the {space} sums of {config.num_digits}-digit numbers; "
+            f"data.arithmetic.num_problems: {config.num_problems} and {config.num_val_problems} for validation "
+            f"(data.arithmetic.num_val_problems) are more than the {space} sums of {config.num_digits}-digit numbers; "
             f"choose at most {left}, or more digits"
         )

@@ -1,4 +1,4 @@
-"""Floats of 16 and 32 bits in Arrow tables: Python's floats show digits that nobody wrote (0.1 as 0.10000000149...)."""
+"""Reads 16 and 32-bit floats of Arrow tables exactly: as Python floats they gain digits (0.1 is 0.10000000149...)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def has_narrow_floats(schema: pa.Schema) -> bool:
-    """Whether any column, or field of a nested one, has them."""
+    """Whether any column, or a field nested in it, has 16 or 32-bit floats."""
     return any(_is_narrow(field.type) for field in schema)
 
 
 def exact_row(table: pa.Table | pa.RecordBatch, index: int) -> dict[str, Any]:
-    """The row as Python values, with such floats as the `Decimal` of the fewest digits that name them."""
+    """The row as Python values; each narrow float is the `Decimal` with the fewest digits that identify it."""
     return {name: _exact(table.column(name)[index]) for name in table.schema.names}
 
 

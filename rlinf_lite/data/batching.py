@@ -1,4 +1,5 @@
-"""From rollouts and advantages to mini-batches of canonical micro-batches: config and step decide, never the ranks."""
+"""Splits a step's rollouts into mini-batches and micro-batches, by config and step alone: the number of ranks plays no
+part."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from rlinf_lite.types import MicroBatch, MiniBatch, Rollout
 
 
 def arrange(num_rows: int, step: int, config: Config) -> list[list[int]]:
-    """Which rows of the step's batch each mini-batch holds, in order."""
+    """The row numbers of each mini-batch, in order; shuffled by (seed, step) if the config says so."""
     assert num_rows and num_rows % config.algorithm.n_minibatches == 0, (num_rows, config.algorithm.n_minibatches)
     order = list(range(num_rows))
     if config.algorithm.shuffle_rollout:
@@ -26,25 +27,25 @@ def arrange(num_rows: int, step: int, config: Config) -> list[list[int]]:
 
 
 def micro_rows(rows: Sequence[int], lengths: Sequence[int], size: int, max_tokens: int | None) -> list[list[int]]:
-    """Cut a mini-batch's rows into micro-batches.
+    """Split the rows of a mini-batch into micro-batches; returns the row numbers of each.
 
     Args:
         rows: row numbers, in order.
         lengths: tokens of each row of the whole batch.
-        size: rows a micro-batch; not used with ``max_tokens``.
-        max_tokens: largest rows x longest row; one row alone may be longer.
+        size: rows per micro-batch; not used with ``max_tokens``.
+        max_tokens: limit on rows x longest row, padding included; a single row may be longer.
     """
     if max_tokens is None:
         return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
-    cuts: list[list[int]] = []
+    micros: list[list[int]] = []
     longest = 0
     for row in rows:
         longest = max(longest, lengths[row])
-        if not cuts or (len(cuts[-1]) + 1) * longest > max_tokens:
-            cuts.append([])
+        if not micros or (len(micros[-1]) + 1) * longest > max_tokens:
+            micros.append([])
             longest = lengths[row]
-        cuts[-1].append(row)
-    return cuts
+        micros[-1].append(row)
+    return micros
 
 
 def collate(
@@ -57,8 +58,14 @@ def collate(
     with_rollout: bool,
     left_out: Container[int] = (),
 ) -> MicroBatch:
-    """Right-pad prompt + response of ``rows`` to the longest of them. Rows that are ``left_out`` stay, so that the
-    batch is the same, but have no loss tokens: all their columns are padding.
+    """Build a micro-batch: prompt + response of each row, right-padded to the longest.
+
+    Args:
+        index: place in the mini-batch.
+        rows: row numbers.
+        rollouts, advantages_N: of the whole batch.
+        with_rollout: whether to include the engine's log-probs.
+        left_out: rows that have no loss tokens. They stay in the batch, so that its shape does not depend on them.
     """
     chosen = [rollouts[row] for row in rows]
     assert all(len(r.prompt_ids) for r in chosen), "no token predicts the first one"
@@ -70,7 +77,7 @@ def collate(
         start, stop = len(rollout.prompt_ids), len(rollout.prompt_ids) + len(rollout.response_ids)
         ids[i, :start], ids[i, start:stop] = rollout.prompt_ids, rollout.response_ids
         if row in left_out:
-            continue  # what it brings may not even be finite
+            continue  # its log-probs may not be finite
         mask[i, start - 1 : stop - 1] = 1.0
         advantages[i, start - 1 : stop - 1] = float(advantages_N[row])
         if with_rollout:
@@ -86,7 +93,7 @@ def collate(
 
 
 class StepBatch:
-    """A step's rollouts, cut twice: for the log-prob passes and for the updates."""
+    """The batch of one training step, split into micro-batches for log-prob passes and for updates."""
 
     def __init__(
         self,
@@ -102,8 +109,8 @@ class StepBatch:
         Args:
             rollouts: N of them, in canonical order.
             advantages_N: float32 [N].
-            step: the step being made.
-            left_out: rows without loss tokens. How the batch is cut does not depend on them.
+            step: the number of the step.
+            left_out: rows without loss tokens. The split does not depend on them.
         """
         self.rollouts, self._advantages_N, self._pad_id = rollouts, advantages_N, pad_id
         self._left_out = left_out
@@ -114,28 +121,26 @@ class StepBatch:
         self.minibatch_rows = arrange(len(rollouts), step, config)
 
     def for_logprobs(self) -> tuple[list[list[int]], list[MicroBatch]]:
-        """Rows and micro-batches of the passes that only compute log-probs."""
+        """Row numbers, and micro-batches, of passes that only compute log-probs."""
         size = self._config.algorithm.logprob_forward_micro_batch_size
-        cuts = micro_rows(range(len(self.rollouts)), self._lengths, size, self._max_tokens)
-        return cuts, [self._collate(index, rows) for index, rows in enumerate(cuts)]
+        row_lists = micro_rows(range(len(self.rollouts)), self._lengths, size, self._max_tokens)
+        return row_lists, [self._collate(index, rows) for index, rows in enumerate(row_lists)]
 
     def for_update(self, logprobs: Mapping[str, Sequence[np.ndarray]]) -> list[MiniBatch]:
-        """One `MiniBatch` for each optimizer step.
+        """One `MiniBatch` per optimizer step.
 
         Args:
-            logprobs: ``{"old_logprobs_BT" | "ref_logprobs_BT": a float32 [R] for each row's response}``; may be empty.
-                What is given for rows that are left out is not read.
+            logprobs: ``{"old_logprobs_BT" | "ref_logprobs_BT": one float32 [R] per row, of its response}``; may be
+                empty. Entries of rows that are left out are not read.
         """
         size = self._config.algorithm.training_batch_size_per_gpu
         minibatches = []
         for rows in self.minibatch_rows:
-            cuts = micro_rows(rows, self._lengths, size, self._max_tokens)
-            micros = [self._collate(index, cut) for index, cut in enumerate(cuts)]
-            for i, cut in enumerate(cuts):
-                fields: dict[str, Any] = {
-                    name: self._spread(micros[i], cut, by_row) for name, by_row in logprobs.items()
-                }
-                micros[i] = replace(micros[i], **fields)
+            micros = []
+            for index, part in enumerate(micro_rows(rows, self._lengths, size, self._max_tokens)):
+                micro = self._collate(index, part)
+                columns: dict[str, Any] = {name: self._spread(micro, part, by_row) for name, by_row in logprobs.items()}
+                micros.append(replace(micro, **columns))
             trained = [row for row in rows if row not in self._left_out]
             num_tokens = sum(len(self.rollouts[row].response_ids) for row in trained)
             minibatches.append(
@@ -143,21 +148,25 @@ class StepBatch:
             )
         return minibatches
 
-    def by_row(self, cuts: Sequence[Sequence[int]], found: Mapping[int, Tensor]) -> list[np.ndarray]:
-        """Log-probs of micro-batches, as the actors return them, back to one float32 [R] a row's response; empty for
-        rows that are left out.
+    def by_row(self, row_lists: Sequence[Sequence[int]], logprobs: Mapping[int, Tensor]) -> list[np.ndarray]:
+        """Log-probs per row, from those per micro-batch: one float32 [R] per response, empty if the row is left out.
+
+        Args:
+            row_lists: as `for_logprobs` returned them.
+            logprobs: micro-batch index -> float32 [B, T-1].
         """
-        rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(self.rollouts)
-        for index, cut in enumerate(cuts):
-            for i, row in enumerate(cut):
+        result: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(self.rollouts)
+        for index, rows in enumerate(row_lists):
+            for i, row in enumerate(rows):
                 start, stop = self._response_columns(row)
                 if row not in self._left_out:
-                    rows[row] = found[index][i, start:stop].numpy()
-        return rows
+                    result[row] = logprobs[index][i, start:stop].numpy()
+        return result
 
-    def _spread(self, micro: MicroBatch, cut: Sequence[int], by_row: Sequence[np.ndarray]) -> Tensor:
+    def _spread(self, micro: MicroBatch, rows: Sequence[int], by_row: Sequence[np.ndarray]) -> Tensor:
+        """[B, T-1] with each row's values at its response tokens, 0 elsewhere."""
         spread = torch.zeros_like(micro.loss_mask_BT)
-        for i, row in enumerate(cut):
+        for i, row in enumerate(rows):
             start, stop = self._response_columns(row)
             if row not in self._left_out:
                 spread[i, start:stop] = torch.from_numpy(by_row[row])

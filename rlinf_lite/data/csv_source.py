@@ -1,4 +1,4 @@
-"""Rows of a ``.csv`` file, as it is or in gzip: the first line names the columns, every value is text."""
+"""Reads rows of ``.csv`` and ``.csv.gz`` files: the first line names the columns, every value is text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rlinf_lite.data.rows import Row
 
 
 def read_csv(path: str, meter: Meter) -> Iterator[Row]:
-    """One `Row` a record; its line is the one where the record ends.
+    """Yield one `Row` per record; its line is the one where the record ends.
 
     Raises:
-        DataError: not UTF-8, a record of more or fewer values than there are columns, or a broken gzip stream.
+        DataError: the file is not UTF-8, a record has more or fewer values than columns, or the gzip data is broken.
     """
-    csv.field_size_limit(sys.maxsize)  # the library's own is 131,072 characters
+    csv.field_size_limit(sys.maxsize)  # the default is 131,072 characters
     with meter.opened(path) as file:
         reader = csv.DictReader(codecs.iterdecode(lines(file, path), "utf-8-sig"), strict=True)
         try:
@@ -33,12 +33,12 @@ def read_csv(path: str, meter: Meter) -> Iterator[Row]:
 
 
 def _check_names(names: Sequence[str], path: str) -> None:
-    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
-        raise DataError(f"{path}:1: two columns are called {twice[0]!r}; rename one of them")
+    if repeated := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise DataError(f"{path}:1: two columns are called {repeated[0]!r}; rename one of them")
 
 
 def _complete(fields: dict[str, str], where: str) -> dict[str, str]:
     if None in fields or None in fields.values():
         kind = "more" if None in fields else "fewer"
-        raise DataError(f"{where}: {kind} values than columns; put values with commas or quotes between quotes")
+        raise DataError(f"{where}: {kind} values than columns; quote values that hold commas or quotes")
     return fields

@@ -1,4 +1,4 @@
-"""What is wrong with a user's data. The message names the file, the line and the remedy."""
+"""Errors in a user's data. Each message names the file, the line and the remedy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from rlinf_lite.errors import UserError
 
 
 class DataError(UserError, ValueError):
-    """Data that cannot be trained on. One message string, so that it pickles across processes."""
+    """The data cannot be trained on."""
 
 
 def explain_json(error: ValueError | RecursionError, where: str, remedy: str) -> str:
-    """What is wrong with JSON that could not be read."""
+    """The message for JSON that could not be read.
+
+    Args:
+        where: file and line.
+        remedy: what the JSON should look like.
+    """
     if isinstance(error, UnicodeDecodeError):
         return f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
     if isinstance(error, json.JSONDecodeError):
@@ -20,5 +25,5 @@ def explain_json(error: ValueError | RecursionError, where: str, remedy: str) ->
         return f"{where}: not valid JSON ({error.msg} at {line}column {error.colno}); {remedy}"
     if isinstance(error, RecursionError):
         return f"{where}: JSON nested too deeply; {remedy}"
-    # An integer of thousands of digits.
+    # Python refuses to read integers of more than 4300 digits.
     return f"{where}: a number that cannot be read ({str(error).partition(';')[0]}); write it as text"

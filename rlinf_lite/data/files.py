@@ -1,4 +1,4 @@
-"""Opening the configured files: only what can be read to an end, and how far the reading is."""
+"""Opens the configured data files, refuses pipes and devices, and counts the bytes that are read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ _KINDS = {
 
 
 def refuse_special(path: Path, name: str) -> None:
-    """
+    """Refuse a path that is neither a file nor a directory: opening or reading it might never end.
+
     Raises:
-        DataError: opening ``path`` could wait for ever, or never end: it is neither a file nor a directory.
+        DataError: ``path`` is a pipe, socket or device.
     """
     kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
     if kind is not None:
-        raise DataError(f"{name}: {str(path)!r} is {kind}, which cannot be read again at a restart; write it to a file")
+        raise DataError(
+            f"{name}: {str(path)!r} is {kind}, which a restart could not read again; write the data to a file"
+        )
 
 
 class Meter:
-    """How many bytes of the configured files have been read."""
+    """Counts the bytes that were read from the configured files."""
 
     def __init__(self) -> None:
         self._before = 0
@@ -39,15 +42,15 @@ class Meter:
 
     @property
     def num_bytes(self) -> int:
-        """Read so far, as they are stored (of a gzip file: compressed)."""
+        """Bytes read so far, as stored (compressed bytes of a gzip file)."""
         return self._before + (self._file.tell() if self._file is not None else 0)
 
     @contextmanager
     def opened(self, path: str) -> Iterator[BinaryIO]:
-        """The file's bytes, with gzip taken off.
+        """Open a file; gzip files are decompressed.
 
         Raises:
-            DataError: it cannot be opened or read; names file and reason.
+            DataError: the file cannot be opened or read. Names file and reason.
         """
         try:
             with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Rows through the `datasets` library: ``hf:NAME[:CONFIG]:SPLIT`` and directories written by ``save_to_disk``."""
+"""Reads rows with the `datasets` library: ``hf:NAME[:CONFIG]:SPLIT``, and directories that ``save_to_disk`` wrote."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rlinf_lite.data.errors import DataError
 from rlinf_lite.data.files import Meter, refuse_special
 from rlinf_lite.data.rows import Row
 
-_ROWS_A_BATCH = 1024
+_ROWS_PER_BATCH = 1024
 _SPEC = re.compile(r"hf:(?P<name>[^:]+)(?::(?P<config>[^:\[\]]+))?:(?P<split>[^:\[\]]+(?:\[[^\]]*\])?)")
 
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """A data set of the Hugging Face hub (or a local directory that `load_dataset` understands)."""
+    """A data set on the Hugging Face hub, or in a local directory that `load_dataset` understands."""
 
     name: str
     config: str | None
@@ -40,10 +40,10 @@ def parse_hub_path(path: str) -> HubDataset:
 
 
 def read_hub(path: str, meter: Meter) -> Iterator[Row]:
-    """Rows of ``hf:NAME[:CONFIG]:SPLIT``; the split is downloaded to the datasets cache first.
+    """Yield the rows of ``hf:NAME[:CONFIG]:SPLIT``, after downloading the split to the cache of `datasets`.
 
     Raises:
-        DataError: an unknown data set, configuration or split, or no way to download it.
+        DataError: the data set, configuration or split is unknown, or cannot be downloaded.
     """
     spec, datasets = parse_hub_path(path), _datasets(path)
     try:
@@ -55,10 +55,10 @@ def read_hub(path: str, meter: Meter) -> Iterator[Row]:
 
 
 def read_saved(path: str, meter: Meter) -> Iterator[Row]:
-    """Rows of a directory that ``Dataset.save_to_disk`` wrote.
+    """Yield the rows of a directory that ``Dataset.save_to_disk`` wrote.
 
     Raises:
-        DataError: a directory of several splits, or one that `datasets` cannot read.
+        DataError: the directory holds several splits, or `datasets` cannot read it.
     """
     splits = Path(path, "dataset_dict.json")
     if splits.exists():
@@ -89,8 +89,8 @@ def _datasets(path: str) -> Any:
 
 def _rows(path: str, table: Any) -> Iterator[Row]:
     narrow = has_narrow_floats(table.features.arrow_schema)
-    for first in range(0, len(table), _ROWS_A_BATCH):
-        columns = table[first : first + _ROWS_A_BATCH]
+    for first in range(0, len(table), _ROWS_PER_BATCH):
+        columns = table[first : first + _ROWS_PER_BATCH]
         names = list(columns)
         for index, values in enumerate(zip(*columns.values(), strict=True), start=first):
             exact = partial(_exact, table, index) if narrow else None

@@ -1,4 +1,4 @@
-"""The elements of a JSON array, one after another, without the whole array in memory."""
+"""Parses a JSON array element by element, without holding the whole array in memory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PIECE_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def elements(chunks: Iterable[bytes], path: str) -> Iterator[tuple[Any, str]]:
-    """Each element of the array, and its JSON text.
+def elements(blocks: Iterable[bytes], path: str) -> Iterator[tuple[Any, str]]:
+    """Yield each element of the array with its JSON text.
 
     Args:
-        chunks: the bytes of the file, however cut.
+        blocks: the bytes of the file, in blocks of any size.
         path: for messages.
 
     Raises:
-        DataError: not one JSON array in UTF-8; names line and column.
+        DataError: the file is not one JSON array in UTF-8. Names line and column.
     """
-    text = _Text(chunks, path)
+    text = _Text(blocks, path)
     text.expect("[", "Expecting value")
     if text.next_is("]"):
         text.end()
@@ -39,15 +39,15 @@ def elements(chunks: Iterable[bytes], path: str) -> Iterator[tuple[Any, str]]:
 
 
 class _Text:
-    """A window of the text: what has been used is dropped, more is read when an element does not end in it."""
+    """A moving window over the text: parsed text is dropped, and more is read if an element does not end in it."""
 
-    def __init__(self, chunks: Iterable[bytes], path: str) -> None:
-        self._pieces, self._path = _pieces(chunks, path), path
+    def __init__(self, blocks: Iterable[bytes], path: str) -> None:
+        self._pieces, self._path = _pieces(blocks, path), path
         self._window, self._at, self._is_whole = "", 0, False
         self._line, self._column = 1, 0
-        """Newlines before the window, plus 1; characters of the last of these lines."""
+        """Where the window starts in the file: the 1-based line, and the characters before it in that line."""
 
-    def skip_blanks(self) -> None:
+    def skip_whitespace(self) -> None:
         while True:
             match = _SPACE.match(self._window, self._at)
             assert match is not None
@@ -56,8 +56,8 @@ class _Text:
                 return
 
     def next_is(self, sign: str) -> bool:
-        """Whether ``sign`` comes next, after blanks; it is then used up."""
-        self.skip_blanks()
+        """Whether ``sign`` comes next, after white space. If so, move past it."""
+        self.skip_whitespace()
         found = self._window.startswith(sign, self._at)
         self._at += len(sign) if found else 0
         return found
@@ -67,13 +67,15 @@ class _Text:
             self._fail(complaint, self._at)
 
     def element(self) -> tuple[Any, str]:
-        self.skip_blanks()
+        """Parse the next element; returns it with its JSON text."""
+        self.skip_whitespace()
         more = _PIECE_BYTES
         while True:
             try:
                 value, end = json.JSONDecoder().raw_decode(self._window, self._at)
             except json.JSONDecodeError as error:
-                # Perhaps the element only goes on; doubled, so that the rereading stays cheap.
+                # The element may continue beyond the window. Read twice as much each time, so that parsing again
+                # stays cheap.
                 ahead = error.pos - self._at
                 if self._read(more):
                     more *= 2
@@ -81,18 +83,19 @@ class _Text:
                 self._fail(error.msg, self._at + ahead)
             except (ValueError, RecursionError) as error:
                 raise DataError(explain_json(error, self._path, _REMEDY)) from None
-            if end < len(self._window) or not self._read(more):  # a number may go on
+            # A number at the end of the window may continue beyond it.
+            if end < len(self._window) or not self._read(more):
                 text = self._window[self._at : end]
                 self._at = end
                 return value, text
 
     def end(self) -> None:
-        self.skip_blanks()
+        self.skip_whitespace()
         if self._at < len(self._window):
             self._fail("Extra data", self._at)
 
     def _read(self, num_characters: int) -> bool:
-        """Whether there was more."""
+        """Read more text into the window; returns whether there was more."""
         if self._is_whole:
             return False
         used = self._window[: self._at]
@@ -109,22 +112,22 @@ class _Text:
         self._window, self._at = "".join(parts), 0
         return num_read > 0
 
-    def _fail(self, message: str, position: int) -> None:
-        before = self._window[:position]
+    def _fail(self, message: str, index: int) -> None:
+        before = self._window[:index]
         line = self._line + before.count("\n")
         column = len(before) - before.rfind("\n") if "\n" in before else self._column + len(before) + 1
         at = f"line {line} " if line > 1 else ""
         raise DataError(f"{self._path}: not valid JSON ({message} at {at}column {column}); {_REMEDY}")
 
 
-def _pieces(chunks: Iterable[bytes], path: str) -> Iterator[str]:
-    """The text in pieces of about `_PIECE_BYTES`."""
+def _pieces(blocks: Iterable[bytes], path: str) -> Iterator[str]:
+    """Decode the bytes in pieces of about `_PIECE_BYTES`."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     gathered: list[bytes] = []
     num_before = num_gathered = 0
-    for chunk in chunks:
-        gathered.append(chunk)
-        num_gathered += len(chunk)
+    for block in blocks:
+        gathered.append(block)
+        num_gathered += len(block)
         if num_gathered >= _PIECE_BYTES:
             yield _decoded(decoder, b"".join(gathered), num_before, path, final=False)
             num_before, num_gathered, gathered = num_before + num_gathered, 0, []
@@ -135,6 +138,6 @@ def _decoded(decoder: Any, content: bytes, num_before: int, path: str, *, final:
     try:
         text: str = decoder.decode(content, final)
     except UnicodeDecodeError as error:
-        place = num_before + error.start
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {place}); save the file as UTF-8") from None
+        byte = num_before + error.start
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {byte}); save the file as UTF-8") from None
     return text

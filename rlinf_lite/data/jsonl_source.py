@@ -1,4 +1,4 @@
-"""Rows of ``.jsonl`` and ``.json`` files, as they are or in gzip, read piece by piece."""
+"""Reads rows of ``.jsonl`` and ``.json`` files, plain or gzipped, in pieces."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_jsonl(path: str, meter: Meter) -> Iterator[Row]:
-    """One `Row` a line; blank lines are skipped but counted.
+    """Yield one `Row` per line; blank lines are skipped but counted.
 
     Raises:
-        DataError: a line that is not a JSON object in UTF-8, or a broken gzip stream.
+        DataError: a line is not a JSON object in UTF-8, or the gzip data is broken.
     """
     with meter.opened(path) as file:
         yield from _rows_of_lines(file, path)
 
 
 def read_json(path: str, meter: Meter) -> Iterator[Row]:
-    """One `Row` an element of the file's JSON array; a file that is no array is read as `read_jsonl` does.
+    """Yield one `Row` per element of the file's JSON array; a file that is not an array is read as `read_jsonl` does.
 
     Raises:
-        DataError: not valid JSON in UTF-8, an element that is no object, or a broken gzip stream.
+        DataError: the file is not valid JSON in UTF-8, an element is not an object, or the gzip data is broken.
     """
     with meter.opened(path) as file:
         is_array = _begins_with_bracket(file, path)
@@ -60,12 +60,12 @@ def _begins_with_bracket(file: BinaryIO, path: str) -> bool:
 
 
 def _blocks(file: BinaryIO, path: str) -> Iterator[bytes]:
-    """Of an array, which may be one line."""
+    """The bytes of the file in blocks, because an array may be one long line."""
     return _read(iter(lambda: file.read(_BLOCK_BYTES), b""), path)
 
 
 def lines(file: BinaryIO, path: str) -> Iterator[bytes]:
-    """Lines as bytes: only a newline ends one. Text mode and `str.splitlines` also cut at U+2028 and its kin."""
+    """The lines of the file, as bytes. Only a newline ends a line: text mode would also split at U+2028 and others."""
     return _read(iter(file.readline, b""), path)
 
 

@@ -1,8 +1,8 @@
-"""Texts that have more tokens than a limit, found by reading their beginning only.
+"""Finds texts that have more tokens than a limit by tokenizing only their beginning.
 
-A tokenizer that first splits a text into words by a known pattern turns each word into tokens on its own. Between a
-letter and a blank with a letter after it these patterns always end a word, whatever stands before or after. So there
-``tokens(text) = tokens(text[:cut]) + tokens(text[cut:])``, and a beginning with more tokens than the limit is enough.
+A tokenizer that splits text into words by a known pattern tokenizes each word on its own. These patterns always end a
+word between a letter and a space that is followed by a letter, whatever surrounds them. At such an ``end``,
+``tokens(text) == tokens(text[:end]) + tokens(text[end:])``, so it is enough that the beginning exceeds the limit.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATTERNS = {_WORDS + r"\p{N}" + _REST, _WORDS + r"\p{N}{1,3}" + _REST}
-"""Of Qwen 2, 2.5 and 3, and of Llama 3; that of GPT-2 and SmolLM2 is built into ``ByteLevel``."""
-_CUT = re.compile(r"[A-Za-z](?= [A-Za-z])")
-_CHARACTERS_A_TOKEN = 6
-"""English has 4 to 5: so the beginning is usually enough."""
+"""The patterns of Qwen 2, 2.5 and 3, and of Llama 3; that of GPT-2 and SmolLM2 is built into ``ByteLevel``."""
+_WORD_END = re.compile(r"[A-Za-z](?= [A-Za-z])")
+_CHARACTERS_PER_TOKEN = 6
+"""More than the 4 to 5 of English, so that the beginning is usually long enough."""
 _MAX_WORD = 4096
 
 
 def beginning(text: str, limit: int) -> str | None:
-    """A part of ``text``, up to the end of a word, that probably has more than ``limit`` tokens; None: ``text`` is not
-    much longer, or has no such place.
+    """The beginning of ``text``, up to the end of a word, that probably has more than ``limit`` tokens.
+
+    None if ``text`` is not much longer than that, or has no word end there.
     """
-    start = _CHARACTERS_A_TOKEN * (limit + 1)
+    start = _CHARACTERS_PER_TOKEN * (limit + 1)
     if len(text) < 2 * start:
         return None
-    found = _CUT.search(text, start, start + _MAX_WORD)
+    found = _WORD_END.search(text, start, start + _MAX_WORD)
     return text[: found.end()] if found else None
 
 
 def splits_into_words(tokenizer: Tokenizer) -> bool:
-    """Whether what the module says holds for this tokenizer; false for all that are not known to."""
+    """Whether this tokenizer is known to tokenize each word on its own, as the module's docstring requires."""
     from tokenizers import normalizers
 
     if tokenizer.normalizer is not None and not isinstance(tokenizer.normalizer, normalizers.NFC):

@@ -1,4 +1,4 @@
-"""Chat messages of a row: what counts as one, and which are refused because part of them would be lost in silence."""
+"""Reads the chat messages of a row, and refuses those of which a part would be lost silently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Messages = list[dict[str, str]]
 _EXAMPLE = '[{"role": "user", "content": "..."}]'
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
 ROLES = ("system", "developer", "user", "assistant", "tool")
-"""What every chat template is expected to know, or to refuse by itself."""
+"""Roles that every chat template is expected to support, or to refuse itself."""
 _ROLE_OF = {
     **{role: role for role in ROLES},
     "human": "user",
@@ -24,16 +24,16 @@ _ROLE_OF = {
     "ai": "assistant",
     "chatgpt": "assistant",
 }
-"""What other formats call the roles."""
+"""Our name of each role, by the names that other formats use."""
 
 
 def messages_of(value: list[Any], where: str) -> Messages:
-    """The messages of a row, with nothing but role and text.
+    """The messages of a row, each reduced to role and text.
 
-    Other fields are left out: tables fill them with None, which templates may take for present.
+    Other fields are dropped: tables fill them with None, which templates may mistake for a value.
 
     Raises:
-        DataError: something that is no message, or holds what would be lost; names the message.
+        DataError: an element is not a message, or has content that would be lost. Names the message.
     """
     if not value:
         raise DataError(f"{where}: the prompt is an empty list of messages; remove the row or set data.prompt_key=...")
@@ -42,16 +42,16 @@ def messages_of(value: list[Any], where: str) -> Messages:
         is_last = number == len(messages)
         if not message["content"].strip() and (is_last or message["role"] == "user"):
             raise DataError(
-                f"{where}: message {number} (role {message['role']!r}) is empty; write what it says, or remove it"
+                f"{where}: message {number} (role {message['role']!r}) is empty; give it content, or remove it"
             )
     return messages
 
 
 def messages_in_text(text: str, where: str) -> Messages | None:
-    """The messages that ``text`` holds as JSON, as tables without lists store them; None: it is a text like any other.
+    """The messages that ``text`` holds as JSON (tables without list columns store them so); None for any other text.
 
     Raises:
-        DataError: it begins like a list of messages, and is none.
+        DataError: the text begins like a list of messages but is not one.
     """
     if not _LOOKS_LIKE_MESSAGES.match(text):
         return None
@@ -59,7 +59,7 @@ def messages_in_text(text: str, where: str) -> Messages | None:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{where}: the prompt is text that begins like a list of messages, but is not JSON ({error}); write "
+            f"{where}: the prompt begins like a list of messages, but is not JSON ({error}); write "
             f"{_EXAMPLE}, for example with json.dumps"
         ) from None
     return messages_of(value, where)
@@ -83,7 +83,7 @@ def _message(message: Any, where: str) -> dict[str, str]:
 
 
 def _text(content: Any, where: str) -> str:
-    """The content; parts of the type text are joined."""
+    """The content of a message; parts of type text are joined."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Numbers of data files as answer text: plain decimals, without exponent, exactly the number that is stored."""
+"""Formats numbers of data files as answers: plain decimals without exponent, exactly the number that is stored."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 
 _MAX_DIGITS = 4300
-"""As Python limits integers: ``1e999999999`` would fill the memory."""
+"""Python's own limit on integers. Without it ``1e999999999`` would fill the memory."""
 
 
 def number_text(value: Any, exact: Any = None) -> str | None:
-    """``1e-05`` -> ``"0.00001"``, ``1e22`` -> ``"10000000000000000000000"``; None if ``value`` is no finite number.
+    """``1e-05`` -> ``"0.00001"``, ``1e22`` -> ``"10000000000000000000000"``; None if ``value`` is not a finite number.
 
     Args:
-        value: an int, float, `Decimal` or numpy scalar; a bool is no number.
-        exact: the same number as a `Decimal`, where the float ``value`` may have lost or gained digits.
+        value: an int, float, `Decimal` or numpy scalar. A bool is not a number.
+        exact: the same number as a `Decimal`, if the float ``value`` may have lost or gained digits.
 
     Raises:
-        OverflowError: more digits than anyone can mean.
+        OverflowError: the number has more than 4300 digits.
     """
     if isinstance(value, np.generic):
-        # The shortest digits that name a float32 are not those of the float64 it becomes.
+        # The shortest decimal of a float32 differs from that of the float64 it converts to.
         value = Decimal(str(value)) if isinstance(value, np.floating) else value.item()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None

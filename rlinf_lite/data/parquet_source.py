@@ -1,4 +1,4 @@
-"""Rows of a ``.parquet`` file, read batch by batch."""
+"""Reads rows of ``.parquet`` files, batch by batch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rlinf_lite.data.errors import DataError
 from rlinf_lite.data.files import Meter
 from rlinf_lite.data.rows import Row
 
-_ROWS_A_BATCH = 1024
+_ROWS_PER_BATCH = 1024
 
 
 def read_parquet(path: str, meter: Meter) -> Iterator[Row]:
-    """One `Row` a table row, with Python values.
+    """Yield one `Row` per table row, with Python values.
 
     Raises:
-        DataError: not a readable parquet file.
+        DataError: the file is not a readable parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ def read_parquet(path: str, meter: Meter) -> Iterator[Row]:
         try:
             with pq.ParquetFile(file) as table:
                 narrow = has_narrow_floats(table.schema_arrow)
-                for batch in table.iter_batches(batch_size=_ROWS_A_BATCH):
+                for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH):
                     for index, fields in enumerate(batch.to_pylist()):
                         line += 1
                         exact = partial(exact_row, batch, index) if narrow else None

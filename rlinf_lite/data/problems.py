@@ -1,4 +1,4 @@
-"""The problems of a split, in order: rows or generated ones, put into words, tokenized, checked, fingerprinted."""
+"""Loads the problems of a split: reads or generates questions, renders, tokenizes, checks and fingerprints them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rlinf_lite.config import ConfigError, DataConfig
-from rlinf_lite.data.arithmetic import sums
+from rlinf_lite.data.arithmetic import generate_sums
 from rlinf_lite.data.errors import DataError
 from rlinf_lite.data.files import Meter
 from rlinf_lite.data.identity import Fingerprint
 from rlinf_lite.data.progress import Progress
-from rlinf_lite.data.prompts import Writer, prompt_writer
-from rlinf_lite.data.questions import Question, encoded, question_reader
-from rlinf_lite.data.reasoning_gym import items
+from rlinf_lite.data.prompts import Renderer, prompt_renderer
+from rlinf_lite.data.questions import Question, encode_text, question_reader
+from rlinf_lite.data.reasoning_gym import generate_questions
 from rlinf_lite.data.rows import display_name
 from rlinf_lite.data.sources import num_bytes, read_rows
 from rlinf_lite.data.store import ProblemStore
@@ -40,13 +40,13 @@ class ProblemSet:
     problems: Sequence[Problem]
     """``problems[i].problem_id == i``."""
     fingerprint: str
-    """sha256 (hex) over prompts, their token ids, answers and ``data.metadata_keys``, in order; not over paths."""
+    """sha256 (hex) over prompts, their token ids, answers and ``data.metadata_keys``, in order; paths do not count."""
     num_filtered: int
     """Rows left out because their prompt is longer than ``data.max_prompt_length``."""
     source: str
     """For messages: ``"train.jsonl, more.parquet"``."""
     max_token_id: int
-    """The largest id in any prompt."""
+    """The largest token id in any prompt."""
 
 
 def load_problems(
@@ -55,38 +55,38 @@ def load_problems(
     """Read, tokenize and check every problem of ``split``, batch by batch.
 
     Args:
-        stop: once set, by another thread, the reading ends with `CancelledError`.
+        stop: another thread may set it; loading then ends with `CancelledError`.
 
     Raises:
-        DataError: something is wrong with a file or a row, or no problem is left.
-        ConfigError: an unknown ``data.type``, or more generated sums than there are.
+        DataError: a file or a row is wrong, or no problem is left.
+        ConfigError: ``data.type`` is unknown, or more sums are asked for than exist.
     """
-    write, meter = prompt_writer(config, tokenizer), Meter()
+    render, meter = prompt_renderer(config, tokenizer), Meter()
     questions, source = _questions(config, split, meter)
     limit = config.max_prompt_length if config.filter_prompt_by_length else None
     encode = encoder(tokenizer, add_special_tokens=not config.apply_chat_template, limit=limit)
-    kept, found = ProblemStore(), Fingerprint(with_metadata=bool(config.metadata_keys))
+    kept, fingerprint = ProblemStore(), Fingerprint(with_metadata=bool(config.metadata_keys))
     num_rows, shortest = 0, math.inf
     with Progress(source, _num_bytes(config, split), meter) as progress:
-        batches = in_background(_written(questions, write), encode, num_threads=max(1, config.num_workers))
-        for asked, prompts, token_ids in batches:
+        batches = in_background(_rendered(questions, render), encode, num_threads=max(1, config.num_workers))
+        for part, prompts, token_ids in batches:
             if stop is not None and stop.is_set():
                 raise CancelledError
-            for question, prompt, ids in zip(asked, prompts, token_ids, strict=True):
+            for question, prompt, ids in zip(part, prompts, token_ids, strict=True):
                 num_rows += 1
                 if ids is None:
                     continue
                 shortest = min(shortest, len(ids))
-                if _usable(question, ids, config):
-                    text, answer = encoded(prompt, question.where), encoded(question.answer, question.where)
+                if _fits(question, ids, config):
+                    text, answer = encode_text(prompt, question.where), encode_text(question.answer, question.where)
                     kept.append(text, answer, ids, path=question.path, line=question.line, metadata=question.metadata)
-                    found.add(text, answer, ids, question.metadata)
+                    fingerprint.add(text, answer, ids, question.metadata)
             progress.update(num_rows)
     if not kept:
         raise DataError(_nothing_left(source, num_rows, shortest, config))
     return ProblemSet(
         problems=kept,
-        fingerprint=found.hexdigest(),
+        fingerprint=fingerprint.hexdigest(),
         num_filtered=num_rows - len(kept),
         source=source,
         max_token_id=kept.max_token_id,
@@ -94,10 +94,11 @@ def load_problems(
 
 
 def _questions(config: DataConfig, split: Split, meter: Meter) -> tuple[Iterable[Question], str]:
+    """The questions of the split, and what they come from, for messages."""
     if config.type == "arithmetic":
-        return sums(config.arithmetic, split), "arithmetic"
+        return generate_sums(config.arithmetic, split), "arithmetic"
     if config.type == "reasoning_gym":
-        return items(config.reasoning_gym, split), f"reasoning_gym:{config.reasoning_gym.task}"
+        return generate_questions(config.reasoning_gym, split), f"reasoning_gym:{config.reasoning_gym.task}"
     if config.type != "math":
         raise ConfigError(f"data.type: {config.type!r}; choose math, arithmetic or reasoning_gym")
     rows = read_rows(_paths(config, split), f"data.{split}_data_paths", meter)
@@ -109,12 +110,12 @@ def _paths(config: DataConfig, split: Split) -> list[str]:
 
 
 def _num_bytes(config: DataConfig, split: Split) -> int:
-    """Of the files that are read."""
+    """The size of the files that are read."""
     return num_bytes(_paths(config, split)) if config.type == "math" else 0
 
 
-def _written(questions: Iterable[Question], write: Writer) -> Iterator[tuple[list[Question], list[str]]]:
-    """Questions and prompts in batches: of rows, or of characters where the rows are long."""
+def _rendered(questions: Iterable[Question], render: Renderer) -> Iterator[tuple[list[Question], list[str]]]:
+    """Questions with their prompts, in batches of `_BATCH_ROWS` rows, or fewer if the rows are long."""
     batch: list[Question] = []
     num_characters = 0
     for question in questions:
@@ -122,21 +123,27 @@ def _written(questions: Iterable[Question], write: Writer) -> Iterator[tuple[lis
         content = question.content
         num_characters += len(content) if isinstance(content, str) else sum(len(turn["content"]) for turn in content)
         if len(batch) == _BATCH_ROWS or num_characters >= _BATCH_CHARACTERS:
-            yield batch, _checked(batch, write)
+            yield batch, _render_checked(batch, render)
             batch, num_characters = [], 0
     if batch:
-        yield batch, _checked(batch, write)
+        yield batch, _render_checked(batch, render)
 
 
-def _checked(questions: Sequence[Question], write: Writer) -> list[str]:
-    prompts = write(questions)
+def _render_checked(questions: Sequence[Question], render: Renderer) -> list[str]:
+    """The prompts, each of which the tokenizer can read."""
+    prompts = render(questions)
     for question, prompt in zip(questions, prompts, strict=True):
         if not prompt.isascii():
-            encoded(prompt, question.where)
+            encode_text(prompt, question.where)
     return prompts
 
 
-def _usable(question: Question, ids: TokenIds, config: DataConfig) -> bool:
+def _fits(question: Question, ids: TokenIds, config: DataConfig) -> bool:
+    """Whether the prompt is kept.
+
+    Raises:
+        DataError: the prompt has no tokens, or is too long and ``data.filter_prompt_by_length`` is off.
+    """
     if not ids:
         raise DataError(f"{question.where}: the prompt has no tokens; remove the row or set data.prompt_key=...")
     if len(ids) <= config.max_prompt_length:
@@ -153,5 +160,5 @@ def _nothing_left(source: str, num_rows: int, shortest: float, config: DataConfi
     if not num_rows:
         return f"{source}: no rows; name files (or a number of problems) with at least one"
     longer = f"longer than data.max_prompt_length={config.max_prompt_length} tokens"
-    known = "" if math.isinf(shortest) else f" (the shortest that was counted has {shortest})"
-    return f"{source}: nothing left, all {num_rows} prompts are {longer}{known}; raise it"
+    known = "" if math.isinf(shortest) else f" (the shortest one that was counted has {shortest})"
+    return f"{source}: no problems left, all {num_rows} prompts are {longer}{known}; raise it"

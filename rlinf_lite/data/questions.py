@@ -1,4 +1,4 @@
-"""From a row to a question: the values behind the configured keys, whatever shape they have."""
+"""Extracts question, answer and metadata from a row, by the keys that the config names."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ABSENT = object()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A problem before it is put into words for the model."""
+    """A problem before its prompt is rendered."""
 
     path: str
-    """The path exactly as configured, or what generated the problem."""
+    """The path as configured, or the name of the generator."""
     line: int
-    """1-based; of generated problems: their number."""
+    """1-based line of the file, or number of the generated problem."""
     content: str | Messages
-    """What is asked: a text, or chat messages."""
+    """The question: a text, or chat messages."""
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """For `Problem.metadata`."""
@@ -37,8 +37,9 @@ class Question:
 
 
 def question_reader(config: DataConfig) -> Callable[[Row], Question]:
-    """The function from row to `Question`; it raises `DataError` for a row without the keys, or with values that are no
-    question or no answer.
+    """Make the function that turns a row into a `Question`.
+
+    The function raises `DataError` if the row lacks a key, or if a value cannot be a question or an answer.
     """
 
     def read(row: Row) -> Question:
@@ -54,12 +55,12 @@ def question_reader(config: DataConfig) -> Callable[[Row], Question]:
 
 
 def _value(row: Row, key: str, config_key: str) -> Any:
-    """The field of this name, or of this path through nested objects: ``extra_info.answer``."""
+    """The field with this name, or at this path in nested objects: ``extra_info.answer``."""
     if key in row.fields:
         return row.fields[key]
     found: Any = row.fields
-    for step in key.split("."):
-        found = found.get(step, _ABSENT) if isinstance(found, dict) else _ABSENT
+    for name in key.split("."):
+        found = found.get(name, _ABSENT) if isinstance(found, dict) else _ABSENT
     if found is _ABSENT:
         names = ", ".join(_names(row.fields))
         raise DataError(f"{row.where}: no key {key!r}; the row has {names}; set data.{config_key}=...")
@@ -104,7 +105,7 @@ def _answer(row: Row, key: str) -> str:
 
 
 def _alone(value: Any) -> Any:
-    """``["72"]`` -> ``"72"``: how several public math sets store their one solution."""
+    """``["72"]`` -> ``"72"``: several public math data sets store a single answer as a list."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -116,11 +117,11 @@ def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def encoded(text: str, where: str) -> bytes:
+def encode_text(text: str, where: str) -> bytes:
     """``text`` in UTF-8.
 
     Raises:
-        DataError: it holds half a surrogate pair, which no tokenizer reads.
+        DataError: ``text`` holds half a surrogate pair, which no tokenizer reads.
     """
     try:
         return text.encode("utf-8")

@@ -1,4 +1,4 @@
-"""Items of a reasoning-gym task, for ``data.type: reasoning_gym``: made by the verifier's child process."""
+"""Generates questions of a reasoning-gym task, for ``data.type: reasoning_gym``, in the verifier's child process."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any, Literal
 from rlinf_lite.config import ConfigError, ReasoningGymConfig
 from rlinf_lite.data.errors import DataError
 from rlinf_lite.data.questions import Question
-from rlinf_lite.rewards.reasoning_gym import SUBJECT, require
+from rlinf_lite.rewards.reasoning_gym import SUBJECT, require_installed
 from rlinf_lite.rewards.verifier import Verifier, VerifierError
 
-_ITEM_SECONDS = 600.0
+_SECONDS_PER_ITEM = 600.0
 _KEY = "data.reasoning_gym"
 
 
-def items(config: ReasoningGymConfig, split: Literal["train", "val"]) -> list[Question]:
-    """The items of one split: 0 to ``val_size`` are held out, the next ``size`` are to train on.
+def generate_questions(config: ReasoningGymConfig, split: Literal["train", "val"]) -> list[Question]:
+    """The questions of a split: the first ``val_size`` items of the task are for validation, the next for training.
 
     Raises:
-        ConfigError: reasoning-gym is missing, has no such task, or the task refuses its config.
-        DataError: an item could not be made.
+        ConfigError: reasoning-gym is not installed, has no such task, or the task refuses its config.
+        DataError: an item could not be generated.
     """
-    require()
-    with closing(Verifier(_ITEM_SECONDS, SUBJECT)) as child:
-        return made_by(child, config, split)
+    require_installed()
+    with closing(Verifier(_SECONDS_PER_ITEM, SUBJECT)) as child:
+        return generated_by(child, config, split)
 
 
-def made_by(child: Verifier, config: ReasoningGymConfig, split: Literal["train", "val"]) -> list[Question]:
-    """As `items`, by a child that is there."""
-    held_out, total = config.val_size, config.val_size + config.size
+def generated_by(child: Verifier, config: ReasoningGymConfig, split: Literal["train", "val"]) -> list[Question]:
+    """As `generate_questions`, with a child process that is already running."""
+    num_val, total = config.val_size, config.val_size + config.size
     parts = {"task": config.task, "seed": config.seed, "size": total, "config": config.config}
     spec = json.dumps(parts, sort_keys=True)
     _check(child, spec, config)
-    numbers = range(held_out) if split == "val" else range(held_out, total)
-    return [_question(child, spec, config, number) for number in numbers]
+    indices = range(num_val) if split == "val" else range(num_val, total)
+    return [_question(child, spec, config, index) for index in indices]
 
 
 def _check(child: Verifier, spec: str, config: ReasoningGymConfig) -> None:
@@ -49,12 +49,12 @@ def _check(child: Verifier, spec: str, config: ReasoningGymConfig) -> None:
         raise ConfigError(f"{_KEY}.config={config.config}: {config.task} refuses it ({reply['refused']}); correct it")
 
 
-def _question(child: Verifier, spec: str, config: ReasoningGymConfig, number: int) -> Question:
+def _question(child: Verifier, spec: str, config: ReasoningGymConfig, index: int) -> Question:
     name = f"reasoning_gym:{config.task}"
     try:
-        made: dict[str, Any] = child.ask({"spec": spec, "index": number})
+        item: dict[str, Any] = child.ask({"spec": spec, "index": index})
     except VerifierError as error:
-        raise DataError(f"{name}:{number}: {error}; change {_KEY}.seed or config") from None
-    answer = made["answer"] if isinstance(made["answer"], str) else ""
-    metadata = {"spec": spec, "entry": made["entry"]}
-    return Question(path=name, line=number, content=made["question"], answer=answer, metadata=metadata)
+        raise DataError(f"{name}:{index}: {error}; change {_KEY}.seed or config") from None
+    answer = item["answer"] if isinstance(item["answer"], str) else ""
+    metadata = {"spec": spec, "entry": item["entry"]}
+    return Question(path=name, line=index, content=item["question"], answer=answer, metadata=metadata)

@@ -1,4 +1,4 @@
-"""One row of a data file, before anyone has asked what it means."""
+"""`Row`: one row of a data file as it is stored, before its prompt and answer are looked up."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ class Row:
     """One row of a source."""
 
     path: str
-    """The path exactly as configured, for messages."""
+    """The path as configured, for messages."""
     line: int
-    """1-based: the line of a text file, the row of a table."""
+    """1-based: the line in a text file, or the row in a table."""
     fields: dict[str, Any]
     exact: Callable[[], dict[str, Any]] | None = None
-    """The fields with `Decimal` where a float may differ from the number that is stored; None: none does."""
+    """Returns the fields with a `Decimal` in place of each float that may differ from the stored number.
+
+    None if no float differs."""
 
     @property
     def where(self) -> str:
@@ -32,5 +34,5 @@ class Row:
 
 
 def display_name(path: str) -> str:
-    """How messages and ``Problem.source`` name a configured path: without its directories."""
+    """The name of a configured path in messages and ``Problem.source``: without its directories."""
     return path if path.startswith("hf:") else PurePath(path).name

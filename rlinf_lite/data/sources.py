@@ -1,4 +1,4 @@
-"""From configured paths to rows: which reader reads what."""
+"""Reads the rows of the configured paths, and chooses the reader for each by its name."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def read_rows(paths: Sequence[str], key: str, meter: Meter | None = None) -> Ite
 
     Args:
         paths: as configured.
-        key: the config key they come from, for messages.
-        meter: told how much has been read.
+        key: the config key that holds them, for messages.
+        meter: counts the bytes that are read.
 
     Raises:
-        DataError: no path, a missing file, an unknown ending, or a file that its reader cannot read.
+        DataError: there is no path, a file is missing or its ending unknown, or its reader cannot read it.
     """
     if not paths:
         raise DataError(f"{key}: no path given; list what to read: {_WHAT_IS_READ}")
@@ -50,7 +50,7 @@ def read_rows(paths: Sequence[str], key: str, meter: Meter | None = None) -> Ite
 
 
 def num_bytes(paths: Sequence[str]) -> int:
-    """Size of the files among ``paths``, as stored."""
+    """Total size of the files among ``paths``, as stored; directories and hub data sets do not count."""
     return sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
 
 
@@ -59,7 +59,7 @@ def _reader(path: str, key: str) -> Reader:
         parse_hub_path(path)
         return read_hub
     if not Path(path).exists():
-        hint = "correct the path (a relative one starts where the run was started)"
+        hint = "correct the path (relative paths start at the directory that the run was started in)"
         raise DataError(f"{key}: no such file or directory: {path!r}; {hint}")
     refuse_special(Path(path), key)
     if Path(path).is_dir():

@@ -1,4 +1,4 @@
-"""Problems as columns: a few large buffers instead of a dozen Python objects for each row."""
+"""Stores problems as columns: a few large buffers take a fraction of the memory of one Python object per row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlinf_lite.types import Problem
 
 
 class ProblemStore(Sequence[Problem]):
-    """A sequence of problems; each `Problem` is made when it is asked for. ``store[i].problem_id == i``."""
+    """A sequence of problems that makes each `Problem` on access. ``store[i].problem_id == i``."""
 
     def __init__(self) -> None:
         self._prompts, self._answers, self._ids = _Texts(), _Texts(), array("i")
@@ -25,10 +25,12 @@ class ProblemStore(Sequence[Problem]):
     def append(
         self, prompt: bytes, answer: bytes, ids: list[int], *, path: str, line: int, metadata: Mapping[str, Any]
     ) -> None:
-        """
+        """Add a problem.
+
         Args:
-            prompt, answer: UTF-8.
-            path: as configured.
+            prompt, answer: in UTF-8.
+            ids: token ids of the prompt.
+            path, line: where the row comes from; the path as configured.
         """
         if metadata and self._metadata is None:
             self._metadata = [{}] * len(self)
@@ -43,7 +45,7 @@ class ProblemStore(Sequence[Problem]):
 
     @property
     def max_token_id(self) -> int:
-        """-1 without problems."""
+        """The largest token id in any prompt, -1 if there are no problems."""
         return int(np.frombuffer(self._ids, dtype=np.intc).max(initial=-1))
 
     def __len__(self) -> int:
@@ -58,15 +60,15 @@ class ProblemStore(Sequence[Problem]):
     def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        path = list(self._paths)[self._path[number]]
+        problem_id = range(len(self))[index]
+        path = list(self._paths)[self._path[problem_id]]
         return Problem(
-            problem_id=number,
-            prompt=self._prompts[number],
-            answer=self._answers[number],
-            prompt_ids=tuple(self._ids[self._ids_end[number] : self._ids_end[number + 1]]),
-            source=f"{display_name(path)}:{self._line[number]}",
-            metadata={} if self._metadata is None else self._metadata[number],
+            problem_id=problem_id,
+            prompt=self._prompts[problem_id],
+            answer=self._answers[problem_id],
+            prompt_ids=tuple(self._ids[self._ids_end[problem_id] : self._ids_end[problem_id + 1]]),
+            source=f"{display_name(path)}:{self._line[problem_id]}",
+            metadata={} if self._metadata is None else self._metadata[problem_id],
         )
 
     def __iter__(self) -> Iterator[Problem]:
@@ -74,6 +76,8 @@ class ProblemStore(Sequence[Problem]):
 
 
 class _Texts:
+    """Texts in one buffer, as UTF-8."""
+
     def __init__(self) -> None:
         self._bytes, self._end = bytearray(), array("q", [0])
 

@@ -1,4 +1,4 @@
-"""Prompt texts to token ids, in batches, beside the reading of the next ones. The order of the texts is kept."""
+"""Tokenizes prompts in batches, in background threads, while the next rows are read. Keeps their order."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 TokenIds = list[int]
 Encode = Callable[[Sequence[str]], list[TokenIds | None]]
-"""None: of a text with more tokens than the limit."""
+"""Token ids of each text; None for a text that has more tokens than the limit."""
 T = TypeVar("T")
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool, limit: int | None) -> Encode:
-    """The function from texts to the token ids that ``tokenizer(texts)`` gives, without what else that computes.
+    """Make the function that turns texts into token ids: those of ``tokenizer(texts)``, without its other outputs.
 
-    May be called from several threads at once.
+    The function may be called from several threads at once.
 
     Args:
-        limit: ids of texts with more tokens are not needed; None: all are.
+        limit: may return None for texts with more tokens than this. None: no limit.
     """
     from transformers import TokenizersBackend
 
@@ -61,10 +61,10 @@ def _fast_encoder(core: Tokenizer, *, add_special_tokens: bool, limit: int | Non
 def in_background(
     batches: Iterable[tuple[T, Sequence[str]]], encode: Encode, *, num_threads: int
 ) -> Iterator[tuple[T, Sequence[str], list[TokenIds | None]]]:
-    """Each batch with the token ids of its texts, in order.
+    """Yield each batch with the token ids of its texts, in order.
 
     Args:
-        num_threads: batches encoded at the same time; the tokenizer may use threads of its own for each.
+        num_threads: batches encoded at the same time; the tokenizer may use more threads for each.
     """
     running: deque[tuple[T, Sequence[str], Future[list[TokenIds | None]]]] = deque()
     pool = ThreadPoolExecutor(num_threads)

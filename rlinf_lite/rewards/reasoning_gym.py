@@ -1,4 +1,4 @@
-"""Reward type ``reasoning_gym``: the task that made a problem scores the answer, in the verifier's child process."""
+"""Reward type ``reasoning_gym``: the task that generated a problem scores the answer, in the verifier's process."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class ReasoningGymGrader:
-    """Scores between 0 and 1, as the task gives them; only 1 is correct."""
+    """The task's own scores, from 0 to 1; only 1 counts as correct."""
 
     def __init__(self, reward_scale: float, verifier_timeout: float) -> None:
         """
         Args:
-            reward_scale: times the task's score.
-            verifier_timeout: seconds of CPU time for one response.
+            reward_scale: factor on the task's score.
+            verifier_timeout: CPU seconds per response.
 
         Raises:
             ConfigError: reasoning-gym is not installed.
         """
-        require()
+        require_installed()
         self._scale, self._verifier = reward_scale, Verifier(verifier_timeout, SUBJECT)
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
@@ -47,8 +47,9 @@ class ReasoningGymGrader:
 
 
 def stated_answers(response: str) -> list[str]:
-    """What a response may mean by its answer: the last ``<answer>...</answer>``; without one, all of it, and its last
-    line (an answer may be a grid of several lines, or a word after some thought).
+    """The possible answers of a response: the content of its last ``<answer>...</answer>`` if there is one.
+
+    Otherwise the whole response (an answer may be a grid of several lines), and its last line.
     """
     if tagged := _TAG.findall(response):
         return [tagged[-1].strip()]
@@ -56,10 +57,11 @@ def stated_answers(response: str) -> list[str]:
     return list(dict.fromkeys([whole, whole.rpartition("\n")[2].strip()]))
 
 
-def require() -> None:
-    """
+def require_installed() -> None:
+    """Check that reasoning-gym can be imported.
+
     Raises:
-        ConfigError: reasoning-gym is not installed.
+        ConfigError: it is not installed.
     """
     if find_spec("reasoning_gym") is None:
         raise ConfigError(

@@ -10,7 +10,7 @@ from rlinf_lite.config import ConfigError, RewardConfig
 from rlinf_lite.rewards.custom import CustomGrader
 from rlinf_lite.rewards.exact import ExactGrader
 from rlinf_lite.rewards.math_grader import MathGrader
-from rlinf_lite.rewards.reasoning_gym import ReasoningGymGrader, require
+from rlinf_lite.rewards.reasoning_gym import ReasoningGymGrader, require_installed
 from rlinf_lite.rewards.user_function import UserFunction, find, search_path
 from rlinf_lite.types import GradingItem, Score
 
@@ -59,7 +59,7 @@ def fingerprint(config: RewardConfig) -> str | None:
     if config.reward_type == "custom":
         return _function(config, search_path()).fingerprint
     if config.reward_type == "reasoning_gym":
-        require()
+        require_installed()
         return f"reasoning-gym {version('reasoning-gym')}"
     return None
 

@@ -1,4 +1,4 @@
-"""A character tokenizer of twenty tokens, a config for one file, and a writer of jsonl files."""
+"""Fixtures: a character tokenizer of twenty tokens, a loader for one file, and a writer of jsonl files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``data.*`` and ``reward.*`` may not say together."""
+"""Contradictions between ``data.*`` and ``reward.*`` are refused."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def problems(text: str) -> str:
         "data: {type: reasoning_gym, reasoning_gym: {task: gcd}}\nreward: {reward_type: custom, path: a.py:b}",
     ],
 )
-def test_what_fits(text):
+def test_valid_combinations(text):
     assert problems(text) == ""
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (f"{{data: {MATH}, reward: {{reward_type: custom}}}}", "set reward.path=my_pkg.my_reward:score"),
         (f"{{data: {MATH}, reward: {{path: 'a:b'}}}}", "reward.path=a:b: reward.reward_type=math asks no function"),
@@ -64,5 +64,5 @@ def test_what_fits(text):
         ("data: {type: poetry}", "data.type=poetry"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_remedy(text, said):
-    assert said in problems(text)
+def test_invalid_combinations_are_refused_with_a_remedy(text, message):
+    assert message in problems(text)

@@ -1,4 +1,4 @@
-"""Every kind of file, written for real and read back; every complaint names file, line and remedy."""
+"""Every kind of file is written and read back; every error names file, line and remedy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_crlf_bom_blank_lines_and_no_final_newline(tmp_path):
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\u00a0", "\U0001f600"])
-def test_unicode_line_separators_inside_a_string_end_no_line(jsonl, separator):
+def test_unicode_line_separators_do_not_end_a_line(jsonl, separator):
     rows = [{"prompt": f"one{separator}two"}, {"prompt": "three"}]
     assert fields(jsonl(rows)) == rows
 
@@ -66,7 +66,7 @@ def test_broken_gzip_names_the_file(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    ("line", "message"),
     [
         (b'{"a": 1', "not valid JSON"),
         (b'{"a": 1} {"a": 2}', "not valid JSON (Extra data at column 10)"),
@@ -77,12 +77,12 @@ def test_broken_gzip_names_the_file(tmp_path, damage):
         (b'{"a": ' + b"1" * 5000 + b"}", "a number that cannot be read (Exceeds the limit (4300 digits)"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path, line, complaint):
+def test_a_broken_line_is_named(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 0}\n\n' + line + b"\n")
     message = refusal(path)
-    assert message.startswith(f"{path}:3: ") and complaint in message
-    assert ";" in message, "a remedy follows the complaint"
+    assert message.startswith(f"{path}:3: ") and message in message
+    assert ";" in message, "a remedy follows the message"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_rows_of_a_json_array_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         ('[{"a": 1},\n{"a": 2}', "not valid JSON (Expecting ',' delimiter at line 2 column 9)"),
         ('[{"a": 1}, 5]', "rows.json:2: a JSON int instead of an object; each element must look like"),
@@ -115,13 +115,13 @@ def test_rows_of_a_json_array_are_counted(tmp_path):
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_broken_json_file(tmp_path, content, complaint):
+def test_a_broken_json_file(tmp_path, content, message):
     path = tmp_path / "rows.json"
     path.write_text(content)
-    assert complaint in refusal(path)
+    assert message in refusal(path)
 
 
-def test_an_array_in_a_file_of_lines_says_how_it_is_read(tmp_path):
+def test_an_array_in_a_jsonl_file_is_refused_with_a_remedy(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('[{"a": 1}, {"a": 2}]')
     assert "is read if its name ends in .json" in refusal(path)
@@ -144,7 +144,7 @@ def test_a_long_value_in_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         (b"a,b\n1,2\n1\n", "rows.csv:3: fewer values than columns"),
         (b"a,b\n1,2,3\n", "rows.csv:2: more values than columns"),
@@ -153,10 +153,10 @@ def test_a_long_value_in_csv(tmp_path):
         (b"a,b\n1,\xff\n", "rows.csv: not UTF-8"),
     ],
 )
-def test_a_broken_csv_is_named(tmp_path, content, complaint):
+def test_a_broken_csv_is_named(tmp_path, content, message):
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
-    assert complaint in refusal(path)
+    assert message in refusal(path)
 
 
 def test_parquet_over_several_batches_and_row_groups(tmp_path):
@@ -191,7 +191,7 @@ def test_save_to_disk_round_trip(tmp_path):
     assert rows[1].source == "saved:2"
 
 
-def test_a_directory_of_splits_asks_for_one(tmp_path):
+def test_a_directory_of_splits_is_refused_with_their_names(tmp_path):
     path = tmp_path / "saved"
     splits = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
     datasets.DatasetDict(splits).save_to_disk(path)
@@ -242,11 +242,11 @@ def test_a_missing_file_is_found_before_anything_is_read(tmp_path, jsonl):
     rows = read_rows([jsonl(ROWS), str(missing)], "data.val_data_paths")
     with pytest.raises(DataError) as caught:
         next(rows)
-    complaint = f"data.val_data_paths: no such file or directory: {str(missing)!r}; correct the path"
-    assert str(caught.value).startswith(complaint)
+    message = f"data.val_data_paths: no such file or directory: {str(missing)!r}; correct the path"
+    assert str(caught.value).startswith(message)
 
 
-def test_an_unknown_ending_lists_what_is_read(tmp_path):
+def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path):
     path = tmp_path / "rows.txt"
     path.write_text("a,b\n")
     message = refusal(path)
@@ -256,10 +256,10 @@ def test_an_unknown_ending_lists_what_is_read(tmp_path):
     )
 
 
-def test_no_path_at_all():
+def test_no_paths():
     assert refusal().startswith(f"{KEY}: no path given; list what to read: ")
 
 
-def test_the_error_crosses_processes():
+def test_the_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(DataError("rows.jsonl:3: broken; mend it")))
     assert isinstance(error, ValueError) and str(error) == "rows.jsonl:3: broken; mend it"

@@ -1,4 +1,4 @@
-"""Loading by batches: the same tokens as row by row, little memory, nothing waited for, and what is said meanwhile."""
+"""Loading in batches gives the same tokens as row by row, takes little memory, never hangs, and logs its progress."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def texts(num_rows: int) -> list[str]:
     ]
 
 
-def test_as_row_by_row_with_a_chat_template(load, jsonl, bpe):
+def test_batches_equal_row_by_row_with_a_chat_template(load, jsonl, bpe):
     asked = texts(300)
     path = jsonl({"prompt": text, "answer": str(row)} for row, text in enumerate(asked))
     changes = {"few_shot": SHOTS, "system_prompt": "S\u00e4chlich.", "prompt_template": "Q: {prompt}\n"}
@@ -86,7 +86,7 @@ def test_as_row_by_row_with_a_chat_template(load, jsonl, bpe):
 
 
 @pytest.mark.parametrize("num_workers", [0, 3])
-def test_as_row_by_row_as_text(load, jsonl, bpe, monkeypatch, num_workers):
+def test_batches_equal_row_by_row_as_text(load, jsonl, bpe, monkeypatch, num_workers):
     monkeypatch.setattr(problems, "_BATCH_ROWS", 7)
     asked = texts(200)
     path = jsonl({"prompt": text, "answer": "1", "level": row} for row, text in enumerate(asked))
@@ -100,7 +100,7 @@ def test_as_row_by_row_as_text(load, jsonl, bpe, monkeypatch, num_workers):
 
 
 def test_the_fingerprint_is_that_of_earlier_versions(load, jsonl):
-    """Of checkpoints that are there: another one would refuse to resume them."""
+    """Existing checkpoints hold it: they could not be resumed with another one."""
     rows = [{"prompt": "1+1=", "answer": "2", "m": {"b": 1}}, {"prompt": "10+12=", "answer": 22, "m": {"b": None}}]
     path = jsonl(rows)
     plain, with_metadata = load(path).fingerprint, load(path, metadata_keys=["m.b"]).fingerprint
@@ -108,7 +108,7 @@ def test_the_fingerprint_is_that_of_earlier_versions(load, jsonl):
     assert with_metadata == "50a94d8782495e0ea5e83a1df5658d42d57b7af07f4d9b1cf827a87457693562"
 
 
-def test_a_tokenizer_that_is_called_in_its_own_way(load, jsonl, tokenizer):
+def test_a_tokenizer_with_its_own_call_method(load, jsonl, tokenizer):
     class Reversing(PreTrainedTokenizerFast):
         def _encode_plus(self, *args, **kwargs):
             found = super()._encode_plus(*args, **kwargs)
@@ -131,9 +131,11 @@ def test_problems_are_a_sequence(load, jsonl):
 @pytest.mark.parametrize(
     "name", ["train.jsonl", "train.json", "train.csv", "train.parquet", "train.jsonl.gz", "directory"]
 )
-def test_a_pipe_is_refused_and_not_waited_for(load, tmp_path, name):
+def test_a_pipe_is_refused_without_waiting(load, tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(DataError, match=r"data\.train_data_paths: '.*' is a named pipe \(FIFO\), .* write it"):
+    with pytest.raises(
+        DataError, match=r"data\.train_data_paths: '.*' is a named pipe \(FIFO\), .* write the data to a file"
+    ):
         load(str(tmp_path / name))
 
 
@@ -154,7 +156,7 @@ def test_a_directory_named_like_a_file_and_a_pipe_in_a_saved_data_set(load, tmp_
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(load, jsonl):
+def test_a_file_without_read_permission(load, jsonl):
     path = jsonl([{"prompt": "1", "answer": "1"}])
     os.chmod(path, 0)
     with pytest.raises(DataError, match="Permission denied; make it readable"):
@@ -175,7 +177,7 @@ def test_a_json_array_in_any_pieces(size):
     "text", ["[", "[1", "[1,", "[1,]", "[1 2]", "[1]]", "[1] x", '[{"a": 1}\n,\n{"a" 2}]', '["a', "[nul]", "[,1]", ""]
 )
 @pytest.mark.parametrize("size", [1, 1 << 20])
-def test_complaints_about_a_json_array_are_those_of_the_json_library(text, size):
+def test_errors_in_a_json_array_are_those_of_the_json_library(text, size):
     with pytest.raises(json.JSONDecodeError) as expected:
         json.loads(text)
     content, at = text.encode(), expected.value
@@ -186,7 +188,7 @@ def test_complaints_about_a_json_array_are_those_of_the_json_library(text, size)
 
 
 def test_a_large_json_array_is_not_held_in_memory(load, tmp_path, monkeypatch):
-    """Of an array of 20 MB never more than a few pieces are there."""
+    """Only a few pieces of an array of 20 MB are in memory at any time."""
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"prompt": "1+1=", "answer": "2", "unused": "x" * 10_000}] * 2000))
     tracemalloc.start()
@@ -200,9 +202,9 @@ def test_reading_is_logged(load, jsonl, capsys, monkeypatch):
     monkeypatch.setattr(problems, "_BATCH_ROWS", 100)
     path = jsonl({"prompt": f"{row}+1=", "answer": row} for row in range(1000))
     load(path)
-    assert capsys.readouterr().out == ""  # it took no time
+    assert capsys.readouterr().out == ""  # it took less than a second
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr(progress, "_WORTH_A_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_SHOWN_FROM_SECONDS", 0.0)
     load(path)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 11 and re.fullmatch(r"data: read train.jsonl: 1,000 rows, [0-9.]+ kB in 0\.\d s", lines[-1])
@@ -211,7 +213,7 @@ def test_reading_is_logged(load, jsonl, capsys, monkeypatch):
     )
 
 
-def test_loading_ends_when_the_run_is_given_up(jsonl, tokenizer):
+def test_loading_ends_when_it_is_cancelled(jsonl, tokenizer):
     stop = threading.Event()
     stop.set()
     path = jsonl([{"prompt": "1", "answer": "1"}])

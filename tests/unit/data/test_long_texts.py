@@ -1,4 +1,4 @@
-"""Long texts are left out by their beginning only where that decides: by tokenizers that split texts into words."""
+"""Long texts are filtered by their beginning only with tokenizers for which the beginning is enough."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_tokens_of_two_parts_are_those_of_the_whole(name, normalizer):
     for _ in range(150):
         text = "".join(draw.choice(LETTERS) for _ in range(60))
         whole = core.encode(text, add_special_tokens=False).ids
-        for found in long_texts._CUT.finditer(text):
+        for found in long_texts._WORD_END.finditer(text):
             parts = [text[: found.end()], text[found.end() :]]
             assert [id for part in parts for id in core.encode(part, add_special_tokens=False).ids] == whole
             num_cuts += 1
@@ -71,14 +71,14 @@ def test_tokens_of_two_parts_are_those_of_the_whole(name, normalizer):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_tokenizers_that_are_not_known_read_everything(name):
+def test_unknown_tokenizers_read_the_whole_text(name):
     assert not splits_into_words(made(OTHERS[name]))
 
 
 @pytest.mark.parametrize(
     "token", ["a b", AddedToken("<x>", lstrip=True), AddedToken("<x>", rstrip=True), AddedToken("x", single_word=True)]
 )
-def test_added_tokens_that_reach_over_words_read_everything(token):
+def test_added_tokens_across_words_need_the_whole_text(token):
     assert not splits_into_words(made(KNOWN["qwen"], added=[token]))
     assert not splits_into_words(made(KNOWN["qwen"], normalizers.Lowercase()))
 
@@ -90,7 +90,7 @@ def test_beginnings():
     assert beginning(text, 100) == text[: len(beginning(text, 100))] and len(beginning(text, 100)) in range(606, 612)
 
 
-def test_the_same_rows_are_left_out(load, tmp_path):
+def test_the_same_rows_are_filtered(load, tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made(KNOWN["qwen"]))
     draw = random.Random(0)
     lengths = [draw.choice([5, 40, 900]) for _ in range(300)]

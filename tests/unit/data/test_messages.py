@@ -1,4 +1,4 @@
-"""Chat messages of rows: what is taken, what is refused by row and message, and prefills under well-known templates."""
+"""Chat messages of rows: accepted ones, refused ones (by row and message), and prefills with well-known templates."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_a_prompt_of_one_system_message_comes_once(prompts, role):
 
 
 @pytest.mark.parametrize("chat", [[{"role": "system", "content": "0"}], [ASK, {"role": "system", "content": "0"}, ASK]])
-def test_no_second_system_prompt_wherever_the_row_has_one(prompts, chat):
-    said = refusal(prompts, chat, system_prompt="1")
-    assert said == "1: the prompt has a system message of its own; set data.system_prompt=null"
+def test_a_second_system_prompt_is_refused_wherever_the_first_is(prompts, chat):
+    message = refusal(prompts, chat, system_prompt="1")
+    assert message == "1: the prompt has a system message of its own; set data.system_prompt=null"
 
 
-def test_examples_need_a_message_of_the_user(prompts):
-    said = refusal(prompts, [{"role": "system", "content": "0"}], few_shot=[{"question": "1", "answer": "2"}])
-    assert said.startswith("1: the prompt has no message of the user") and "data.few_shot" in said
+def test_few_shot_examples_need_a_user_message(prompts):
+    message = refusal(prompts, [{"role": "system", "content": "0"}], few_shot=[{"question": "1", "answer": "2"}])
+    assert message.startswith("1: the prompt has no message of the user") and "data.few_shot" in message
 
 
 @pytest.mark.parametrize(("template", "before"), [(QWEN, QWEN_SYSTEM + CHATML), (SMOLLM2, SMOLLM2_SYSTEM + CHATML)])
@@ -78,7 +78,7 @@ def test_a_last_message_of_the_assistant_is_continued(prompts, template, before)
     assert prompts([ASK, BEGIN], [ASK], template=template) == [f"{before}I think: ", before]
 
 
-def test_llama_3_trims_what_is_to_be_continued(prompts):
+def test_llama_3_trims_the_prefill(prompts):
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     before = f"<bos>{header.format('user')}1+1=<|eot_id|>{header.format('assistant')}"
     assert prompts([ASK, BEGIN], [ASK], template=LLAMA3) == [f"{before}I think:", before]
@@ -93,12 +93,12 @@ def test_the_prompt_template_goes_around_the_question_not_the_prefill(prompts):
 
 def test_a_template_that_drops_the_prefill_is_refused_by_row(prompts):
     drops = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}a:"
-    said = refusal(prompts, [ASK], [ASK, BEGIN], template=drops)
-    assert said.startswith("2: the tokenizer's chat template refuses this prompt (continue_final_message is set but")
-    assert said.endswith("; it ends with a message of the assistant, which is to be continued")
+    message = refusal(prompts, [ASK], [ASK, BEGIN], template=drops)
+    assert message.startswith("2: the tokenizer's chat template refuses this prompt (continue_final_message is set but")
+    assert message.endswith("; it ends with a message of the assistant, which is to be continued")
 
 
-def test_a_role_that_the_template_passes_over_is_refused(prompts):
+def test_a_role_that_the_template_does_not_name_is_refused(prompts):
     chat = [{"role": "narrator", "content": "0"}, ASK]
     assert "has the role 'narrator', which the tokenizer's chat template does not name" in refusal(prompts, chat)
     knows = "{% for m in messages %}{% if m.role == 'narrator' %}n:{% endif %}{{ m.content }}{% endfor %}"
@@ -106,7 +106,7 @@ def test_a_role_that_the_template_passes_over_is_refused(prompts):
 
 
 @pytest.mark.parametrize(
-    ("chat", "said"),
+    ("chat", "message"),
     [
         ([], "1: the prompt is an empty list of messages"),
         (["hi"], "1: message 1 is str, not an object with role and content"),
@@ -131,17 +131,17 @@ def test_a_role_that_the_template_passes_over_is_refused(prompts):
         ([ASK, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}, ASK], "1: message 2 has tool_calls"),
     ],
 )
-def test_messages_that_are_refused(prompts, chat, said):
-    assert refusal(prompts, chat).startswith(said)
+def test_invalid_messages_are_refused(prompts, chat, message):
+    assert refusal(prompts, chat).startswith(message)
 
 
-def test_parts_of_text_are_joined_and_other_fields_left_out(prompts):
+def test_text_parts_are_joined_and_other_fields_dropped(prompts):
     parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1=", "url": None}]
     chat = [{"role": "system", "content": ""}, {"role": "user", "content": parts, "name": "Ann", "tool_calls": None}]
     assert prompts(chat) == ["s:;u:1+1=;a:"]
 
 
-def test_a_message_of_a_tool_keeps_its_place(prompts):
+def test_a_tool_message_keeps_its_place(prompts):
     chat = [ASK, {"role": "assistant", "content": "add"}, {"role": "tool", "content": "2", "tool_call_id": "x"}]
     assert prompts(chat, prompt_template="{prompt}!") == ["u:1+1=!;a:add;t:2;a:"]
 
@@ -162,11 +162,11 @@ def test_messages_stored_as_json_text(load, tmp_path, chat_tokenizer, ending):
 
 
 @pytest.mark.parametrize("text", [str([ASK]), json.dumps([ASK])[:-1], json.dumps([ASK]) + "x"])
-def test_text_that_is_nearly_messages_is_refused(prompts, text):
-    said = refusal(prompts, text)
-    assert said.startswith("1: the prompt is text that begins like a list of messages, but is not JSON (")
-    assert "json.dumps" in said
+def test_text_that_looks_like_messages_but_is_not_json_is_refused(prompts, text):
+    message = refusal(prompts, text)
+    assert message.startswith("1: the prompt begins like a list of messages, but is not JSON (")
+    assert "json.dumps" in message
 
 
-def test_other_brackets_are_a_question(prompts):
+def test_text_in_other_brackets_is_a_question(prompts):
     assert prompts("[1, 2] + [3]", '[{"a": 1}] is?') == ["u:[1, 2] + [3];a:", 'u:[{"a": 1}] is?;a:']

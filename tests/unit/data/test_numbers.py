@@ -1,4 +1,4 @@
-"""Numbers of every kind of file as answers: plain decimals, exactly what is stored."""
+"""Numeric answers of every file format become plain decimals, exactly as stored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_numbers_of_json(load, tmp_path, ending, written, text):
 
 
 @pytest.mark.parametrize("number", ["1e5000", "-1e-5000", "1e999999999"])
-def test_a_number_that_would_fill_the_memory(load, tmp_path, number):
+def test_a_number_with_too_many_digits_is_refused(load, tmp_path, number):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"prompt": "1", "answer": {number}}}')
     with pytest.raises(
@@ -84,7 +84,7 @@ def test_numbers_of_parquet(load, tmp_path, column, text):
     assert load(str(path)).problems[0].answer == text
 
 
-def test_numbers_within_structures_of_parquet_and_saved_data_sets(load, tmp_path):
+def test_nested_numbers_of_parquet_and_saved_data_sets(load, tmp_path):
     table = pa.table({"prompt": ["1"], "x": pa.array([{"y": TENTH}], pa.struct([("y", pa.float32())]))})
     pq.write_table(table, tmp_path / "rows.parquet")
     loaded = load(str(tmp_path / "rows.parquet"), answer_key="x.y", metadata_keys=["x"])
@@ -105,7 +105,7 @@ def test_numbers_within_structures_of_parquet_and_saved_data_sets(load, tmp_path
         (pa.array([b"5"]), "bytes"),
     ],
 )
-def test_what_is_no_number_is_refused(load, tmp_path, column, kind):
+def test_values_that_are_not_numbers_are_refused(load, tmp_path, column, kind):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"prompt": ["1"], "answer": column}), path)
     with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Rows to problems: keys, chat templates, tokens, lengths, and the fingerprint."""
+"""Loading problems: keys, chat templates, tokens, lengths, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_other_keys_and_the_val_split(load, jsonl):
 
 
 @pytest.mark.parametrize(("key", "config_key"), [("question", "prompt_key"), ("label", "answer_key")])
-def test_a_missing_key_shows_what_the_row_has(load, jsonl, key, config_key):
+def test_a_missing_key_shows_the_keys_of_the_row(load, jsonl, key, config_key):
     path = jsonl([ROWS[0], ROWS[1]])
     message = refusal(load, path, **{config_key: key})
     assert message == f"{path}:1: no key {key!r}; the row has prompt, answer; set data.{config_key}=..."
@@ -53,7 +53,7 @@ def test_a_missing_key_shows_what_the_row_has(load, jsonl, key, config_key):
 @pytest.mark.parametrize(
     ("answer", "text"), [(72, "72"), (-1, "-1"), (1.5, "1.5"), ("#### 72", "#### 72"), (["72"], "72")]
 )
-def test_numbers_are_answers_too(load, jsonl, answer, text):
+def test_numbers_are_accepted_as_answers(load, jsonl, answer, text):
     assert load(jsonl([{"prompt": "1", "answer": answer}])).problems[0].answer == text
 
 
@@ -71,14 +71,14 @@ def test_numbers_are_answers_too(load, jsonl, answer, text):
         ({}, "dict"),
     ],
 )
-def test_other_answers_are_refused(load, jsonl, answer, kind):
+def test_other_values_are_refused_as_answers(load, jsonl, answer, kind):
     path = jsonl([ROWS[0], {"prompt": "1", "answer": answer}])
     message = refusal(load, path)
-    said = f"the answer 'answer' is {kind}, not text or a number; write it as text, or set data.answer_key=..."
-    assert message == f"{path}:2: {said}"
+    reason = f"the answer 'answer' is {kind}, not text or a number; write it as text, or set data.answer_key=..."
+    assert message == f"{path}:2: {reason}"
 
 
-def test_a_prompt_that_is_no_text(load, jsonl, chat_tokenizer):
+def test_a_prompt_that_is_not_text(load, jsonl, chat_tokenizer):
     path = jsonl([{"prompt": 5, "answer": "1"}])
     assert refusal(load, path) == f"{path}:1: the prompt is int, not text; set data.prompt_key=..."
     message = refusal(load, path, tokenizer=chat_tokenizer, apply_chat_template=True)
@@ -118,7 +118,7 @@ def test_a_template_that_refuses(load, jsonl, chat_tokenizer, monkeypatch):
     assert message == f"{path}:1: the tokenizer's chat template refuses this prompt (no system role)"
 
 
-def test_long_prompts_are_left_out_and_counted(load, jsonl):
+def test_long_prompts_are_filtered_and_counted(load, jsonl):
     loaded = load(jsonl(ROWS), max_prompt_length=5)
     assert [(p.problem_id, p.prompt, p.source) for p in loaded.problems] == [
         (0, "1+1=", "train.jsonl:1"),
@@ -134,11 +134,11 @@ def test_long_prompts_are_an_error_when_not_filtered(load, jsonl):
     assert len(load(path, max_prompt_length=7, filter_prompt_by_length=False).problems) == 3
 
 
-def test_nothing_left(load, jsonl):
+def test_no_problems_left(load, jsonl):
     message = refusal(load, jsonl(ROWS), max_prompt_length=4)
     assert message == (
-        "train.jsonl: nothing left, all 3 prompts are longer than data.max_prompt_length=4 tokens "
-        "(the shortest that was counted has 5); raise it"
+        "train.jsonl: no problems left, all 3 prompts are longer than data.max_prompt_length=4 tokens "
+        "(the shortest one that was counted has 5); raise it"
     )
     assert refusal(load, jsonl([])).startswith("train.jsonl: no rows")
 
@@ -169,7 +169,7 @@ def test_a_key_with_a_dot_is_found_before_a_nested_one(load, jsonl):
 
 
 @pytest.mark.parametrize("key", ["reward_model.truth", "prompt.text", "extra_info.none.x", "reward_model."])
-def test_a_missing_nested_key_shows_what_the_row_has(load, jsonl, key):
+def test_a_missing_nested_key_shows_the_keys_of_the_row(load, jsonl, key):
     path = jsonl([VERL])
     assert refusal(load, path, answer_key=key) == (
         f"{path}:1: no key {key!r}; the row has prompt, reward_model.style, reward_model.ground_truth, "
@@ -184,7 +184,7 @@ def test_rows_without_answers_and_missing_metadata(load, jsonl):
     assert message == f"{path}:1: no key 'level'; the row has prompt; set data.metadata_keys=..."
 
 
-def test_the_fingerprint_sees_metadata_and_only_what_is_asked_for(load, jsonl, tmp_path):
+def test_the_fingerprint_covers_the_configured_metadata_only(load, jsonl, tmp_path):
     rows = [{"prompt": "1", "answer": "2", "level": 1, "note": "x"}]
     one, two = jsonl(rows, "a.jsonl"), jsonl([{**rows[0], "level": 2}], "b.jsonl")
     three = jsonl([{**rows[0], "note": "y"}], "c.jsonl")
@@ -196,12 +196,12 @@ def test_the_fingerprint_sees_metadata_and_only_what_is_asked_for(load, jsonl, t
     assert load(one, metadata_keys=["level", "note"]).fingerprint != level
 
 
-def test_equal_rows_are_problems_of_their_own(load, jsonl):
+def test_equal_rows_are_separate_problems(load, jsonl):
     loaded = load(jsonl([ROWS[0]] * 3))
     assert [problem.problem_id for problem in loaded.problems] == [0, 1, 2]
 
 
-def test_unicode_reaches_the_model_as_it_is(load, jsonl):
+def test_unicode_reaches_the_model_unchanged(load, jsonl):
     texts = [
         "e\u0301 is not \u00e9",
         "\U0001f469\u200d\U0001f680 1+1",
@@ -214,9 +214,9 @@ def test_unicode_reaches_the_model_as_it_is(load, jsonl):
     assert [problem.answer for problem in loaded.problems] == texts
 
 
-def test_a_line_of_ten_megabytes_is_left_out_like_any_long_prompt(load, jsonl):
+def test_a_line_of_megabytes_is_filtered_like_any_long_prompt(load, jsonl):
     path = jsonl(
-        [ROWS[0], {"prompt": "1", "answer": "2", "unused": "x" * 5_000_000}, {"prompt": "1" * 5_000_000, "answer": "3"}]
+        [ROWS[0], {"prompt": "1", "answer": "2", "unused": "x" * 1_200_000}, {"prompt": "1" * 1_200_000, "answer": "3"}]
     )
     loaded = load(path)
     assert [problem.answer for problem in loaded.problems] == ["2", "2"] and loaded.num_filtered == 1
@@ -228,7 +228,7 @@ def test_half_a_surrogate_pair(load, tmp_path):
     assert refusal(load, str(path)).startswith(f"{path}:1: half a surrogate pair (U+D800) in the text")
 
 
-def test_threads_change_nothing(load, jsonl, tokenizer):
+def test_the_number_of_threads_changes_nothing(load, jsonl, tokenizer):
     rows = [{"prompt": f"{number}+1=", "answer": number + 1} for number in range(3000)]
     path = jsonl(rows)
     loaded = list(load(path, num_workers=0).problems)
@@ -236,7 +236,7 @@ def test_threads_change_nothing(load, jsonl, tokenizer):
     assert list(load(path, num_workers=3).problems) == loaded
 
 
-def test_the_fingerprint_is_of_content_not_of_paths(load, jsonl):
+def test_the_fingerprint_does_not_depend_on_paths(load, jsonl):
     whole = load(jsonl(ROWS, "a.jsonl")).fingerprint
     assert len(whole) == 64
     assert load(jsonl(ROWS[:2], "b.jsonl"), jsonl(ROWS[2:], "c.jsonl")).fingerprint == whole
@@ -246,12 +246,12 @@ def test_the_fingerprint_is_of_content_not_of_paths(load, jsonl):
     assert load(jsonl(ROWS, "g.jsonl"), max_prompt_length=5).fingerprint != whole
 
 
-def test_the_fingerprint_sees_the_template(load, jsonl, chat_tokenizer):
+def test_the_fingerprint_covers_the_template(load, jsonl, chat_tokenizer):
     path = jsonl(ROWS)
     assert load(path, tokenizer=chat_tokenizer, apply_chat_template=True).fingerprint != load(path).fingerprint
 
 
-def test_the_fingerprint_sees_the_tokens_and_the_borders_of_fields():
+def test_the_fingerprint_covers_the_tokens_and_the_borders_of_fields():
     def of(prompt: str, answer: str, *prompt_ids: int) -> str:
         return fingerprint([Problem(problem_id=0, prompt=prompt, answer=answer, prompt_ids=prompt_ids, source="x")])
 
@@ -272,7 +272,7 @@ def test_gsm8k(load):
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")
 def test_every_answer_of_gsm8k_is_a_plain_number():
-    """So that ``reward_type: math`` decides all of them without math-verify."""
+    """So ``reward_type: math`` grades all of them without math-verify."""
     for name in ("train.jsonl", "test.jsonl"):
         answers = [row.fields["answer"] for row in read_rows([str(GSM8K.with_name(name))], "data.train_data_paths")]
         assert [answer for answer in answers if parse_number(reference_answer(answer)) is None] == []

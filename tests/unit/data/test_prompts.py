@@ -1,4 +1,4 @@
-"""What is put around a question: template, examples, system prompt; as text and as a chat."""
+"""Prompt template, few-shot examples and system prompt, as text and as a chat."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_as_text(load, jsonl):
     assert only(load(jsonl(ROWS), **AROUND)) == ("Sum.\n\nQ 1+2 = {x}? 3\n\nQ 2+2 = {x}? 4\n\nQ 3+4 = {x}?")
 
 
-def test_as_text_no_second_blank_before_an_answer(load, jsonl):
+def test_as_text_without_a_second_space_before_an_answer(load, jsonl):
     prompt = only(load(jsonl(ROWS), prompt_template="Q: {prompt}\nA: ", few_shot=SHOTS[:1]))
     assert prompt == "Q: 1+2\nA: 3\n\nQ: 3+4\nA: "
 
@@ -31,7 +31,7 @@ def test_as_a_chat(load, jsonl, chat_tokenizer):
     assert prompt == "s:Sum.;u:Q 1+2 = {x}?;a:3;u:Q 2+2 = {x}?;a:4;u:Q 3+4 = {x}?;a:"
 
 
-def test_a_question_that_holds_the_place_itself(load, jsonl):
+def test_a_question_that_contains_the_placeholder(load, jsonl):
     rows = [{"prompt": "what is {prompt}?", "answer": "1"}]
     assert only(load(jsonl(rows), prompt_template="<{prompt}>")) == "<what is {prompt}?>"
 
@@ -52,7 +52,7 @@ def test_two_system_prompts(load, jsonl, chat_tokenizer):
     assert str(caught.value) == f"{path}:1: the prompt has a system message of its own; set data.system_prompt=null"
 
 
-def test_what_the_chat_template_is_told(load, jsonl, chat_tokenizer, monkeypatch):
+def test_chat_template_kwargs_reach_the_template(load, jsonl, chat_tokenizer, monkeypatch):
     monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ messages[0].content }}{{ enable_thinking }}")
     changes = {"apply_chat_template": True, "chat_template_kwargs": {"enable_thinking": False}}
     assert only(load(jsonl(ROWS), tokenizer=chat_tokenizer, **changes)) == "3+4False"
@@ -71,7 +71,7 @@ def test_half_a_surrogate_pair_in_an_example(load, jsonl):
         load(jsonl(ROWS), few_shot=[{"question": "\ud800", "answer": "1"}])
 
 
-def test_examples_count_for_the_length(load, jsonl):
+def test_examples_count_towards_the_length(load, jsonl):
     assert len(load(jsonl(ROWS), max_prompt_length=4).problems) == 1
-    with pytest.raises(DataError, match="the shortest that was counted has 10"):
+    with pytest.raises(DataError, match="the shortest one that was counted has 10"):
         load(jsonl(ROWS), max_prompt_length=9, prompt_template="{prompt}------")

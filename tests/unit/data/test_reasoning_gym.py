@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym tasks: the same in every process, held out, and scored by the task that made them."""
+"""Problems of reasoning-gym tasks: the same in every process, split, and scored by the task that generated them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from rlinf_lite.config import ConfigError, ReasoningGymConfig, RewardConfig
-from rlinf_lite.data.reasoning_gym import made_by
+from rlinf_lite.data.reasoning_gym import generated_by
 from rlinf_lite.rewards import build_grader
-from rlinf_lite.rewards.reasoning_gym import SUBJECT, require, stated_answers
+from rlinf_lite.rewards.reasoning_gym import SUBJECT, require_installed, stated_answers
 from rlinf_lite.rewards.verifier import Verifier
 from rlinf_lite.types import GradingItem
 
@@ -19,7 +19,7 @@ gym = pytest.importorskip("reasoning_gym")
 
 @pytest.fixture(scope="module")
 def child():
-    """One for all tests: it takes seconds to start."""
+    """Shared by all tests, because it takes seconds to start."""
     child = Verifier(60.0, SUBJECT)
     yield child
     child.close()
@@ -40,19 +40,19 @@ def item(question, response: str) -> GradingItem:
     return GradingItem(prompt="", response=response, answer="", finished=True, metadata=question.metadata)
 
 
-def test_items_are_numbered_held_out_and_repeatable(child):
+def test_items_are_numbered_split_and_reproducible(child):
     settings = config("chain_sum", config={"min_terms": 2, "max_terms": 2})
-    train, val = made_by(child, settings, "train"), made_by(child, settings, "val")
+    train, val = generated_by(child, settings, "train"), generated_by(child, settings, "val")
     assert [question.where for question in val] == ["reasoning_gym:chain_sum:0", "reasoning_gym:chain_sum:1"]
     assert [question.where for question in train] == [f"reasoning_gym:chain_sum:{number}" for number in (2, 3, 4)]
     assert len({question.content for question in train + val}) == 5
-    assert made_by(child, settings, "train") == train
-    assert made_by(child, config("chain_sum", seed=7, config=settings.config), "train") != train
+    assert generated_by(child, settings, "train") == train
+    assert generated_by(child, config("chain_sum", seed=7, config=settings.config), "train") != train
     assert all(question.answer.lstrip("-").isdigit() for question in train)
 
 
 def test_the_task_scores(child, grader):
-    (question, *_) = made_by(child, config("chain_sum"), "train")
+    (question, *_) = generated_by(child, config("chain_sum"), "train")
     texts = [f"Well.\n{question.answer}", f"<answer>{question.answer}</answer>.", "no", "<answer>no</answer>", ""]
     scores = grader.score([item(question, text) for text in texts])
     assert [score.reward for score in scores] == [2.0, 2.0, 0.0, 0.0, 0.0]
@@ -61,15 +61,15 @@ def test_the_task_scores(child, grader):
 
 
 def test_a_task_whose_problems_have_no_single_answer(child, grader):
-    """rush_hour keeps an object in what belongs to the problem, too: it travels, and only the task looks into it."""
-    (question, *_) = made_by(child, config("rush_hour"), "train")
+    """rush_hour stores a Python object in its entry, which must reach the task unchanged."""
+    (question, *_) = generated_by(child, config("rush_hour"), "train")
     assert question.answer == "" and isinstance(question.metadata["entry"], str)
     (score,) = grader.score([item(question, "<answer>nonsense</answer>")])
     assert not score.correct and score.error is None
 
 
 def test_an_answer_that_the_task_cannot_read_is_wrong(child, grader):
-    (question, *_) = made_by(child, config("prime_factorization"), "train")
+    (question, *_) = generated_by(child, config("prime_factorization"), "train")
     (score,) = grader.score([item(question, "garbage")])
     assert (score.reward, score.correct, score.error) == (0.0, False, None)
 
@@ -84,12 +84,12 @@ def test_an_answer_that_the_task_cannot_read_is_wrong(child, grader):
         ("", [""]),
     ],
 )
-def test_where_the_answer_is(response, answers):
+def test_stated_answers(response, answers):
     assert stated_answers(response) == answers
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             config("chain_sums"),
@@ -100,15 +100,15 @@ def test_where_the_answer_is(response, answers):
         (config("chain_sum", config={"min_terms": 0}), "chain_sum refuses it (AssertionError"),
     ],
 )
-def test_what_cannot_be_made_is_named(child, settings, said):
+def test_invalid_settings_are_refused(child, settings, message):
     with pytest.raises(ConfigError) as caught:
-        made_by(child, settings, "train")
-    assert said in str(caught.value)
+        generated_by(child, settings, "train")
+    assert message in str(caught.value)
 
 
 def test_a_mixture_of_tasks(child, grader):
     parts = [{"name": "chain_sum"}, {"name": "gcd", "weight": 2}]
-    questions = made_by(child, config("composite", config={"datasets": parts}), "train")
+    questions = generated_by(child, config("composite", config={"datasets": parts}), "train")
     assert [score.correct for score in grader.score([item(q, q.answer) for q in questions])] == [True] * 3
 
 
@@ -122,15 +122,17 @@ def test_through_load_problems(load):
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr("rlinf_lite.rewards.reasoning_gym.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="reasoning-gym is not installed; pip install"):
-        require()
+        require_installed()
 
 
 @pytest.mark.soak
-def test_the_problems_do_not_depend_on_how_a_process_hashes():
-    """word_ladder makes other questions under another PYTHONHASHSEED."""
+def test_the_problems_do_not_depend_on_the_hash_seed():
+    """Without a fixed hash seed word_ladder generates other questions in every process."""
     code = (
-        "from rlinf_lite.config import ReasoningGymConfig; from rlinf_lite.data.reasoning_gym import items\n"
-        "print([q.content for q in items(ReasoningGymConfig(task='word_ladder', size=3, val_size=0), 'train')])"
+        "from rlinf_lite.config import ReasoningGymConfig\n"
+        "from rlinf_lite.data.reasoning_gym import generate_questions\n"
+        "config = ReasoningGymConfig(task='word_ladder', size=3, val_size=0)\n"
+        "print([question.content for question in generate_questions(config, 'train')])"
     )
     made = {
         subprocess.run(
@@ -146,7 +148,7 @@ def test_every_task_makes_items_and_scores_its_own_answers(child, grader):
     from reasoning_gym.factory import DATASETS
 
     for task in sorted(set(DATASETS) - {"composite"}):
-        for question in made_by(child, config(task), "train"):
+        for question in generated_by(child, config(task), "train"):
             texts = [question.answer, "", "garbage", "<answer>\n</answer>"]
             scores = grader.score([item(question, text) for text in texts])
             assert all(score.error is None and 0.0 <= score.reward <= 2.0 for score in scores), (task, scores)

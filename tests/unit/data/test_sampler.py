@@ -1,4 +1,4 @@
-"""The stream of prompts is a pure function of (seed, epoch, index): any cursor, any process, the same prompts."""
+"""The stream of prompts is a pure function of (seed, epoch, index), in every process and from every cursor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_each_epoch_visits_each_problem_once(count, shuffle):
         assert [prompt.prompt_index for prompt in prompts] == list(range(epoch * count, (epoch + 1) * count))
 
 
-def test_without_shuffle_the_order_is_the_data_sets():
+def test_without_shuffle_the_order_is_that_of_the_data():
     assert ids(PromptStream(problems(4), seed=3, shuffle=False), 2, 7) == [2, 3, 0, 1, 2, 3, 0]
 
 
@@ -45,7 +45,7 @@ def test_epochs_and_seeds_differ():
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (7, 3), (5, 5), (3, 8), (1, 4)])
-def test_a_restart_at_any_cursor_goes_on_as_if_nothing_happened(count, size):
+def test_a_restart_at_any_cursor_continues_the_same_stream(count, size):
     straight = PromptStream(problems(count), seed=3, shuffle=True)
     total = 6 * count
     expected = straight.batch(0, total + size)
@@ -75,7 +75,7 @@ def test_epoch_of():
     assert [stream.epoch_of(cursor) for cursor in (0, 4, 5, 9, 10)] == [0, 0, 1, 1, 2]
 
 
-def test_far_positions_cost_nothing_more():
+def test_large_indices_take_no_longer():
     stream = PromptStream(problems(5), seed=3, shuffle=True)
     assert sorted(ids(stream, 5 * 10**15, 5)) == list(range(5))
 
@@ -91,6 +91,6 @@ def test_another_process_gives_the_same_order():
     assert printed.strip() == str(ids(PromptStream(problems(20), seed=3, shuffle=True), 13, 25))
 
 
-def test_no_problems_at_all():
+def test_no_problems():
     with pytest.raises(ValueError, match="at least one problem"):
         PromptStream((), seed=3, shuffle=True)
