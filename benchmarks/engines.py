@@ -1,4 +1,4 @@
-"""Both rollout engines on the same chunks with the same weights, in turns: how many tokens they make in a second.
+"""Tokens per second of both rollout engines, in turns on the same batches with the same weights.
 
     python benchmarks/engines.py [CONFIG] [--rounds 3] [hydra overrides ...]
 
@@ -36,7 +36,7 @@ class Round:
     wall: float
     cpu: float
     load: float
-    """Seconds of the load of weights before it."""
+    """Seconds to load the weights before it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,11 +44,11 @@ class Engine:
     worker: RolloutWorker
     rounds: list[Round] = field(default_factory=list)
 
-    def step(self, weights: dict[str, torch.Tensor], chunks: list[GenerationBatch]) -> None:
+    def step(self, weights: dict[str, torch.Tensor], batches: list[GenerationBatch]) -> None:
         began = time.perf_counter()
         self.worker.engine.load_weights((name, 0, tensor) for name, tensor in weights.items())
         loaded, cpu = time.perf_counter(), time.process_time()
-        tokens = sum(len(rollout.response_ids) for chunk in chunks for rollout in self.worker.generate(chunk))
+        tokens = sum(len(rollout.response_ids) for batch in batches for rollout in self.worker.generate(batch))
         ended, cpu_ended = time.perf_counter(), time.process_time()
         self.rounds.append(Round(tokens=tokens, wall=ended - loaded, cpu=cpu_ended - cpu, load=loaded - began))
 
@@ -62,9 +62,9 @@ def main() -> None:
     weights = dict(stored_weights(config))
     engines = {backend: Engine(worker=make(config, backend, device)) for backend in BACKENDS}
     for round_ in range(arguments.rounds + 1):  # the first warms up
-        chunks = make_chunks(config, step=round_)
+        batches = make_batches(config, step=round_)
         for engine in engines.values():
-            engine.step(weights, chunks)
+            engine.step(weights, batches)
     report(config, engines, device, arguments.rounds)
     for engine in engines.values():
         engine.worker.engine.close()
@@ -83,8 +83,8 @@ def make(config: Config, backend: str, device: str) -> RolloutWorker:
     return worker
 
 
-def make_chunks(config: Config, step: int) -> list[GenerationBatch]:
-    """A step of the config, each time with other prompts."""
+def make_batches(config: Config, step: int) -> list[GenerationBatch]:
+    """One step's batches; every step has other prompts."""
     tokenizer = hf_directory.load_tokenizer(hf_directory.resolve(config.actor.tokenizer.tokenizer_model))
     problems, size = load_problems(config.data, "train", tokenizer).problems, config.data.rollout_batch_size
     first = step * size % max(1, len(problems) - size)

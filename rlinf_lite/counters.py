@@ -1,6 +1,6 @@
-"""Randomness as a pure function of counters: no generator, no state, nothing to save, the same on every machine.
+"""Counter-based random numbers: pure functions of counters, with no state to save, the same on every machine.
 
-Used for the order of prompts and for sampling noise. The mixer is SplitMix64's finalizer (Steele, Lea, Flood,
+Used for the order of prompts and for sampling. The mixer is SplitMix64's finalizer (Steele, Lea, Flood,
 "Fast splittable pseudorandom number generators", OOPSLA 2014), chained over the counters.
 """
 
@@ -14,7 +14,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def counter_hash(*counters: int | str | np.ndarray) -> np.ndarray:
-    """64 well-mixed bits for each tuple of counters.
+    """Hash each tuple of counters to 64 well-mixed bits.
 
     Args:
         counters: integers, short names, or integer arrays; arrays broadcast against each other. The order matters.
@@ -30,7 +30,7 @@ def counter_hash(*counters: int | str | np.ndarray) -> np.ndarray:
 
 
 def permutation(size: int, *counters: int | str) -> np.ndarray:
-    """A shuffled ``arange(size)`` (int64) that depends on ``counters`` alone, on every platform and numpy version."""
+    """Shuffle ``arange(size)`` (int64) by ``counters`` alone: the same on every platform and numpy version."""
     return np.argsort(counter_hash(*counters, np.arange(size)), kind="stable")
 
 

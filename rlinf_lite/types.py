@@ -1,4 +1,4 @@
-"""The records that travel between the rooms. Values only: no behaviour, no Ray, no torch at run time."""
+"""Records that pass between packages and processes. Values only: no behaviour, no Ray, no torch at run time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One row of a data set: a question and the answer that a reward function compares with."""
+    """One row of a data set: a question and its reference answer."""
 
     problem_id: int
-    """Index of the row in the data set (all files in their configured order, filtered rows left out)."""
+    """Index of the row in the data set (all files in their configured order, without filtered rows)."""
     prompt: str
     """The question exactly as the model sees it (chat template applied, if configured)."""
     answer: str
@@ -27,7 +27,7 @@ class Problem:
     source: str
     """Where the row came from, for messages: ``"train.jsonl:17"``."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """What else a reward function may want to know: the row's ``data.metadata_keys``."""
+    """More for a reward function: the row's ``data.metadata_keys``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +43,10 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are drawn."""
+    """How tokens are sampled."""
 
     do_sample: bool
-    """False: greedy, every other field except ``max_new_tokens`` and ``repetition_penalty`` is ignored."""
+    """False: greedy; only ``max_new_tokens`` and ``repetition_penalty`` matter then."""
     temperature: float
     top_k: int
     """Keep the k most likely tokens; 0 or less keeps all."""
@@ -57,18 +57,18 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationBatch:
-    """A canonical unit of generation: whole groups, computed in one batch by one process.
+    """A canonical unit of generation: whole groups that one process generates together.
 
-    Its composition follows from config and step alone, never from how many workers there are: the batch in which a
+    Its composition follows from config and step alone, never from the number of workers, because the batch in which a
     sequence is computed changes its bits.
     """
 
     stream: str
-    """``"train"`` or ``"val"``: two streams of noise that never meet."""
+    """``"train"`` or ``"val"``: their RNG keys are always different."""
     step: int
-    """The step being made (completed steps + 1)."""
+    """The current step (completed steps + 1)."""
     index: int
-    """Place of this chunk in the step's batch."""
+    """Index of this batch within the step."""
     prompts: tuple[Prompt, ...]
     group_size: int
     sampling: Sampling
@@ -86,29 +86,29 @@ class Rollout:
     prompt_ids: np.ndarray
     """int64 [P]."""
     response_ids: np.ndarray
-    """int64 [R], the end-of-sequence token included where there is one."""
+    """int64 [R], including the end-of-sequence token if there is one."""
     logprobs: np.ndarray | None
     """float32 [R]: log-probs of the response tokens at the sampling temperature, before top-k, top-p and the
-    repetition penalty; None when the engine was not asked for them."""
+    repetition penalty; None if the engine does not report them."""
     finished: bool
-    """True: ended by itself; False: cut at ``max_new_tokens``."""
+    """True: ended with an end-of-sequence token; False: truncated at ``max_new_tokens``."""
     text: str
     """``response_ids`` decoded without special tokens."""
     error: str | None = None
     """Why the engine could not generate this response (it is then not graded, and ``response_ids`` may be empty);
-    None: it could."""
+    None if it could."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
     """A canonical unit of training: rows computed together by one rank. Right padded, prompt first.
 
-    Suffixes: B rows, T tokens of the longest row; per-token fields are aligned with the *predicted* token, so column t
-    speaks of ``input_ids_BT[:, t + 1]`` and there are T - 1 columns.
+    Suffixes: B rows, T tokens of the longest row; per-token fields are aligned with the *predicted* token: column t
+    belongs to ``input_ids_BT[:, t + 1]``, and there are T - 1 columns.
     """
 
     index: int
-    """Place in the mini-batch: metrics are summed in this order whatever the number of ranks."""
+    """Index in the mini-batch: metrics are summed in this order, whatever the number of ranks."""
     input_ids_BT: Tensor
     """int64; padding holds the tokenizer's pad id, or 0."""
     loss_mask_BT: Tensor
@@ -116,13 +116,13 @@ class MicroBatch:
     advantages_BT: Tensor
     """float32 [B, T-1]."""
     min_prompt_len: int
-    """Tokens of the shortest prompt: no logits are needed before column ``min_prompt_len - 1``."""
+    """Length of the shortest prompt: no logits are needed before column ``min_prompt_len - 1``."""
     old_logprobs_BT: Tensor | None = None
-    """float32 [B, T-1] from before the update; None: on-policy, the current ones (detached) serve."""
+    """float32 [B, T-1] from before the update; None: on-policy, the current ones (detached) are used."""
     ref_logprobs_BT: Tensor | None = None
     """float32 [B, T-1] of the frozen reference; None without a KL term."""
     rollout_logprobs_BT: Tensor | None = None
-    """float32 [B, T-1] as the engine reported them; None when it was not asked."""
+    """float32 [B, T-1] as the engine reported them; None if it did not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,7 @@ class MiniBatch:
 
     micro_batches: tuple[MicroBatch, ...]
     num_tokens: int
-    """Loss tokens of the whole mini-batch, over all ranks: the token-mean normaliser. 0: no optimizer step is taken."""
+    """Loss tokens of the whole mini-batch, over all ranks: the token-mean normalizer. 0: no optimizer step is taken."""
     num_sequences: int
     """Rows with loss tokens of the whole mini-batch, over all ranks."""
 
@@ -143,11 +143,11 @@ class GradingItem:
     prompt: str
     """`Problem.prompt`."""
     response: str
-    """Decoded, special tokens left out."""
+    """Decoded, without special tokens."""
     answer: str
     """`Problem.answer`."""
     finished: bool
-    """Whether the response ended by itself (True) or was cut."""
+    """False if the response was truncated."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """`Problem.metadata`."""
 
@@ -157,12 +157,12 @@ class Score:
     """The grade of one response, or why it has none."""
 
     reward: float
-    """Scaled by ``reward.reward_scale``; 0.0 without meaning when not graded."""
+    """Scaled by ``reward.reward_scale``; 0.0, without meaning, if not graded."""
     correct: bool
     """False when not graded."""
     error: str | None = None
-    """What went wrong while this response was graded, or generated; None: nothing."""
+    """What went wrong when this response was generated or graded; None if nothing did."""
     graded: bool = True
-    """False: the grader or the generation failed, so nobody knows what the response is worth. It is left out of its
-    group's statistics and of the loss. What the response itself brings about (an expression too large to evaluate) is
-    no failure of the grader: that is graded, as wrong, with the reason in ``error``."""
+    """False: grader or generation failed, so the response has no grade. It is left out of its group's statistics and of
+    the loss. What the response itself causes (an expression too large to evaluate) is not a failure of the
+    grader: that is graded, as wrong, with the reason in ``error``."""

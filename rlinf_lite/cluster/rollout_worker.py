@@ -66,9 +66,9 @@ class RolloutWorker:
             for name, target in named_weights(self.model)
         )
 
-    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
-        faults.reach(f"rollout.{chunk.stream}", step=chunk.step, rank=self.rank)
-        return self.engine.generate(chunk)
+    def generate(self, batch: GenerationBatch) -> list[Rollout]:
+        faults.reach(f"rollout.{batch.stream}", step=batch.step, rank=self.rank)
+        return self.engine.generate(batch)
 
     def sleep(self) -> None:
         """Nothing more is generated before the next weights come."""

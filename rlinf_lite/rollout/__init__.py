@@ -1,1 +1,1 @@
-"""Generating responses: the engine protocol, the builtin engine, canonical chunks."""
+"""Generate responses: the engine protocol, the builtin engine and vLLM, and how prompts are split into batches."""

@@ -80,7 +80,7 @@ def join(results: Iterable[list[Rollout]]) -> list[Rollout]:
     return sorted((r for result in results for r in result), key=lambda r: (r.prompt_index, r.sample_index))
 
 
-def noise_keys(batch: GenerationBatch) -> np.ndarray:
+def rng_keys(batch: GenerationBatch) -> np.ndarray:
     """One counter per row, of (stream, seed, step, prompt index, sample index): all the randomness of a response."""
     prompt_indices = np.array([prompt.prompt_index for prompt in batch.prompts]).repeat(batch.group_size)
     samples = np.tile(np.arange(batch.group_size), len(batch.prompts))

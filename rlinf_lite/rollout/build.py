@@ -1,4 +1,4 @@
-"""Which engine ``rollout.rollout_backend`` names. vLLM is imported from here alone, if it is that one."""
+"""Build the engine that ``rollout.rollout_backend`` names. Only this module imports vLLM, and only if needed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def build_engine(
     device: torch.device,
     materialize: Callable[[PreTrainedModel, torch.device], None],
 ) -> RolloutEngine:
-    """An engine without weights.
+    """Build an engine without weights.
 
     Args:
-        model: on the meta device; the builtin engine fills it, vLLM has a model of its own.
+        model: on the meta device; used by the builtin engine, vLLM builds its own.
         model_dir: the Hugging Face directory it was built from.
-        shapes: name and whole shape of every weight that will come.
-        materialize: gives ``model`` memory.
+        shapes: name and global shape of every weight that `load_weights` will bring.
+        materialize: allocates ``model`` on a device.
 
     Raises:
         ConfigError: the engine is not installed, or cannot run this model on this device.

@@ -1,4 +1,4 @@
-"""The builtin engine: the transformers model itself, with a KV cache and counter-based sampling, on CPU or GPU."""
+"""The builtin engine: the transformers model with a KV cache and counter-based sampling, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from rlinf_lite import numerics
 from rlinf_lite.counters import counter_hash
-from rlinf_lite.rollout.batches import noise_keys
+from rlinf_lite.rollout.batches import rng_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.types import GenerationBatch, Rollout
 from rlinf_lite.weights.pieces import WeightPiece
@@ -21,25 +21,25 @@ from rlinf_lite.weights.pieces import WeightPiece
 
 @dataclass
 class _Rows:
-    """The rows of a chunk that are still growing (R of them), and what the model needs to grow them."""
+    """The R unfinished rows of a batch, and the model's inputs for their next token."""
 
     origin_R: Tensor
-    """Row of the chunk each came from."""
+    """Row of the batch that each of them is."""
     mask_RT: Tensor
-    """Attention mask over left padding, prompt and response so far."""
+    """Attention mask over left padding, prompt and the response so far."""
     position_R: Tensor
     """Position id of the next token."""
     logits_RV: Tensor
     seen_RV: Tensor | None
-    """Tokens met so far; None without a repetition penalty."""
+    """bool: tokens of prompt and response so far; None without a repetition penalty."""
 
 
 class BuiltinEngine:
     """A `RolloutEngine` over one unsharded model.
 
-    A chunk is one left-padded batch: prompts are read once each, their cache is repeated for the group, and rows leave
-    the batch when they finish. All of that follows from the chunk, so the bits do too, with kernels that are fixed: a
-    program of its own calls `numerics.fix` first.
+    Prompts are left-padded and computed once each, their cache is repeated for the group, and rows leave when they
+    finish. All of that follows from the generation batch, and so do the bits, with fixed kernels: a program that builds
+    an engine itself calls `numerics.fix` first.
     """
 
     def __init__(
@@ -68,24 +68,24 @@ class BuiltinEngine:
                 target.copy_(rows.reshape(()))
 
     def sleep(self) -> None:
-        pass  # config_checks refuses rollout.enable_sleep with this engine
+        pass  # the config refuses rollout.enable_sleep with this engine
 
     def close(self) -> None:
         self._targets.clear()
 
     @torch.inference_mode()
-    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
-        sampling = chunk.sampling
-        num_rows = len(chunk.prompts) * chunk.group_size
+    def generate(self, batch: GenerationBatch) -> list[Rollout]:
+        sampling = batch.sampling
+        num_rows = len(batch.prompts) * batch.group_size
         tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=self._device)
         logprobs = torch.zeros(tokens.shape, dtype=torch.float32, device=self._device)
         lengths = torch.full((num_rows,), sampling.max_new_tokens, device=self._device)
         finished = torch.zeros(num_rows, dtype=torch.bool, device=self._device)
-        keys = noise_keys(chunk)
+        keys = rng_keys(batch)
 
-        rows, cache = self._read_prompts(chunk)
+        rows, cache = self._read_prompts(batch)
         for t in range(sampling.max_new_tokens):
-            drawn = self._draw(rows, chunk, keys, t)
+            drawn = self._draw(rows, batch, keys, t)
             tokens[rows.origin_R, t] = drawn
             if self._return_logprobs:
                 scaled = rows.logits_RV.float() / (sampling.temperature if sampling.do_sample else 1.0)
@@ -99,11 +99,11 @@ class BuiltinEngine:
             if len(growing) < len(drawn):
                 cache.batch_select_indices(growing)
             rows = self._grow(rows, drawn, growing, cache)
-        return self._collect(chunk, tokens, logprobs, lengths, finished)
+        return self._collect(batch, tokens, logprobs, lengths, finished)
 
-    def _read_prompts(self, chunk: GenerationBatch) -> tuple[_Rows, DynamicCache]:
-        """Run each prompt once, then repeat rows and cache for the group."""
-        ids = [torch.tensor(prompt.problem.prompt_ids) for prompt in chunk.prompts]
+    def _read_prompts(self, batch: GenerationBatch) -> tuple[_Rows, DynamicCache]:
+        """Run the model once per prompt, then repeat rows and cache for the group."""
+        ids = [torch.tensor(prompt.problem.prompt_ids) for prompt in batch.prompts]
         longest = max(len(row) for row in ids)
         ids_PT = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in ids]).to(self._device)
         mask_PT = torch.stack([torch.arange(longest) >= longest - len(row) for row in ids]).long().to(self._device)
@@ -118,10 +118,10 @@ class BuiltinEngine:
             logits_to_keep=1,
         ).logits[:, -1]
         seen = None
-        if chunk.sampling.repetition_penalty != 1.0:
+        if batch.sampling.repetition_penalty != 1.0:
             counts = torch.zeros(logits_PV.shape, dtype=torch.int64, device=self._device)
             seen = counts.scatter_add(1, ids_PT, mask_PT) > 0
-        group = chunk.group_size
+        group = batch.group_size
         cache.batch_repeat_interleave(group)
         return _Rows(
             origin_R=torch.arange(len(ids) * group, device=self._device),
@@ -131,15 +131,15 @@ class BuiltinEngine:
             seen_RV=None if seen is None else seen.repeat_interleave(group, 0),
         ), cache
 
-    def _draw(self, rows: _Rows, chunk: GenerationBatch, keys: np.ndarray, t: int) -> Tensor:
+    def _draw(self, rows: _Rows, batch: GenerationBatch, keys: np.ndarray, t: int) -> Tensor:
         logits = rows.logits_RV
         if rows.seen_RV is not None:
-            logits = penalize_repetition(logits, rows.seen_RV, chunk.sampling.repetition_penalty)
+            logits = penalize_repetition(logits, rows.seen_RV, batch.sampling.repetition_penalty)
         bits = counter_hash(keys[rows.origin_R.cpu().numpy()], t) >> np.uint64(1)
-        return draw(logits, chunk.sampling, torch.from_numpy(bits.astype(np.int64)).to(self._device))
+        return draw(logits, batch.sampling, torch.from_numpy(bits.astype(np.int64)).to(self._device))
 
     def _grow(self, rows: _Rows, drawn: Tensor, growing: Tensor, cache: DynamicCache) -> _Rows:
-        """Keep the rows that go on, and run the model on the tokens they drew."""
+        """Keep the unfinished rows, and run the model on the tokens they drew."""
         last_R = drawn[growing]
         mask_RT = torch.nn.functional.pad(rows.mask_RT[growing], (0, 1), value=1)
         position_R = rows.position_R[growing]
@@ -161,18 +161,18 @@ class BuiltinEngine:
         )
 
     def _collect(
-        self, chunk: GenerationBatch, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
+        self, batch: GenerationBatch, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
     ) -> list[Rollout]:
         tokens, logprobs = tokens.cpu(), logprobs.cpu()
         responses = [tokens[row, :length].numpy().copy() for row, length in enumerate(lengths.tolist())]
         texts = self._tokenizer.batch_decode([response.tolist() for response in responses], skip_special_tokens=True)
         rollouts = []
         for row, response in enumerate(responses):
-            prompt = chunk.prompts[row // chunk.group_size]
+            prompt = batch.prompts[row // batch.group_size]
             rollouts.append(
                 Rollout(
                     prompt_index=prompt.prompt_index,
-                    sample_index=row % chunk.group_size,
+                    sample_index=row % batch.group_size,
                     prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
                     response_ids=response,
                     logprobs=logprobs[row, : len(response)].numpy().copy() if self._return_logprobs else None,

@@ -1,10 +1,10 @@
-"""What a rollout engine is. The builtin engine is one; vLLM fits behind the same page.
+"""The interface of rollout engines. There are two, the builtin one and vLLM.
 
 Who calls when: a rollout worker builds one engine; at the top of each step (and before a validation) the actor's
-weights are loaded into it; then it generates chunks, one at a time, in whatever order the driver hands them out.
+weights are loaded into it; then it generates one batch at a time, in whatever order the driver sends them.
 
-The contract that exactness rests on: what `generate` returns is a function of the loaded weights and of the chunk
-alone. It does not depend on earlier chunks, on the worker, on the clock, or on a generator that was seeded at start.
+The contract that exactness rests on: what `generate` returns depends on the loaded weights and the batch alone. It
+does not depend on earlier batches, on the worker, on the clock, or on RNG state that was seeded at start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class RolloutEngine(Protocol):
     """Generates responses with the weights it was last given."""
 
     def load_weights(self, weights: Iterable[WeightPiece]) -> None:
-        """Replace weights in place.
+        """Replace the weights in place.
 
         Args:
             weights: together they cover every parameter and persistent buffer; a tensor may come in several pieces,
@@ -30,16 +30,17 @@ class RolloutEngine(Protocol):
             KeyError: a name that the model does not have.
         """
 
-    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
-        """``group_size`` responses for each prompt, ordered by prompt and then by sample index. One that could not be
-        generated is there all the same, with the reason in its ``error``.
+    def generate(self, batch: GenerationBatch) -> list[Rollout]:
+        """Generate ``group_size`` responses per prompt, ordered by prompt and then by sample index.
+
+        A response that could not be generated is included, with the reason in its ``error``.
 
         Raises:
             NotFinite: the weights give logits that are not finite.
         """
 
     def sleep(self) -> None:
-        """With ``rollout.enable_sleep``: give up GPU memory until the next `load_weights`."""
+        """Free GPU memory until the next `load_weights` (with ``rollout.enable_sleep``)."""
 
     def close(self) -> None:
-        """Give up memory and processes."""
+        """Free memory and end processes."""

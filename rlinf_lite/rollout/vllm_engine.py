@@ -1,9 +1,10 @@
-"""The vLLM engine: tokens in, tokens out, in this process; its weights are replaced in place."""
+"""The vLLM engine: token ids in, token ids out, in this process; its weights are replaced in place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from rlinf_lite import numerics
 from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.rollout import vllm_setup
-from rlinf_lite.rollout.batches import noise_keys
+from rlinf_lite.rollout.batches import rng_keys
 from rlinf_lite.types import GenerationBatch, Rollout
 from rlinf_lite.versions import vllm_version
 from rlinf_lite.weights.pieces import WeightPiece, buckets, join_rows
@@ -24,8 +25,8 @@ _NO_TOKEN = "logits are not finite, no token can be drawn: the weights or rollou
 class VllmEngine:
     """A `RolloutEngine` over `vllm.LLM`.
 
-    All requests of a chunk enter at once, each with a seed of its own, into an engine whose cache is empty; from there
-    vLLM's scheduler is a function of the requests.
+    All requests of a batch are added at once, each with its own seed, to an engine whose prefix cache is empty, so that
+    vLLM's schedule depends on the requests alone.
     """
 
     def __init__(
@@ -40,13 +41,13 @@ class VllmEngine:
         sampling: SamplingConfig,
         device: torch.device,
     ) -> None:
-        """Weights are random until the first `load_weights`.
+        """The weights are random until the first `load_weights`.
 
         Args:
-            model_dir: for its ``config.json``; no weights are read.
+            model_dir: for its ``config.json``; no weights are read from it.
             shapes: of everything that `load_weights` will bring, under Hugging Face names.
             seq_length: longest prompt plus response.
-            sampling: of training: decides how log-probs are reported.
+            sampling: of training; it decides how log-probs are reported.
 
         Raises:
             ConfigError: vLLM is missing, is not built for ``device``, or cannot run this model.
@@ -62,7 +63,7 @@ class VllmEngine:
                 f"rollout.rollout_backend=vllm: the vLLM here is not for cluster.device={device.type} (it finds "
                 f"{current_platform.device_type or 'no device'}); install the one for it (docs/vllm.md)"
             )
-        numerics.hand_over(device.type)  # vLLM has its own kernels, and its own way: rollout.batch_invariant
+        numerics.hand_over(device.type)  # vLLM has its own kernels and its own switch for them: rollout.batch_invariant
         arguments = vllm_setup.engine_arguments(
             settings, model_dir=model_dir, seq_length=seq_length, sampling=sampling, device=device
         )
@@ -80,7 +81,7 @@ class VllmEngine:
             self._llm.collective_rpc("take_weights", args=(bucket,))
         for missing in self._llm.collective_rpc("end_weights"):
             if missing:
-                raise ValueError(f"vLLM's model has weights that the actor's lacks: {', '.join(missing[:3])}")
+                raise ValueError(f"vLLM's model has weights that the actor's model lacks: {', '.join(missing[:3])}")
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
@@ -93,31 +94,31 @@ class VllmEngine:
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
 
-    def generate(self, chunk: GenerationBatch) -> list[Rollout]:
-        # What earlier chunks left in the cache was computed in other batches, so in other bits.
+    def generate(self, batch: GenerationBatch) -> list[Rollout]:
+        # Prefixes that earlier batches left in the cache were computed in other batches, with other rounding.
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM still holds requests of a chunk that failed: this engine cannot be used any more")
+            raise RuntimeError("vLLM still holds requests of a batch that failed: this engine cannot be used any more")
         prompts = [
             {"prompt_token_ids": list(prompt.problem.prompt_ids)}
-            for prompt in chunk.prompts
-            for _ in range(chunk.group_size)
+            for prompt in batch.prompts
+            for _ in range(batch.group_size)
         ]
         try:
-            answers = self._llm.generate(prompts, self._params(chunk), use_tqdm=False)
+            answers = self._llm.generate(prompts, self._params(batch), use_tqdm=False)
         except RuntimeError as error:
             if "NaNs detected in logits" in str(error):
                 raise NotFinite(_NO_TOKEN) from None
             raise
         outputs = [answer.outputs[0] for answer in answers]
         texts = self._tokenizer.batch_decode([list(output.token_ids) for output in outputs], skip_special_tokens=True)
-        rollouts = [self._rollout(chunk, row, output, texts[row]) for row, output in enumerate(outputs)]
+        rollouts = [self._rollout(batch, row, output, texts[row]) for row, output in enumerate(outputs)]
         if all(rollout.error == _NO_TOKEN for rollout in rollouts):
             raise NotFinite(_NO_TOKEN)
         return rollouts
 
-    def _params(self, chunk: GenerationBatch) -> list:
-        """A request's sampling parameters, each with a seed of its own."""
-        sampling = chunk.sampling
+    def _params(self, batch: GenerationBatch) -> list:
+        """Sampling parameters of each request, each with its own seed."""
+        sampling = batch.sampling
         return [
             self._new_params(
                 temperature=sampling.temperature if sampling.do_sample else 0.0,
@@ -127,29 +128,29 @@ class VllmEngine:
                 max_tokens=sampling.max_new_tokens,
                 seed=int(key >> np.uint64(1)),
                 stop_token_ids=self._eos,
-                ignore_eos=True,  # vLLM's own idea of it: stop_token_ids are ours
-                logprobs=0 if self._wants_logprobs(chunk) else None,
+                ignore_eos=True,  # vLLM's EOS ids may differ: stop_token_ids are ours
+                logprobs=0 if self._wants_logprobs(batch) else None,
                 detokenize=False,
             )
-            for key in noise_keys(chunk)
+            for key in rng_keys(batch)
         ]
 
-    def _wants_logprobs(self, chunk: GenerationBatch) -> bool:
-        # Validation may be drawn in a way for which vLLM cannot report what `Rollout.logprobs` is; nobody reads it.
-        return self._return_logprobs and chunk.stream == "train"
+    def _wants_logprobs(self, batch: GenerationBatch) -> bool:
+        # For some sampling settings of validation vLLM cannot report what `Rollout.logprobs` holds; nothing reads it.
+        return self._return_logprobs and batch.stream == "train"
 
-    def _rollout(self, chunk: GenerationBatch, row: int, output, text: str) -> Rollout:  # type: ignore[no-untyped-def]
-        prompt = chunk.prompts[row // chunk.group_size]
+    def _rollout(self, batch: GenerationBatch, row: int, output: Any, text: str) -> Rollout:
+        prompt = batch.prompts[row // batch.group_size]
         response = np.array(output.token_ids, dtype=np.int64)
         error = _ended_early(output)
         logprobs = None
-        if self._wants_logprobs(chunk) and error is None:
+        if self._wants_logprobs(batch) and error is None:
             found = [at[token].logprob for at, token in zip(output.logprobs, output.token_ids, strict=True)]
             logprobs = np.array(found, dtype=np.float32)
             error = None if np.isfinite(logprobs).all() else _NO_TOKEN
         return Rollout(
             prompt_index=prompt.prompt_index,
-            sample_index=row % chunk.group_size,
+            sample_index=row % batch.group_size,
             prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
             response_ids=response,
             logprobs=logprobs,
@@ -159,20 +160,20 @@ class VllmEngine:
         )
 
 
-def _ended_early(output) -> str | None:  # type: ignore[no-untyped-def]
-    """Why vLLM gave a request up, None if it did not: a response ends with ``stop`` or ``length``."""
+def _ended_early(output: Any) -> str | None:
+    """Why vLLM aborted a request; None if the response ended with ``stop`` or ``length``."""
     if output.finish_reason not in ("stop", "length"):
         return f"vLLM ended the request early: finish_reason {output.finish_reason!r}"
-    return None if len(output.token_ids) else "vLLM gave no token"
+    return None if len(output.token_ids) else "vLLM returned no token"
 
 
 def _check_device(settings: RolloutConfig, device: torch.device) -> None:
     for key, wanted in (("enable_sleep", settings.enable_sleep), ("batch_invariant", settings.batch_invariant)):
         if wanted and device.type == "cpu":
             raise ConfigError(f"rollout.{key}=true: vLLM can do that on GPUs only, and this is a CPU; set it to false")
-    size, there = settings.tensor_parallel_size, torch.cuda.device_count()
-    if device.type == "cuda" and size > there:
+    size, num_gpus = settings.tensor_parallel_size, torch.cuda.device_count()
+    if device.type == "cuda" and size > num_gpus:
         raise ConfigError(
-            f"rollout.tensor_parallel_size={size}: a rollout worker sees {there} GPU, that of its slot in "
+            f"rollout.tensor_parallel_size={size}: a rollout worker sees {num_gpus} GPU, the one of its slot in "
             "cluster.component_placement; set it to 1 and use more rollout workers"
         )

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's own worker, one a tensor-parallel rank: new weights into the model that is there."""
+"""Runs inside vLLM's own worker, once per tensor-parallel rank: loads new weights into the existing model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 
 class WeightReceiver:
-    """Mixed into vLLM's worker class by its name. A load is ``begin_weights``, ``take_weights`` ..., ``end_weights``.
+    """An extension of vLLM's worker class. A load is ``begin_weights``, ``take_weights`` ..., ``end_weights``.
 
-    vLLM's layerwise reload does the work: a layer is filled when its last weight has come, processed as at start-up
-    (on CPUs: packed for the kernels), and copied over the old one, whose memory and CUDA graphs stay.
+    It uses vLLM's layerwise reload: a layer is filled when its last weight has arrived, processed as at start-up (on
+    CPUs: packed for the kernels), and copied over the old one, whose memory and CUDA graphs stay.
     """
 
     vllm_config: Any
@@ -26,10 +26,10 @@ class WeightReceiver:
     _loading = False
 
     def begin_weights(self) -> None:
-        # It reports each layer that gets no weight of its own, such as a tied one, which is seen to below.
+        # It warns about each layer without weights of its own, such as a tied one, which `end_weights` handles.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         if self._loading:
-            self.end_weights()  # the last load broke off half-way; what it left is replaced now
+            self.end_weights()  # the last load was interrupted; this one replaces what it loaded
         self._loading = True
         model = self.model_runner.get_model()
         self._missing = {name for name, _ in model.named_parameters()}
@@ -37,12 +37,12 @@ class WeightReceiver:
             initialize_layerwise_reload(model)
 
     def take_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
-        """Whole tensors under their Hugging Face names; each rank keeps its part."""
+        """Load whole tensors, by their Hugging Face names; each rank keeps its shard."""
         with set_current_vllm_config(self.vllm_config), torch.no_grad(), torch.device(self.device):
             self._missing -= self.model_runner.get_model().load_weights(iter(weights))
 
     def end_weights(self) -> list[str]:
-        """Returns the parameters that got no weight."""
+        """Finish the load; returns the parameters that got no weight."""
         model = self.model_runner.get_model()
         with set_current_vllm_config(self.vllm_config), torch.no_grad(), torch.device(self.device):
             finalize_layerwise_reload(model, self.vllm_config.model_config)
@@ -53,8 +53,8 @@ class WeightReceiver:
 
 
 def _tied_layers(model: nn.Module) -> list[nn.Module]:
-    """The embedding and the output layer that share a parameter: only the first was loaded, and the packed copy that
-    the second computes with on a CPU would stay the old one."""
+    """Embedding and output layer that share a parameter. Only the first was loaded: on a CPU the second computes with a
+    packed copy of its own, which would keep the old weights."""
     embeddings = [layer for layer in model.modules() if "weight" in layer._parameters and "quant_method" in vars(layer)]
     sharers = Counter(id(layer.weight) for layer in embeddings)
     return [layer for layer in embeddings if sharers[id(layer.weight)] > 1]

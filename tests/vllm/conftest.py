@@ -1,4 +1,4 @@
-"""An engine in this process, and engines in processes of their own."""
+"""An engine in this process, and engines in separate processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sys.path.append(str(HERE))
 
 
 class Engines:
-    """One at a time: vLLM keeps process groups that engines of one process share, and the end of one is that of all."""
+    """One at a time: engines in one process share vLLM's process groups, and closing one closes all."""
 
     def __init__(self) -> None:
         self._key, self._engine = "", None
@@ -56,7 +56,7 @@ class Processes:
         self.running: list[subprocess.Popen[str]] = []
 
     def start(self, **job: Any) -> tuple[subprocess.Popen[str], Path]:
-        """The process, and the file that will hold what its chunks gave."""
+        """The process, and the file that will hold the results of its batches."""
         output = self._directory / f"{len(self.running)}.json"
         command = [sys.executable, str(HERE / "engine_process.py")]
         with (self._directory / "log").open("a") as log:

@@ -1,6 +1,6 @@
-"""An engine over a tiny model, chunks for it, and its answers as bits.
+"""An engine over a tiny model, batches for it, and its answers as bits.
 
-As a script it is a process of its own: it reads a job as JSON from stdin, and writes what each chunk of it gave.
+As a script, in its own process, it reads a job as JSON from stdin and writes the result of each batch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def pieces(model: PreTrainedModel) -> list[tuple[str, int, torch.Tensor]]:
     return [(name, 0, tensor.detach()) for name, tensor in named_weights(model)]
 
 
-def make_chunk(
+def make_batch(
     prompts: list[list[int]],
     *,
     first: int = 0,
@@ -71,7 +71,7 @@ def make_chunk(
     group_size: int = 1,
     **sampling: Any,
 ) -> GenerationBatch:
-    """``prompts`` are token ids; their positions count from ``first``."""
+    """``prompts`` are token ids; their prompt indices count from ``first``."""
     plain = {"do_sample": True, "temperature": 1.0, "top_k": -1, "top_p": 1.0, "repetition_penalty": 1.0}
     return GenerationBatch(
         stream=stream,
@@ -113,7 +113,7 @@ def main() -> None:
     engine = make_engine(**job.get("engine", {}))
     precision = job.get("engine", {}).get("precision", "fp32")
     engine.load_weights(pieces(load_model(precision=precision, **job.get("model", {}))))
-    made = [bits(engine.generate(make_chunk(**chunk))) for chunk in job["chunks"]]
+    made = [bits(engine.generate(make_batch(**batch))) for batch in job["batches"]]
     output = Path(job["output"])
     aside = output.with_suffix(".tmp")
     aside.write_text(json.dumps(made))

@@ -1,4 +1,4 @@
-"""vLLM loads what convert_dcp_to_hf.py writes, weights and tokenizer, and answers as transformers does."""
+"""vLLM loads what convert_dcp_to_hf.py writes, weights and tokenizer, and gives the same tokens as transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines in processes of their own: the same bits in each, tensor parallel ones, and nothing left of a killed one."""
+"""Engines in separate processes: equal bits in each, tensor parallelism, and no process left of a killed engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import psutil
 import pytest
-from engine_process import bits, load_model, make_chunk, pieces, sums
+from engine_process import bits, load_model, make_batch, pieces, sums
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: bash toolkits/vllm/install_cpu.sh", allow_module_level=True)
@@ -17,35 +17,35 @@ OTHER = {"prompts": sums("99+99=", "45+23=", "10+10="), "first": 20, "group_size
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_bits_are_those_of_another_process(precision, processes):
-    """In whatever order the chunks come: tokens and log-probs."""
+def test_another_process_gives_the_same_bits(precision, processes):
+    """Tokens and log-probs, in whatever order the batches arrive."""
     engine = {"precision": precision}
-    first, second = processes.run(engine=engine, chunks=[ONE, OTHER])
-    assert processes.run(engine=engine, chunks=[OTHER, ONE]) == [second, first]
+    first, second = processes.run(engine=engine, batches=[ONE, OTHER])
+    assert processes.run(engine=engine, batches=[OTHER, ONE]) == [second, first]
 
 
 def test_a_cache_that_is_too_small_for_all_at_once(processes):
-    """Of a fixed size: who waits, and what is computed again, is the same each time."""
+    """A fixed size: which requests wait, and what is recomputed, is the same each time."""
     many = {**OTHER, "group_size": 20, "max_new_tokens": 50}
     engine = {"kv_cache_gb": 0.0003}  # 18 blocks of 32 tokens, 512 bytes each, for 60 rows of at least one block
-    first, second = processes.run(engine=engine, chunks=[many, ONE])
-    assert processes.run(engine=engine, chunks=[ONE, many]) == [second, first]
+    first, second = processes.run(engine=engine, batches=[many, ONE])
+    assert processes.run(engine=engine, batches=[ONE, many]) == [second, first]
     assert len(first) == 60
 
 
 def test_two_tensor_parallel_ranks(engine, processes):
-    """Sums over two ranks are other sums, so log-probs differ in their last bits; the tokens of a greedy chunk do not.
+    """Sums over two ranks round differently, so log-probs differ in their last bits, but greedy tokens do not.
     Weights, tied ones too, reach both."""
     greedy = {**ONE, "do_sample": False}
     job = {"engine": {"tensor_parallel_size": 2}, "model": {"seed": 2}}
-    made = processes.run(**job, chunks=[greedy, OTHER])
-    assert processes.run(**job, chunks=[OTHER, greedy]) == made[::-1]
+    made = processes.run(**job, batches=[greedy, OTHER])
+    assert processes.run(**job, batches=[OTHER, greedy]) == made[::-1]
     engine.load_weights(pieces(load_model(seed=2)))
-    assert [row[2] for row in made[0]] == [row[2] for row in bits(engine.generate(make_chunk(**greedy)))]
+    assert [row[2] for row in made[0]] == [row[2] for row in bits(engine.generate(make_batch(**greedy)))]
 
 
 def test_nothing_outlives_an_engine_that_is_killed(processes):
-    process, output = processes.start(engine={"tensor_parallel_size": 2}, chunks=[ONE], wait_for_signal=True)
+    process, output = processes.start(engine={"tensor_parallel_size": 2}, batches=[ONE], wait_for_signal=True)
     while not output.exists():
         assert process.poll() is None, processes.log
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Whole runs with vLLM: they learn, and end in the bits of a run that nothing happened to."""
+"""Whole runs with vLLM: they learn, and killed ones end bit-equal to an undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine computes with after a load: read back out of its kernels, and log-probs held against transformers."""
+"""The weights the engine computes with after a load: read back from its kernels, and compared by log-probs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_process import EMBEDDED, bits, load_model, make_chunk, make_engine, pieces, sums
+from engine_process import EMBEDDED, bits, load_model, make_batch, make_engine, pieces, sums
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -98,7 +98,7 @@ PROMPTS = sums("57+38=", "12+31=", "99+99=")
 
 
 def test_the_engine_holds_what_was_loaded_last(engine):
-    """By hash, three times over: a first load that stays, or a tied last layer that keeps the old one, would show."""
+    """By hash, three times: detects a first load that stays, or a tied last layer that keeps the old weights."""
     config = load_model().config
     for seed in (None, 1, 2):
         model = load_model(seed=seed)
@@ -120,28 +120,28 @@ def test_families(model_type, tmp_path, engines):
         model = load_model(str(tmp_path / name), seed=7)
         engine.load_weights(pieces(model))
         # The attention of Gemma 2 caps its scores by tanh, of which vLLM's CPU kernel has an approximation.
-        assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=4))) < (
+        assert gap(model, engine.generate(make_batch(PROMPTS, group_size=4))) < (
             2e-3 if model_type == "gemma2" else 2e-5
         )
 
 
 def test_bf16_is_cast_once(tmp_path, engines):
-    """Equal to the bit in bf16 too: what was cast on the way is not cast again."""
+    """Bitwise equal in bf16 too: weights cast on the way are not cast again."""
     config = AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=False)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     engine = engines.of(str(tmp_path), precision="bf16")
     model = load_model(str(tmp_path), "bf16", seed=3)
     engine.load_weights(pieces(model))
     assert digest(held_weights(engine, model.config, torch.bfloat16)) == digest(dict(model.state_dict()))
-    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=4))) < 0.1
+    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=4))) < 0.1
 
 
 def test_rows_from_several_ranks(engine):
     model = load_model(seed=4)
     engine.load_weights(pieces(model))
-    expected = bits(engine.generate(make_chunk(PROMPTS, group_size=4)))
+    expected = bits(engine.generate(make_batch(PROMPTS, group_size=4)))
     engine.load_weights(pieces(load_model(seed=5)))
-    assert bits(engine.generate(make_chunk(PROMPTS, group_size=4))) != expected
+    assert bits(engine.generate(make_batch(PROMPTS, group_size=4))) != expected
     ranks = []
     for rank in range(3):
         for name, _, tensor in pieces(model):
@@ -150,7 +150,7 @@ def test_rows_from_several_ranks(engine):
             if part.numel():
                 ranks.append((name, rank * rows, part))
     engine.load_weights(ranks)
-    assert bits(engine.generate(make_chunk(PROMPTS, group_size=4))) == expected
+    assert bits(engine.generate(make_batch(PROMPTS, group_size=4))) == expected
 
 
 def test_weights_that_are_missing_or_unknown(engine):
@@ -159,20 +159,20 @@ def test_weights_that_are_missing_or_unknown(engine):
         engine.load_weights([piece for piece in weights if piece[0] != "model.norm.weight"])
     with pytest.raises(KeyError, match="elsewhere"):
         engine.load_weights([*weights[3:7], ("elsewhere", 0, torch.zeros(1))])
-    engine.load_weights(weights)  # nothing is left of those that broke off
+    engine.load_weights(weights)  # nothing is left of the loads that failed
     assert digest(held_weights(engine, load_model().config, torch.float32)) == digest(dict(load_model().state_dict()))
 
 
 def test_logprobs_are_those_of_the_trainer(engines):
-    """At the temperature, before top-k and top-p: the distribution that `algorithms.token_logprobs` speaks of."""
+    """At the temperature, before top-k and top-p: the distribution of `algorithms.token_logprobs`."""
     model = load_model()
     engine = engines.of()
     engine.load_weights(pieces(model))
-    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=16))) < 1e-5
-    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=16, top_p=0.5, top_k=4))) < 1e-5
+    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=16))) < 1e-5
+    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=16, top_p=0.5, top_k=4))) < 1e-5
     engine = engines.of(temperature=0.7)
     engine.load_weights(pieces(model))
-    assert gap(model, engine.generate(make_chunk(PROMPTS, group_size=16, temperature=0.7)), 0.7) < 1e-5
+    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=16, temperature=0.7)), 0.7) < 1e-5
 
 
 def test_nothing_is_drawn_from_weights_that_are_not_finite(engines):
@@ -182,7 +182,7 @@ def test_nothing_is_drawn_from_weights_that_are_not_finite(engines):
         broken.model.norm.weight.fill_(float("nan"))
     engine.load_weights(pieces(broken))
     with pytest.raises(FloatingPointError, match=r"rollout\.model\.precision"):
-        engine.generate(make_chunk(PROMPTS))
+        engine.generate(make_batch(PROMPTS))
     engines.close()  # its requests are still in it
 
 
@@ -200,4 +200,4 @@ def test_the_directory_is_read_for_its_config_alone(tmp_path: Path, engines):
     engine = engines.of(str(tmp_path))
     model = load_model()
     engine.load_weights((name, 0, tensor.detach()) for name, tensor in named_weights(model))
-    assert gap(model, engine.generate(make_chunk(PROMPTS))) < 1e-5
+    assert gap(model, engine.generate(make_batch(PROMPTS))) < 1e-5

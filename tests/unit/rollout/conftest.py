@@ -1,4 +1,4 @@
-"""An engine over a tiny model, and chunks for it."""
+"""An engine over a tiny model, and batches for it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def make_engine(embedded):
 
 
 @pytest.fixture(scope="session")
-def make_chunk():
+def make_batch():
     def make(
         prompts: list[list[int]],
         *,
@@ -83,7 +83,7 @@ def make_chunk():
         group_size: int = 1,
         **sampling,
     ) -> GenerationBatch:
-        """``prompts`` are token ids; their positions count from ``first``."""
+        """``prompts`` are token ids; their prompt indices count from ``first``."""
         plain = {"do_sample": True, "temperature": 1.0, "top_k": -1, "top_p": 1.0, "repetition_penalty": 1.0}
         return GenerationBatch(
             stream=stream,

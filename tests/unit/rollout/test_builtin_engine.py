@@ -1,4 +1,4 @@
-"""The builtin engine: transformers' own greedy tokens, noise that depends on its counters alone, log-probs, weights."""
+"""The builtin engine: greedy tokens equal those of transformers, sampling by counters, log-probs, weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tokens(rollouts: list[Rollout]) -> list[tuple[int, int, list[int]]]:
 
 
 def generated(model, prompts, eos_ids, **options) -> list[list[int]]:
-    """What `model.generate` returns for each prompt alone (nothing padded), cut after the first end token."""
+    """What `model.generate` returns for each prompt alone (unpadded), truncated after the first end token."""
     responses = []
     for ids in prompts:
         ids = torch.tensor([ids])
@@ -37,10 +37,10 @@ def generated(model, prompts, eos_ids, **options) -> list[list[int]]:
     return responses
 
 
-def test_greedy_is_that_of_generate(embedded, make_engine, make_chunk):
+def test_greedy_tokens_equal_those_of_generate(embedded, make_engine, make_batch):
     prompts = sums(embedded, "57+38=", "1+2=", "99+99=", "12+3=", "4+80=", "10+10=")
-    chunk = make_chunk(prompts, do_sample=False, max_new_tokens=8)
-    rollouts = make_engine().generate(chunk)
+    batch = make_batch(prompts, do_sample=False, max_new_tokens=8)
+    rollouts = make_engine().generate(batch)
     expected = generated(embedded.model, prompts, embedded.eos_ids, max_new_tokens=8)
     assert [r.response_ids.tolist() for r in rollouts] == expected
     assert len({len(response) for response in expected}) > 1, "rows should finish at different tokens"
@@ -53,36 +53,36 @@ def test_greedy_is_that_of_generate(embedded, make_engine, make_chunk):
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3", "gemma2"])
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_greedy_of_other_architectures(random_model, make_engine, make_chunk, model_type, penalty):
-    """Longer than Gemma's sliding window; the end tokens are chosen so that rows leave at different times."""
+def test_greedy_tokens_of_other_architectures(random_model, make_engine, make_batch, model_type, penalty):
+    """Longer than Gemma's sliding window; the end tokens are chosen so that rows finish at different times."""
     model = random_model(model_type)
     options = {"max_new_tokens": 14, "repetition_penalty": penalty}
     free = generated(model, RANDOM_PROMPTS, (), **options)
     eos_ids = {free[0][3], free[1][9]}
     expected = generated(model, RANDOM_PROMPTS, eos_ids, **options)
-    rollouts = make_engine(model, eos_ids=eos_ids).generate(make_chunk(RANDOM_PROMPTS, do_sample=False, **options))
+    rollouts = make_engine(model, eos_ids=eos_ids).generate(make_batch(RANDOM_PROMPTS, do_sample=False, **options))
     assert [r.response_ids.tolist() for r in rollouts] == expected
     assert len(expected[0]) <= 4
 
 
-def test_same_chunk_same_tokens_whatever_was_generated_in_between(embedded, make_engine, make_chunk):
+def test_a_batch_gives_the_same_tokens_whatever_was_generated_in_between(embedded, make_engine, make_batch):
     engine = make_engine(return_logprobs=True)
-    chunk = make_chunk(sums(embedded, "57+38=", "1+2=", "99+99="), group_size=4, first=20)
-    first = engine.generate(chunk)
+    batch = make_batch(sums(embedded, "57+38=", "1+2=", "99+99="), group_size=4, first=20)
+    first = engine.generate(batch)
     torch.manual_seed(99)
-    engine.generate(make_chunk(sums(embedded, "5+8=", "31+2="), group_size=3, first=900, step=2))
+    engine.generate(make_batch(sums(embedded, "5+8=", "31+2="), group_size=3, first=900, step=2))
     torch.rand(3)
-    again, elsewhere = engine.generate(chunk), make_engine(return_logprobs=True).generate(chunk)
+    again, elsewhere = engine.generate(batch), make_engine(return_logprobs=True).generate(batch)
     for other in (again, elsewhere):
         assert tokens(other) == tokens(first)
         assert all(np.array_equal(a.logprobs, b.logprobs) for a, b in zip(first, other, strict=True))
 
 
-def test_tokens_follow_seed_step_stream_position_and_sample(embedded, make_engine, make_chunk):
+def test_tokens_depend_on_seed_step_stream_prompt_and_sample(embedded, make_engine, make_batch):
     engine, prompts = make_engine(), sums(embedded, "57+38=", "99+11=")
 
     def responses(**changes):
-        rollouts = engine.generate(make_chunk(prompts, **{"group_size": 6, "temperature": 3.0, **changes}))
+        rollouts = engine.generate(make_batch(prompts, **{"group_size": 6, "temperature": 3.0, **changes}))
         return [r.response_ids.tolist() for r in rollouts]
 
     plain = responses()
@@ -93,29 +93,29 @@ def test_tokens_follow_seed_step_stream_position_and_sample(embedded, make_engin
     assert len({tuple(response) for response in plain[:6]}) >= 5, "members of a group are different samples"
 
 
-def test_a_sample_keeps_its_tokens_in_another_chunk(embedded, make_engine, make_chunk):
-    """The noise belongs to (prompt position, sample), not to the row of the chunk."""
+def test_a_sample_keeps_its_tokens_in_another_batch(embedded, make_engine, make_batch):
+    """The RNG key is made of (prompt index, sample index), not of the row in the batch."""
     prompts = sums(embedded, "57+38=", "99+11=", "23+45=")
     engine = make_engine()
-    together = {key[:2]: key[2] for key in tokens(engine.generate(make_chunk(prompts, group_size=4, first=50)))}
-    alone = {key[:2]: key[2] for key in tokens(engine.generate(make_chunk(prompts[1:2], group_size=6, first=51)))}
+    together = {key[:2]: key[2] for key in tokens(engine.generate(make_batch(prompts, group_size=4, first=50)))}
+    alone = {key[:2]: key[2] for key in tokens(engine.generate(make_batch(prompts[1:2], group_size=6, first=51)))}
     assert {key: alone[key] for key in alone if key in together} == {k: v for k, v in together.items() if k[0] == 51}
 
 
-def test_rollouts_are_ordered_by_prompt_and_sample(embedded, make_engine, make_chunk):
-    rollouts = make_engine().generate(make_chunk(sums(embedded, "1+2=", "57+38="), group_size=3, first=4))
+def test_rollouts_are_ordered_by_prompt_and_sample(embedded, make_engine, make_batch):
+    rollouts = make_engine().generate(make_batch(sums(embedded, "1+2=", "57+38="), group_size=3, first=4))
     assert [(r.prompt_index, r.sample_index) for r in rollouts] == [(4, 0), (4, 1), (4, 2), (5, 0), (5, 1), (5, 2)]
     assert len({r.prompt_ids.tobytes() for r in rollouts[:3]}) == 1
 
 
-def test_finished_rows_leave_the_batch(random_model, make_engine, make_chunk):
+def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
     model = random_model("llama")
     sizes: list[int] = []
     engine = make_engine(model, eos_ids={4, 6, 8, 10, 12})
     engine._model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    rollouts = engine.generate(make_chunk(RANDOM_PROMPTS, group_size=8, max_new_tokens=12))
+    rollouts = engine.generate(make_batch(RANDOM_PROMPTS, group_size=8, max_new_tokens=12))
     lengths = [len(r.response_ids) for r in rollouts]
     grown = [sum(length > t for length in lengths) for t in range(1, 12)]
     assert sizes == [len(RANDOM_PROMPTS), *(n for n in grown if n)]
@@ -125,12 +125,12 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_chunk):
         assert not set(r.response_ids[:-1].tolist()) & {4, 6, 8, 10, 12}
 
 
-def test_cut_at_max_new_tokens(random_model, make_engine, make_chunk):
-    rollouts = make_engine(random_model("llama"), eos_ids={999}).generate(make_chunk(RANDOM_PROMPTS, max_new_tokens=3))
+def test_truncated_at_max_new_tokens(random_model, make_engine, make_batch):
+    rollouts = make_engine(random_model("llama"), eos_ids={999}).generate(make_batch(RANDOM_PROMPTS, max_new_tokens=3))
     assert [len(r.response_ids) for r in rollouts] == [3] * 4
     assert not any(r.finished for r in rollouts)
     single = make_engine(random_model("llama"), eos_ids=range(41)).generate(
-        make_chunk(RANDOM_PROMPTS, max_new_tokens=1)
+        make_batch(RANDOM_PROMPTS, max_new_tokens=1)
     )
     assert all(r.finished and len(r.response_ids) == 1 for r in single)
 
@@ -151,29 +151,29 @@ def full_pass(model, rollout: Rollout, temperature: float) -> torch.Tensor:
         ({"do_sample": False, "temperature": 0.6}, 1.0),  # greedy has no temperature
     ],
 )
-def test_logprobs_are_those_of_a_full_pass(random_model, make_engine, make_chunk, model_type, options, temperature):
-    """1e-4: one token at a time over a cache rounds differently from all at once (and padding shifts the sums)."""
+def test_logprobs_equal_those_of_a_full_pass(random_model, make_engine, make_batch, model_type, options, temperature):
+    """1e-4: one token at a time over a cache rounds differently from a full pass (and padding shifts the sums)."""
     model = random_model(model_type)
     engine = make_engine(model, eos_ids={4, 6}, return_logprobs=True)
-    for rollout in engine.generate(make_chunk(RANDOM_PROMPTS, group_size=3, max_new_tokens=12, **options)):
+    for rollout in engine.generate(make_batch(RANDOM_PROMPTS, group_size=3, max_new_tokens=12, **options)):
         assert rollout.logprobs is not None and rollout.logprobs.dtype == np.float32
         expected = full_pass(model, rollout, temperature)
         torch.testing.assert_close(torch.from_numpy(rollout.logprobs), expected, rtol=0, atol=1e-4)
 
 
-def test_repetition_penalty_counts_prompt_and_response_but_not_padding(random_model, make_engine, make_chunk):
-    """With a huge penalty no token comes twice; token 0 (the padding) may still come."""
+def test_repetition_penalty_counts_prompt_and_response_but_not_padding(random_model, make_engine, make_batch):
+    """With a huge penalty no token repeats; token 0 (the padding) may still be drawn."""
     prompts = [[5, 9, 30], list(range(1, 36))]
     engine = make_engine(random_model("llama"), eos_ids={999})
-    rollouts = engine.generate(make_chunk(prompts, do_sample=False, repetition_penalty=1e6, max_new_tokens=5))
+    rollouts = engine.generate(make_batch(prompts, do_sample=False, repetition_penalty=1e6, max_new_tokens=5))
     for rollout, prompt in zip(rollouts, prompts, strict=True):
         assert len({*prompt, *rollout.response_ids.tolist()}) == len(set(prompt)) + 5
     short = make_engine(random_model("llama"), eos_ids={999})
-    alone = short.generate(make_chunk(prompts[:1], do_sample=False, repetition_penalty=1e6, max_new_tokens=5))
+    alone = short.generate(make_batch(prompts[:1], do_sample=False, repetition_penalty=1e6, max_new_tokens=5))
     assert alone[0].response_ids.tolist() == rollouts[0].response_ids.tolist()
 
 
-def test_weights_come_in_pieces_of_rows(random_model, make_engine, make_chunk):
+def test_weights_may_arrive_as_pieces(random_model, make_engine, make_batch):
     source, target = random_model("llama"), random_model("llama")
     with torch.no_grad():
         for param in target.parameters():
@@ -184,8 +184,8 @@ def test_weights_come_in_pieces_of_rows(random_model, make_engine, make_chunk):
         middle = (len(param) + 1) // 2
         pieces += [(name, middle, param[middle:].detach().clone()), (name, 0, param[:middle].detach().clone())]
     engine.load_weights(iter(pieces))
-    chunk = make_chunk(RANDOM_PROMPTS, group_size=2)
-    assert tokens(engine.generate(chunk)) == tokens(make_engine(source).generate(chunk))
+    batch = make_batch(RANDOM_PROMPTS, group_size=2)
+    assert tokens(engine.generate(batch)) == tokens(make_engine(source).generate(batch))
 
 
 def test_weights_are_converted_and_scalars_accepted(embedded, make_engine):
@@ -203,8 +203,8 @@ def test_an_unknown_weight_is_refused(make_engine):
         make_engine().load_weights([("model.nose.weight", 0, torch.zeros(1))])
 
 
-def test_broken_weights_are_an_error(embedded, make_engine, make_chunk):
+def test_broken_weights_are_an_error(embedded, make_engine, make_batch):
     engine = make_engine()
     engine.load_weights([("model.norm.weight", 0, torch.full((64,), torch.nan))])
     with pytest.raises(FloatingPointError, match="logits"):
-        engine.generate(make_chunk(sums(embedded, "1+2=")))
+        engine.generate(make_batch(sums(embedded, "1+2=")))

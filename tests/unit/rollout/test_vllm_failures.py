@@ -74,7 +74,7 @@ def test_ends_that_are_no_failure(generate):
         (output([4, 5], "abort"), "vLLM ended the request early: finish_reason 'abort'", 2),
         (SimpleNamespace(token_ids=[4], finish_reason="error", logprobs=None), "finish_reason 'error'", 1),
         (SimpleNamespace(token_ids=[], finish_reason=None, logprobs=None), "finish_reason None", 0),
-        (output([], "stop"), "vLLM gave no token", 0),
+        (output([], "stop"), "vLLM returned no token", 0),
         (output([4, EOS], logprob=float("nan")), "logits are not finite", 2),
     ],
 )
