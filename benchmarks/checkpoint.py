@@ -24,11 +24,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlinf_lite import numerics
+
 if TYPE_CHECKING:
     from _checkpoint_report import Report
 
-# Of the processes that are started: the driver itself computes nothing.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# For the processes that are started; the driver itself computes nothing.
+ENVIRONMENT = numerics.environment() | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 STARTED = time.perf_counter()
 

@@ -1,6 +1,6 @@
-"""What decides bits, once, for every process that computes: threads, kernels, and how products are summed.
+"""Numeric settings of every process that computes: threads, kernels, and how products are summed.
 
-torch is imported inside the functions: the entry of a run takes the environment from here before torch is there.
+torch is imported inside the functions, because its environment variables must be set before it is imported.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")
-"""With these cuBLAS sums a product the same way each time; torch's strict mode accepts no others."""
+"""The values with which cuBLAS is deterministic; torch's strict mode accepts no others."""
 
 OPTED_OUT = "cluster.deterministic=false: kernels may sum in another order from run to run; a resume may differ"
 
 _is_fixed = False
 _default_blas: Any = None
-"""torch's own choice of a BLAS library, from before it was changed."""
+"""torch's own choice of a BLAS library, before `fix` changed it."""
 
 _REFUSALS = (
     (re.compile(r"(\S+) does not have a deterministic implementation"), r"\1"),
     (re.compile(r"not deterministic because it uses CuBLAS"), f"a matrix product without {WORKSPACE}"),
     (re.compile(r"allow_splitk=False\) requires the cuBLASLt"), "a matrix product that cuBLASLt cannot do unsplit"),
 )
-"""What torch says in strict mode, and the name of the operation."""
+"""Patterns of the errors of torch's strict mode, and the name of the operation."""
 
 
 class NotDeterministic(UserError, RuntimeError):
@@ -46,7 +46,7 @@ class NotDeterministic(UserError, RuntimeError):
 
 
 def refusal(error: BaseException) -> NotDeterministic | None:
-    """What torch's strict mode refused, if ``error`` is such a refusal."""
+    """The operation that torch's strict mode refused; None if ``error`` is not such a refusal."""
     if isinstance(error, RuntimeError):
         for pattern, operation in _REFUSALS:
             if match := pattern.search(str(error)):
@@ -64,38 +64,37 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def environment(threads: int = 1) -> dict[str, str]:
-    """For a process that computes, to be set before it imports torch."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "passive",
-        WORKSPACE: _WORKSPACES[0],
-    }
+    """Environment variables of a process that computes, to be set before it imports torch."""
+    return {**_thread_variables(threads), "OMP_WAIT_POLICY": "passive", WORKSPACE: _WORKSPACES[0]}
+
+
+def _thread_variables(threads: int) -> dict[str, str]:
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
 
 def fix(device: str, *, threads: int = 1, deterministic: bool = True) -> torch.device:
     """Fix threads and kernels of this process, before anything is computed in it.
 
     Always: no TF32, and no cuDNN attention (torch calls it nondeterministic, and it makes a plan per shape).
-    Deterministic, on every device: strict deterministic algorithms, and memory is not filled for that. On a GPU also:
-    matrix products by cuBLASLt, never split along the summed dimension, accumulated in float32 (where torch cannot
-    forbid the split, before 2.10, it is only made in float32).
+    Deterministic, on every device: torch's strict deterministic algorithms, without filling uninitialized memory. On a
+    GPU also: matrix products by cuBLASLt, never split along the summed dimension, accumulated in float32 (before torch
+    2.10 the split cannot be forbidden, but is made in float32).
 
     Args:
         device: ``cpu``, or ``cuda``: the first GPU that this process sees.
-        threads: of torch's operations on the CPU; another number gives other bits.
-        deterministic: false: torch may choose faster kernels, whose bits can differ from run to run.
+        threads: of torch's operations on the CPU; another number changes rounding.
+        deterministic: False: torch may choose faster kernels, whose results can differ from run to run.
 
     Returns:
         The device.
 
     Raises:
-        ConfigError: cuBLAS is, or may already have been, set up to sum differently from run to run.
+        ConfigError: cuBLAS is, or may already be, set up to sum differently from run to run.
     """
     import torch
 
     global _is_fixed
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}  # for what this process starts
+    os.environ.update(_thread_variables(threads))  # for the processes that this one starts
     torch.set_num_threads(threads)
     if device == "cuda" and deterministic:
         _check_workspace(torch.cuda.is_initialized())
@@ -109,10 +108,10 @@ def fix(device: str, *, threads: int = 1, deterministic: bool = True) -> torch.d
 
 
 def require_fixed(device: torch.device) -> None:
-    """Called by what computes on behalf of somebody else.
+    """Check that `fix` was called, if ``device`` is a GPU. For library code that computes in a user's process.
 
     Raises:
-        ConfigError: this process would use a GPU without `fix`.
+        ConfigError: it was not called.
     """
     if device.type == "cuda" and not _is_fixed:
         raise ConfigError(
@@ -122,7 +121,7 @@ def require_fixed(device: torch.device) -> None:
 
 
 def hand_over(device: str) -> None:
-    """Back to torch's defaults, but for the threads: for an engine with kernels and rules of its own (vLLM)."""
+    """Restore torch's defaults, except the threads, for an engine with its own kernels (vLLM)."""
     import torch
 
     _choose_kernels(device, deterministic=False)
@@ -140,13 +139,13 @@ def _choose_kernels(device: str, deterministic: bool) -> None:
         global _default_blas
         library = torch.backends.cuda.preferred_blas_library
         _default_blas = library() if _default_blas is None else _default_blas
-        # cuBLAS itself cannot be told not to split: torch raises there. Both settings or none.
+        # Only cuBLASLt can be told not to split; with cuBLAS torch raises. So both settings or none.
         library("cublaslt" if deterministic else _default_blas)
         _allow_reduced_sums(not deterministic)
 
 
 def _allow_reduced_sums(allowed: bool) -> None:
-    """Whether products of bf16 and fp16 may be split along the summed dimension, and the parts summed in 16 bits."""
+    """Allow or forbid to split bf16 and fp16 products along the summed dimension and to sum the parts in 16 bits."""
     import torch
 
     both = (allowed, allowed) if torch.__version__ >= "2.10" else allowed

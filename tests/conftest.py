@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from rlinf_lite import numerics
+
+os.environ.update(numerics.environment())  # as in every worker; read when torch is imported
+
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.formats.read_state import read_tensors

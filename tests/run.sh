@@ -7,7 +7,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../toolkits/environment.sh"
 use_environment test
 
 cd "$repo_root"
-export OMP_NUM_THREADS=1 # as in every worker process: another number of threads gives different results
 if (($# == 0)); then
     "$python" -m ruff check .
     "$python" -m ruff format --check .

@@ -1,1 +1,1 @@
-"""Causal LMs: where they are, how they are built, sharded and filled."""
+"""Causal LMs: find, check, build and shard them. Their weights are in `rlinf_lite.weights`."""

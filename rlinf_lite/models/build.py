@@ -1,4 +1,4 @@
-"""A causal LM without its weights: parameters on the meta device, buffers real."""
+"""Build a causal LM without its weights: parameters on the meta device, buffers allocated."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
-    """The architecture of ``config`` with parameters of type ``precision`` that occupy no memory.
+    """Build the architecture of ``config`` with parameters of type ``precision`` that occupy no memory.
 
-    Buffers are real, because no file holds the ones that are computed (rotary frequencies).
+    Buffers are allocated, because no file holds the computed ones (rotary frequencies).
 
     Raises:
         ConfigError: transformers has no causal LM of this type.
@@ -29,7 +29,7 @@ def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"actor.model.model_path: no causal LM can be built of a {config.model_type}: {reason}"
+            f"actor.model.model_path: transformers has no causal LM for the model type {config.model_type}: {reason}"
         ) from error
     model.tie_weights()
     return model
@@ -61,7 +61,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def materialize(model: PreTrainedModel, device: torch.device) -> None:
-    """Give meta parameters (empty) memory on ``device`` and move buffers there. Ties stay tied."""
+    """Allocate meta parameters (uninitialized) on ``device`` and move buffers there. Tied parameters stay tied."""
     tied = tied_names(model)
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
     if tied_names(model) != tied:

@@ -1,4 +1,4 @@
-"""A Hugging Face model directory: where it is, whether it is one, and what identifies its weights."""
+"""Hugging Face model directories: locate and check them, load config and tokenizer, compute fingerprints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlinf_lite.paths import expand
 EMBEDDED = "embedded:"
 _NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "transformers_version")
 _EMBEDDED_DIR = Path(__file__).parent / "embedded"
-# RLinf's names of architectures that transformers calls otherwise.
+# RLinf's names of architectures that have another name in transformers.
 _ALIASES = {"qwen2.5": "qwen2"}
 _TEXT_ENDINGS = {".json", ".jinja", ".model", ".txt"}
 _MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
@@ -24,7 +24,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
-    """The directory that ``model_path`` means.
+    """Return the directory of ``model_path``, a path or ``embedded:NAME``.
 
     Raises:
         ConfigError: there is no such directory, or it lacks ``config.json``; names ``key``.
@@ -45,18 +45,18 @@ def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
             f"(from the hub: hf download NAME --local-dir {model_path})"
         )
     if not (directory / "config.json").is_file():
-        raise ConfigError(f"{key}={model_path}: no model there ({directory} has no config.json); {remedy}")
+        raise ConfigError(f"{key}={model_path}: no model found ({directory} has no config.json); {remedy}")
     return directory
 
 
 def load_config(directory: Path, model_type: str | None) -> PretrainedConfig:
-    """The model's config; ``model_type``, when given, must be what the directory holds."""
+    """Load the model's config. ``model_type``, unless None, must be the directory's."""
     read_object(directory / "config.json", "actor.model.model_path")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"actor.model.model_path={directory}: config.json cannot be used: {_first_line(error)}"
+            f"actor.model.model_path={directory}: config.json is not usable: {_first_line(error)}"
         ) from None
     if model_type is not None and _ALIASES.get(model_type, model_type) != config.model_type:
         raise ConfigError(
@@ -66,9 +66,10 @@ def load_config(directory: Path, model_type: str | None) -> PretrainedConfig:
 
 
 def check_length(config: PretrainedConfig, seq_length: int, asked: str | None = None) -> None:
-    """
+    """Check that the model has positions for rows of ``seq_length`` tokens.
+
     Args:
-        asked: where ``seq_length`` comes from, if not from ``runner.seq_length``.
+        asked: what asks for ``seq_length`` in the message; None: ``runner.seq_length``.
 
     Raises:
         ConfigError: rows of ``seq_length`` tokens are longer than the model has positions for.
@@ -82,7 +83,7 @@ def check_length(config: PretrainedConfig, seq_length: int, asked: str | None = 
 
 
 def _positions(config: PretrainedConfig) -> int | None:
-    """How many tokens a row may have; None: any number. Not every family has these attributes."""
+    """Maximum length of a row in tokens; None if unlimited. Not every family has these attributes."""
     positions = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     if positions is None or rope.get("rope_type") not in ("linear", "dynamic", "yarn"):
@@ -94,24 +95,24 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The directory's tokenizer, from local files only."""
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # the library in Rust raises nothing more special
+    except Exception as error:  # the Rust library raises no narrower type
         check_files(directory, "actor.tokenizer.tokenizer_model")
         raise ConfigError(
-            f"actor.tokenizer.tokenizer_model={directory}: no tokenizer that can be used: {_first_line(error)}; "
+            f"actor.tokenizer.tokenizer_model={directory}: no usable tokenizer: {_first_line(error)}; "
             "give a directory with tokenizer.json and tokenizer_config.json"
         ) from None
 
 
 def fingerprint(directory: Path) -> str:
-    """sha256 over config, tokenizer, and size and samples of each weight file (whole, if it is below 4 MiB).
+    """sha256 of config, tokenizer, and size and samples of each weight file (all of it below 4 MiB).
 
-    Samples, because hashing tens of GB at each start would cost minutes; a fine-tune changes them all.
+    Samples, because hashing tens of GB at each start would take minutes; fine-tuning changes them all.
     """
     return _fingerprint(directory, lambda file: file.suffix in _TEXT_ENDINGS | {".safetensors"})
 
 
 def tokenizer_fingerprint(directory: Path) -> str:
-    """sha256 over the directory's tokenizer files."""
+    """sha256 of the directory's tokenizer files."""
     return _fingerprint(directory, lambda file: file.suffix in _TEXT_ENDINGS and file.name not in _MODEL_FILES)
 
 
@@ -125,7 +126,7 @@ def _fingerprint(directory: Path, counts: Callable[[Path], bool]) -> str:
 
 
 def config_digest(config: PretrainedConfig) -> str:
-    """sha256 of an architecture, wherever its directory is and whichever version of transformers wrote or reads it."""
+    """sha256 of an architecture, independent of its directory and of the version of transformers."""
     described = {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_THE_ARCHITECTURE}
     return fingerprints.of_value(described, default=str)
 

@@ -1,4 +1,4 @@
-"""How a model is cut over ranks: `fully_shard` block by block, gradients summed (never averaged)."""
+"""Shard a model over ranks with FSDP2, block by block. Gradients are summed, never averaged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rlinf_lite.models.build import DTYPES
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, config: FsdpConfig) -> None:
-    """Shard each transformer block, then what is left (embeddings, norm, head), over dimension 0.
+    """Shard each transformer block, then the rest (embeddings, norm, head), over dimension 0.
 
-    Tied embeddings stay in one group with the head, so they stay tied.
+    Tied embeddings are in one group with the head, so they stay tied.
     """
     policy = _mixed_precision(config)
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if config.cpu_offload else OffloadPolicy()
@@ -39,8 +39,8 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _sum_gradients(module: FSDPModule) -> None:
-    # The loss is already divided by the global token count, so ranks' gradients add up. Averaging and multiplying back
-    # would round twice on a number of ranks that is no power of two; gloo knows no pre-multiplied sum.
+    # The loss is already divided by the global token count, so gradients are summed over ranks. Averaging and
+    # multiplying back would round twice unless the number of ranks is a power of two; gloo has no pre-multiplied sum.
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)
 

@@ -1,4 +1,4 @@
-"""Whether tokenizer and model fit: end-of-sequence ids, and ids that the model has no embedding for."""
+"""Check tokenizer against model: end-of-sequence ids, padding, and ids without an embedding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ _TOKENIZER_KEY = "actor.tokenizer.tokenizer_model"
 
 
 def eos_ids(directory: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Token ids that end a response: those of ``generation_config.json``, or else of ``config.json``, and the
-    tokenizer's own.
+    """Token ids that end a response: those of ``generation_config.json``, else of ``config.json``, and the tokenizer's.
 
     Raises:
-        ConfigError: there is none, or what is listed is no id of a token of the model.
+        ConfigError: there is none, or a listed id is not a token id of the model.
     """
     found = _listed(directory)
     if isinstance(tokenizer.eos_token_id, int):
@@ -55,13 +54,13 @@ def _listed(directory: Path) -> set[int]:
 
 def _checked(value: Any, file: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        said = f"eos_token_id has {value!r}, which is no id of a token"
-        raise ConfigError(f"{_MODEL_KEY}={file.parent}: {file.name}: {said}; write an integer, or a list of them")
+        problem = f"eos_token_id has {value!r}, which is not a token id"
+        raise ConfigError(f"{_MODEL_KEY}={file.parent}: {file.name}: {problem}; write an integer, or a list of them")
     return value
 
 
 def _stated_size(directory: Path) -> int | None:
-    """``vocab_size`` of ``config.json``; None if it does not say."""
+    """``vocab_size`` of ``config.json``; None if it has none."""
     if not (directory / "config.json").is_file():
         return None
     config = read_object(directory / "config.json", _MODEL_KEY)
@@ -71,22 +70,24 @@ def _stated_size(directory: Path) -> int | None:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """What rows are padded with: the tokenizer's pad token, or 0 where it has none that the model knows. Padding is
-    masked, so which token it is changes nothing; but the model looks it up.
+    """The id that rows are padded with: the tokenizer's pad token, or 0 if the model has no such token.
+
+    Padding is masked, so the choice changes no result; but the model looks up its embedding.
     """
     found = tokenizer.pad_token_id
     return found if isinstance(found, int) and 0 <= found < num_embeddings(config) else 0
 
 
 def num_embeddings(config: PretrainedConfig) -> int:
-    """Tokens that the model has embeddings for; often more than the tokenizer has."""
+    """Number of tokens with an embedding; often more than the tokenizer has."""
     size = config.get_text_config().vocab_size
     assert isinstance(size, int), size
     return size
 
 
 def check_prompts(max_token_id: int, tokenizer_dir: Path, models: dict[Path, PretrainedConfig]) -> None:
-    """
+    """Check that the models have an embedding for every token of the prompts.
+
     Args:
         max_token_id: the largest id in any prompt.
         models: the configs of the models that will read the prompts, by their directories.
@@ -107,7 +108,7 @@ def check_prompts(max_token_id: int, tokenizer_dir: Path, models: dict[Path, Pre
 def more_tokens_than_model(
     tokenizer: PreTrainedTokenizerBase, tokenizer_dir: Path, config: PretrainedConfig, model_dir: Path
 ) -> str | None:
-    """What to say of a tokenizer whose ids reach beyond the model, where no prompt uses them."""
+    """A warning about a tokenizer with ids beyond the model's that no prompt uses; None if it has none."""
     beyond = max(tokenizer.get_vocab().values(), default=-1) + 1
     size = num_embeddings(config)
     if beyond <= size:

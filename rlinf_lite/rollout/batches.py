@@ -57,7 +57,7 @@ def validation_batches(
 ) -> list[list[GenerationBatch]]:
     """The validation after ``step``: a list of generation batches for each ``data.val_rollout_batch_size`` problems.
 
-    The training loop and ``python -m rlinf_lite.eval`` both call this, so their responses are equal to the bit.
+    The training loop and ``python -m rlinf_lite.eval`` both call this, so their responses are bitwise identical.
     """
     prompts = [Prompt(prompt_index=problem.problem_id, epoch=0, problem=problem) for problem in problems]
     size = data.val_rollout_batch_size or data.rollout_batch_size
@@ -81,7 +81,7 @@ def join(results: Iterable[list[Rollout]]) -> list[Rollout]:
 
 
 def rng_keys(batch: GenerationBatch) -> np.ndarray:
-    """One counter per row, of (stream, seed, step, prompt index, sample index): all the randomness of a response."""
+    """One RNG key per row, from (stream, seed, step, prompt index, sample index): all the randomness of a response."""
     prompt_indices = np.array([prompt.prompt_index for prompt in batch.prompts]).repeat(batch.group_size)
     samples = np.tile(np.arange(batch.group_size), len(batch.prompts))
     return counter_hash(batch.stream, batch.seed, batch.step, prompt_indices, samples)

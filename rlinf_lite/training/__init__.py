@@ -1,1 +1,1 @@
-"""The policy on one rank: log-probs, update, state."""
+"""Train the policy on one rank: log-probs, loss, optimizer step, state."""

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the optimizer-step count: the count is all the state there is."""
+"""The learning rate as a pure function of the number of optimizer steps, which is its only state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rlinf_lite.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, update: int, total: int) -> float:
-    """Rate of the optimizer step after ``update`` completed ones.
+    """Return the learning rate of the next optimizer step after ``update`` completed ones.
 
     Linear warm-up over ``lr_warmup_steps``, then ``constant``, ``linear`` or ``cosine`` from ``lr`` to ``min_lr`` at
     ``total`` steps; ``min_lr`` after that.

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold of the trainer, as live tensors: saved where they are, loaded in place."""
+"""The trainer's state for checkpoints: live tensors, saved without a copy and loaded in place."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's first and second moment, by torch's names."""
 
 
 def build_optimizer(
     params: list[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW whose moments exist from the start, so that its state has one shape: always the whole one."""
+    """Build AdamW with its state allocated from the start, so that every checkpoint has the same tensors."""
     optimizer = torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
     for param in params:
-        moments = {name: torch.zeros_like(param.detach()) for name in MOMENTS}
-        optimizer.state[param] = {"step": torch.tensor(0.0), **moments}
+        zeros = {name: torch.zeros_like(param.detach()) for name in MOMENTS}
+        optimizer.state[param] = {"step": torch.tensor(0.0), **zeros}
     return optimizer
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    """``{parameter name: {"step", "exp_avg", "exp_avg_sq"}}``. Rates and betas come from the config, not from here."""
+    """``{parameter name: {"step", "exp_avg", "exp_avg_sq"}}``. Rates and betas come from the config."""
     return {name: dict(optimizer.state[param]) for name, param in model.named_parameters()}
 
 
 @torch.no_grad()
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Name of the first tensor whose part in this process holds a NaN or an infinity, or None. Not collective.
+    """Name of the first tensor with a NaN or an infinity in this process's shard, or None. Not collective.
 
-    A norm is not finite if one number is not; it may also overflow, so only then is each number looked at.
+    A norm is not finite if one element is not. It may also overflow, so only then each element is checked.
     """
     local = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
     if norms_are_finite(list(local.values())):
@@ -43,7 +44,7 @@ def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def norms_are_finite(tensors: list[torch.Tensor]) -> bool:
-    """Whether the L2 norm of each tensor is finite in float32, whatever the tensors' type: fp16 ends at 65504.
+    """Whether the L2 norm of each tensor is finite in float32, whatever the tensors' type: fp16's maximum is 65504.
 
     Args:
         tensors: on one device; one may be empty.
@@ -52,7 +53,7 @@ def norms_are_finite(tensors: list[torch.Tensor]) -> bool:
 
 
 class GradScalerState(Stateful):
-    """The two numbers by which a GradScaler differs from a new one."""
+    """The two numbers of a GradScaler that training changes."""
 
     def __init__(self, scaler: GradScaler) -> None:
         self._scaler = scaler

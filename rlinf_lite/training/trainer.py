@@ -1,6 +1,6 @@
-"""PolicyTrainer: one rank of the sharded policy. Log-probs, update, weights to publish, state to save.
+"""`PolicyTrainer`: one rank of the sharded policy. Log-probs, updates, weights to publish, state to save.
 
-Knows torch.distributed; knows no Ray, no files of its own, no checkpoints.
+It uses torch.distributed, but neither Ray nor checkpoints.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from rlinf_lite.weights.source import whole_pieces
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateReport:
-    """One optimizer step, as one rank saw it."""
+    """Result of one optimizer step on one rank."""
 
     sums: dict[int, MicroSums]
-    """By `MicroBatch.index`: the driver adds them in that order, whatever rank they come from."""
+    """By `MicroBatch.index`: the driver adds them in that order, whichever rank they come from."""
     grad_norm: float
     """Global L2 norm before clipping; not finite after an overflow, 0 without loss tokens."""
     lr: float
     skipped: bool
-    """No optimizer step was taken: the gradient scaler met an overflow, or the mini-batch has no loss tokens."""
+    """No optimizer step was taken: the gradients overflowed with a scaler, or the mini-batch has no loss tokens."""
 
 
 class PolicyTrainer:
-    """Holds the policy, its optimizer and, with a KL term, the frozen reference."""
+    """The policy, its optimizer and, with a KL term, the frozen reference model."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class PolicyTrainer:
         device: torch.device,
         total_updates: int,
     ) -> None:
-        """Build on meta, shard, fill.
+        """Build the model on the meta device, shard it, fill it.
 
         Args:
             model_dir: Hugging Face directory with the base weights.
-            mesh: one dimension, the data-parallel ranks.
-            total_updates: optimizer steps of the whole run, over which the rate decays.
+            mesh: one-dimensional, over the data-parallel ranks.
+            total_updates: optimizer steps of the whole run, over which the learning rate decays.
         """
         self.actor, self.algorithm, self.device, self.mesh = actor, algorithm, device, mesh
         self.rank, self.world_size = mesh.get_local_rank(), mesh.size()
@@ -82,7 +82,7 @@ class PolicyTrainer:
             eps=optim.adam_eps,
             weight_decay=optim.weight_decay,
         )
-        # Skipped ones included: the rate is that of the run's place, and reaches its end with the run.
+        # Includes skipped steps: the learning rate follows the run's progress, and ends with the run.
         self.num_updates = torch.zeros((), dtype=torch.int64)
         self.scaler = self._build_scaler()
 
@@ -95,7 +95,7 @@ class PolicyTrainer:
         offloaded = self.actor.fsdp_config.cpu_offload
         build.materialize(model, torch.device("cpu") if offloaded else self.device)
         fill(model, HfWeights(model_dir, WeightNames.of(model)))
-        if offloaded:  # parameters wait on the CPU; buffers are computed with on the device
+        if offloaded:  # parameters stay on the CPU, buffers are used on the device
             for module in model.modules():
                 for name, buffer in module._buffers.items():
                     module._buffers[name] = None if buffer is None else buffer.to(self.device)
@@ -115,7 +115,7 @@ class PolicyTrainer:
     # -- state and weights
 
     def state(self) -> dict[str, Any]:
-        """Everything that training changes, as live tensors (sharded ones as DTensors) and `Stateful` objects."""
+        """Everything that training changes: live tensors (sharded ones as DTensors) and `Stateful` objects."""
         state: dict[str, Any] = {
             "model": dict(named_weights(self.model)),
             "optim": optimizer_state(self.model, self.optimizer),
@@ -129,20 +129,20 @@ class PolicyTrainer:
         """Name of a tensor of parameters or optimizer state with a NaN or an infinity in this rank's shard, or None."""
         tensors = {f"model.{name}": param.detach() for name, param in self.model.named_parameters()}
         if not weights_only:
-            for name, moments in optimizer_state(self.model, self.optimizer).items():
-                tensors |= {f"optim.{name}.{moment}": moments[moment] for moment in MOMENTS}
+            for name, adam in optimizer_state(self.model, self.optimizer).items():
+                tensors |= {f"optim.{name}.{moment}": adam[moment] for moment in MOMENTS}
         return first_non_finite(tensors)
 
     def bad_state(self) -> str | None:
-        """What no training leaves behind in this rank's state, to be asked after a load; None if there is none."""
+        """Why this rank's state cannot come from training, for a check after a load; None if it can."""
         if (name := self.non_finite()) is not None:
             return f"{name} holds a NaN or an infinity"
         if self.num_updates < 0:
             return f"lr_scheduler.num_updates is {int(self.num_updates)}"
-        for name, moments in optimizer_state(self.model, self.optimizer).items():
-            taken = moments["step"].item()
-            if not 0 <= taken <= int(self.num_updates) or taken != int(taken):
-                return f"optim.{name}.step is {taken} after {int(self.num_updates)} optimizer steps"
+        for name, adam in optimizer_state(self.model, self.optimizer).items():
+            steps = adam["step"].item()
+            if not 0 <= steps <= int(self.num_updates) or steps != int(steps):
+                return f"optim.{name}.step is {steps} after {int(self.num_updates)} optimizer steps"
         if self.scaler.is_enabled() and not 0 < self.scaler.get_scale() < float("inf"):
             return f"grad_scaler.scale is {self.scaler.get_scale()}"
         return None
@@ -180,10 +180,10 @@ class PolicyTrainer:
         """One optimizer step on this rank's share of the mini-batch. Collective.
 
         Without any loss token no step is taken, on any rank: it would move the weights by weight decay and by the
-        momentum of earlier steps alone. The learning rate goes on all the same.
+        momentum of earlier steps alone. The learning rate moves on as usual.
 
         Raises:
-            NotFinite: the gradient is not finite, and no gradient scaler is there to skip the step.
+            NotFinite: the gradient is not finite, and there is no gradient scaler to skip the step.
         """
         lr = learning_rate(self.actor.optim, int(self.num_updates), self.total_updates)
         self.optimizer.param_groups[0]["lr"] = lr
@@ -217,9 +217,9 @@ class PolicyTrainer:
         return UpdateReport(sums=sums, grad_norm=norm.item(), lr=lr, skipped=not finite)
 
     def check_finite(self) -> None:
-        """To be called after a step's last mini-batch, before anything of it is saved or replicated. Not collective.
+        """Check parameters and optimizer state after a step's last mini-batch, before saving. Not collective.
 
-        A NaN or an infinity stays in parameters and optimizer state, whatever mini-batch brought it.
+        A NaN or an infinity stays in them, whichever mini-batch caused it.
 
         Raises:
             NotFinite: names the tensor in this rank's shard that holds one.
@@ -227,13 +227,13 @@ class PolicyTrainer:
         if (name := self.non_finite()) is not None:
             raise NotFinite(
                 f"{name} holds a NaN or an infinity after {int(self.num_updates)} optimizer steps (rank {self.rank}). "
-                "This state is neither saved nor kept in memory: the newest checkpoint is of a step before. Lower "
+                "This state is neither saved nor replicated: the newest checkpoint is of an earlier step. Lower "
                 "actor.optim.lr, set actor.optim.clip_grad, or compute in fp32 (actor.model.precision, "
                 "actor.fsdp_config.mixed_precision)"
             )
 
     def _count_update(self) -> None:
-        # Not in place: where no optimizer step is taken nothing waits for a save that may still be reading it.
+        # Not in place: without an optimizer step nothing waits for a save that may still be reading the tensor.
         self.num_updates = self.num_updates + 1
 
     def _loss(self, micro: MicroBatch | None, batch: MiniBatch) -> tuple[Tensor, MicroSums]:
@@ -255,7 +255,7 @@ class PolicyTrainer:
         """Logits [B, C, V], targets [B, C], and how many leading columns (prompt common to all rows) were left out."""
         ids = micro.input_ids_BT.to(self.device)
         lead = micro.min_prompt_len - 1
-        # Right padding under a causal mask: no row sees its padding, so no attention mask is needed.
+        # Right padding under a causal mask: no token attends to padding, so no attention mask is needed.
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - lead).logits
         return logits[:, :-1], ids[:, lead + 1 :], lead
 

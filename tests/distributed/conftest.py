@@ -96,10 +96,9 @@ def rank_context():
 
 
 @pytest.fixture
-def start_ranks(rank_context, monkeypatch):
+def start_ranks(rank_context):
     """``start_ranks(program, world_size, **arguments)``: a function of a test file, run on each rank as
     ``program(rank, world_size, **arguments)`` in a process group. ``environment`` is set before anything runs."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     started = []
 
     def start(program, world_size, *, environment=None, **arguments):

@@ -1,4 +1,4 @@
-"""Architectures: each trains on two ranks, resumes to the bit, and its export is the trainer's model to the bit."""
+"""Each architecture trains on two ranks, resumes bit-exact, and exports a bitwise identical model."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def rollouts() -> list[Rollout]:
 
 
 def train_save_resume(rank, world_size, cases, steps):
-    """Of each directory: save after one step, go on; a new trainer loads and goes on; the two must be the same."""
+    """For each directory: save after one step and continue; a new trainer loads and continues; both must be equal."""
     mesh = init_device_mesh("cpu", (world_size,))
     return {case: _train_save_resume(mesh, rank, Path(directory), steps) for case, directory in cases.items()}
 
@@ -148,10 +148,10 @@ def _step(trainer, config, number):
 
 
 def _everything(trainer):
-    """Parameters and moments, whole."""
+    """Parameters and optimizer state, whole."""
     state = trainer.state()
-    moments = {f"{name}.{key}": value for name, held in state["optim"].items() for key, value in held.items()}
-    return {name: _whole(tensor) for name, tensor in {**state["model"], **moments}.items()}
+    adam = {f"{name}.{key}": value for name, held in state["optim"].items() for key, value in held.items()}
+    return {name: _whole(tensor) for name, tensor in {**state["model"], **adam}.items()}
 
 
 def _weights(trainer):

@@ -44,7 +44,7 @@ def test_before_anything_is_started(new_run, override, said):
         ([AUTO, "runner.max_steps=9"], "actor.optim.total_training_steps: 8 -> 9"),
         ([AUTO, "data.arithmetic.num_problems=25"], "data (training problems)"),
         ([AUTO, "data.type=math", "data.train_data_paths=[none.jsonl]", "data.val_data_paths=[x]"], "none.jsonl"),
-        ([AUTO, "actor.model.model_path=/nowhere"], "actor.model.model_path=/nowhere: no model there"),
+        ([AUTO, "actor.model.model_path=/nowhere"], "actor.model.model_path=/nowhere: no model found"),
     ],
 )
 def test_nothing_silently_starts_over_or_changes(straight, overrides, said):

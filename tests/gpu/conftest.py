@@ -23,11 +23,11 @@ SHAPES = {
     "cpu": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
 }
 NOT_COMPARED = ("empty", "new_empty", "_local_scalar", "detach", "alias", "view", "_unsafe_view", "expand", "slice")
-"""Operations whose outputs hold nothing yet, or that only look at memory in another way."""
+"""Operations whose outputs are uninitialized, or that only make views."""
 
 
 class Twice(TorchDispatchMode):
-    """Runs every operation a second time, with outputs in memory full of NaN, and counts those whose results differ."""
+    """Runs every operation twice, the second time with outputs full of NaN, and counts those whose results differ."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Whether kernels give the same bits again: operation by operation, call by call, run by run, and after a kill.
+"""Kernels are reproducible: per operation, per call, per run, and after a kill.
 
-Each test takes a device, and runs on a CPU too, with a smaller model: there it proves that the test itself works.
+Each test takes a device and runs on a CPU too, with a smaller model, which shows that the test itself works.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load(path, device: torch.device) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).to(device)
 
 
-def chunk_for(device: str) -> GenerationBatch:
+def batch_for(device: str) -> GenerationBatch:
     """Prompts of 3 and 6 tokens, so that shorter ones are padded."""
     prompts = tuple(
         Prompt(
@@ -57,13 +57,13 @@ def gradients(model: PreTrainedModel, device: torch.device) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_GPU])
-def test_every_operation_gives_its_bits_again(device, qwen, fixed_kernels, twice):
+def test_every_operation_is_reproducible(device, qwen, fixed_kernels, twice):
     where, path = fixed_kernels(device), qwen(device, 2)
     tokenizer = hf_directory.load_tokenizer(path)
     engine = BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True)
-    chunk = chunk_for(device)
+    batch = batch_for(device)
     with twice() as found:
-        engine.generate(chunk)
+        engine.generate(batch)
     assert not +found.differ, f"in the engine: {dict(+found.differ)}"
     assert found.seen.total() > 100
     model = load(path, where).train()
@@ -74,7 +74,7 @@ def test_every_operation_gives_its_bits_again(device, qwen, fixed_kernels, twice
 
 
 def test_an_operation_that_differs_is_found(twice):
-    """The other way round: a random one is seen, and only that."""
+    """A random operation is found, and no other."""
     with twice() as found:
         torch.nn.functional.dropout(torch.ones(1000), 0.5) + torch.ones(1000).cumsum(0)
     assert len(+found.differ) == 1 and found.seen["cumsum.default"] == 1
@@ -82,18 +82,18 @@ def test_an_operation_that_differs_is_found(twice):
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_GPU])
-def test_the_same_call_gives_the_same_bits(device, qwen, fixed_kernels):
-    """On two engines, and with other work between the calls, which leaves other values in free memory."""
+def test_the_same_call_is_reproducible(device, qwen, fixed_kernels):
+    """On two engines, and with other computations between the calls, which leave other values in free memory."""
     where, path = fixed_kernels(device), qwen(device, 4 if device == "cuda" else 1)
     tokenizer = hf_directory.load_tokenizer(path)
     engines = [
         BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True) for _ in range(2)
     ]
-    chunk = chunk_for(device)
-    first = bits(engines[0].generate(chunk))
+    batch = batch_for(device)
+    first = bits(engines[0].generate(batch))
     model = load(path, where).train()
     grads = gradients(model, where)
-    assert bits(engines[0].generate(chunk)) == bits(engines[1].generate(chunk)) == first
+    assert bits(engines[0].generate(batch)) == bits(engines[1].generate(batch)) == first
     for _ in range(2):
         again = gradients(model, where)
         assert len(again) == len(grads) and all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
@@ -103,7 +103,7 @@ def test_the_same_call_gives_the_same_bits(device, qwen, fixed_kernels):
 @pytest.mark.xdist_group("alone")
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.soak), ON_GPU])
 def test_equal_runs_and_a_killed_one(device, qwen, new_run, same_run):
-    """bf16 in the update and in the engine. Random weights make noise, so only the entropy bonus gives a gradient."""
+    """bf16 in update and engine. Random weights get no reward, so only the entropy bonus gives a gradient."""
     overrides = {
         "cluster.device": device,
         "cluster.component_placement.actor": "0",

@@ -1,4 +1,4 @@
-"""The promise on one GPU: killed and resumed, the same bits."""
+"""On one GPU, a run that is killed and resumed ends bitwise identical to one that is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ON_GPU = {
 }
 
 
-def test_killed_run_ends_in_the_same_bits(new_run, same_run):
+def test_a_killed_run_ends_bitwise_identical(new_run, same_run):
     straight, killed = new_run(ON_GPU), new_run(ON_GPU)
     straight.finish()
     killed.kill_when("global_step_3 (")

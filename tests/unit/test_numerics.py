@@ -1,4 +1,4 @@
-"""What decides bits is really set: each state is read back from torch, in a process of its own."""
+"""Numeric settings take effect: each is read back from torch, in a separate process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlinf_lite.recovery.lock import hold
 from rlinf_lite.runner.failures import explain
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", numerics.WORKSPACE)
+VARIABLES = tuple(numerics.environment())
 
 STATE = """
 import json, os, runpy, sys, torch
@@ -147,6 +147,22 @@ print(json.dumps(["torch" in sys.modules, {{name: os.environ.get(name) for name 
 """
     found = in_new_process(code, {"OMP_NUM_THREADS": "7", numerics.WORKSPACE: ":0:0"})
     assert found == [False, numerics.environment()]
+
+
+def test_the_tests_compute_as_a_worker_does():
+    assert {name: os.environ.get(name) for name in VARIABLES} == numerics.environment()
+    assert torch.get_num_threads() == 1
+
+
+def test_no_other_file_sets_the_variables():
+    """`numerics.environment` is the only list; documents and this test may name them."""
+    files = [file for part in ("rlinf_lite", "tests", "benchmarks", "toolkits") for file in (ROOT / part).rglob("*")]
+    named = {
+        file.relative_to(ROOT).as_posix()
+        for file in [*files, ROOT / "run_main_math.sh"]
+        if file.suffix in (".py", ".sh") and any(name in file.read_text() for name in VARIABLES)
+    }
+    assert named == {"rlinf_lite/numerics.py", "tests/unit/test_numerics.py"}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlinf_lite import numerics
 from rlinf_lite.config import RolloutConfig, RolloutModelConfig, SamplingConfig
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.vllm_engine import VllmEngine
@@ -25,7 +26,7 @@ EMBEDDED = "embedded:tiny-arithmetic-2heads"
 
 
 def load_model(path: str = EMBEDDED, precision: str = "fp32", seed: int | None = None) -> PreTrainedModel:
-    """transformers' own: what the trainer computes with. With a seed: other weights, far from the stored ones."""
+    """The model as the trainer has it. With a seed: other weights, far from the stored ones."""
     model = AutoModelForCausalLM.from_pretrained(hf_directory.resolve(path), dtype=build.DTYPES[precision]).eval()
     if seed is not None:
         torch.manual_seed(seed)
@@ -36,7 +37,7 @@ def load_model(path: str = EMBEDDED, precision: str = "fp32", seed: int | None =
 
 
 def make_engine(path: str = EMBEDDED, *, temperature: float = 1.0, seq_length: int = 64, **settings: Any) -> VllmEngine:
-    torch.set_num_threads(1)
+    numerics.fix("cpu")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     model_dir = hf_directory.resolve(path)
@@ -115,9 +116,9 @@ def main() -> None:
     engine.load_weights(pieces(load_model(precision=precision, **job.get("model", {}))))
     made = [bits(engine.generate(make_batch(**batch))) for batch in job["batches"]]
     output = Path(job["output"])
-    aside = output.with_suffix(".tmp")
-    aside.write_text(json.dumps(made))
-    aside.replace(output)
+    unfinished = output.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(made))
+    unfinished.replace(output)
     if job.get("wait_for_signal"):
         signal.pause()
     engine.close()

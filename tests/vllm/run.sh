@@ -8,5 +8,4 @@ venv="${VLLM_VENV:-$root/.venv-vllm}"
 bash "$root/toolkits/vllm/install_cpu.sh" "$venv"
 
 cd "$root"
-export OMP_NUM_THREADS=1 # as in every worker process: another number of threads gives different results
 exec "$venv/bin/python" -m pytest -o testpaths=tests/vllm "$@"

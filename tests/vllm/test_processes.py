@@ -1,4 +1,4 @@
-"""Engines in separate processes: equal bits in each, tensor parallelism, and no process left of a killed engine."""
+"""Engines in separate processes: bitwise identical results, tensor parallelism, no process left of a killed one."""
 
 from __future__ import annotations
 

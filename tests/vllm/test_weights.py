@@ -58,7 +58,7 @@ def held_weights(engine, config, dtype: torch.dtype) -> dict[str, Tensor]:
         biases = attention.qkv_proj.bias
         qkv = matrix(attention.qkv_proj, hidden, dtype) - (0 if biases is None else biases[:, None])
         q, k, v = qkv.split([heads, kv, kv])
-        gate, up = matrix(mlp.gate_up_proj, hidden, dtype).chunk(2)
+        gate, up = matrix(mlp.gate_up_proj, hidden, dtype).tensor_split(2)
         held |= {
             f"{name}self_attn.q_proj.weight": q,
             f"{name}self_attn.k_proj.weight": k,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import pickle
 import subprocess
 import sys
@@ -54,7 +53,7 @@ class Ranks:
         while len(self._processes) < world_size:
             rank = len(self._processes)
             command = [sys.executable, str(Path(__file__).parent / "rank_process.py"), str(self._store.port), str(rank)]
-            self._processes.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+            self._processes.append(subprocess.Popen(command))
             self._tasks.append(itertools.count())
 
     def _collect(self, keys: list[str], deadline: float) -> list[Any]:
@@ -89,7 +88,7 @@ def ranks():
 
 @pytest.fixture
 def fresh_ranks():
-    """Processes of this test's own; ``stop()`` and go on for newer ones."""
+    """Processes of this test alone; after ``stop()`` the next program gets new ones."""
     processes = Ranks()
     yield processes
     processes.stop()
@@ -107,7 +106,7 @@ LLAMA = {
     "initializer_range": 0.15,
     "tie_word_embeddings": True,
 }
-"""Sizes that 2 and 3 ranks cannot share evenly."""
+"""Sizes that 2 and 3 ranks cannot split evenly."""
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None}  # the defaults lie outside this vocabulary
 GPT2 = {
     "vocab_size": 37,
@@ -139,7 +138,7 @@ def model_dirs(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def make_config():
-    """``make_config({"algorithm.kl_beta": 0.1})``. Adam's eps is large: noise in a gradient near 0 stays noise."""
+    """``make_config({"algorithm.kl_beta": 0.1})``. With a large Adam eps: rounding near 0 stays small."""
 
     def make(changes: dict[str, Any] | None = None) -> Config:
         config = Config()
@@ -165,7 +164,7 @@ def make_config():
 
 @pytest.fixture
 def assert_same_state():
-    """Parameters, moments, counters: equal, not close."""
+    """Parameters, optimizer state, counters: equal, not close."""
 
     def check(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert one["model"].keys() == other["model"].keys()

@@ -1,4 +1,4 @@
-"""What the tests run on every rank, inside an initialised process group."""
+"""Programs that the tests run on every rank, inside an initialised process group."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def train_and_save(
     trainer = make_trainer(mesh, model_dir, config, total_updates=8)
     checkpointer = Checkpointer(Path(root), seed=1)
     if load is not None:
-        torch.rand(7)  # a restored generator does not care
+        torch.rand(7)  # restored RNG state does not depend on it
         checkpointer.load(Path(load), trainer.state())
     torch.rand(draw)
     reports, path = [], None
@@ -175,7 +175,7 @@ def train_and_save(
         reports += step(trainer, config, rollouts, advantages, number)
         if number == save_after:
             path = str(checkpointer.save(number, trainer.state(), data={}, info={}).path)
-    return {**snapshot(trainer), "reports": reports, "path": path, "noise": torch.rand(4)}
+    return {**snapshot(trainer), "reports": reports, "path": path, "random": torch.rand(4)}
 
 
 def train_on_a_nan(

@@ -105,7 +105,7 @@ def assert_follows_reference(results, expected):
 def test_equals_one_process(
     ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, world_size, loss_agg_func
 ):
-    """Nine rows make five micro-batches: neither 2 nor 3 ranks share them evenly, so one rank idles at the end."""
+    """Nine rows make five micro-batches: neither 2 nor 3 ranks split them evenly, so one rank idles at the end."""
     config = make_config({"algorithm.loss_agg_func": loss_agg_func})
     given = {"model_dir": model_dirs["llama"], "config": config, "rollouts": rollouts[:9], "advantages": advantages[:9]}
     results = ranks.run(world_size, "train", **given)
@@ -194,7 +194,7 @@ def test_responses_without_tokens(ranks, model_dirs, make_config, rollouts, adva
 def test_without_loss_tokens_no_step_is_taken(
     ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, world_size
 ):
-    """Neither weight decay nor momentum moves the weights; the rate goes on."""
+    """Neither weight decay nor momentum moves the weights; the learning rate still moves."""
     config = make_config({"algorithm.n_minibatches": 2, "actor.optim.lr_scheduler": "linear", "algorithm.kl_beta": 0.1})
     given = {"model_dir": model_dirs["llama"], "config": config, "rollouts": rollouts, "advantages": advantages}
     first = {0, 1, 2, 3, 4}
@@ -220,7 +220,7 @@ def test_ties_stay_tied(ranks, model_dirs, make_config, rollouts, advantages):
         assert ranks.run(world_size, "train", model_dir=model_dirs["untied"], **given)[0]["tied"] == {}
 
 
-def test_ranks_share_the_rows(ranks, model_dirs, make_config, rollouts, advantages):
+def test_each_rank_has_its_own_rows(ranks, model_dirs, make_config, rollouts, advantages):
     results = ranks.run(
         3, "train", model_dir=model_dirs["llama"], config=make_config(), rollouts=rollouts, advantages=advantages
     )

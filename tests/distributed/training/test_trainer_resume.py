@@ -1,4 +1,4 @@
-"""Saved, loaded in new processes, continued: equal to the bit, generators of each rank included."""
+"""Saved, loaded in new processes and continued: bitwise identical, including the RNG state of each rank."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def test_resumed_equals_straight(
     for one, other in zip(straight, resumed, strict=True):
         assert_same_state(one, other)
         assert repr(one["reports"][4:]) == repr(other["reports"])  # the norm of an overflow is NaN
-        assert torch.equal(one["noise"], other["noise"])
-    assert not torch.equal(straight[0]["noise"], straight[1]["noise"])
+        assert torch.equal(one["random"], other["random"])
+    assert not torch.equal(straight[0]["random"], straight[1]["random"])
     assert straight[0]["num_updates"] == 8
     skipped = [report.skipped for report in straight[0]["reports"]]
     assert set(skipped[4:]) == ({False} if changes is DROPOUT else {False, True}), skipped
 
 
 @pytest.mark.parametrize("dropout", [True, False])
-def test_dropout_follows_the_generator_of_the_rank(
+def test_dropout_depends_on_the_rng_state_of_the_rank(
     ranks, model_dirs, make_config, rollouts, advantages, tmp_path, dropout
 ):
-    """The test above would notice a lost generator: another one gives another update. Unless dropout is off: then
-    nothing is drawn in an update, and the policy that is updated is the one that was sampled."""
+    """The test above would detect lost RNG state: another one gives another update. Without dropout an update draws no
+    random numbers, and the policy that is updated is the one that was sampled."""
     given = {
         "model_dir": model_dirs["gpt2"],
         "config": make_config({"actor.model.dropout": dropout}),
@@ -68,7 +68,7 @@ def test_dropout_follows_the_generator_of_the_rank(
 
 
 def test_another_number_of_ranks(ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, tmp_path):
-    """Weights, moments and counters are the same on 1 and on 3; what follows differs in the order of sums."""
+    """Weights, optimizer state and counters are the same on 1 and 3 ranks; later sums are in another order."""
     given = {
         "model_dir": model_dirs["llama"],
         "config": make_config(),

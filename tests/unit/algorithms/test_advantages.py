@@ -1,4 +1,4 @@
-"""Group advantages and whitening against numbers worked out by hand."""
+"""Group advantages and whitening, compared with values by hand."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_whiten_leaves_mean_zero_and_std_one_over_tokens():
     assert math.isclose(tokens.std(unbiased=False).item(), 1.0, abs_tol=1e-5)
 
 
-def test_whiten_without_contrast_is_exactly_zero():
+def test_whiten_of_equal_advantages_is_exactly_zero():
     assert torch.equal(whiten(torch.tensor([0.1, 0.1, 0.1]), torch.tensor([3, 1, 7])), torch.zeros(3))
     assert torch.equal(whiten(torch.tensor([0.1, 5.0]), torch.tensor([3, 0])), torch.zeros(2))
     assert torch.equal(whiten(torch.tensor([1.0, 2.0]), torch.tensor([0, 0])), torch.zeros(2))
@@ -73,7 +73,7 @@ def test_a_group_with_fewer_than_two_grades_is_left_out_whole():
     assert left_out(torch.ones(2, 1).bool()).all(), "one response has nothing to be compared with"
 
 
-def test_ungraded_responses_play_no_part_in_their_group():
+def test_ungraded_responses_do_not_affect_their_group():
     """With rewards in [-1, 0] a 0 that stands for "no grade" would be the best of the group."""
     rewards = torch.tensor([[-1.0, -0.5, 0.0, -0.25], [0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, -0.5, 0.0]])
     graded = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]]).bool()
@@ -87,7 +87,7 @@ def test_ungraded_responses_play_no_part_in_their_group():
     assert torch.equal(found[2], group_advantages(rewards[2:])[0])
 
 
-def test_without_failures_the_bits_are_those_of_the_estimator():
+def test_without_failures_it_equals_the_estimator():
     rewards = torch.randn(64, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     graded = torch.ones(64, 8).bool()
     assert torch.equal(over_graded(group_advantages, rewards, left_out(graded)), group_advantages(rewards))

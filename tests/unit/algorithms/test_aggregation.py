@@ -1,4 +1,4 @@
-"""Aggregation: values by hand, and that micro-batches add up to the whole."""
+"""Loss aggregation: values by hand, and micro-batches that add up to the mini-batch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""KL estimators against numbers worked out by hand."""
+"""KL estimators, compared with values by hand and with exact expectations."""
 
 import math
 
@@ -47,8 +47,8 @@ def test_k3_estimates_kl_of_policy_to_reference():
     assert estimate.item() == pytest.approx(0.3680642, abs=1e-6)
 
 
-def test_k3_within_the_old_clamp_has_the_bits_it_had():
-    """exp of a clamped log-ratio, as it was: where nothing is clamped, not a bit of value or gradient may change."""
+def test_k3_below_the_limit_equals_a_plain_exponential():
+    """Bitwise identical to exp of a clamped log-ratio, in value and gradient, wherever nothing is clamped."""
     generator = torch.Generator().manual_seed(5)
     logprobs, ref = (20 * torch.rand(4096, generator=generator) - 21 for _ in range(2))
     now, before = logprobs.clone().requires_grad_(), logprobs.clone().requires_grad_()
@@ -156,8 +156,8 @@ def test_off_policy_only_the_corrected_gradient_is_right():
         assert (found - KL_TO_REFERENCE).abs().max() > 0.05
 
 
-def test_tokens_that_the_policy_gives_up_do_not_blow_up_the_corrected_gradient():
-    """A later mini-batch at temperature 0.6: the policy was moved away from a token that it had often drawn."""
+def test_tokens_that_became_unlikely_do_not_blow_up_the_corrected_gradient():
+    """A later mini-batch at temperature 0.6: the policy has moved away from a token that it had often sampled."""
     at = [torch.tensor(logits, dtype=torch.float64) for logits in ([-3.0, 1.0, 2.0], [1.0, 1.0, 0.0], [1.0, 0.5, 0.2])]
     logprobs, old, ref = ((logits / 0.6).log_softmax(0) for logits in at)
 

@@ -1,4 +1,4 @@
-"""Log-probs and entropies against numbers worked out by hand, and against autograd."""
+"""Log-probs and entropies, compared with values by hand and with autograd."""
 
 import math
 
@@ -20,7 +20,7 @@ def token_entropy(logits, temperature):
 
 
 def autograd_entropy(logits, temperature):
-    """Plain operations; a token that is impossible adds nothing."""
+    """Plain operations; an impossible token adds nothing."""
     logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
     return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
 
@@ -113,7 +113,7 @@ def test_empty(shape):
     assert token_entropy(logits, 1.0).shape == shape[:2]
 
 
-# -- the written-out derivative of both together
+# -- the analytic derivative of both together
 
 
 def random_case(dtype=torch.float32, num_logits=17, scale=3.0):
@@ -169,7 +169,7 @@ def test_the_entropy_alone_has_a_gradient():
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_impossible_tokens_get_no_gradient_and_spoil_none():
+def test_impossible_tokens_get_no_gradient_and_spoil_no_other():
     logits, targets, of_logprobs, of_entropy = random_case(num_logits=9)
     masked = logits.clone()
     masked[..., 2:6] = -torch.inf
@@ -184,7 +184,7 @@ def test_impossible_tokens_get_no_gradient_and_spoil_none():
     torch.testing.assert_close(masked.grad[..., [0, 1, 6, 7, 8]], few.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_one_token_is_certain():
+def test_a_vocabulary_of_one_token():
     logits = torch.full((2, 3, 1), 4.0, requires_grad=True)
     logprobs, entropy = token_logprobs_and_entropy(logits, torch.zeros(2, 3, dtype=torch.int64), 0.5)
     assert (logprobs == 0).all() and (entropy == 0).all()
@@ -194,7 +194,7 @@ def test_one_token_is_certain():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("limit", [1, 301, 5 * 301, 10**9])
-def test_how_many_tokens_go_together_changes_no_bit(monkeypatch, dtype, limit):
+def test_the_block_size_changes_no_bit(monkeypatch, dtype, limit):
     logits, targets, of_logprobs, of_entropy = random_case(dtype, num_logits=301)
 
     def all_of_it():
@@ -208,7 +208,7 @@ def test_how_many_tokens_go_together_changes_no_bit(monkeypatch, dtype, limit):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(all_of_it(), expected, strict=True))
 
 
-# -- what is kept for the backward pass
+# -- memory kept for the backward pass
 
 
 def kept_bytes_per_logit(loss_of, dtype) -> float:

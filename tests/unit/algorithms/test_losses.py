@@ -1,4 +1,4 @@
-"""The clipped policy loss and importance weights: values, indicators and gradients worked out by hand."""
+"""The clipped policy loss and importance weights: values, indicators and gradients by hand."""
 
 import pytest
 import torch
@@ -22,9 +22,9 @@ def loss_at(ratio, advantage, **options):
         (1.0, -2.0, 2.0, 2.0, None),
         (1.1, 2.0, -2.2, -2.2, None),
         (1.5, 2.0, -2.6, 0.0, "high"),  # -1.3 * 2
-        (1.5, -2.0, 3.0, 3.0, None),  # a bad token that grew more likely is never let off
+        (1.5, -2.0, 3.0, 3.0, None),  # no upper clip for a negative advantage
         (0.5, -2.0, 1.6, 0.0, "low"),  # 0.8 * 2
-        (0.5, 2.0, -1.0, -1.0, None),  # a good token that grew less likely neither
+        (0.5, 2.0, -1.0, -1.0, None),  # no lower clip for a positive advantage
         (0.9, -2.0, 1.8, 1.8, None),
         (1.25, 2.0, -2.5, -2.5, None),  # above 1 + low: the upper clip is its own
         (0.75, -2.0, 1.6, 0.0, "low"),  # within 1 - high, not within 1 - low

@@ -1,4 +1,4 @@
-"""Checkpoint in, state dict out: what a model accepts strictly and answers with the same logits."""
+"""Checkpoints to state dicts: a model loads them strictly and gives the same logits."""
 
 import re
 import runpy
@@ -57,7 +57,7 @@ def checkpoint_of(tmp_path):
 
 @pytest.fixture
 def rlinf_checkpoint_of(tmp_path):
-    """What RLinf writes: everything below one key, with objects that only a pickle can hold."""
+    """As RLinf writes it: everything below one key, with objects that only a pickle can hold."""
 
     def save(model):
         actor = tmp_path / "rlinf" / "global_step_5" / "actor"
@@ -78,7 +78,7 @@ def rlinf_checkpoint_of(tmp_path):
 
 @pytest.fixture
 def convert(capsys):
-    """``convert(dcp_path, output_path, ...)``: exit code and what was said."""
+    """``convert(dcp_path, output_path, ...)``: exit code and output."""
     main = runpy.run_path(str(SCRIPT))["main"]
 
     def run(dcp_path, output_path, *more):
@@ -238,7 +238,7 @@ def test_help_shows_an_example(convert, capsys):
 
 
 def torchtitan(model, **more):
-    """What torchtitan writes: the model's names at the top level, optimizer and train state beside them."""
+    """As torchtitan writes it: the model's names at the top level, optimizer and train state beside them."""
     adam = {"exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3), "step": torch.tensor(1.0)}
     return {
         **model.state_dict(),
@@ -262,14 +262,14 @@ def test_torchtitan_with_optimizer_gives_the_model_alone(make_model, convert, tm
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     assert code == 0 and found.keys() == wanted.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    num_moments = 3 * len(model.state_dict())
+    num_adam_tensors = 3 * len(model.state_dict())
     left_out = "dataloader (1 tensors), lr_scheduler (1 tensors), "
-    left_out += f"optimizer ({num_moments} tensors), train_state (2 tensors)"
+    left_out += f"optimizer ({num_adam_tensors} tensors), train_state (2 tensors)"
     assert f"note: not of the model, so not written: {left_out}" in said
     assert f"wrote {len(wanted)} tensors, {(tmp_path / 'out.pt').stat().st_size / 1e6:.1f} MB" in said
 
 
-def test_torchtitan_with_names_of_its_own(make_model, convert, tmp_path):
+def test_torchtitan_with_its_own_names(make_model, convert, tmp_path):
     names = ["tok_embeddings.weight", "layers.0.attention.wq.weight", "norm.weight", "output.weight"]
     weights = {name: torch.ones(4, 2) for name in names}
     state = weights | {"optimizer": {"state.output.weight.exp_avg": torch.zeros(4, 2)}}
@@ -290,13 +290,13 @@ def test_a_whole_application_gives_the_model_alone(make_model, convert, tmp_path
 @pytest.mark.parametrize(
     "more", [{"value_head": {"weight": torch.ones(2)}}, {"model.embed_tokens.weight.exp_avg": torch.ones(2)}]
 )
-def test_what_may_be_a_weight_or_not_is_refused_by_name(make_model, convert, tmp_path, more):
+def test_ambiguous_names_are_refused(make_model, convert, tmp_path, more):
     dcp.save(torchtitan(make_model(False), **more), checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), next(iter(more)), "neither known as weights")
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_moments_beside_bare_names_are_never_weights(make_model, convert, tmp_path):
+def test_optimizer_state_beside_bare_names_is_never_weights(make_model, convert, tmp_path):
     state = dict(make_model(False).state_dict()) | {"lm_head.weight.exp_avg": torch.ones(2)}
     dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), "lm_head.weight.exp_avg")

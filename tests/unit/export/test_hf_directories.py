@@ -1,4 +1,4 @@
-"""Between checkpoints and Hugging Face directories: the same bits, the same logits, never the whole model in memory."""
+"""Checkpoints to Hugging Face directories and back: bitwise identical, with one tensor in memory at a time."""
 
 import json
 import os
@@ -107,13 +107,13 @@ def checkpoint_of(tmp_path):
 
 @pytest.fixture
 def tool(capsys):
-    """``tool(script)(flag=value, ...)``: exit code and what was said."""
+    """``tool(script)(flag=value, ...)``: exit code and output."""
 
     def load(script):
         main = runpy.run_path(str(script))["main"]
 
         def run(**flags):
-            capsys.readouterr()  # what transformers said while the test made its models
+            capsys.readouterr()  # what transformers printed while the test made its models
             code = main([text for flag, value in flags.items() for text in (f"--{flag}", str(value))])
             out, err = capsys.readouterr()
             return code, err if code else out
@@ -143,7 +143,7 @@ def assert_refused(answer, *texts):
 
 
 def assert_same_model(directory, model, dtype=torch.float32):
-    """The directory loads without a complaint, and is ``model`` as ``dtype`` to the bit."""
+    """The directory loads without a warning, and is bitwise identical to ``model`` as ``dtype``."""
     loaded, report = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, output_loading_info=True)
     assert not any(report.values()), report
     assert loaded.dtype == dtype
@@ -318,8 +318,8 @@ def test_modes_follow_the_umask(make_model, base_of, checkpoint_of, to_hf, tmp_p
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("form", ["bare", "section", "rlinf"])
-def test_directories_of_others(form, tied, make_model, base_of, to_hf, tmp_path):
-    """As `get_model_state_dict` gives a model, by itself or below a key; ties are there under both names."""
+def test_directories_of_other_projects(form, tied, make_model, base_of, to_hf, tmp_path):
+    """As `get_model_state_dict` returns a model, alone or below a key; tied weights are there under both names."""
     model, out = make_model(tied=tied), tmp_path / "out"
     state = get_model_state_dict(model)
     everything = {
@@ -359,7 +359,7 @@ def test_a_base_model_is_needed(make_model, checkpoint_of, to_hf, tmp_path):
     assert_refused(answer, "--base_model=", "nowhere", "no config.json")
 
 
-def test_another_tokenizer_than_the_run_had_is_said(make_model, base_of, checkpoint_of, to_hf, tmp_path):
+def test_another_tokenizer_than_the_run_had_is_noted(make_model, base_of, checkpoint_of, to_hf, tmp_path):
     model = make_model()
     path = checkpoint_of(model, identity={"actor.tokenizer (files)": "0" * 64})
     code, said = to_hf(dcp_path=path, output_path=tmp_path / "out", base_model=base_of(model))
@@ -389,7 +389,7 @@ def test_a_damaged_checkpoint_is_refused(make_model, base_of, checkpoint_of, to_
     assert_refused(to_hf(**flags, verify="off"), "never committed")
 
 
-def test_the_check_can_be_left_out(make_model, base_of, checkpoint_of, to_hf, tmp_path):
+def test_verification_can_be_skipped(make_model, base_of, checkpoint_of, to_hf, tmp_path):
     model = make_model()
     base, path = base_of(model), checkpoint_of(model)
     (path / "data" / "more").write_text("not in the manifest")
@@ -414,7 +414,7 @@ def test_another_model_is_refused_by_name(make_model, base_of, checkpoint_of, to
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_base_that_ties_what_the_checkpoint_does_not(make_model, base_of, checkpoint_of, to_hf, tmp_path):
+def test_a_base_that_ties_weights_that_the_checkpoint_does_not(make_model, base_of, checkpoint_of, to_hf, tmp_path):
     path, base = checkpoint_of(make_model(tied=False)), base_of(make_model(tied=True))
     answer = to_hf(dcp_path=path, output_path=tmp_path / "out", base_model=base)
     assert_refused(answer, "lm_head.weight differs from model.embed_tokens.weight", "tie_word_embeddings: false")
@@ -472,7 +472,7 @@ def test_names_of_a_bare_base_model_and_of_a_tie(make_model, to_dcp, tmp_path):
     assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_weights(model))
 
 
-def test_directories_that_are_no_model_are_refused(make_model, to_dcp, tmp_path):
+def test_invalid_model_directories_are_refused(make_model, to_dcp, tmp_path):
     assert_refused(to_dcp(hf_path=tmp_path / "nowhere", output_path=tmp_path / "out"), "--hf_path=", "nowhere")
     make_model().config.save_pretrained(tmp_path / "hf")
     flags = {"hf_path": tmp_path / "hf", "output_path": tmp_path / "out"}
@@ -564,7 +564,7 @@ def peak_bytes(script, **flags):
 @pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_model_is_never_whole_in_memory(make_model, base_of, checkpoint_of, tmp_path):
-    """Against the same conversion of a tiny model: what comes on top is a few tensors, of 8 MB at most."""
+    """Compared with the conversion of a tiny model: a few tensors more, of 8 MB at most."""
     config = LlamaConfig(**{**SIZES, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 16})
     config.save_pretrained(tmp_path / "large")
     shapes = weight_shapes(build_on_meta(config, "fp32"))

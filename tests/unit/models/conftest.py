@@ -40,7 +40,7 @@ def tiny_model():
         config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], "initializer_range": 0.2, **changes})
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
-            for param in model.parameters():  # norms and biases are ones and zeros: make them say something
+            for param in model.parameters():  # norms and biases are ones and zeros: make them matter
                 param.add_(torch.randn_like(param) * 0.05)
         return model.eval()
 

@@ -1,4 +1,4 @@
-"""Build on meta, materialize, fill: the same model as `from_pretrained`, and errors that name what is wrong."""
+"""Build on meta, materialize, fill: the same model as `from_pretrained`, and errors that name the cause."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_tie_is_one_tensor(tiny_directory):
     assert "lm_head.weight" not in dict(named_weights(model))
 
 
-def test_weights_of_the_bare_base_model(tiny_model, tmp_path):
+def test_weights_saved_from_the_bare_base_model(tiny_model, tmp_path):
     model = tiny_model("gpt2")
     model.transformer.save_pretrained(tmp_path)
     assert "wte.weight" in load_file(tmp_path / "model.safetensors")
@@ -88,10 +88,10 @@ def test_a_tie_stored_under_its_other_name(tiny_directory):
 
 
 def test_weights_in_several_files(tiny_directory):
-    whole, cut = tiny_directory("qwen2", name="whole"), tiny_directory("qwen2", name="cut", max_shard_size="20KB")
-    assert len(list(cut.glob("*.safetensors"))) > 2
-    assert (cut / "model.safetensors.index.json").exists()
-    assert torch.equal(logits(ours(cut)), logits(ours(whole)))
+    whole, split = tiny_directory("qwen2", name="whole"), tiny_directory("qwen2", name="split", max_shard_size="20KB")
+    assert len(list(split.glob("*.safetensors"))) > 2
+    assert (split / "model.safetensors.index.json").exists()
+    assert torch.equal(logits(ours(split)), logits(ours(whole)))
 
 
 def test_other_stored_precision_is_converted(tiny_model, tmp_path):
@@ -159,7 +159,7 @@ def test_a_file_of_the_index_is_missing(tiny_directory):
         ours(path)
 
 
-def test_a_torn_file(tiny_directory):
+def test_a_truncated_file(tiny_directory):
     path = tiny_directory("qwen2")
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -201,14 +201,15 @@ def test_precision_decides_the_parameters_type():
 
 def test_the_patch_of_torch_is_undone_after_an_error():
     register = torch.nn.Module.register_parameter
-    with pytest.raises(ConfigError, match=r"actor\.model\.model_path: no causal LM can be built of a vit: .*ViTConfig"):
+    message = r"actor\.model\.model_path: transformers has no causal LM for the model type vit: .*ViTConfig"
+    with pytest.raises(ConfigError, match=message):
         build.build_on_meta(AutoConfig.for_model("vit"), "fp32")
     assert torch.nn.Module.register_parameter is register
     assert not torch.nn.Linear(2, 2).weight.is_meta
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"metadata": {}}'])
-def test_an_index_that_is_none(tiny_directory, content):
+def test_an_invalid_index(tiny_directory, content):
     path = tiny_directory("qwen2", max_shard_size="20KB")
     (path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json cannot be used"):
@@ -216,7 +217,7 @@ def test_an_index_that_is_none(tiny_directory, content):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_read_is_what_fill_copies(tiny_model, tiny_directory, model_type):
+def test_read_returns_what_fill_copies(tiny_model, tiny_directory, model_type):
     path = tiny_directory(model_type)
     model = build.build_on_meta(hf_directory.load_config(path, None), "fp32")
     source = source_of(model, path)
@@ -226,7 +227,7 @@ def test_read_is_what_fill_copies(tiny_model, tiny_directory, model_type):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "biogpt", "xglm", "opt"])
-def test_dropout_is_off_whatever_it_is_called(kind):
+def test_dropout_is_disabled_whatever_its_name(kind):
     config = AutoConfig.for_model(kind)
     asked = [name for name, value in vars(config).items() if "drop" in name and isinstance(value, float) and value > 0]
     assert asked

@@ -1,4 +1,4 @@
-"""A model directory: found or refused by name, identified by its content, its end tokens known."""
+"""Model directories are found or refused by name, and identified by their content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def change_one_weight(path, name, index):
 
 def test_a_missing_directory_is_named_with_its_key(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"rollout\.model\.model_path=.*nowhere: no model there .*config\.json.*Hugging Face"
+        ConfigError, match=r"rollout\.model\.model_path=.*nowhere: no model found .*config\.json.*Hugging Face"
     ):
         hf_directory.resolve(str(tmp_path / "nowhere"), "rollout.model.model_path")
 
@@ -88,7 +88,7 @@ def test_a_directory_without_tokenizer_is_a_config_error(tiny_directory):
         hf_directory.load_tokenizer(tiny_directory("llama"))
 
 
-def test_fingerprint_follows_content_not_place(tiny_directory, tmp_path):
+def test_fingerprint_depends_on_content_not_location(tiny_directory, tmp_path):
     path = tiny_directory("llama")
     first = hf_directory.fingerprint(path)
     elsewhere = tmp_path / "elsewhere"

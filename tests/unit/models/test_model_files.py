@@ -1,4 +1,4 @@
-"""Files of a model directory that cannot be read are named, with line and remedy, and never waited for."""
+"""Unreadable files of a model directory are named, with line and remedy, and never block."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_broken_json_is_named_with_its_line(embedded, name):
 def test_a_pipe_a_directory_a_lost_link_and_a_pointer(embedded, name):
     (embedded / name).unlink()
     os.mkfifo(embedded / name)
-    assert refusal(embedded).startswith(f"{name} is no plain file")
+    assert refusal(embedded).startswith(f"{name} is not a regular file")
     (embedded / name).unlink()
     (embedded / name).symlink_to("nowhere")
-    assert refusal(embedded).startswith(f"{name} is a symbolic link to nothing")
+    assert refusal(embedded).startswith(f"{name} is a broken symbolic link")
     (embedded / name).unlink()
     (embedded / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert refusal(embedded) == f"{name} is a Git LFS pointer, not the file; run git lfs pull"
     (embedded / name).unlink()
     (embedded / name).mkdir()
-    assert refusal(embedded).startswith(f"{name} is no plain file")
+    assert refusal(embedded).startswith(f"{name} is not a regular file")
 
 
 def test_json_of_another_shape_is_a_config_error(embedded):
@@ -60,7 +60,7 @@ def test_json_of_another_shape_is_a_config_error(embedded):
     with pytest.raises(ConfigError, match=r"config\.json holds a list, not an object"):
         hf_directory.load_config(embedded, None)
     (embedded / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Poem"}}')
-    with pytest.raises(ConfigError, match=r"actor\.tokenizer\.tokenizer_model=.*no tokenizer that can be used"):
+    with pytest.raises(ConfigError, match=r"actor\.tokenizer\.tokenizer_model=.*no usable tokenizer"):
         hf_directory.load_tokenizer(embedded)
     (embedded / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"tokenizer\.json: not valid JSON at line 1 column 2"):

@@ -1,4 +1,4 @@
-"""Tokens of tokenizer and model: which end a response, and which the model does not know."""
+"""Tokens that end a response, and tokens of the tokenizer that the model has no embedding for."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_eos_ids_of_the_text_part_of_a_model(model_dir):
 
 @pytest.mark.parametrize("listed", ["2", [2, "</s>"], True, -1, [2, -100], 1.5, {"id": 2}])
 @pytest.mark.parametrize("name", ["generation_config", "config"])
-def test_what_is_no_id_is_refused_with_its_file(model_dir, name, listed):
-    with pytest.raises(ConfigError, match=rf"{name}\.json: eos_token_id has .*, which is no id of a token; write"):
+def test_an_invalid_eos_id_is_refused_with_its_file(model_dir, name, listed):
+    with pytest.raises(ConfigError, match=rf"{name}\.json: eos_token_id has .*, which is not a token id; write"):
         vocabulary.eos_ids(model_dir(**{name: {"eos_token_id": listed}}), tokenizer(eos=2))
 
 
@@ -59,7 +59,7 @@ def test_no_eos_anywhere(tmp_path):
         vocabulary.eos_ids(tmp_path, tokenizer())
 
 
-def test_an_eos_token_that_the_model_cannot_draw(model_dir):
+def test_an_eos_token_that_the_model_cannot_sample(model_dir):
     directory = model_dir(config={"vocab_size": 10})
     with pytest.raises(ConfigError, match="the eos token is 10, but the model has only the tokens 0 to 9"):
         vocabulary.eos_ids(directory, tokenizer(eos=10))
@@ -79,7 +79,7 @@ def test_rows_are_padded_with_a_token_that_the_model_has(pad, expected):
     assert vocabulary.pad_id(tokenizer(pad=pad), LlamaConfig(vocab_size=10)) == expected
 
 
-def test_prompts_with_tokens_that_the_model_has_not(tmp_path):
+def test_prompts_with_tokens_without_embedding(tmp_path):
     small, padded = LlamaConfig(vocab_size=10), LlamaConfig(vocab_size=64)
     vocabulary.check_prompts(9, tmp_path / "tok", {tmp_path / "small": small, tmp_path / "padded": padded})
     with pytest.raises(ConfigError) as caught:
@@ -90,7 +90,7 @@ def test_prompts_with_tokens_that_the_model_has_not(tmp_path):
     )
 
 
-def test_tokens_that_no_prompt_uses_are_only_said(tmp_path):
+def test_tokens_that_no_prompt_uses_give_a_warning(tmp_path):
     config = LlamaConfig(vocab_size=10)
     assert vocabulary.more_tokens_than_model(tokenizer(vocab=range(10)), tmp_path, config, tmp_path) is None
     line = vocabulary.more_tokens_than_model(tokenizer(vocab=[0, 12]), tmp_path / "tok", config, tmp_path / "model")

@@ -45,7 +45,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """For a process that finds the package, and neither a login nor settings of wandb."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_") and key != "NETRC"}
     root = str(Path(__file__).parents[3])
-    return {**kept, "HOME": str(tmp_path), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return {**kept, "HOME": str(tmp_path), "PYTHONPATH": root}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Requests that vLLM gives up: the response says so, the others are kept. vLLM is stood in for, since CPUs lack it."""
+"""Requests that vLLM aborts: the response records the error, the others are kept. A hand-written fake replaces vLLM."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tokenizer:
 
 @pytest.fixture
 def generate():
-    """What an engine makes of the outputs to one prompt's group."""
+    """The rollouts of an engine for given outputs of one group."""
 
     def run(*outputs):
         engine = VllmEngine.__new__(VllmEngine)
@@ -60,7 +60,7 @@ def generate():
     return run
 
 
-def test_ends_that_are_no_failure(generate):
+def test_regular_ends(generate):
     stopped, cut, at_once = generate(output([4, EOS]), output([4, 5, 6, 7], "length"), output([EOS]))
     assert (stopped.error, cut.error, at_once.error) == (None, None, None)
     assert (stopped.finished, cut.finished, at_once.finished) == (True, False, True)
@@ -85,7 +85,7 @@ def test_a_request_that_fails_costs_one_response(generate, failed, error, num_to
     assert second.error is None and second.response_ids.tolist() == [4, EOS]
 
 
-def test_log_probs_that_are_not_finite_in_every_response_are_those_of_broken_weights(generate):
+def test_non_finite_logprobs_in_every_response_mean_broken_weights(generate):
     broken = output([4, EOS], logprob=float("nan"))
     with pytest.raises(FloatingPointError, match=r"rollout\.model\.precision"):
         generate(broken, broken)

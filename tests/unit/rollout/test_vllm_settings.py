@@ -1,4 +1,4 @@
-"""How vLLM is chosen and started, as far as it can be known without it; the engine itself is tested in tests/vllm."""
+"""Settings of vLLM, tested without it; tests/vllm tests the engine itself."""
 
 from __future__ import annotations
 
@@ -71,31 +71,31 @@ def test_keys_of_vllm_need_vllm(key, value):
         ({"tensor_parallel_size": 0}, "rollout.tensor_parallel_size=0"),
     ],
 )
-def test_values_that_mean_nothing(rollout, found):
+def test_invalid_values(rollout, found):
     assert found in problems({"rollout_backend": "vllm", **rollout})
 
 
-def test_one_gpu_a_worker():
+def test_one_gpu_per_worker():
     asked = {"rollout_backend": "vllm", "tensor_parallel_size": 2}
     assert "rollout.tensor_parallel_size=2: a rollout worker has one GPU" in problems(asked, device="cuda")
     assert problems(asked, device="cpu") == ""
 
 
 @pytest.mark.parametrize("key", ["enable_sleep", "batch_invariant"])
-def test_what_a_cpu_cannot_do(key):
+def test_gpu_features_are_refused_on_a_cpu(key):
     assert f"rollout.{key}=true: vLLM can do that on GPUs only" in problems(
         {"rollout_backend": "vllm", key: True}, device="cpu"
     )
 
 
-@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 20}, {"repetition_penalty": 1.1}])
-def test_logprobs_that_vllm_cannot_report(cut):
-    """At a temperature it has only those after the cut; at 1 it has those before."""
+@pytest.mark.parametrize("filter_", [{"top_p": 0.9}, {"top_k": 20}, {"repetition_penalty": 1.1}])
+def test_logprobs_that_vllm_cannot_report(filter_):
+    """With a temperature it has only those after the filter; at 1 it has those before."""
     rollout = {"rollout_backend": "vllm", "return_logprobs": True}
-    assert "rollout.return_logprobs=true" in problems(rollout, {"temperature": 0.8, **cut})
-    assert problems(rollout, {"temperature": 1.0, **cut}) == ""
+    assert "rollout.return_logprobs=true" in problems(rollout, {"temperature": 0.8, **filter_})
+    assert problems(rollout, {"temperature": 1.0, **filter_}) == ""
     assert problems(rollout, {"temperature": 0.8}) == ""
-    assert problems({"rollout_backend": "vllm"}, {"temperature": 0.8, **cut}) == ""
+    assert problems({"rollout_backend": "vllm"}, {"temperature": 0.8, **filter_}) == ""
 
 
 @pytest.mark.parametrize("temperature", [0.005, 2.5])
@@ -105,7 +105,7 @@ def test_temperatures_that_vllm_refuses_or_changes(temperature):
     assert problems({}, {"temperature": temperature}) == ""
 
 
-def test_which_logprobs_are_asked_for():
+def test_which_logprobs_are_requested():
     assert arguments()["logprobs_mode"] == "raw_logprobs"
     assert arguments(SamplingConfig(temperature=0.7))["logprobs_mode"] == "processed_logprobs"
     assert arguments(SamplingConfig(do_sample=False, temperature=0.7))["logprobs_mode"] == "raw_logprobs"
@@ -127,7 +127,7 @@ def test_eager_by_default_on_a_cpu_alone():
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_without_vllm_the_message_says_how_to_get_it():
+def test_without_vllm_the_message_shows_how_to_install_it():
     with pytest.raises(ConfigError, match=r"bash toolkits/vllm/install_cpu\.sh"):
         vllm_version()
     assert (Path(__file__).resolve().parents[3] / "toolkits" / "vllm" / "install_cpu.sh").is_file()
@@ -160,7 +160,7 @@ def test_the_shipped_config_is_the_embedded_default_with_vllm():
     )
 
 
-def test_grpo_has_something_to_learn_in_its_model():
+def test_its_model_leaves_something_to_learn():
     from transformers import AutoModelForCausalLM
 
     directory = Path(make_tiny_arithmetic.__file__).parent / "tiny-arithmetic-2heads"

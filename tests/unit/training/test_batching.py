@@ -1,4 +1,4 @@
-"""From rollouts to micro-batches: worked out by hand, and the cuts never exceed their limits."""
+"""Rollouts to micro-batches: compared with values by hand; splits never exceed their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an optimizer step left behind is looked at once per step, and cheaply."""
+"""Parameters and optimizer state are checked for NaN and infinity once per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is alive at the worst moment of a micro-batch's loss and backward pass, as the sums in the configs have it."""
+"""Peak memory of a micro-batch's loss and backward pass, as the estimates in the configs assume it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIECE = 8 * VOCAB
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, for as long as they live; exact, on any machine."""
+    """Counts the bytes of all live tensors that operations made; exact on any machine."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(entropy_bonus: float) -> int:
-    """Of a bf16 head, its logits, the loss and the backward pass, as `PolicyTrainer` does it."""
+    """Peak bytes of a bf16 head, its logits, the loss and the backward pass, as in `PolicyTrainer`."""
     torch.manual_seed(0)
     head = (torch.randn(VOCAB, HIDDEN) / 4).bfloat16().requires_grad_()
     hidden = torch.randn(ROWS, COLUMNS + 1, HIDDEN).bfloat16().requires_grad_()
@@ -66,7 +66,7 @@ def peak_bytes(entropy_bonus: float) -> int:
 
 
 def backward_of(head, hidden, ids, micro, batch, config) -> None:
-    def loss():  # as in the trainer: when the backward pass begins, nobody holds the logits but autograd
+    def loss():  # as in the trainer: when the backward pass starts, only autograd holds the logits
         logits = hidden @ head.T
         return micro_batch_loss(logits[:, :-1], ids[:, 1:], 0, micro, batch, config, 1.0)[0]
 
@@ -74,10 +74,10 @@ def backward_of(head, hidden, ids, micro, batch, config) -> None:
 
 
 @pytest.mark.parametrize("entropy_bonus", [0.0, 0.001])
-def test_logits_their_gradient_and_a_piece_in_float32(monkeypatch, entropy_bonus):
-    """2 x 2 bytes per logit, and 9 per logit of a piece: float32 twice, and a mask. An entropy bonus adds nothing."""
+def test_logits_their_gradient_and_a_block_in_float32(monkeypatch, entropy_bonus):
+    """2 x 2 bytes per logit, and 9 per logit of a block: float32 twice, and a mask. An entropy bonus adds nothing."""
     monkeypatch.setattr(logprobs, "MAX_ELEMENTS", PIECE)
     num_logits = ROWS * (COLUMNS + 1) * VOCAB
-    others = 16 * ROWS * COLUMNS * 4 + 4 * VOCAB * HIDDEN * 2  # numbers per token, and what the head itself is made of
+    others = 16 * ROWS * COLUMNS * 4 + 4 * VOCAB * HIDDEN * 2  # values per token, and the head's own weights
     peak = peak_bytes(entropy_bonus)
     assert 4 * num_logits <= peak <= 4 * num_logits + 9 * PIECE + others

@@ -1,4 +1,4 @@
-"""How much of the gradient is the KL term's: worked out by hand, and added up over micro-batches."""
+"""The KL term's fraction of the gradient: compared with values by hand, and summed over micro-batches."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_the_fraction_by_hand():
     assert fraction(sums) == fraction(sums, sums) == pytest.approx(kl / (kl + policy))
 
 
-def test_a_kl_term_that_has_no_say():
+def test_a_kl_term_without_gradient():
     _, sums = loss_and_sums(ref=LOGPROBS, kl_beta=0.5)
     assert fraction(sums) == 0.0
     assert fraction({**sums, "policy_grad_square": 0.0}) == 0.0
 
 
 def test_measuring_it_changes_no_gradient():
-    """The loss written out without the measurement: the same bits."""
+    """Bitwise identical to the loss without the measurement."""
     logits = LOGITS.clone().requires_grad_()
     loss, _ = loss_and_sums(ref=LOGPROBS - 0.3, kl_beta=0.5, logits=logits)
     (measured,) = torch.autograd.grad(loss, logits)
@@ -71,7 +71,7 @@ def test_measuring_it_changes_no_gradient():
     assert torch.equal(measured, plain)
 
 
-def test_the_loss_uses_the_corrected_form_when_told():
+def test_the_loss_uses_the_corrected_form_if_configured():
     old, ref = LOGPROBS + 0.4, LOGPROBS - 3.0
     _, sums = loss_and_sums(ref=ref, old=old, kl_beta=0.5, kl_importance_correction=True)
     ratio = math.exp(-0.4)

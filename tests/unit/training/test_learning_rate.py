@@ -1,4 +1,4 @@
-"""The learning-rate schedule against numbers worked out by hand."""
+"""The learning-rate schedule, compared with values by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the log-probs of the engine are from those of the trainer, wherever the old ones come from."""
+"""The gap between the log-probs of engine and trainer, whichever of them the old ones come from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sums(*, recompute: bool, old: torch.Tensor | None) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("recompute", "old", "gap"),
     [
-        (True, None, 0.25),  # one mini-batch: the update's own pass
+        (True, None, 0.25),  # one mini-batch: the update's own forward pass
         (True, ENGINE + 0.5, 0.5),
         (False, ENGINE, 0.25),
     ],
@@ -47,8 +47,8 @@ def test_the_gap_is_between_trainer_and_engine(recompute, old, gap):
     assert found["rollout_gap"] == pytest.approx(5 * gap, abs=1e-5)
 
 
-def test_the_gap_is_that_of_the_weights_that_the_engine_had():
-    """Of several mini-batches the first; all of them count for the other metrics."""
+def test_the_gap_is_measured_with_the_weights_that_the_engine_had():
+    """Only in the first of several mini-batches; the other metrics use all of them."""
 
     def report(gap: float) -> list[UpdateReport]:
         totals = {"tokens": 2.0, "ratio": gap, "rollout_gap": gap, "loss": 0.0, "policy_loss": 0.0}
