@@ -128,7 +128,6 @@ PENDING = {
     "rlinf_lite/cluster",
     "rlinf_lite/config",
     "rlinf_lite/config_checks",
-    "rlinf_lite/data",
     "rlinf_lite/eval",
     "rlinf_lite/faults",
     "rlinf_lite/launch",
