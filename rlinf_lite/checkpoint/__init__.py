@@ -1,5 +1,9 @@
-"""Checkpoints: tensors, ranks, files, bytes. Knows no RL, Ray, Hydra, wandb, or model."""
+"""Distributed checkpoints of any torch state: saved in the background, verified, and never half written.
 
+Knows tensors, ranks and files; imports neither Ray, Hydra nor wandb, and knows nothing of models or RL.
+"""
+
+from rlinf_lite.checkpoint.candidates import Candidates
 from rlinf_lite.checkpoint.checkpointer import Checkpointer
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.errors import (
@@ -23,6 +27,7 @@ from rlinf_lite.checkpoint.state import flatten
 from rlinf_lite.checkpoint.torch_api.manager import CheckpointManager
 
 __all__ = [
+    "Candidates",
     "CheckpointError",
     "CheckpointManager",
     "Checkpointer",

@@ -1,6 +1,6 @@
-"""One rank's hand on the checkpoints of a directory: save in the background or not, and load.
+"""Per-rank saver and loader of sharded checkpoints: saves in the background or not, and loads.
 
-Knows tensors, ranks and files. What the state is (a dict of tensors and `Stateful`) the caller says.
+The state is a dict of tensors and `Stateful` objects; what it means is up to the caller.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from rlinf_lite.checkpoint.live import HostBuffer
 from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.retention import Retention
-from rlinf_lite.checkpoint.saving import Content, SaveJob, SaveReport, capture
+from rlinf_lite.checkpoint.saving import Content, SaveJob, SaveReport, SaveSettings, capture
 from rlinf_lite.checkpoint.state import State
 
 
 class Checkpointer:
-    """Saves to and loads from ``root``. Unless said otherwise every method is collective over all ranks.
+    """Saves to and loads from ``root``. Every method is collective over all ranks unless its docstring says otherwise.
 
-    Without a process group it is one rank by itself. With one it makes its own over all ranks (gloo), so that a save in
-    the background never meets the training's collectives.
+    It works without a process group, for a single rank. With one it creates its own gloo group over all ranks, so that
+    a save in the background does not interfere with the training's collectives.
     """
 
     def __init__(
@@ -39,18 +39,23 @@ class Checkpointer:
         """
         Args:
             root: a directory, or an fsspec URL.
-            seed: from which generators start anew where they cannot be restored (another number of ranks).
-            keep: which older checkpoints are deleted after each save; None: none.
-            staged_fraction: how much of the state's bytes `fence` may copy to memory rather than wait.
+            seed: a new RNG state is derived from it where the saved one does not fit (another number of ranks).
+            keep: which older checkpoints to keep after each save; None keeps all.
+            staged_fraction: the fraction of the state's bytes that `fence` may copy to memory instead of waiting.
             timeout_seconds: how long a rank waits for the others in a save or load, and `fence` for the storage.
         """
         self.root = storage.storage_path(root)
         self.seed = seed
-        self.keep = keep or Retention()
-        self.staged_fraction, self.timeout_seconds = staged_fraction, timeout_seconds
         self.ranks = Ranks.of_all(timeout_seconds)
-        self.host = HostBuffer()
-        self._planner = ShardPlanner(self.ranks)
+        self._settings = SaveSettings(
+            root=self.root,
+            ranks=self.ranks,
+            planner=ShardPlanner(self.ranks),
+            host=HostBuffer(),
+            keep=keep or Retention(),
+            staged_fraction=staged_fraction,
+            timeout_seconds=timeout_seconds,
+        )
         self._job: SaveJob | None = None
 
     def save(
@@ -62,18 +67,19 @@ class Checkpointer:
         info: Mapping[str, Any] | None = None,
         resolve: Resolve | None = None,
     ) -> SaveReport:
-        """Commit a checkpoint of ``state`` and this rank's generators; return when it is durable.
+        """Save ``state`` and this rank's RNG state as a checkpoint; returns when it is durable and committed.
 
         Args:
-            step: completed steps; names the directory.
-            state: what to save; the same keys on every rank.
-            data: small plain values and tensors for ``data/data.pt`` (rank 0's are written).
-            info: JSON values for the manifest (rank 0's are written).
-            resolve: gives the tensor of a name when its turn comes, where ``state`` has one on the meta device.
+            step: the number of completed steps; names the directory.
+            state: what to save, with the same keys on every rank.
+            data: small plain values and tensors for ``data/data.pt`` (those of rank 0 are written).
+            info: JSON values for the manifest (those of rank 0 are written).
+            resolve: returns the tensor of a name when it is to be written, where ``state`` has one on the meta device.
 
         Raises:
-            SaveError: names rank, path and cause. Nothing was committed, and what was written aside is gone.
-            TypeError: ``state`` holds something that is no tensor, or ``data`` or ``info`` what could not be read back.
+            SaveError: names rank, path and cause. Nothing was committed, and the temporary files are removed.
+            TypeError: ``state`` holds something other than tensors, or ``data`` or ``info`` something that could not be
+                read back.
         """
         self.start(step, state, data=data, info=info, resolve=resolve)
         report = self.finish()
@@ -89,39 +95,38 @@ class Checkpointer:
         info: Mapping[str, Any] | None = None,
         resolve: Resolve | None = None,
     ) -> None:
-        """Begin a `save` and return: generators, ``data``, ``info`` and scalars are taken now, the tensors of ``state``
-        are read where they are, by a thread of its own. From here on `fence` must be called before they change.
+        """Start a `save` in the background. RNG state, ``data``, ``info`` and small tensors are copied now; a thread
+        reads the other tensors of ``state`` in place, so `fence` must be called before they change.
 
-        At most one save is in flight: an earlier one is waited for, and must have been asked about with `poll` or
-        `finish`, or its failure is raised here.
+        At most one save is in flight: this call waits for an earlier one.
 
         Raises:
-            SaveError, TypeError: of an earlier save that nobody asked about.
+            SaveError, TypeError: of an earlier save whose result `poll` or `finish` has not returned.
         """
         began = time.perf_counter()
         self.finish()
         content: Content | Exception
         try:
             content = capture(state, self.ranks.rank, data or {}, info or {}, resolve)
-        except Exception as error:  # the other ranks must hear of it, instead of waiting for this one
+        except Exception as error:  # sent to the other ranks, which would wait for this one
             content = error
-        self._job = SaveJob(self, self._planner, step, content)
+        self._job = SaveJob(self._settings, step, content)
         self._job.start(held_seconds=time.perf_counter() - began)
 
     def fence(self) -> None:
-        """To be called right before the state changes (`optimizer.step`): returns when nothing needs to be read any
-        more. Not collective. If the storage does not keep up for ``timeout_seconds``, the save fails, not the caller.
+        """Call it right before the state changes (`optimizer.step`): returns when the save has read all it needs.
+        If that takes longer than ``timeout_seconds``, the save fails and not the caller. Not collective.
         """
         if self._job is not None:
-            self._job.fence(self.timeout_seconds)
+            self._job.fence()
 
     @property
     def saving(self) -> bool:
-        """Whether a save was started of whose end nobody has been told. Not collective."""
+        """Whether a save was started whose result `poll` or `finish` has not returned yet. Not collective."""
         return self._job is not None
 
     def poll(self) -> SaveReport | None:
-        """The report of a save that has ended on this rank, once; None if there is nothing to tell. Not collective.
+        """The report of a save that has ended on this rank; None if there is none. Returned once. Not collective.
 
         Raises:
             SaveError, TypeError: as `save`, once.
@@ -131,21 +136,21 @@ class Checkpointer:
         return self.finish()
 
     def finish(self) -> SaveReport | None:
-        """Wait for the save in flight, if there is one, then as `poll`."""
+        """Wait for the save in flight and return its report; None if there is none. Raises as `poll`."""
         job, self._job = self._job, None
         return None if job is None else job.result()
 
     def load(
         self, path: str | os.PathLike[str], state: State, *, verify: str = "full", whole: bool = True
     ) -> LoadReport:
-        """Fill ``state`` in place from the checkpoint ``path``, and restore this rank's generators.
+        """Fill ``state`` in place from the checkpoint ``path``, and restore this rank's RNG state.
 
-        Each rank reads what it needs and nothing else, except that with ``verify="full"`` each file is read whole, and
-        hashed on the way, by one of them. After an error other than `StateMismatch` ``state`` is undefined.
+        Each rank reads only what it needs, except that with ``verify="full"`` one rank per file reads and hashes all of
+        it. After an error other than `StateMismatch` the content of ``state`` is undefined.
 
         Args:
             verify: ``full`` (size and sha256 of every file), ``size`` or ``off``.
-            whole: False: only the top-level names of ``state``; others in the checkpoint, and generators, are left.
+            whole: False loads only the top-level names of ``state``, and leaves the RNG state as it is.
 
         Raises:
             NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: as `manifest.read` and `manifest.verify`.

@@ -1,7 +1,7 @@
-"""The commit protocol: aside, small files, directories durable, manifest last, the name, the parent durable.
+"""The commit protocol: write to a temporary directory, fsync it, write the manifest last, rename, fsync the parent.
 
-Where nothing can be renamed (`storage.is_local` says no) the files are written under their final name, and the manifest
-is the commit marker: a directory without one is no checkpoint.
+Storage that cannot rename (see `storage.is_local`) gets the files under their final name; there the manifest is the
+commit marker, and a directory without one is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ class Stage:
 
     path: StoragePath
     superseded: StoragePath | None = None
-    """Where a committed directory was moved whose name is needed before the commit (where nothing can be renamed)."""
+    """Where an older checkpoint of the same name was moved to before this save began; None if there was none, or on
+    local storage, where that happens at the commit."""
 
 
 def open_stage(root: StoragePath, step: int) -> Stage:
-    """Make the directories of a save."""
+    """Make the directories that a save writes to."""
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         sync_dir(root.parent)
@@ -37,7 +38,7 @@ def open_stage(root: StoragePath, step: int) -> Stage:
 
 
 def _clear(final: StoragePath) -> StoragePath | None:
-    """Free a name that will be written to directly: a checkpoint is set aside, a torso removed."""
+    """Free a name that will be written to directly: set a checkpoint aside, remove an incomplete one."""
     if (final / layout.MANIFEST).is_file():
         return layout.set_aside(final)
     if final.is_dir():
@@ -46,10 +47,10 @@ def _clear(final: StoragePath) -> StoragePath | None:
 
 
 def commit(root: StoragePath, stage: Stage, manifest: Manifest) -> StoragePath | None:
-    """Make a whole stage a checkpoint. Returns where an older directory of the same name was moved to.
+    """Turn a complete stage into a checkpoint. Returns where an older directory of the same name was moved to.
 
     Raises:
-        OSError: nothing was committed, and what had the name has it still.
+        OSError: nothing was committed, and an older directory of the same name is back in its place.
     """
     step, path = manifest.step, stage.path
     for directory in (path / layout.ACTOR, (path / layout.DATA).parent):
@@ -63,7 +64,7 @@ def commit(root: StoragePath, stage: Stage, manifest: Manifest) -> StoragePath |
 
 
 def _rename(root: StoragePath, step: int, stage: StoragePath) -> StoragePath | None:
-    """Give ``stage`` its name; what had that name is set aside, and gets it back if this fails."""
+    """Rename ``stage``; a directory that has the name is set aside, and put back if this fails."""
     final = layout.step_dir(root, step)
     superseded = layout.set_aside(final) if final.exists() else None
     try:
@@ -81,9 +82,9 @@ def _rename(root: StoragePath, step: int, stage: StoragePath) -> StoragePath | N
 
 
 def abandon(stage: Stage) -> None:
-    """Remove what a failed save wrote, and give back a name that was taken for it, as far as the storage lets us.
+    """Remove what a failed save wrote, and put back an older checkpoint that it replaced, as far as storage permits.
 
-    Where nothing is renamed it may be a checkpoint by now, of whose commit some ranks did not hear: that stays.
+    Without a rename the stage may already be committed even though some ranks missed it; then it stays.
     """
     if not is_local(stage.path) and (stage.path / layout.MANIFEST).is_file():
         return

@@ -1,4 +1,4 @@
-"""One hash for a whole sharded state, to say whether two runs hold the same bits."""
+"""One hash of a whole sharded state, to tell whether two runs are bitwise identical."""
 
 from __future__ import annotations
 

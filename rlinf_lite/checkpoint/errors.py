@@ -1,4 +1,4 @@
-"""What can go wrong with a checkpoint. Every error names the path, and is picklable because it crosses processes."""
+"""Errors of checkpoints. Each names the path, and can be pickled, because errors travel between ranks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class SaveError(CheckpointError):
 
 
 class RankSilent(CheckpointError, TimeoutError):
-    """Another rank did not come to a common point of a save or load: it died, or hangs."""
+    """Another rank did not reach a collective of a save or load in time: it died or hangs."""
 
 
 class DamagedCheckpoint(CheckpointError, ValueError):
-    """A checkpoint that does not match its manifest, or cannot be read."""
+    """A checkpoint does not match its manifest, or cannot be read."""
 
 
 class UnsafeCheckpoint(DamagedCheckpoint):
-    """A checkpoint whose files ask for something that no checkpoint needs (foreign classes, paths outside)."""
+    """A checkpoint asks for something that no checkpoint needs: classes to unpickle, or files elsewhere."""
 
 
 class StateMismatch(CheckpointError, ValueError):
-    """A checkpoint that holds other state than the one asked for (missing keys, extra keys, other shapes)."""
+    """A checkpoint has other keys or shapes than the state to load into."""
 
 
 class NoCheckpoint(CheckpointError, FileNotFoundError):

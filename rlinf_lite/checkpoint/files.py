@@ -1,4 +1,4 @@
-"""Bytes on storage: files hashed while they are written, and made durable together with their directories."""
+"""Writing files to local or remote storage: hashed on the way, past the page cache, and durable at the end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rlinf_lite.checkpoint.storage import StoragePath, is_local
 
 BUFFER_BYTES = 8 << 20
 NUM_BUFFERS = 3
-_ALIGNMENT = 4096  # what O_DIRECT asks of addresses, offsets and lengths on every common disk
+_ALIGNMENT = 4096  # O_DIRECT needs addresses, offsets and lengths to be multiples of it on every common disk
 
 
 _SPARE: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-"""Buffers that no file uses now. They are aligned, and kept: fresh memory costs more than the copy into it."""
+"""Buffers that no file uses now. They are aligned, and reused: fresh memory costs more than the copy into it."""
 
 
 def _new_buffer() -> mmap.mmap:
@@ -35,10 +35,10 @@ def _new_buffer() -> mmap.mmap:
 
 
 class HashingFile(io.RawIOBase):
-    """A new file, written front to back: bytes are hashed as they pass, and written by a thread of its own.
+    """A new file, written front to back: bytes are hashed in `write`, and written to storage by another thread.
 
-    Whoever writes is held up only when the storage is `NUM_BUFFERS` buffers behind. A local file is written past the
-    page cache where its file system allows, which is faster for bytes that nobody reads soon, and takes no memory.
+    `write` blocks only when the storage is `NUM_BUFFERS` buffers behind. A local file bypasses the page cache where its
+    file system permits: that is faster for bytes that are not read soon, and takes no memory.
     """
 
     def __init__(self, path: StoragePath) -> None:
@@ -53,7 +53,7 @@ class HashingFile(io.RawIOBase):
         self._full: queue.SimpleQueue[tuple[mmap.mmap, int] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self.failure: OSError | None = None
-        """The first error of the storage. A caller such as ``torch.save`` may turn it into another one, or lose it."""
+        """The first error of the storage. A caller such as ``torch.save`` may raise another one instead."""
 
     def write(self, data: Any) -> int:
         if self.failure is not None:
@@ -78,7 +78,7 @@ class HashingFile(io.RawIOBase):
         return self._size
 
     def _hand_over(self) -> None:
-        """Give the full buffer to the writer and take a free one."""
+        """Pass the full buffer to the writer thread and take a free one."""
         if self._writer is None:
             self._writer = threading.Thread(target=self._drain, name=f"write {self._path.name}", daemon=True)
             self._writer.start()
@@ -104,11 +104,11 @@ class HashingFile(io.RawIOBase):
             with memoryview(buffer) as view:
                 self._sink.write(view[:count])
         except OSError as error:
-            error.filename = error.filename or str(self._path)  # errors of a write do not name their file
+            error.filename = error.filename or str(self._path)  # the error of a write does not name its file
             self.failure = error
 
     def finish(self) -> FileRecord:
-        """Everything written is durable (its directory entry is not), and the file is closed.
+        """Make everything durable except the directory entry, and close the file.
 
         Raises:
             OSError: names the file.
@@ -134,7 +134,7 @@ class HashingFile(io.RawIOBase):
             self._writer = None
 
     def close(self) -> None:
-        """Without `finish` before: what was written is given up."""
+        """Close the file; without a `finish` before, its content is incomplete."""
         if not self.closed:
             self._stop_writer()
             self._sink.close()
@@ -169,7 +169,7 @@ class _LocalSink:
         while len(view):
             if self._direct and len(view) < _ALIGNMENT:
                 self._to_page_cache()
-            # What O_DIRECT cannot take (the odd end of a file) is left over, and goes through the page cache.
+            # The end of a file that is not a multiple of the alignment goes through the page cache.
             count = len(view) - len(view) % _ALIGNMENT if self._direct else len(view)
             try:
                 written = os.write(self._file, view[:count])
@@ -177,13 +177,13 @@ class _LocalSink:
                 if not (self._direct and error.errno == errno.EINVAL):
                     raise
                 written = 0
-                self._to_page_cache()  # this file system has wishes of its own
+                self._to_page_cache()  # this file system needs another alignment
             if written % _ALIGNMENT:
                 self._to_page_cache()
             view = view[written:]
 
     def _to_page_cache(self) -> None:
-        """From here on lengths are odd."""
+        """Use the page cache from here on, for lengths that O_DIRECT does not accept."""
         if self._direct:
             fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~os.O_DIRECT)
             self._direct = False
@@ -198,14 +198,14 @@ class _LocalSink:
 
 
 class _RemoteSink:
-    """A file behind a URL: it appears, whole, when it is closed."""
+    """A file behind a URL, which appears as a whole when it is closed."""
 
     def __init__(self, path: StoragePath) -> None:
         self._file: BinaryIO = path.open("wb")
         self._finished = False
 
     def write(self, view: memoryview) -> None:
-        self._file.write(bytes(view))  # some stores keep what they are given, and the buffer is used again
+        self._file.write(bytes(view))  # a copy, because some stores keep a reference and the buffer is reused
 
     def finish(self) -> None:
         self._file.close()
@@ -217,14 +217,15 @@ class _RemoteSink:
             try:
                 self._file.close()
             except OSError:
-                return  # given up: what could not be written then cannot be written now
+                return  # the write failed before, and its error was raised then
 
 
 @contextmanager
 def hashed(path: StoragePath) -> Iterator[HashingFile]:
-    """A new file to write to, durable and closed at the end; an error of the storage comes out as itself, named.
+    """Open a new file for writing; it is durable and closed at the end. ``record()`` is complete after the block.
 
-    ``record()`` of what it yields is complete after the block.
+    Raises:
+        OSError: the storage's own error, with the path.
     """
     try:
         file = HashingFile(path)
@@ -243,7 +244,7 @@ def hashed(path: StoragePath) -> Iterator[HashingFile]:
 
 
 def write_durably(path: StoragePath, data: bytes) -> FileRecord:
-    """Write a small file and fsync it; its directory is not synced."""
+    """Write a small file and fsync it, but not its directory."""
     with hashed(path) as file:
         file.write(data)
     return file.record()

@@ -1,4 +1,4 @@
-"""Names in a checkpoints directory: what is committed, what is aside, what is left over from a kill."""
+"""Names in a directory of checkpoints: committed, set aside, pinned, or left over from a killed save."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MANIFEST = "manifest.json"
 ACTOR = "actor"
 DATA = "data/data.pt"
 SUPERSEDED, DAMAGED = "superseded", "damaged"
-"""Why a checkpoint was set aside: another one took its place, or the run went back before it; it did not verify."""
+"""Why a checkpoint was set aside. Superseded: another one replaced it, or the run resumed from an earlier step."""
 _STEP = re.compile(r"global_step_(0|[1-9][0-9]*)")
 _LEFTOVER = re.compile(r"global_step_[0-9]+\.(tmp|deleting)-[0-9a-f]+")
 
@@ -24,9 +24,9 @@ def step_dir(root: StoragePath, step: int) -> StoragePath:
 
 
 def staging_dir(root: StoragePath, step: int) -> StoragePath:
-    """Where a save writes: aside, under a new name that nothing reads and the next start sweeps.
+    """Where a save writes: a temporary name that nothing reads, and that the next start removes if it is left over.
 
-    Storage that cannot rename has no aside: there the final name, which is no checkpoint before its manifest is there.
+    Storage that cannot rename gets the final name, which is not a checkpoint until its manifest is there.
     """
     return root / f"global_step_{step}.tmp-{_token()}" if is_local(root) else step_dir(root, step)
 
@@ -38,18 +38,18 @@ def step_of(path: StoragePath) -> int | None:
 
 
 def committed(root: StoragePath) -> list[StoragePath]:
-    """All ``global_step_N`` directories in ``root``, newest first. Whether they verify is not looked at."""
+    """All ``global_step_N`` directories in ``root``, newest first, without verifying them."""
     found = [(step, path) for path in _entries(root) if (step := step_of(path)) is not None and _is_committed(path)]
     return [path for _, path in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
 
 def _is_committed(path: StoragePath) -> bool:
-    """The name says so where a rename gave it; elsewhere the manifest does."""
+    """On local storage only a commit gives such a name; elsewhere the manifest marks a commit."""
     return path.is_dir() and (is_local(path) or (path / MANIFEST).is_file())
 
 
 def leftovers(root: StoragePath) -> list[StoragePath]:
-    """What killed saves and half-done deletions left."""
+    """What killed saves and interrupted deletions left in ``root``."""
     return sorted((path for path in _entries(root) if _is_leftover(path)), key=str)
 
 
@@ -60,17 +60,17 @@ def _entries(root: StoragePath) -> list[StoragePath]:
 def _is_leftover(path: StoragePath) -> bool:
     if not path.is_dir() or path.is_symlink():
         return False
-    torso = not is_local(path) and step_of(path) is not None and not _is_committed(path)
-    return torso or bool(_LEFTOVER.fullmatch(path.name))
+    incomplete = not is_local(path) and step_of(path) is not None and not _is_committed(path)
+    return incomplete or bool(_LEFTOVER.fullmatch(path.name))
 
 
 def set_aside_in(root: StoragePath) -> list[StoragePath]:
-    """What `set_aside` left in ``root``, by name."""
+    """The directories in ``root`` that `set_aside` renamed, sorted by name."""
     return sorted((path for path in _entries(root) if _ASIDE.fullmatch(path.name) and path.is_dir()), key=str)
 
 
 def sweep(root: StoragePath) -> list[StoragePath]:
-    """Remove `leftovers`. Only one process may own ``root``. Returns what was removed."""
+    """Remove `leftovers` and return them. Only the one process that saves to ``root`` may call this."""
     found = leftovers(root)
     for path in found:
         remove_tree(path)
@@ -78,10 +78,10 @@ def sweep(root: StoragePath) -> list[StoragePath]:
 
 
 def set_aside(path: StoragePath, why: str = SUPERSEDED) -> StoragePath:
-    """Rename a committed directory so that its name is free and nothing of it is lost; its pin goes with it.
+    """Rename a committed directory, which frees its name and loses nothing; its pin moves with it.
 
     Args:
-        why: `SUPERSEDED`, or `DAMAGED` for one that did not verify.
+        why: `SUPERSEDED`, or `DAMAGED` if it did not verify.
     """
     aside = path.with_name(f"{path.name}.{why}-{_token()}")
     _move(path, aside)
@@ -94,7 +94,7 @@ def put_back(aside: StoragePath, path: StoragePath) -> None:
 
 
 def _move(source: StoragePath, target: StoragePath) -> None:
-    """Rename a directory. Its pin is there before it and goes after it: a kill in between leaves one too many."""
+    """Rename a directory and its pin. The new pin is made first, so that a kill loses no pin."""
     if is_pinned(source):
         pin_file(target).touch()
     if is_local(source):
@@ -106,7 +106,7 @@ def _move(source: StoragePath, target: StoragePath) -> None:
 
 
 def delete(path: StoragePath) -> None:
-    """Remove a committed directory, so that at no instant half of it looks like a checkpoint."""
+    """Remove a committed directory; at no instant does a half-deleted one look like a checkpoint."""
     if is_local(path):
         doomed = path.with_name(f"{path.name}.deleting-{_token()}")
         path.rename(doomed)
@@ -117,7 +117,7 @@ def delete(path: StoragePath) -> None:
 
 
 def _copy(source: StoragePath, target: StoragePath) -> None:
-    """Copy a directory within its storage, the manifest last."""
+    """Copy a directory within its storage, its manifest last."""
     files = [file for file in source.rglob("*") if file.is_file()]
     for file in sorted(files, key=lambda file: file == source / MANIFEST):
         copy = target / file.relative_to(source).as_posix()
@@ -126,12 +126,12 @@ def _copy(source: StoragePath, target: StoragePath) -> None:
 
 
 def pin_file(path: StoragePath) -> StoragePath:
-    """Whose presence keeps a checkpoint for ever. Beside it: a committed directory is not written to."""
+    """The file whose presence pins a checkpoint; beside it, because a committed directory is never written to."""
     return path.with_name(f"{path.name}.pinned")
 
 
 def is_pinned(path: StoragePath) -> bool:
-    """Whether ``path`` is kept for ever."""
+    """Whether ``path`` is pinned, so that no rule deletes it."""
     return pin_file(path).exists()
 
 

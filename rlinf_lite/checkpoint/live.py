@@ -1,6 +1,7 @@
-"""The window in which a save reads tensors that training owns: who has been read, and the wait for the rest.
+"""Reading live tensors in the background while training continues, until the next optimizer step would change them.
 
-Between two optimizer steps nothing changes weights or moments: they are read where they are. `fence` ends the window.
+Weights and optimizer state do not change between two optimizer steps, so a save reads them in place, without a copy.
+`LiveTensors.fence` waits for the rest of the reads before the next step.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from rlinf_lite.checkpoint.errors import SaveError
 
 
 class HostBuffer:
-    """Brings tensors of a GPU to pinned memory, one at a time, on a stream of its own: no kernel of the training waits
-    for the copy, nor the copy for kernels that come later. Grows to the largest tensor, and is kept for the next save.
+    """Copies GPU tensors to pinned memory, one at a time, on its own stream, so that the copy and the training's
+    kernels do not wait for each other. The buffer grows to the largest tensor, and is reused by the next save.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class HostBuffer:
         self._stream: torch.cuda.Stream | None = None
 
     def copy(self, tensor: torch.Tensor, ready: torch.cuda.Event) -> torch.Tensor:
-        """``tensor`` in CPU memory, as it is after the event ``ready``; overwritten by the next copy."""
+        """Copy ``tensor`` to CPU memory as it is after the event ``ready``. The next copy overwrites the result."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(tensor.device)
         if self._pinned is None or self._pinned.numel() < tensor.nbytes:
@@ -39,30 +40,30 @@ class HostBuffer:
 
 
 class LiveTensors:
-    """Tensors to be read one after the other by a save, in a thread of its own, while `fence` guards their owner."""
+    """Tensors that a save reads one by one in its own thread, while `fence` holds back the thread that changes them."""
 
     def __init__(self, staged_fraction: float, host: HostBuffer) -> None:
-        """To be made by the owner's thread, when the tensors are what they should be.
+        """Call it in the training's thread, while the tensors hold the values to save.
 
         Args:
-            staged_fraction: how much of the bytes `fence` may copy to memory instead of waiting for them to be read.
+            staged_fraction: the fraction of the bytes that `fence` may copy to memory instead of waiting.
         """
         self._staged_fraction, self._host = staged_fraction, host
         # The optimizer step may still be running on the GPU.
         self._ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
         self._changed = threading.Condition()
         self._find: Callable[[int], torch.Tensor] = _nothing
-        self._num_bytes: dict[int, int] | None = None  # of what was not read yet; None until `open`
+        self._num_bytes: dict[int, int] | None = None  # of tensors that are still to be read; None until `open`
         self._allowed = 0.0
         self._staged: dict[int, torch.Tensor] = {}
         self._current: int | None = None
         self._closed = False
-        self._given_up = False
+        self._abandoned = False
 
-    # -- the save's thread
+    # -- called by the save's thread
 
     def open(self, num_bytes: list[int], find: Callable[[int], torch.Tensor]) -> None:
-        """What will be read: tensor ``i`` is ``find(i)``, of ``num_bytes[i]`` bytes."""
+        """Declare what will be read: tensor ``i`` is ``find(i)``, of ``num_bytes[i]`` bytes."""
         with self._changed:
             self._find, self._num_bytes = find, dict(enumerate(num_bytes))
             self._allowed = self._staged_fraction * sum(num_bytes)
@@ -70,10 +71,10 @@ class LiveTensors:
 
     @contextmanager
     def reading(self, index: int) -> Iterator[torch.Tensor]:
-        """Tensor ``index`` in CPU memory, its storage no larger than itself; to be let go of after the block.
+        """Read tensor ``index``: it is in CPU memory, in a storage of just its size, and valid in the block only.
 
         Raises:
-            SaveError: `fence` gave up waiting; what was written is no state that ever was.
+            SaveError: `fence` stopped waiting, so the tensors may mix two steps.
         """
         assert self._num_bytes is not None
         with self._changed:
@@ -95,11 +96,11 @@ class LiveTensors:
             with self._changed:
                 self._read(index)
         with self._changed:
-            self._check()  # the owner may have gone on while this very tensor was written
+            self._check()  # the optimizer step may have run while this tensor was written
 
     def _check(self) -> None:
-        if self._given_up:
-            raise SaveError("given up: the next optimizer step could not wait any longer")
+        if self._abandoned:
+            raise SaveError("abandoned, because the next optimizer step could not wait any longer")
 
     def _read(self, index: int) -> None:
         assert self._num_bytes is not None
@@ -108,19 +109,19 @@ class LiveTensors:
         self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing will be read any more, whether or not everything was."""
+        """End the reads, whether or not all tensors were read."""
         with self._changed:
             self._closed = True
             self._staged.clear()
             self._find = _nothing
             self._changed.notify_all()
 
-    # -- the owner's thread
+    # -- called by the training's thread
 
     def fence(self, timeout_seconds: float) -> None:
-        """Return when the owner may change its tensors. What is left to read, if little, is copied to memory.
+        """Return when the tensors may change. The last ``staged_fraction`` of them is copied instead of waited for.
 
-        After ``timeout_seconds`` the save is given up instead: training goes on, and the save fails.
+        After ``timeout_seconds`` the save is abandoned: training continues, and the save fails.
         """
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
@@ -130,7 +131,7 @@ class LiveTensors:
                 in_time = self._changed.wait_for(
                     lambda: self._current is None or self._closed, deadline - time.monotonic()
                 )
-            self._given_up = self._given_up or not in_time
+            self._abandoned = self._abandoned or not in_time
 
     def _little_is_left(self) -> bool:
         return self._closed or (self._num_bytes is not None and sum(self._num_bytes.values()) <= self._allowed)
@@ -143,13 +144,13 @@ class LiveTensors:
 
 
 def _nothing(index: int) -> torch.Tensor:
-    raise LookupError(f"tensor {index} was asked for outside of the window")
+    raise LookupError(f"tensor {index} was asked for outside of `open` and `close`")
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values over a storage of just their size, without a copy where they lie in one piece.
+    """The same values in a storage of just their size; contiguous tensors are not copied.
 
-    ``torch.save`` writes whole storages: a view of ten rows would bring the other thousand along.
+    ``torch.save`` writes whole storages, so a view of ten rows would write the other thousand rows too.
     """
     if tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor

@@ -1,4 +1,4 @@
-"""One load, by all ranks together: what is checked, by whom, and in which order."""
+"""One collective load: what is verified, by which rank, and in which order."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _SHARD = re.compile(rf"{layout.ACTOR}/__([0-9]+)_[0-9]+\.distcp")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
-    """A checkpoint that was loaded."""
+    """Describes a checkpoint that was loaded."""
 
     path: StoragePath
     manifest: Manifest
     load_seconds: float
     rng_restored: bool
-    """False: written by another number of ranks, or with a GPU where now is none (or the other way round), so each
-    generator was derived anew from (seed, step, rank); or only a part was loaded, and the generators were left."""
+    """False if only a part was loaded; or if the checkpoint has another number of ranks, or only one of the two has a
+    GPU: then each rank's RNG state was derived anew from (seed, step, rank)."""
     num_bytes: int
-    """Read by all ranks together."""
+    """Bytes read by all ranks together."""
 
 
 def load(ranks: Ranks, path: StoragePath, state: State, *, seed: int, verify: str, whole: bool) -> LoadReport:
@@ -57,14 +57,14 @@ def fill(
     whole: bool,
     hashes: Mapping[str, str],
     started: float,
-    bring: Callable[[ReadPlan], None] = lambda plan: None,
+    before_read: Callable[[ReadPlan], None] = lambda plan: None,
 ) -> LoadReport:
-    """What `load` does once the manifest is read. Collective.
+    """Fill ``state`` from a checkpoint whose manifest is read already. Collective.
 
     Args:
         hashes: sha256 of the shards that this rank reads whole.
-        started: `time.perf_counter` at the beginning of the load.
-        bring: called on all ranks with what each will read, before it does.
+        started: `time.perf_counter` at the start of the load.
+        before_read: called on all ranks with the plan of what each will read.
     """
     with warming([path / layout.ACTOR / name for name in hashes]):
         reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
@@ -75,7 +75,7 @@ def fill(
             ranks.together(lambda: _check_rng_entries(path, reader.metadata, manifest.world_size))
         asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
         plan = ranks.together(lambda: _plan(reader, asked, whole))
-    bring(plan)
+    before_read(plan)
     num_bytes = ranks.together(lambda: _read(reader, plan, hashes, manifest.step, rank))
     if restorable:
         ranks.together(lambda: _check_rng(path, rank, asked[rng.key(rank)]))
@@ -94,10 +94,10 @@ def fill(
 
 
 def _check_rng_entries(path: StoragePath, metadata: Metadata, world_size: int) -> None:
-    """Each rank that wrote the checkpoint has an RNG state of the usual form, and no other has.
+    """Check that exactly the ranks that wrote the checkpoint have an RNG state, in the usual form.
 
     Raises:
-        DamagedCheckpoint: names the entry.
+        DamagedCheckpoint: names the wrong entry.
     """
     held: dict[str, dict[str, Any]] = {}
     for name, entry in metadata.state_dict_metadata.items():
@@ -105,17 +105,17 @@ def _check_rng_entries(path: StoragePath, metadata: Metadata, world_size: int) -
             key, _, part = name.rpartition(".")
             held.setdefault(key, {})[part] = entry
     if not held:
-        return  # of another program: what is missing is said with everything else
-    fitting = {rng.key(rank) for rank in range(min(world_size, len(held) + 1))}
-    if wrong := sorted(fitting ^ held.keys()):
-        what = "is missing" if wrong[0] in fitting else "is there"
-        raise DamagedCheckpoint(f"{path}: {wrong[0]} {what}, but {world_size} rank(s) wrote it, as the manifest says")
+        return  # written by another program; if the caller asks for an RNG state, it is reported as missing
+    expected = {rng.key(rank) for rank in range(world_size)}
+    if wrong := sorted(expected ^ held.keys()):
+        what = "is missing" if wrong[0] in expected else "is there"
+        raise DamagedCheckpoint(f"{path}: {wrong[0]} {what}, but the manifest says that {world_size} rank(s) wrote it")
     form = {part: (tensor.dtype, tensor.shape) for part, tensor in rng.capture().items() if part != "cuda"}
     for key, parts in held.items():
         for part, (dtype, shape) in form.items():
             found = parts.get(part)
             if not isinstance(found, TensorStorageMetadata) or (found.properties.dtype, found.size) != (dtype, shape):
-                raise DamagedCheckpoint(f"{path}: {key}.{part} is no RNG state, which is {dtype} {list(shape)}")
+                raise DamagedCheckpoint(f"{path}: {key}.{part} is not an RNG state, which is {dtype} {list(shape)}")
 
 
 def _check_rng(path: StoragePath, rank: int, state: rng.RngState) -> None:
@@ -126,7 +126,7 @@ def _check_rng(path: StoragePath, rank: int, state: rng.RngState) -> None:
 
 
 def _open(path: StoragePath, verify: str) -> Manifest:
-    """Rank 0: the manifest, the sizes, and the hashes of the small files; shards are hashed while they are read."""
+    """Read the manifest, and verify sizes and small files, on rank 0; shards are hashed while they are read."""
     manifest = manifests.read(path)
     _reach("load.manifest", manifest.step, 0, path)
     manifests.verify(path, manifest, "size" if verify == "full" else verify)
@@ -148,7 +148,7 @@ def _read(reader: ShardReader, plan: ReadPlan, hashes: Mapping[str, str], step: 
 
 
 def _reach(phase: str, step: int, rank: int, path: StoragePath) -> None:
-    """An injected error of the storage is what a real one is made into."""
+    """Let an injected fault strike; its OSError becomes what a real one does."""
     try:
         faults.reach(phase, step=step, rank=rank, path=str(path))
     except OSError as error:
@@ -156,7 +156,7 @@ def _reach(phase: str, step: int, rank: int, path: StoragePath) -> None:
 
 
 def _my_hashes(manifest: Manifest, ranks: Ranks) -> dict[str, str]:
-    """The shards that this rank reads whole: its own, if as many ranks load as have saved."""
+    """The sha256 of the shards that this rank reads whole: its own, if the number of ranks has not changed."""
     return {
         name.removeprefix(f"{layout.ACTOR}/"): record.sha256
         for name, record in manifest.files.items()
@@ -165,6 +165,6 @@ def _my_hashes(manifest: Manifest, ranks: Ranks) -> dict[str, str]:
 
 
 def reader_of(name: str, num_ranks: int) -> int | None:
-    """The rank that hashes a file of the manifest; None: no shard, rank 0 has done it."""
+    """The rank that hashes a file of the manifest; None if it is not a shard, which rank 0 hashes in `_open`."""
     match = _SHARD.fullmatch(name)
     return int(match.group(1)) % num_ranks if match else None

@@ -1,6 +1,6 @@
-"""The manifest: what makes a directory a checkpoint. Written last; lists every file with its size and sha256.
+"""The manifest, which makes a directory a checkpoint: written last, lists every file with its size and sha256.
 
-A person checks it with standard commands, in the checkpoint's directory:
+Standard commands check it too, in the checkpoint's directory:
 ``jq -r '.files | to_entries[] | "\\(.value.sha256)  \\(.key)"' manifest.json | sha256sum --check``
 """
 
@@ -18,15 +18,14 @@ from typing import Any
 
 from rlinf_lite import fingerprints
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.identify import instead_of
 from rlinf_lite.checkpoint.layout import ACTOR, MANIFEST, step_of
-from rlinf_lite.checkpoint.mistaken import instead_of
-from rlinf_lite.checkpoint.storage import StoragePath, is_local, read_small
+from rlinf_lite.checkpoint.storage import StoragePath, is_local, read_file
 
 FORMAT = 1
 LEVELS = ("full", "size", "off")
 SAVE_ID = "save_id"
-"""Key of ``info``: which save wrote the checkpoint. Two saves differ in it, even of the same state."""
-_MOST_BYTES = 256 << 20
+"""Key of ``info``: the id of the save that wrote the checkpoint. Two saves of the same state have different ids."""
 _HASH_THREADS = min(8, os.cpu_count() or 1)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -45,9 +44,9 @@ class Manifest:
     world_size: int
     """Ranks that wrote ``actor/``."""
     files: dict[str, FileRecord]
-    """Every file of the checkpoint but the manifest, by its path inside."""
+    """Every file of the checkpoint except the manifest, by its path in the checkpoint."""
     info: dict[str, Any] = field(default_factory=dict)
-    """What the caller wants to be known of the run: JSON values only."""
+    """JSON values that describe the run, from the caller."""
 
     def weights_fingerprint(self) -> str:
         """What identifies the content of ``actor/``: sha256 of the names and hashes of its files."""
@@ -56,7 +55,7 @@ class Manifest:
         )
 
     def to_json(self) -> str:
-        # The digest is of what a reader will see: JSON turns a key 2 into "2" and a tuple into a list.
+        # The digest covers what a reader will see: JSON turns a key 2 into "2" and a tuple into a list.
         body = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
         return json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True)
 
@@ -72,12 +71,12 @@ def hash_file(path: StoragePath) -> FileRecord:
 
 
 def read(path: StoragePath) -> Manifest:
-    """Read the manifest of the checkpoint directory ``path`` and check it against itself.
+    """Read the manifest of the checkpoint directory ``path`` and check it against its own digest.
 
     Raises:
         NoCheckpoint: there is none, so ``path`` was never committed.
-        DamagedCheckpoint: it is not what was written, or belongs to another step, or cannot be read.
-        UnsafeCheckpoint: it names a file outside the directory, or is a link itself.
+        DamagedCheckpoint: it was changed, belongs to another step, or cannot be read.
+        UnsafeCheckpoint: it names a file outside the directory, or is a symbolic link.
     """
     file = path / MANIFEST
     try:
@@ -88,10 +87,10 @@ def read(path: StoragePath) -> Manifest:
             raise NoCheckpoint(
                 f"{path}: no {MANIFEST}, so this was never committed as a checkpoint{f'; it {hint}' if hint else ''}"
             )
-        manifest = _parse(json.loads(read_small(file, _MOST_BYTES)))
+        manifest = _parse(json.loads(read_file(file)))
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"{file}: not a manifest ({type(error).__name__}: {error})") from None
     except OSError as error:
         raise DamagedCheckpoint(f"{file}: cannot be read ({error.strerror})") from None
@@ -100,15 +99,15 @@ def read(path: StoragePath) -> Manifest:
 
 
 def _parse(body: dict[str, Any]) -> Manifest:
-    """Raises ValueError, KeyError, TypeError or AttributeError for what is no manifest."""
+    """Raises ValueError, KeyError, TypeError or AttributeError for anything that is not a manifest."""
     digest = body.pop("digest")
     if body["format"] != FORMAT:
         raise ValueError(f"format {body['format']!r}, this version reads {FORMAT}")
     if digest != _digest(body):
-        raise ValueError("its digest does not match: it was changed after it was written")
+        raise ValueError("its digest does not match, so it was changed after it was written")
     return Manifest(
         step=_count(body["step"]),
-        world_size=_at_least_one(_count(body["world_size"])),
+        world_size=_count(body["world_size"], at_least=1),
         files={name: _record(**record) for name, record in body["files"].items()},
         info=dict(body["info"]),
     )
@@ -116,19 +115,13 @@ def _parse(body: dict[str, Any]) -> Manifest:
 
 def _record(*, size: int, sha256: str) -> FileRecord:
     if not _SHA256.fullmatch(sha256):
-        raise ValueError(f"{sha256!r} is no sha256")
+        raise ValueError(f"{sha256!r} is not a sha256")
     return FileRecord(size=_count(size), sha256=sha256)
 
 
-def _at_least_one(count: int) -> int:
-    if count == 0:
-        raise ValueError("no rank wrote it")
-    return count
-
-
-def _count(value: int) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} where a count was expected")
+def _count(value: int, at_least: int = 0) -> int:
+    if type(value) is not int or value < at_least:
+        raise ValueError(f"{value!r} where a count of at least {at_least} was expected")
     return value
 
 
@@ -143,7 +136,7 @@ def _check_names(path: StoragePath, manifest: Manifest) -> None:
 
 
 def read_verified(path: StoragePath, level: str) -> Manifest:
-    """The manifest of a checkpoint whose files agree with it. Raises as `read` and `verify`."""
+    """Read the manifest of a checkpoint and verify its files. Raises as `read` and `verify`."""
     manifest = read(path)
     verify(path, manifest, level)
     return manifest
@@ -153,8 +146,8 @@ def verify(path: StoragePath, manifest: Manifest, level: str) -> None:
     """Check every file of the checkpoint: ``full`` (size and sha256), ``size``, or ``off``.
 
     Raises:
-        DamagedCheckpoint: names the first file that is missing, foreign or different, and how.
-        UnsafeCheckpoint: names a link, which may lead out of the checkpoint.
+        DamagedCheckpoint: names the first file that is missing, not listed or different, and how.
+        UnsafeCheckpoint: names a symbolic link, a pipe or a device, which may lead out of the checkpoint.
     """
     if level not in LEVELS:
         raise ValueError(f"verify={level!r}: one of {', '.join(LEVELS)}")
@@ -172,7 +165,7 @@ def _verify_files(path: StoragePath, manifest: Manifest, level: str) -> None:
         raise DamagedCheckpoint(f"{path}: {missing[0]} is missing")
     if foreign := sorted(present - manifest.files.keys()):
         raise DamagedCheckpoint(f"{path}: {foreign[0]} is not in the manifest")
-    with ThreadPoolExecutor(_HASH_THREADS) as threads:  # hashlib lets go of the interpreter while it hashes
+    with ThreadPoolExecutor(_HASH_THREADS) as threads:  # hashlib releases the interpreter lock
         for _ in threads.map(lambda item: _verify_file(path / item[0], item[1], level), sorted(manifest.files.items())):
             pass
 
@@ -186,12 +179,12 @@ def verify_file(path: StoragePath, name: str, manifest: Manifest) -> None:
 
 
 def _walk(path: StoragePath) -> Iterator[str]:
-    """Everything below ``path`` that is not a directory, as paths inside it; refuses links, to files or directories."""
+    """Every file below ``path``, as its path in the checkpoint; refuses symbolic links to files and directories."""
     if not is_local(path):
         yield from (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         return
-    for directory, subfolders, files in os.walk(path, onerror=_raise):
-        for name in subfolders + files:
+    for directory, subdirectories, files in os.walk(path, onerror=_raise):
+        for name in subdirectories + files:
             if (entry := Path(directory, name)).is_symlink():
                 raise UnsafeCheckpoint(f"{entry}: is a symbolic link")
         yield from (Path(directory, name).relative_to(path).as_posix() for name in files)
@@ -203,7 +196,7 @@ def _raise(error: OSError) -> None:
 
 def _verify_file(file: StoragePath, record: FileRecord, level: str) -> None:
     if is_local(file) and not stat.S_ISREG(file.lstat().st_mode):
-        raise UnsafeCheckpoint(f"{file}: is no ordinary file")
+        raise UnsafeCheckpoint(f"{file}: is not a regular file")
     if (size := file.stat().st_size) != record.size:
         raise DamagedCheckpoint(f"{file}: {size} bytes, the manifest says {record.size}")
     if level == "full" and fingerprints.of_file(file) != record.sha256:

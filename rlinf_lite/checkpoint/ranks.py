@@ -1,4 +1,4 @@
-"""The few collective moves a save or load needs; with no process group, one rank that talks to itself."""
+"""The few collectives that a save or load needs; without a process group they work for a single rank."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """All ranks of a process group. No rank waits for one that failed: failures travel as values.
+    """All ranks of a process group. An error on one rank is sent to all of them, so no rank waits for a failed one.
 
-    No rank waits for ever either: `RankSilent` after the timeout says who did not answer, as far as can be known.
+    No rank waits for ever either: after the timeout `RankSilent` names the missing ranks as far as they are known.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout_seconds: float = 1800.0) -> None:
@@ -29,39 +29,41 @@ class Ranks:
 
     @classmethod
     def of_all(cls, timeout_seconds: float) -> Ranks:
-        """All ranks there are, in a group of their own (gloo), so that no other collective is met. Collective."""
+        """All ranks, in a gloo group of their own, so that no other collective interferes. Collective."""
         timeout = timedelta(seconds=timeout_seconds)
         group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         return cls(group, timeout_seconds)
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, in rank order, on every rank.
+        """Gather the value of every rank, in rank order, on all ranks.
 
         Raises:
-            RankSilent: a rank is gone, or did not come within the timeout.
+            RankSilent: a rank is gone, or did not answer within the timeout.
         """
         if not self.distributed:
             return [value]
         values: list[Any] = [None] * self.size
         try:
-            dist.monitored_barrier(self.group, timeout=self.timeout, wait_all_ranks=True)  # names who is missing
+            dist.monitored_barrier(
+                self.group, timeout=self.timeout, wait_all_ranks=True
+            )  # its error names the missing ranks
             dist.all_gather_object(values, value, group=self.group)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise RankSilent(f"rank {self.rank} waited in vain for the others: {reason}") from None
+            raise RankSilent(f"rank {self.rank} got no answer from the others: {reason}") from None
         return values
 
     def collect(self, act: Callable[[], T]) -> list[T]:
         """Run ``act`` on each rank; if it failed on any, raise the lowest failing rank's error on all of them.
 
         Returns:
-            Everyone's result, in rank order.
+            The result of every rank, in rank order.
         """
         result: T | None = None
         failure: Exception | None = None
         try:
             result = act()
-        except Exception as error:  # whatever it is, the others must hear of it instead of waiting
+        except Exception as error:  # of any kind: the other ranks must not wait for this one
             failure = _portable(error)
         answers = self.gather((result, failure))
         for rank, (_, raised) in enumerate(answers):
@@ -71,18 +73,18 @@ class Ranks:
         return [value for value, _ in answers]  # type: ignore[misc]
 
     def together(self, act: Callable[[], T]) -> T:
-        """As `collect`, but the results stay where they are: returns this rank's own."""
+        """As `collect`, but return this rank's own result; results are not sent."""
         results: list[T] = []
         self.collect(lambda: results.append(act()))
         return results[0]
 
     def first(self, act: Callable[[], T]) -> T:
-        """Run ``act`` on rank 0 alone; all get its result or its error."""
+        """Run ``act`` on rank 0 only; all ranks get its result or its error."""
         return self.collect(lambda: act() if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same when it would not survive the way: the others would wait for it."""
+    """The error itself, or one with the same text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,6 +1,6 @@
-"""What to keep: a small policy object, and one pass over a checkpoints directory that deletes the rest.
+"""Which checkpoints to keep: a small policy object, and a pass over a directory that deletes the others.
 
-Decided from what lies on the disk (names, manifests, pins) and nothing else, so that a restart decides alike.
+Decisions depend only on what is on the disk (names, manifests, pins), so a restarted run decides the same.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlinf_lite.checkpoint import layout
-from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.errors import CheckpointError
+from rlinf_lite.checkpoint.candidates import Candidates
+from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.storage import StoragePath, absolute, is_in_use
 
 METRICS = "metrics"
-"""Key of a manifest's ``info`` under which the metrics of the checkpoint's step are: ``{name: number}``."""
+"""Key of a manifest's ``info`` for the metrics of the checkpoint's step: ``{name: number}``."""
 MODES = ("max", "min")
 
 
@@ -24,10 +24,9 @@ class KeepBest:
     """The ``n`` checkpoints with the best value of one metric."""
 
     metric: str
-    """A name in ``metrics`` of the manifest's ``info``. Checkpoints without it, or where it is NaN, are no
-    candidates."""
+    """A name in ``metrics`` of the manifest's ``info``. Checkpoints without it, or with NaN, are not candidates."""
     mode: str = "max"
-    """``max`` or ``min``: which values are good."""
+    """``max`` or ``min``: whether large or small values are good."""
     n: int = 1
 
     def __post_init__(self) -> None:
@@ -37,30 +36,29 @@ class KeepBest:
             )
         if self.mode not in MODES:
             raise ValueError(f"keep_best.mode={self.mode!r}: one of {', '.join(MODES)}")
-        _check_count("keep_best.n", self.n, "leave keep_best out to have no such rule")
+        _check_count("keep_best.n", self.n, "leave keep_best out to disable this rule")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
-    """A checkpoint is kept if any of the rules keeps it. With no rule, all are kept.
+    """Keeps a checkpoint if any of the rules keeps it. Without a rule, all are kept.
 
-    A rule that has no candidate in the whole directory counts as not set: what it was meant to keep cannot be told
-    apart, so it is no reason to delete anything. `RetentionReport.idle` names it.
+    A rule without a candidate in the whole directory deletes nothing; `RetentionReport.idle` names it.
 
-    Whatever the rules: the newest and pinned ones are kept, so are those that somebody reads now. What has no readable
-    manifest, or a file that is missing or of another size, is neither deleted nor counted.
+    The newest checkpoint, pinned ones and those that are being read now are always kept. A checkpoint without a
+    readable manifest, or with a file that is missing or has another size, is neither deleted nor counted.
     """
 
     keep_last: int | None = None
-    """The newest so many."""
+    """How many of the newest to keep."""
     keep_every: int | None = None
-    """Those whose step is a multiple of it."""
+    """Keep those whose step is a multiple of this."""
     keep_best: KeepBest | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("keep_last", self.keep_last), ("keep_every", self.keep_every)):
             if value is not None:
-                _check_count(name, value, "null to have no such rule")
+                _check_count(name, value, "null to disable this rule")
 
     @property
     def keeps_all(self) -> bool:
@@ -74,7 +72,7 @@ def _check_count(name: str, value: int, otherwise: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """What a decision about one committed checkpoint needs to know."""
+    """What the rules look at in one committed checkpoint."""
 
     step: int
     metrics: Mapping[str, Any]
@@ -82,7 +80,7 @@ class Entry:
 
 
 def to_delete(entries: Collection[Entry], retention: Retention) -> list[int]:
-    """The steps that no rule keeps, oldest first."""
+    """The steps to delete, which no rule keeps; oldest first."""
     if retention.keeps_all:
         return []
     steps = sorted(entry.step for entry in entries)
@@ -94,7 +92,7 @@ def to_delete(entries: Collection[Entry], retention: Retention) -> list[int]:
 
 
 def kept_by(entries: Collection[Entry], retention: Retention) -> dict[str, set[int]]:
-    """The steps that each of the given rules keeps; none: it has no candidate."""
+    """The steps that each rule keeps; empty for a rule that has no candidate."""
     steps, kept = sorted(entry.step for entry in entries), {}
     if retention.keep_last is not None:
         kept["keep_last"] = set(steps[-retention.keep_last :])
@@ -106,7 +104,7 @@ def kept_by(entries: Collection[Entry], retention: Retention) -> dict[str, set[i
 
 
 def idle_rules(entries: Collection[Entry], retention: Retention) -> list[str]:
-    """What to tell of each rule that has no candidate among several checkpoints."""
+    """A message for each rule that has no candidate among several checkpoints."""
     idle = [name for name, kept in kept_by(entries, retention).items() if not kept]
     missing = {
         "keep_every": f"none of the {len(entries)} checkpoints is of a multiple of {retention.keep_every} steps",
@@ -120,14 +118,14 @@ def _metric(retention: Retention) -> str:
 
 
 def best(entries: Collection[Entry], rule: KeepBest) -> set[int]:
-    """The steps of the best ones; of equals, the oldest first."""
+    """The steps of the ``rule.n`` best checkpoints; among equals the oldest."""
     sign = -1 if rule.mode == "max" else 1
     found = [(entry.step, value) for entry in entries if (value := _number(entry.metrics.get(rule.metric))) is not None]
     return {step for step, _ in sorted(found, key=lambda pair: (sign * pair[1], pair[0]))[: rule.n]}
 
 
 def _number(value: Any) -> float | None:
-    """A number that can be compared, or None for what is none."""
+    """A number that can be compared; None for NaN and anything that is not a number."""
     return value if type(value) in (int, float) and value == value else None
 
 
@@ -135,21 +133,21 @@ def _number(value: Any) -> float | None:
 class RetentionReport:
     removed: tuple[StoragePath, ...] = ()
     problems: tuple[str, ...] = ()
-    """What should have been deleted and was not, each with its path and reason."""
+    """Deletions that failed, each with its path and reason."""
     idle: tuple[str, ...] = ()
     """Rules without a candidate, each with its name and what is missing."""
 
 
 def apply(root: StoragePath, retention: Retention, *, protect: Collection[StoragePath] = ()) -> RetentionReport:
-    """Delete the checkpoints in ``root`` that ``retention`` does not keep. Call it when a new one is committed.
+    """Delete the checkpoints in ``root`` that ``retention`` does not keep. Call it after each commit.
 
-    One that is in use stays, and is asked for again at the next call. An `OSError` is no reason to stop a run whose
-    checkpoint was just saved: it is reported, not raised.
+    A checkpoint in use is kept until a later call. An `OSError` is reported and not raised, because it must not stop a
+    run whose checkpoint was just saved.
 
     Args:
-        root: the checkpoints directory.
+        root: the directory of checkpoints.
         retention: what to keep.
-        protect: never deleted, such as the one just saved and the one that the run was started from.
+        protect: never deleted, such as the checkpoint just saved.
     """
     if retention.keeps_all:
         return RetentionReport()
@@ -166,35 +164,31 @@ def apply(root: StoragePath, retention: Retention, *, protect: Collection[Storag
             if str(absolute(path)) not in spared and _delete_unless_held(path):
                 removed.append(path)
         except OSError as error:
-            problems.append(f"{path}: was to be deleted, and could not be ({_reason(error)})")
+            problems.append(f"{path}: could not be deleted ({_reason(error)})")
     idle = tuple(idle_rules(entries, retention))
     return RetentionReport(removed=tuple(removed), problems=tuple(problems), idle=idle)
 
 
 def readable(root: StoragePath) -> list[tuple[StoragePath, Entry]]:
-    """The committed checkpoints in ``root`` whose files have the sizes that their manifest says, newest first.
+    """The committed checkpoints in ``root`` whose files have the sizes in their manifest, newest first.
 
     Raises:
         OSError: ``root`` cannot be listed.
     """
-    found = []
-    for path in layout.committed(root):
-        try:
-            manifest = manifests.read_verified(path, "size")
-        except CheckpointError:
-            continue
-        found.append((path, Entry(step=manifest.step, metrics=metrics_of(manifest), pinned=layout.is_pinned(path))))
-    return found
+    return [
+        (path, Entry(step=manifest.step, metrics=metrics_of(manifest), pinned=layout.is_pinned(path)))
+        for path, manifest in Candidates(root, "size")
+    ]
 
 
-def metrics_of(manifest: manifests.Manifest) -> dict[str, Any]:
+def metrics_of(manifest: Manifest) -> dict[str, Any]:
     """The metrics saved with a checkpoint; empty if there are none."""
     metrics = manifest.info.get(METRICS)
     return metrics if isinstance(metrics, dict) else {}
 
 
 def _delete_unless_held(path: StoragePath) -> bool:
-    """Whether it was deleted. A link to a checkpoint elsewhere is somebody's deliberate arrangement, and stays."""
+    """Delete a checkpoint unless it is in use; returns whether it was deleted. The user's symbolic links are kept."""
     if path.is_symlink() or is_in_use(path / layout.MANIFEST):
         return False
     layout.delete(path)

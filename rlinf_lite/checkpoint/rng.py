@@ -1,4 +1,4 @@
-"""The generators of one process (python, numpy, torch, CUDA) as tensors, so that nothing needs to be unpickled."""
+"""The RNG state of one process (python, numpy, torch, CUDA) as tensors, so that loading it unpickles nothing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PREFIX = "rng."
 
 
 def key(rank: int) -> str:
-    """Each rank has a key of its own: DCP keeps one value a key, and would hand all ranks the same generator."""
+    """The key of one rank's RNG state. DCP keeps one value per key, so ranks must not share a key."""
     return f"{PREFIX}rank{rank}"
 
 
 def same_devices(held: Collection[str], rank: int) -> bool:
-    """Whether the keys of a checkpoint hold a CUDA generator just when this process has one."""
+    """Whether a checkpoint with the keys ``held`` has a CUDA RNG state if and only if this process has a GPU."""
     return (f"{key(rank)}.cuda" in held) == torch.cuda.is_available()
 
 
 def capture() -> RngState:
-    """The state of every generator of this process."""
+    """The current RNG state of this process."""
     version, internal, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     words, position = numpy["state"]["key"].tolist(), numpy["state"]["pos"]
@@ -43,10 +43,10 @@ def capture() -> RngState:
 
 
 def check(state: RngState) -> None:
-    """Whether `restore` could take it; nothing is changed.
+    """Check that `restore` would accept the state, without changing anything.
 
     Raises:
-        ValueError: names the generator that could not be put into the state, and why.
+        ValueError: names the part that cannot be restored, and why.
     """
     trials: dict[str, Callable[[], object]] = {
         "python": lambda: random.Random().setstate(_python(state)),
@@ -63,7 +63,7 @@ def check(state: RngState) -> None:
 
 
 def restore(state: RngState) -> None:
-    """Put every generator back to where `capture` found it."""
+    """Set the RNG state of this process to one that `capture` returned."""
     random.setstate(_python(state))
     np.random.set_state(_numpy(state))
     torch.set_rng_state(state["torch"])
@@ -85,7 +85,7 @@ def _numpy(state: RngState) -> tuple[str, np.ndarray, int, int, float]:
 
 
 def reseed(seed: int, step: int, rank: int) -> None:
-    """Start every generator anew from (seed, step, rank): a fresh run, or a resume on another number of ranks."""
+    """Derive a new RNG state from (seed, step, rank), for a new run or a resume with another number of ranks."""
     bits = int(counter_hash("rng", seed, step, rank))
     random.seed(bits)
     np.random.seed(bits % 2**32)

@@ -1,4 +1,4 @@
-"""One save: what is captured at once, what its thread does while training goes on, and what is said of it."""
+"""One save in the background: what is copied at its start, what its thread writes, and its report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,16 +18,14 @@ from rlinf_lite.checkpoint.errors import CheckpointError, SaveError
 from rlinf_lite.checkpoint.files import write_durably
 from rlinf_lite.checkpoint.formats import data_file
 from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlan, ShardPlanner, write_metadata, write_shard
-from rlinf_lite.checkpoint.live import LiveTensors
+from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
+from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.state import State, take
 from rlinf_lite.checkpoint.storage import StoragePath
 
-if TYPE_CHECKING:
-    from rlinf_lite.checkpoint.checkpointer import Checkpointer
-
 _SMALL_BYTES = 4096
-"""Tensors up to this size (step counters) are copied at once: they may change outside of the optimizer step."""
+"""Tensors up to this size (step counters) are copied at the start: they may change outside of the optimizer step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +38,15 @@ class SaveReport:
     durable_seconds: float
     """From the call to the commit."""
     stall_seconds: float
-    """How long the caller was held on this rank: by `Checkpointer.start` and by `Checkpointer.fence`."""
+    """How long `Checkpointer.start` and `Checkpointer.fence` blocked the caller on this rank."""
     superseded: StoragePath | None
-    """Where an older directory of the same name was moved to, if there was one."""
+    """Where an older directory of the same name was moved to; None if there was none."""
     removed: tuple[StoragePath, ...] = ()
-    """Older checkpoints that retention has deleted."""
+    """Older checkpoints that retention deleted."""
     problems: tuple[str, ...] = ()
-    """Older checkpoints that retention could not delete, and why."""
+    """Older checkpoints that retention could not delete, with the reason."""
     idle: tuple[str, ...] = ()
-    """As `RetentionReport.idle`: rules that deleted nothing because no checkpoint is a candidate."""
+    """Retention rules that deleted nothing because they have no candidate; see `RetentionReport.idle`."""
 
     @property
     def gb_per_second(self) -> float:
@@ -58,7 +56,7 @@ class SaveReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
-    """What goes into one checkpoint, taken and checked before the first byte is written."""
+    """What goes into one checkpoint, checked before the first byte is written."""
 
     tensors: dict[str, Any]
     data: bytes
@@ -69,10 +67,10 @@ class Content:
 def capture(
     state: State, rank: int, data: Mapping[str, Any], info: Mapping[str, Any], resolve: Resolve | None
 ) -> Content:
-    """The state as it is now: small tensors and generators copied, large tensors as they live.
+    """Capture the current state: small tensors and the RNG state are copied, large tensors stay live.
 
     Raises:
-        TypeError: something that could be saved but never loaded again.
+        TypeError: something that could be saved but not loaded again.
     """
     tensors = {**_copy_small(take(state)), rng.key(rank): rng.capture()}
     return Content(
@@ -88,18 +86,35 @@ def _copy_small(taken: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_small(tensor: torch.Tensor) -> bool:
-    # Of the plain type only: a sharded one is live on all ranks or on none.
+    # Plain tensors only: a sharded one must be live on all ranks or on none.
     return type(tensor) is torch.Tensor and tensor.nbytes <= _SMALL_BYTES and not tensor.is_meta
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveSettings:
+    """What all saves of a `Checkpointer` have in common; see there."""
+
+    root: StoragePath
+    ranks: Ranks
+    planner: ShardPlanner
+    host: HostBuffer
+    keep: retention.Retention
+    staged_fraction: float
+    timeout_seconds: float
 
 
 class SaveJob:
     """A save in flight on this rank."""
 
-    def __init__(self, owner: Checkpointer, planner: ShardPlanner, step: int, content: Content | Exception) -> None:
-        self._owner, self._planner, self._step, self._content = owner, planner, step, content
-        self._ranks = owner.ranks
-        self._final = layout.step_dir(owner.root, step)
-        self._live = LiveTensors(owner.staged_fraction, owner.host)
+    def __init__(self, saver: SaveSettings, step: int, content: Content | Exception) -> None:
+        """
+        Args:
+            content: what to save; or why this rank has nothing, which the other ranks must learn.
+        """
+        self._saver, self._step, self._content = saver, step, content
+        self._ranks = saver.ranks
+        self._final = layout.step_dir(saver.root, step)
+        self._live = LiveTensors(saver.staged_fraction, saver.host)
         self._thread = threading.Thread(target=self._run, name=f"save {self._final.name}", daemon=True)
         self._report: SaveReport | None = None
         self._failure: BaseException | None = None
@@ -107,52 +122,52 @@ class SaveJob:
         self._held_seconds = 0.0
         self._began = 0.0
 
-    # -- the caller's thread
+    # -- called by the training's thread
 
     def start(self, *, held_seconds: float) -> None:
-        """Begin; ``held_seconds``: how long the caller has been held already."""
+        """Start the thread; ``held_seconds``: how long the caller was blocked already."""
         self._held_seconds = held_seconds
         self._began = time.perf_counter() - held_seconds
         self._thread.start()
 
-    def fence(self, timeout_seconds: float) -> None:
+    def fence(self) -> None:
         """See `Checkpointer.fence`."""
         began = time.perf_counter()
-        self._live.fence(timeout_seconds)
+        self._live.fence(self._saver.timeout_seconds)
         self._held_seconds += time.perf_counter() - began
 
     def has_ended(self) -> bool:
         return not self._thread.is_alive()
 
     def result(self) -> SaveReport:
-        """Wait for the end, and say how it ended. Raises as `Checkpointer.save`."""
-        # Every wait inside has its own timeout, save for a write that the kernel does not return from.
-        self._thread.join(2 * self._owner.timeout_seconds)
+        """Wait for the end and return the report. Raises as `Checkpointer.save`."""
+        # Every wait in the thread has its own timeout, except a write that the kernel does not return from.
+        self._thread.join(2 * self._saver.timeout_seconds)
         if self._thread.is_alive():
             self._abandoned = True
-            raise SaveError(f"checkpoint {self._final} was not saved: rank {self._ranks.rank} hangs in writing it")
+            raise SaveError(f"checkpoint {self._final} was not saved: rank {self._ranks.rank} hangs while writing it")
         if self._failure is not None:
             raise self._failure
         assert self._report is not None
         return replace(self._report, stall_seconds=self._held_seconds)
 
-    # -- its own thread
+    # -- the save's own thread
 
     def _run(self) -> None:
         try:
             self._report = self._save()
         except BaseException as error:
-            self._planner.forget()
+            self._saver.planner.forget()
             self._failure = error
         finally:
             self._live.close()
-            self._content = SaveError("over")  # lets go of the tensors
+            self._content = SaveError("over")  # releases the tensors
 
     def _save(self) -> SaveReport:
         stage: Stage | None = None
         try:
             plan, content = self._plan()
-            stage = self._ranks.first(lambda: open_stage(self._owner.root, self._step))
+            stage = self._ranks.first(lambda: open_stage(self._saver.root, self._step))
             records = self._write(stage.path, plan)
             num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, plan, records, content))
             durable_seconds = time.perf_counter() - self._began
@@ -174,7 +189,7 @@ class SaveJob:
         )
 
     def _plan(self) -> tuple[ShardPlan, Content]:
-        """All ranks agree on who writes what; from here on each can read its live tensors."""
+        """Agree with all ranks on who writes what, and open the live tensors for reading."""
 
         def tensors() -> dict[str, Any]:
             faults.reach("save.plan", step=self._step, rank=self._ranks.rank, path=str(self._final))
@@ -182,7 +197,7 @@ class SaveJob:
                 raise self._content
             return self._content.tensors
 
-        plan, find = self._planner.plan(tensors)
+        plan, find = self._saver.planner.plan(tensors)
         content = self._content
         assert isinstance(content, Content)
 
@@ -195,7 +210,7 @@ class SaveJob:
         return plan, content
 
     def _write(self, stage: StoragePath, plan: ShardPlan) -> list[Any]:
-        """All ranks write their shards; returns each rank's (file name, record, results)."""
+        """Write the shards of all ranks; returns each rank's (file name, record, results)."""
         rank, step = self._ranks.rank, self._step
         path = stage / layout.ACTOR / f"__{rank}_0.distcp"
 
@@ -209,7 +224,7 @@ class SaveJob:
             record, results = write_shard(path, plan, self._live, lambda: reach("save.halfway"))
             reach("save.written")
             if self._abandoned:
-                raise SystemExit  # hours late: the others are elsewhere by now, and must not meet this thread
+                raise SystemExit  # hours late: this thread must not take part in later collectives of the others
             return path.name, record, results
 
         mine = self._ranks.together(write)
@@ -219,19 +234,19 @@ class SaveJob:
     def _commit(
         self, stage: Stage, plan: ShardPlan, parts: list[Any], content: Content
     ) -> tuple[int, StoragePath | None]:
-        """Rank 0: the small files, the manifest last, everything durable, then the name."""
+        """Write the small files and commit, on rank 0. Returns the size, and where an older checkpoint was moved to."""
         faults.reach("save.data", step=self._step, path=str(stage.path))
         actor, metadata = stage.path / layout.ACTOR, f"{layout.ACTOR}/.metadata"
         records = {f"{layout.ACTOR}/{name}": record for name, record, _ in parts}
         records[metadata] = write_metadata(actor / ".metadata", plan, [results for _, _, results in parts])
         records[layout.DATA] = write_durably(stage.path / layout.DATA, content.data)
         manifest = Manifest(step=self._step, world_size=self._ranks.size, files=records, info=content.info)
-        superseded = commit(self._owner.root, stage, manifest)
+        superseded = commit(self._saver.root, stage, manifest)
         return sum(record.size for record in records.values()), superseded
 
     def _retain(self) -> retention.RetentionReport:
-        """Rank 0 deletes what is not kept. The checkpoint is committed: whatever happens here is no failure of it."""
-        root, keep = self._owner.root, self._owner.keep
+        """Delete what is not kept, on rank 0. The save is committed, so an error here does not make it fail."""
+        root, keep = self._saver.root, self._saver.keep
         try:
             return self._ranks.first(lambda: retention.apply(root, keep, protect=(self._final,)))
         except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, in memory: nested dicts of tensors, the names they get, and whether two of them agree."""
+"""The state to save or load: nested dicts of tensors, their names in a checkpoint, and whether the two agree."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rlinf_lite.checkpoint.rng import PREFIX as RNG_PREFIX
 from rlinf_lite.checkpoint.storage import StoragePath
 
 State = Mapping[str, Any]
-"""Nested dicts of tensors (plain or DTensor), or `Stateful` objects that give and take such dicts."""
+"""Nested dicts of tensors (plain or DTensor), or `Stateful` objects that return and accept such dicts."""
 
 
 def take(state: State, prefix: str = "") -> dict[str, Any]:
-    """The live tensors of ``state`` as nested dicts, each `Stateful` replaced by what it gives.
+    """The live tensors of ``state`` as nested dicts, with each `Stateful` replaced by its ``state_dict()``.
 
     Raises:
-        TypeError: names a value that is no tensor: it would have to be pickled, and unpickled by whoever loads it.
+        TypeError: names a value that is not a tensor, which would have to be pickled.
     """
     taken: dict[str, Any] = {}
     for name, value in state.items():
-        # Tensors first: to ask one whether it is a `Stateful` takes longer than all the rest of this.
+        # Tensors first: testing a tensor for `Stateful` takes longer than everything else here.
         if not isinstance(value, torch.Tensor | Mapping) and isinstance(value, Stateful):
             value = value.state_dict()
         if isinstance(value, Mapping):
@@ -37,7 +37,7 @@ def take(state: State, prefix: str = "") -> dict[str, Any]:
 
 
 def give_back(state: State, loaded: Mapping[str, Any]) -> None:
-    """Hand ``loaded``, made by `take` and filled since, to the `Stateful` objects of ``state``."""
+    """Pass ``loaded``, made by `take` and filled since, to the `Stateful` objects of ``state``."""
     for name, value in state.items():
         if isinstance(value, Mapping):
             give_back(value, loaded[str(name)])
@@ -58,10 +58,10 @@ def _flat(taken: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
 
 
 def check_keys(actor_dir: StoragePath, metadata: Metadata, state: State, *, whole: bool = True) -> None:
-    """Compare what ``state`` asks for with what the DCP directory holds, other ranks' generators aside.
+    """Compare the keys of ``state`` with those in the DCP directory; RNG states are ignored.
 
     Args:
-        whole: False: top-level names that ``state`` does not have may be there.
+        whole: False permits further top-level names in the checkpoint.
 
     Raises:
         StateMismatch: lists missing keys, extra keys, different shapes and types.
@@ -72,7 +72,7 @@ def check_keys(actor_dir: StoragePath, metadata: Metadata, state: State, *, whol
     extra = sorted(key for key in held.keys() - wanted.keys() if not key.startswith(RNG_PREFIX))
     if not whole:
         extra = [key for key in extra if key.split(".")[0] in state]
-    problems = [f"missing: {_some(missing)}"] * bool(missing) + [f"not asked for: {_some(extra)}"] * bool(extra)
+    problems = [f"{what}: {_some(keys)}" for what, keys in (("missing", missing), ("not asked for", extra)) if keys]
     for key in sorted(wanted.keys() & held.keys()):
         entry = held[key]
         if not isinstance(entry, TensorStorageMetadata):

@@ -1,8 +1,8 @@
-"""Where checkpoints lie: a local directory, or one behind an fsspec URL. What differs between the two is here.
+"""Where checkpoints are stored: in a local directory, or behind an fsspec URL; what differs between the two is here.
 
-A local directory can be renamed at once and made durable with fsync; a store of objects (``s3://``, ``gs://``,
-``memory://``) can do neither, but shows no object before it is whole. Both are handled as paths: `pathlib.Path`, or
-`upath.UPath`, which looks the same.
+A local directory can be renamed atomically and made durable with fsync. An object store (``s3://``, ``gs://``,
+``memory://``) can do neither, but shows an object only when it is complete. Both are used as paths: `pathlib.Path`, or
+`upath.UPath`, which has the same methods.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,7 @@ from rlinf_lite.durable import sync_directory
 from rlinf_lite.paths import expand
 
 if TYPE_CHECKING:
-    StoragePath = Path  # a UPath answers to the same calls, except where `is_local` is asked first
+    StoragePath = Path  # a UPath has the same methods, except where `is_local` is checked first
 else:
     StoragePath = Path | UPath
 
@@ -32,8 +32,8 @@ def storage_path(where: str | os.PathLike[str]) -> StoragePath:
     """The path object for a local name, a ``file://`` URL, or any other URL that fsspec knows.
 
     Raises:
-        ValueError: the name is empty or has no home directory for its ``~``; no file system is known for the URL's
-            scheme, or its package is not installed.
+        ValueError: the name is empty or its ``~`` has no home directory; the URL's scheme is unknown, or its package
+            is not installed.
     """
     text = str(where)
     if "://" not in text:
@@ -44,7 +44,7 @@ def storage_path(where: str | os.PathLike[str]) -> StoragePath:
     if text.startswith("file://"):
         url = urlsplit(text)
         if url.netloc not in ("", "localhost"):
-            raise ValueError(f"{text}: names the machine {url.netloc!r}; a path on this one is file:///...")
+            raise ValueError(f"{text}: names the machine {url.netloc!r}; write file:///... for a path on this one")
         return Path(unquote(url.path))
     try:
         found: StoragePath = UPath(text)  # type: ignore[assignment]
@@ -55,32 +55,32 @@ def storage_path(where: str | os.PathLike[str]) -> StoragePath:
 
 
 def is_local(path: StoragePath) -> bool:
-    """Whether ``path`` can be renamed, locked and synced: it is a `pathlib.Path`."""
+    """Whether ``path`` is a `pathlib.Path`, which can be renamed, locked and fsynced."""
     return isinstance(path, Path)
 
 
 def absolute(path: StoragePath) -> StoragePath:
-    """``path`` as any process on this machine, or any machine for a URL, finds it."""
+    """``path`` as every process on this machine finds it, whatever its working directory."""
     return path.resolve() if is_local(path) else path
 
 
 def size_of(file: StoragePath) -> int:
-    """Bytes of an ordinary file.
+    """Size of a regular file in bytes.
 
     Raises:
         OSError: there is none.
-        ValueError: it is a pipe, device or directory, which cannot be read, or has no end.
+        ValueError: it is a pipe, device or directory; reading a pipe could block for ever.
     """
     status = file.stat()
-    if not stat.S_ISREG(status.st_mode) if is_local(file) else not file.is_file():
-        raise ValueError("no ordinary file")
+    is_regular = stat.S_ISREG(status.st_mode) if is_local(file) else file.is_file()
+    if not is_regular:
+        raise ValueError("not a regular file")
     return status.st_size
 
 
-def read_small(file: StoragePath, most_bytes: int) -> bytes:
-    """All of a file that should be small. Raises as `size_of`, and ValueError if it has more than ``most_bytes``."""
-    if (size := size_of(file)) > most_bytes:
-        raise ValueError(f"{size} bytes, at most {most_bytes} were expected")
+def read_file(file: StoragePath) -> bytes:
+    """The content of a regular file. Raises as `size_of`."""
+    size_of(file)
     return file.read_bytes()
 
 
@@ -91,7 +91,7 @@ def sync_dir(path: StoragePath) -> None:
 
 
 def remove_tree(path: StoragePath, *, quietly: bool = False) -> None:
-    """Remove ``path`` and everything below it."""
+    """Remove ``path`` and everything below it; ``quietly`` ignores errors of the storage."""
     if is_local(path):
         shutil.rmtree(path, ignore_errors=quietly)
         return
@@ -104,20 +104,18 @@ def remove_tree(path: StoragePath, *, quietly: bool = False) -> None:
 
 @contextmanager
 def in_use(file: StoragePath) -> Iterator[None]:
-    """Hold a shared lock on ``file`` while reading what it stands for, so that nobody deletes it meanwhile.
+    """Hold a shared lock on ``file``, usually a manifest, so that its checkpoint is not deleted during the block.
 
-    Only on local storage, and only among those who ask; a file that cannot be opened is not locked.
+    Local storage only, and only against code that asks `is_in_use`. A file that cannot be opened is not locked.
     """
-    if not is_local(file) or not file.is_file():
-        yield
-        return
-    with file.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
+    with ExitStack() as stack:
+        if is_local(file) and file.is_file() and os.access(file, os.R_OK):
+            fcntl.flock(stack.enter_context(file.open("rb")), fcntl.LOCK_SH)
         yield
 
 
 def is_in_use(file: StoragePath) -> bool:
-    """Whether another process (or another part of this one) holds `in_use` on ``file`` now."""
+    """Whether another process, or another part of this one, holds `in_use` on ``file`` now."""
     if not is_local(file) or not file.is_file():
         return False
     with file.open("rb") as held:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlinf_lite.checkpoint import layout
-from rlinf_lite.checkpoint.cli.tools import located
+from rlinf_lite.checkpoint.identify import located
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, nearest, types
 from rlinf_lite.config_checks import check

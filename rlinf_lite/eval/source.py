@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlinf_lite.checkpoint import CheckpointError, DamagedCheckpoint, Manifest, NoCheckpoint, layout
+from rlinf_lite.checkpoint import DamagedCheckpoint, Manifest, NoCheckpoint, layout
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.cli.tools import checkpoints_directory, is_checkpoint, located
-from rlinf_lite.checkpoint.mistaken import instead_of
+from rlinf_lite.checkpoint.candidates import Candidates
+from rlinf_lite.checkpoint.identify import checkpoints_directory, instead_of, is_checkpoint, located
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 from rlinf_lite.models import hf_directory as models
 from rlinf_lite.observability import log_line
@@ -75,29 +75,21 @@ def opened(model: str, verify: str) -> Iterator[Source]:
     elif (path / "config.json").is_file():
         yield Source(name=model, directory=path, manifest=None)
     else:
-        with _newest(model, layout.committed(checkpoints_directory(path)), verify) as source:
+        with _newest(model, Candidates(checkpoints_directory(path), verify)) as source:
             yield source
 
 
 @contextmanager
-def _newest(model: str, checkpoints: list[StoragePath], verify: str) -> Iterator[Source]:
+def _newest(model: str, checkpoints: Candidates) -> Iterator[Source]:
     """The newest of a run's checkpoints that verifies."""
-    if not checkpoints:
+    if not checkpoints.paths:
         hint = instead_of(located(model))
         raise NoCheckpoint(
             f"{model}: neither a model nor a checkpoint is there; {f'it {hint}' if hint else f'give {WHAT}'}"
         )
-    reasons = []
-    for path in checkpoints:
-        with in_use(path / layout.MANIFEST):
-            try:
-                manifest = manifests.read_verified(path, verify)
-            except CheckpointError as error:
-                reasons.append(str(error))
-                continue
-            for reason in reasons:
-                log_line(f"!! stepped over a damaged checkpoint: {reason}")
-            yield Source(name=str(path), directory=path, manifest=manifest)
-            return
-    listed = "".join(f"\n  {reason}" for reason in reasons)
-    raise DamagedCheckpoint(f"{model}: none of its {len(reasons)} checkpoints verifies:{listed}")
+    for path, manifest in checkpoints:
+        for reason in checkpoints.damaged.values():
+            log_line(f"!! stepped over a damaged checkpoint: {reason}")
+        yield Source(name=str(path), directory=path, manifest=manifest)
+        return
+    raise DamagedCheckpoint(f"{model}: {checkpoints.none_verifies()}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlinf_lite.checkpoint import Manifest, NoCheckpoint, layout
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.mistaken import instead_of
+from rlinf_lite.checkpoint.identify import instead_of
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 RLINF_DIRECTORY = "dcp_checkpoint"

@@ -98,7 +98,7 @@ def test_fully_sharded_models_go_on_to_the_same_bits(run_ranks, tmp_path, mode):
 
     for kind, settings in KINDS.items():  # and in one process without a group
         model, optimizer = make_both(9, None, getattr(torch.optim, kind), **settings)
-        with pytest.warns(UserWarning, match="written by 2 ranks, these are 1 .*: random generators start anew"):
+        with pytest.warns(UserWarning, match="written by 2 ranks, these are 1 .*: the RNG state starts anew"):
             assert CheckpointManager(tmp_path / kind).load(model, optimizer) == {"epoch": 1, "reward": 0.5}
         assert different(straight[0][kind][0], everything(model, optimizer)) == [], kind
 

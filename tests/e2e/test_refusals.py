@@ -37,7 +37,7 @@ def test_before_anything_is_started(new_run, override, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "already holds global_step_8 and 7 more; go on with runner.resume_dir=auto"),
+        ([], "already holds global_step_8 and 7 more; resume with runner.resume_dir=auto"),
         (["runner.resume_dir={checkpoints}/global_step_70"], "no such checkpoint"),
         (["runner.resume_dir={checkpoints}"], "not a global_step_N directory"),
         ([AUTO, "actor.optim.adam_beta2=0.9"], "actor.optim.adam_beta2: 0.95 -> 0.9"),

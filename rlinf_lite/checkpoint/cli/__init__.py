@@ -1,1 +1,1 @@
-"""The functions behind ``python -m rlinf_lite.checkpoint``."""
+"""The command line ``python -m rlinf_lite.checkpoint``."""

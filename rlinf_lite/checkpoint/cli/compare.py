@@ -1,4 +1,4 @@
-"""Whether two checkpoints hold the same bits, and if not, where they differ and by how much.
+"""Compares two checkpoints bit by bit, and reports where they differ and by how much.
 
 Tensors are read in batches of bounded size, so that models larger than memory can be compared.
 """
@@ -15,16 +15,15 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint.errors import DamagedCheckpoint
 from rlinf_lite.checkpoint.formats.data_file import read_data
 from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
 from rlinf_lite.checkpoint.formats.read_state import read_tensors
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 BATCH_BYTES = 128 * 2**20
-"""Of tensors read at once from each checkpoint (one tensor at least)."""
+"""Bytes of tensors read at once from each checkpoint; at least one tensor is read."""
 _SLICE = 2**22
-"""Elements looked at in one go, which bounds the temporary memory."""
+"""Elements compared at once, which bounds the temporary memory."""
 _NUMBERS = frozenset(
     {
         torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
@@ -38,21 +37,21 @@ Entries = Mapping[str, TensorStorageMetadata | BytesStorageMetadata]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorDifference:
-    """A tensor of the same name, type and shape, and other bits."""
+    """A tensor with the same name, type and shape on both sides, but other bits."""
 
     name: str
     form: str
     """Such as ``float32 [16, 8]``."""
     num_elements: int
     num_different: int
-    """Elements whose bits differ: a NaN equals itself, 0.0 and -0.0 differ."""
+    """Number of elements whose bits differ: a NaN equals itself, 0.0 and -0.0 differ."""
     largest_difference: float | None
-    """Largest absolute difference, as float64. None where no two differing elements can be subtracted (NaN)."""
+    """Largest absolute difference, as float64. None if no two differing elements can be subtracted (NaN)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueDifference:
-    """A value that is not the same on both sides, as (shortened) text; None: missing on that side."""
+    """A value that differs, as (shortened) text; None if it is missing on that side."""
 
     name: str
     a: str | None
@@ -64,16 +63,16 @@ class Comparison:
     a: StoragePath
     b: StoragePath
     num_tensors: int
-    """That both hold in the same form, and whose bits were compared."""
+    """How many tensors both hold with the same type and shape; their bits were compared."""
     num_bytes: int
-    """Of those tensors."""
+    """Bytes of those tensors."""
     tensors: tuple[TensorDifference, ...]
     forms: tuple[ValueDifference, ...]
-    """Names that only one side holds, or that have another type or shape."""
+    """Tensors that only one side holds, or that differ in type or shape."""
     data: tuple[ValueDifference, ...]
-    """In ``data.pt``."""
+    """Differences in ``data.pt``."""
     manifest: tuple[ValueDifference, ...]
-    """In the manifest: step, world size, and what the run said of itself."""
+    """Differences in the manifest: step, world size, and what describes the run."""
 
     @property
     def same_tensors(self) -> bool:
@@ -87,18 +86,18 @@ class Comparison:
 def compare(
     a: StoragePath, b: StoragePath, *, tensors_only: bool = False, batch_bytes: int = BATCH_BYTES
 ) -> Comparison:
-    """Compare two checkpoints by the bits of their contents; how these are cut into files is no matter.
+    """Compare two checkpoints by the bits of their contents, however these are split into files.
 
-    Files are not held against their manifests: that is what `manifest.verify` does.
+    It does not verify the files against their manifests; `manifest.verify` does.
 
     Args:
         a: a checkpoint's directory.
         b: another one's.
-        tensors_only: leave out ``data.pt`` and the manifest, which hold ids of the run and the like.
-        batch_bytes: how much to read at once from each.
+        tensors_only: leave out ``data.pt`` and the manifest, which hold run ids and the like.
+        batch_bytes: how many bytes to read at once from each.
 
     Raises:
-        NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: one of them is none, or cannot be read.
+        NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: one of them is not a checkpoint, or cannot be read.
     """
     with in_use(a / layout.MANIFEST), in_use(b / layout.MANIFEST):
         about_a, about_b = manifests.read(a), manifests.read(b)
@@ -123,7 +122,7 @@ def _facts(manifest: manifests.Manifest) -> dict[str, Any]:
 
 
 def _comparable(a: Entries, b: Entries) -> dict[str, int]:
-    """Name and bytes of each tensor that both hold in the same form."""
+    """Name and size in bytes of each tensor that both hold with the same type and shape."""
     sizes = {}
     for name, entry in sorted(a.items()):
         if isinstance(entry, TensorStorageMetadata) and name in b and _form(entry) == _form(b[name]):
@@ -156,7 +155,7 @@ def _different_tensors(
 
 
 def _different_in_batch(a: StoragePath, b: StoragePath, batch: set[str]) -> list[TensorDifference]:
-    """A function of its own, so that the tensors of one batch are gone when the next one is read."""
+    """Compare one batch; a separate function, so that its tensors are freed before the next batch is read."""
     ours = read_tensors(a / layout.ACTOR, batch.__contains__)
     theirs = read_tensors(b / layout.ACTOR, batch.__contains__)
     found = (tensor_difference(name, tensor, theirs[name]) for name, tensor in ours.items())
@@ -164,7 +163,7 @@ def _different_in_batch(a: StoragePath, b: StoragePath, batch: set[str]) -> list
 
 
 def batches(sizes: Mapping[str, int], batch_bytes: int) -> Iterator[set[str]]:
-    """Names in groups of at most ``batch_bytes``, or of one name."""
+    """Group names into batches of at most ``batch_bytes``, or of one tensor if that is larger."""
     batch: set[str] = set()
     taken = 0
     for name, size in sizes.items():
@@ -211,7 +210,7 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float | None:
 
 
 def _different_values(name: str, a: Any, b: Any) -> Iterator[ValueDifference]:
-    """The leaves of nested dicts and sequences that are not the same in type and bits."""
+    """The leaves of nested dicts and sequences that differ in type or bits."""
     if type(a) is not type(b):
         yield ValueDifference(name=name, a=_text(a), b=_text(b))
     elif isinstance(a, Mapping):
@@ -242,17 +241,9 @@ def _same(a: Any, b: Any) -> bool:
 def _different_data_tensors(name: str, a: torch.Tensor, b: torch.Tensor) -> Iterator[ValueDifference]:
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         yield ValueDifference(name=name, a=_text(a), b=_text(b))
-    elif (difference := tensor_difference(name, _plain(name, a), _plain(name, b))) is not None:
+    elif (difference := tensor_difference(name, a.contiguous(), b.contiguous())) is not None:
         count = f"{difference.num_different} of {difference.num_elements} elements differ"
         yield ValueDifference(name=name, a=_text(a), b=f"{_text(b)} ({count})")
-
-
-def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Its elements one after the other in memory; refuses what would take more memory than the file has bytes."""
-    dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    if not dense or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-        raise DamagedCheckpoint(f"{layout.DATA}: {name} is no plain tensor, and cannot be compared")
-    return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
 
 def _text(value: Any) -> str:

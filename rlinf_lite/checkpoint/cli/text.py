@@ -1,4 +1,4 @@
-"""What the command line prints: records as lines for a person, or as JSON."""
+"""Formats the results of the command line, as lines of text or as JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rlinf_lite.checkpoint.cli.compare import Comparison, TensorDifference, Valu
 from rlinf_lite.checkpoint.cli.tools import COMMITTED, Description, Found, Verified
 from rlinf_lite.printable import escape_controls
 
-_TELLING = ("accuracy", "win", "reward/mean", "reward", "loss")
+_INTERESTING = ("accuracy", "win", "reward/mean", "reward", "loss")
 _FEW_METRICS = 3
 _MANY = 50
-"""Lines of one kind in a comparison, before the rest is only counted."""
+"""How many lines of one kind a comparison prints before it only counts the rest."""
 
 
 def print_result(as_json: bool, records: Any, lines: Iterable[str]) -> None:
@@ -38,7 +38,7 @@ def print_line(line: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Records as JSON values; NaN and infinities, which JSON lacks, as text."""
+    """Convert records to JSON values; NaN and infinities, which JSON lacks, become text."""
     if isinstance(value, Comparison):
         verdicts = {"same": value.same, "same_tensors": value.same_tensors}
         return verdicts | {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
@@ -79,8 +79,8 @@ def _row(entry: Found, metrics: Sequence[str] | None) -> tuple[str, str, str, st
 
 
 def _interest(name: str) -> tuple[int, str]:
-    """Sorts names of metrics so that those people choose checkpoints by come first."""
-    return next((place for place, word in enumerate(_TELLING) if word in name), len(_TELLING)), name
+    """Sort key for metric names: those by which people choose checkpoints come first."""
+    return next((place for place, word in enumerate(_INTERESTING) if word in name), len(_INTERESTING)), name
 
 
 def _notes(entry: Found, metrics: Sequence[str] | None) -> Iterator[str]:

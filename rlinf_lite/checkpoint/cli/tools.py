@@ -1,28 +1,25 @@
-"""What the command line does, as functions that return records: list, describe, verify, remove, pin."""
+"""The operations of the command line, as functions that return records: list, describe, verify, remove, pin."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rlinf_lite.checkpoint import layout, storage
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.candidates import Candidates
 from rlinf_lite.checkpoint.errors import CheckpointError, NoCheckpoint
 from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
+from rlinf_lite.checkpoint.identify import checkpoints_directory, is_checkpoint
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.retention import metrics_of, readable
 from rlinf_lite.checkpoint.storage import StoragePath
-
-CHECKPOINTS = "checkpoints"
-"""The name that a run gives to the directory of its checkpoints."""
 
 COMMITTED, DAMAGED, NO_MANIFEST = "committed", "damaged manifest", "no manifest"
 LEFTOVERS = {
@@ -31,7 +28,7 @@ LEFTOVERS = {
     layout.SUPERSEDED: "superseded",
     layout.DAMAGED: "set aside as damaged",
 }
-"""What the part of a name after the step says."""
+"""What the suffix of a directory's name means."""
 _SET_ASIDE = (LEFTOVERS[layout.SUPERSEDED], LEFTOVERS[layout.DAMAGED])
 _ASIDE = re.compile(r"global_step_([0-9]+)\.(tmp|deleting|superseded|damaged)-[0-9a-f]+")
 
@@ -45,11 +42,11 @@ class Found:
     state: str
     """``committed``, ``damaged manifest``, ``no manifest``, or one of `LEFTOVERS`."""
     reason: str | None = None
-    """What is wrong with the manifest."""
+    """What is wrong with the manifest; None if nothing is."""
     num_bytes: int | None = None
-    """As the manifest says."""
+    """The total in the manifest; None if it cannot be read."""
     saved_at: datetime | None = None
-    """When the manifest was written; None where the storage does not say."""
+    """When the manifest was written; None if the storage does not record it."""
     world_size: int | None = None
     pinned: bool = False
     in_use: bool = False
@@ -58,7 +55,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """What lies below one top-level key of the saved state (``model``, ``optim`` ...)."""
+    """The tensors below one top-level key of the saved state (``model``, ``optim`` ...)."""
 
     num_tensors: int
     num_elements: int
@@ -78,37 +75,14 @@ class Verified:
     path: StoragePath
     ok: bool
     reason: str | None
-    """Why not."""
+    """Why it does not verify; None if it does."""
     num_files: int
     num_bytes: int
     seconds: float
 
 
-def located(text: str) -> StoragePath:
-    """The directory that a person means; local names get their full path, so that they have a name and a parent."""
-    path = storage.storage_path(text)
-    return Path(os.path.abspath(path)) if storage.is_local(path) else path
-
-
-def checkpoints_directory(where: StoragePath) -> StoragePath:
-    """``where`` itself, or its ``checkpoints`` if it is the directory of a run.
-
-    Raises:
-        NoCheckpoint: there is no such directory.
-    """
-    if not where.is_dir():
-        raise NoCheckpoint(f"{where}: no such directory")
-    inside = where / CHECKPOINTS
-    return inside if inside.is_dir() else where
-
-
-def is_checkpoint(path: StoragePath) -> bool:
-    """Whether ``path`` is, or claims to be, one checkpoint and not a directory of them."""
-    return layout.step_of(path) is not None or (path / layout.MANIFEST).is_file()
-
-
 def list_root(where: StoragePath) -> list[Found]:
-    """Everything in a checkpoints directory (or that of a run) that is or was a checkpoint, newest first.
+    """List everything in a directory of checkpoints, or of a run, that is or was a checkpoint; newest first.
 
     Raises:
         NoCheckpoint: there is no such directory.
@@ -122,7 +96,7 @@ def list_root(where: StoragePath) -> list[Found]:
 
 
 def look(path: StoragePath) -> Found | None:
-    """What ``path`` is, by its name and its manifest; None if it has nothing to do with checkpoints."""
+    """Describe ``path`` by its name and manifest; None if it has nothing to do with checkpoints."""
     aside = _ASIDE.fullmatch(path.name)
     step = int(aside.group(1)) if aside else layout.step_of(path)
     if step is None or not path.is_dir():
@@ -157,10 +131,10 @@ def _modified(file: StoragePath) -> datetime | None:
 
 
 def describe(path: StoragePath) -> Description:
-    """What one checkpoint holds. Files are not verified.
+    """Describe what one checkpoint holds, without verifying its files.
 
     Raises:
-        NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: it is none, or its manifest or index cannot be read.
+        NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: it is not a checkpoint, or cannot be read.
     """
     manifest = manifests.read(path)
     found = _found(path, manifest, COMMITTED)
@@ -186,7 +160,7 @@ def _section(entries: Sequence[TensorStorageMetadata]) -> Section:
 
 
 def to_verify(where: StoragePath) -> list[StoragePath]:
-    """``where`` if it is a checkpoint; all that are committed in it if it is a directory of them.
+    """The checkpoint ``where``, or all committed ones in it if it is a directory of checkpoints.
 
     Raises:
         NoCheckpoint: there is none.
@@ -201,7 +175,7 @@ def to_verify(where: StoragePath) -> list[StoragePath]:
 
 
 def verify(path: StoragePath, level: str) -> Verified:
-    """Hold the files of one checkpoint against its manifest; a failure is a result, not an error."""
+    """Verify the files of one checkpoint against its manifest; a failure is returned, not raised."""
     started = time.perf_counter()
     num_files, num_bytes, reason = 0, 0, None
     try:
@@ -217,7 +191,7 @@ def verify(path: StoragePath, level: str) -> Verified:
 
 
 def remove(paths: Sequence[StoragePath], *, force: bool) -> Iterator[StoragePath]:
-    """Delete checkpoints and leftovers, and yield each when it is gone; if one of them is refused, none is deleted.
+    """Delete checkpoints and leftovers, and yield each when it is deleted. If one is refused, none is deleted.
 
     Raises:
         ValueError: names each one that is refused, and why.
@@ -236,48 +210,43 @@ def remove(paths: Sequence[StoragePath], *, force: bool) -> Iterator[StoragePath
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pruned:
-    """One directory that was set aside."""
+    """What happened to one directory that was set aside."""
 
     path: StoragePath
     kept: str | None
-    """Why it stays; None: it is removed."""
+    """Why it is kept; None if it is removed."""
 
 
 def prune(where: StoragePath, *, force: bool = False, dry_run: bool = False) -> Iterator[Pruned]:
-    """Remove what runs have set aside (superseded, or damaged), and yield each when that is decided and done.
+    """Remove what runs have set aside (superseded or damaged), and yield each one when it is removed or kept.
 
-    One stays while no committed checkpoint of its step or a later one verifies in full: it may be the only good copy of
-    what the run had learnt by then. Pinned ones, and those in use, stay too. It may be called while a run saves.
+    One is kept while no committed checkpoint of its step or a later one verifies in full, because it may be the only
+    good copy of that state. Pinned ones, and those in use, are kept too. It is safe to call while a run saves.
 
     Args:
         where: a directory of checkpoints, or of a run.
-        force: without regard to other checkpoints.
-        dry_run: decide only.
+        force: do not look at other checkpoints.
+        dry_run: decide, but remove nothing.
 
     Raises:
         NoCheckpoint: there is no such directory.
     """
     root = checkpoints_directory(where)
     aside = [found for path in root.iterdir() if (found := look(path)) is not None and found.state in _SET_ASIDE]
-    passed = _newest_good_step(root) if aside and not force else None
+    newest = next((manifest.step for _, manifest in Candidates(root, "full")), -1) if aside and not force else -1
     for found in sorted(aside, key=lambda found: (found.step, found.path.name)):
         kept = "pinned" if found.pinned else "in use" if found.in_use else "a link" if found.path.is_symlink() else None
-        if kept is None and not force and (passed is None or passed < found.step):
+        if kept is None and not force and newest < found.step:
             kept = f"no checkpoint of step {found.step} or later verifies"
         if kept is None and not dry_run:
             storage.remove_tree(found.path)
         yield Pruned(path=found.path, kept=kept)
 
 
-def _newest_good_step(root: StoragePath) -> int | None:
-    """Of the newest committed checkpoint that verifies in full."""
-    return next((layout.step_of(path) for path in layout.committed(root) if verify(path, "full").ok), None)
-
-
 def _refusal(path: StoragePath, found: Found | None, force: bool) -> str | None:
-    """Why ``path`` is not removed, or None if it may be."""
+    """Why ``path`` must not be removed; None if it may be."""
     if found is None:
-        return "is no checkpoint and no leftover of one"
+        return "is neither a checkpoint nor a leftover of one"
     if path.is_symlink():
         return "is a link; remove the link itself, or what it leads to"
     if force:
@@ -287,7 +256,7 @@ def _refusal(path: StoragePath, found: Found | None, force: bool) -> str | None:
 
 def _reasons_to_keep(path: StoragePath, found: Found) -> Iterator[str]:
     if found.state == NO_MANIFEST:
-        yield "has no manifest, so it is no checkpoint of ours"
+        yield "has no manifest, so it is not a checkpoint of ours"
     if found.pinned:
         yield "is pinned"
     if found.in_use:
@@ -297,22 +266,22 @@ def _reasons_to_keep(path: StoragePath, found: Found) -> Iterator[str]:
 
 
 def _newest(root: StoragePath) -> list[StoragePath]:
-    """The newest by name, and the newest that has a readable manifest: mostly the same."""
+    """The newest by name, and the newest that is readable; usually the same."""
     return layout.committed(root)[:1] + [path for path, _ in readable(root)[:1]]
 
 
 def pin(path: StoragePath) -> None:
-    """Keep a checkpoint for ever: retention leaves it alone.
+    """Pin a checkpoint, so that retention never deletes it.
 
     Raises:
         NoCheckpoint: ``path`` is not committed.
     """
     if path not in layout.committed(path.parent):
-        raise NoCheckpoint(f"{path}: no committed checkpoint")
+        raise NoCheckpoint(f"{path}: not a committed checkpoint")
     layout.pin_file(path).touch()
     storage.sync_dir(path.parent)
 
 
 def unpin(path: StoragePath) -> None:
-    """Take a pin away; none is no error."""
+    """Remove a pin, if there is one."""
     layout.pin_file(path).unlink(missing_ok=True)

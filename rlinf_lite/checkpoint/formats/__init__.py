@@ -1,1 +1,1 @@
-"""File formats of a checkpoint, read so that nothing in them runs."""
+"""Readers and writers of the files in a checkpoint; reading runs no code from the files."""

@@ -1,4 +1,4 @@
-"""``data/data.pt``: small plain values and tensors, written and read so that nothing in it can run."""
+"""``data/data.pt``: small plain values and tensors, read through an allow-list so that nothing in it can run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from rlinf_lite.checkpoint.errors import DamagedCheckpoint
 from rlinf_lite.checkpoint.formats.tensor_file import decode
 from rlinf_lite.checkpoint.formats.unpickling import UNREADABLE, reading_error
 from rlinf_lite.checkpoint.layout import DATA
-from rlinf_lite.checkpoint.storage import StoragePath, read_small
-
-_MOST_BYTES = 1 << 30
+from rlinf_lite.checkpoint.storage import StoragePath, read_file
 
 
 def encode(data: Mapping[str, Any]) -> bytes:
     """The bytes of ``data.pt``.
 
     Raises:
-        TypeError: something in ``data`` could be saved but never loaded again (a numpy scalar, an object).
+        TypeError: something in ``data`` could be saved but not loaded again (a numpy scalar, an object).
     """
     buffer = io.BytesIO()
     torch.save(dict(data), buffer)
@@ -33,15 +31,15 @@ def encode(data: Mapping[str, Any]) -> bytes:
 
 
 def read_data(path: StoragePath) -> dict[str, Any]:
-    """``data/data.pt`` of the checkpoint ``path``: plain values and tensors, the latter on the CPU.
+    """Read ``data/data.pt`` of the checkpoint ``path``: plain values, and tensors on the CPU.
 
     Raises:
-        UnsafeCheckpoint: it asks for anything else, which was not run.
+        UnsafeCheckpoint: it asks for anything else, which is not run.
         DamagedCheckpoint: it is missing or cannot be read.
     """
     file = path / DATA
     try:
-        data = decode(memoryview(bytearray(read_small(file, _MOST_BYTES))))
+        data = decode(memoryview(bytearray(read_file(file))))
     except UNREADABLE as error:
         raise reading_error(str(file), error) from None
     if not isinstance(data, dict):

@@ -1,6 +1,6 @@
-"""Reading ``.metadata`` without running what it says: an allow-list, and a structure that holds together.
+"""Reads the ``.metadata`` of a DCP directory through an allow-list, and checks that its parts agree.
 
-Stock DCP unpickles it freely (``FileSystemReader.read_metadata``).
+torch's own reader (``FileSystemReader.read_metadata``) unpickles the file without restriction.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ from torch.distributed.checkpoint.metadata import (
 
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.formats.unpickling import DTYPES, UNREADABLE, ForeignName, SafeUnpickler, reading_error
-from rlinf_lite.checkpoint.storage import StoragePath, read_small
+from rlinf_lite.checkpoint.storage import StoragePath, read_file
 
-_MOST_BYTES = 1 << 30
-_MAX_CUT_DIMS = 4  # shards are cut in one dimension, or in two
 _FILE_NAME = re.compile(r"[\w.-]*[\w-][\w.-]*", re.ASCII)
 
 
 class _Record:
-    """Stands in for an object of torch: what was said of it, and no behaviour."""
+    """Stands in for an object of torch: its attributes without its behaviour."""
 
     def __init__(self, *args: Any) -> None:
         self.state: Any = {}
@@ -49,14 +47,14 @@ class _Bytes(_Record): ...
 
 
 def _enum_member(enum: Any, name: Any) -> _Record:
-    """Stands in for ``getattr``: Python 3.11.0 to 3.11.3 write a member of an enum as that."""
+    """Stands in for ``getattr``, with which Python 3.11.0 to 3.11.3 pickle the member of an enum."""
     if enum is not _Record:
         raise ForeignName("builtins.getattr")
     return _Record()
 
 
 class _Unpickler(SafeUnpickler):
-    """Knows what torch writes into ``.metadata``, and nothing else."""
+    """Knows the names that torch writes into ``.metadata``, and no others."""
 
     buildable = _Record
     _records: ClassVar[dict[str, dict[str, Any]]] = {
@@ -71,29 +69,28 @@ class _Unpickler(SafeUnpickler):
             "TensorProperties": _Record, "MEM_FORMAT_ENCODING": _Record,
         },
         "builtins": {"getattr": _enum_member},
-        # The directory's path, in `storage_meta`; Python 3.13 has another module for it.
+        # The path of the directory, in `storage_meta`; its module has another name in Python 3.13.
         **dict.fromkeys(("pathlib", "pathlib._local"), dict.fromkeys(("PosixPath", "PurePosixPath", "Path"), _Record)),
     }  # fmt: skip
 
     def named(self, module: str, name: str) -> Any:
         if module == "torch":
-            return self.size if name == "Size" else DTYPES.get(name)
+            return torch.Size if name == "Size" else DTYPES.get(name)
         return self._records.get(module, {}).get(name)
 
 
 def read_metadata(actor_dir: StoragePath) -> Metadata:
-    """The ``.metadata`` of a DCP directory: names, shapes, and where each chunk lies. The rest is left out.
+    """Read the ``.metadata`` of a DCP directory: names, shapes, and the place of each chunk. The rest is left out.
 
     Raises:
         UnsafeCheckpoint: it asks for a class or function outside the allow-list, or for a file outside the directory.
-        DamagedCheckpoint: it is no metadata.
+        DamagedCheckpoint: it is missing, cannot be read, or contradicts itself.
     """
     file = actor_dir / ".metadata"
     try:
-        content = read_small(file, _MOST_BYTES)
-        metadata = _metadata(_Unpickler(content).load(), len(content))
+        metadata = _metadata(_Unpickler(read_file(file)).load())
     except (FileNotFoundError, NotADirectoryError):
-        raise DamagedCheckpoint(f"{file}: is missing, so {actor_dir} is no DCP directory") from None
+        raise DamagedCheckpoint(f"{file}: is missing, so {actor_dir} is not a DCP directory") from None
     except UNREADABLE as error:
         raise reading_error(str(file), error) from None
     for name in {info.relative_path for info in metadata.storage_data.values()}:
@@ -102,18 +99,11 @@ def read_metadata(actor_dir: StoragePath) -> Metadata:
     return metadata
 
 
-def _metadata(record: _Record, most_chunks: int) -> Metadata:
-    """What a pickle of `Metadata` said, every part of it checked. Raises one of `UNREADABLE`.
-
-    Args:
-        most_chunks: of all tensors together; one that is named often could else take for ever.
-    """
-    entries = {_expect(name, str): entry for name, entry in record.state["state_dict_metadata"].items()}
-    num_chunks = sum(len(entry.state["chunks"]) for entry in entries.values() if isinstance(entry, _Tensor))
-    if num_chunks > most_chunks:
-        raise ValueError(f"has {num_chunks} chunks in {most_chunks} bytes")
+def _metadata(record: _Record) -> Metadata:
+    """Make a `Metadata` of its pickled attributes, and check every part. Raises one of `UNREADABLE`."""
+    entries = record.state["state_dict_metadata"]
     return Metadata(
-        {name: _entry(name, entry) for name, entry in entries.items()},
+        {_expect(name, str): _entry(name, entry) for name, entry in entries.items()},
         storage_data={_index(index): _info(info) for index, info in record.state["storage_data"].items()},
     )
 
@@ -143,8 +133,8 @@ def _index(record: _Record) -> MetadataIndex:
 def _info(record: _Record) -> _StorageInfo:
     path, offset, length = (record.state[key] for key in ("relative_path", "offset", "length"))
     if type(offset) is not int or type(length) is not int:
-        raise TypeError("an entry whose place in its file is no number")
-    if min(offset, length) < 0:
+        raise TypeError("the offset or length of an entry is not a number")
+    if offset < 0 or length < 1:
         raise ValueError(f"an entry of {length} bytes at {offset}")
     if record.state.get("transform_descriptors"):
         raise ValueError("its entries are compressed or otherwise transformed")
@@ -152,7 +142,7 @@ def _info(record: _Record) -> _StorageInfo:
 
 
 def _check_covered(name: str, entry: TensorStorageMetadata) -> None:
-    """Chunks that do not fill their tensor, each place once, would leave the rest of it as it was in memory.
+    """Check that the chunks cover their tensor exactly once: a gap would be filled with whatever was in memory.
 
     Raises:
         ValueError: they do not.
@@ -164,25 +154,22 @@ def _check_covered(name: str, entry: TensorStorageMetadata) -> None:
         for start, length, end in zip(chunk.offsets, chunk.sizes, entry.size, strict=True):
             if min(start, length) < 0 or start + length > end:
                 raise ValueError(f"{name} has a chunk of size {list(chunk.sizes)} at {list(chunk.offsets)}")
-    if 0 not in entry.size and any(_corners(name, whole, entry.chunks)):
-        raise ValueError(f"{name} is not covered by its chunks, each place once")
+    if 0 not in entry.size and any(_corners(whole, entry.chunks)):
+        raise ValueError(f"{name} is not covered exactly once by its chunks")
 
 
-def _corners(name: str, whole: ChunkStorageMetadata, chunks: Sequence[ChunkStorageMetadata]) -> Iterable[int]:
-    """All zero just if the chunks fill the whole, each place once: then the corners of the boxes, counted with
-    alternating signs, cancel with its own."""
-    cut = [
+def _corners(whole: ChunkStorageMetadata, chunks: Sequence[ChunkStorageMetadata]) -> Iterable[int]:
+    """Signed counts of the corners of all boxes, which are all zero if and only if the chunks cover the whole once."""
+    split = [
         dim
         for dim, length in enumerate(whole.sizes)
         if any((chunk.offsets[dim], chunk.sizes[dim]) != (0, length) for chunk in chunks)
     ]
-    if len(cut) > _MAX_CUT_DIMS:
-        raise ValueError(f"{name} is cut in {len(cut)} dimensions")
     counts: Counter[tuple[int, ...]] = Counter()
     for sign, chunk in ((-1, whole), *((1, chunk) for chunk in chunks)):
-        edges = [((chunk.offsets[dim], 1), (chunk.offsets[dim] + chunk.sizes[dim], -1)) for dim in cut]
+        edges = [((chunk.offsets[dim], 1), (chunk.offsets[dim] + chunk.sizes[dim], -1)) for dim in split]
         for corner in itertools.product(*edges):
-            counts[tuple(at for at, _ in corner)] += sign * math.prod(way for _, way in corner)
+            counts[tuple(at for at, _ in corner)] += sign * math.prod(side for _, side in corner)
     return counts.values()
 
 

@@ -1,6 +1,6 @@
-"""Reading the shards of a DCP directory: only the bytes asked for, hashed on the way where that is wanted.
+"""Reads the shards of a DCP directory: only the bytes that are needed, hashed on the way where asked for.
 
-Tensors and nothing else, each through an allow-list; no entry is unpickled freely.
+Reads tensors only, each through an allow-list; nothing is unpickled without restriction.
 """
 
 from __future__ import annotations
@@ -24,20 +24,17 @@ from rlinf_lite.checkpoint.formats.tensor_file import EntryDecoder
 from rlinf_lite.checkpoint.formats.unpickling import UNREADABLE, reading_error
 from rlinf_lite.checkpoint.storage import StoragePath, size_of
 
-_OVERHEAD_BYTES = 1 << 20
-"""At most so much does an entry hold beside its tensor."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadPlan:
-    """Which parts of which files of a directory belong into which tensors."""
+    """Which parts of which files belong to which tensors."""
 
     planner: DefaultLoadPlanner
     by_file: dict[str, dict[Span, list[ReadItem]]]
 
 
 class ShardReader:
-    """Fills tensors from the DCP directory ``actor_dir``, whose ``.metadata`` is read when the reader is made."""
+    """Fills tensors from the DCP directory ``actor_dir``, whose ``.metadata`` it reads when it is created."""
 
     def __init__(self, actor_dir: StoragePath) -> None:
         """
@@ -52,20 +49,20 @@ class ShardReader:
         """Fill nested dicts of tensors (plain, or this process's shards of distributed ones) in place.
 
         Args:
-            sha256: by file name: files that are read whole, and must have this hash. Others are read in part.
+            sha256: the expected hash by file name: those files are read and hashed whole, others in part.
 
         Returns:
             Bytes read.
 
         Raises:
-            UnsafeCheckpoint: an entry asks for something else than a tensor.
+            UnsafeCheckpoint: an entry holds something other than a tensor.
             DamagedCheckpoint: a file does not have its hash, or cannot be read, or ends early.
-            CheckpointError: anything else that stands against it.
+            CheckpointError: torch cannot plan the load.
         """
         return self.fill(self.plan(tensors), sha256)
 
     def plan(self, tensors: Mapping[str, Any]) -> ReadPlan:
-        """What `fill` has to read for ``tensors``. Raises as `read`; no shard is touched."""
+        """Plan what `fill` has to read for ``tensors``, without reading a shard. Raises as `read`."""
         planner = DefaultLoadPlanner()
         try:
             planner.set_up_planner(dict(tensors), self.metadata, is_coordinator=True)
@@ -76,9 +73,9 @@ class ShardReader:
         return ReadPlan(planner=planner, by_file=self._by_file(plan.items))
 
     def fill(self, plan: ReadPlan, sha256: Mapping[str, str] | None = None) -> int:
-        """The second half of `read`."""
+        """Read what was planned. Arguments and result as `read`."""
         wanted, hashes = plan.by_file, dict(sha256 or {})
-        # First what this rank needs most of: by then others have brought the rest to the page cache.
+        # The file that this rank needs most first: meanwhile other ranks bring the rest to the page cache.
         names = sorted({*wanted, *hashes}, key=lambda name: -sum(length for _, length in wanted.get(name, ())))
         return sum(self._read_file(name, wanted.get(name, {}), plan.planner, hashes.get(name)) for name in names)
 
@@ -100,7 +97,8 @@ class ShardReader:
         file, digest, num_bytes = self.path / name, hashlib.sha256(), 0
         try:
             size = size_of(file)
-            self._check_spans(wanted, size)
+            if (end := max((sum(span) for span in wanted), default=0)) > size:
+                raise EOFError(f"ends before byte {end}")
             spans = sorted(wanted) if sha256 is None else _cover(sorted(wanted), size)
             with closing(read_ahead(file, spans)) as pieces:
                 for span, piece in pieces:
@@ -115,17 +113,8 @@ class ShardReader:
             raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")
         return num_bytes
 
-    def _check_spans(self, wanted: Mapping[Span, list[ReadItem]], size: int) -> None:
-        """Before memory is taken for them."""
-        for (offset, length), items in wanted.items():
-            most = min(_num_bytes(*self._chunk(item)) for item in items) + _OVERHEAD_BYTES
-            if not 0 < length <= most:
-                raise ValueError(f"an entry of {length} bytes where 1 to {most} were expected")
-            if offset + length > size:
-                raise EOFError(f"ends before byte {offset + length}")
-
     def _fill(self, piece: memoryview, items: list[ReadItem], planner: DefaultLoadPlanner) -> None:
-        """Copy one stored tensor to where it, or a part of it, is wanted."""
+        """Copy a stored tensor, or parts of it, to where ``items`` want it."""
         stored = self._decoder.decode(piece)
         if not isinstance(stored, torch.Tensor):
             raise UnsafeCheckpoint(f"holds a {type(stored).__name__} where a tensor was asked for")
@@ -139,7 +128,7 @@ class ShardReader:
             planner.resolve_tensor(item).detach().copy_(part)
 
     def _chunk(self, item: ReadItem) -> tuple[torch.Size, torch.dtype]:
-        """Shape and type that ``.metadata`` says a stored tensor has."""
+        """Shape and type of a stored tensor according to ``.metadata``."""
         entry = cast(TensorStorageMetadata, self.metadata.state_dict_metadata[item.storage_index.fqn])
         return entry.chunks[cast(int, item.storage_index.index)].sizes, entry.properties.dtype
 
@@ -149,21 +138,20 @@ def _num_bytes(shape: torch.Size, dtype: torch.dtype) -> int:
 
 
 def _cover(wanted: list[Span], size: int) -> list[Span]:
-    """The whole file in order: the wanted spans as they are, what lies between them in pieces."""
+    """Spans that cover the whole file in order: the wanted ones as they are, the bytes between them in pieces."""
     spans, at = [], 0
     for offset, length in [*wanted, (size, 0)]:
-        if at > size:
-            raise EOFError(f"ends before byte {at}")
         if offset < at:
-            raise ValueError("two of its entries lie over each other")
+            raise ValueError("two of its entries overlap")
         spans += [(start, min(PIECE_BYTES, offset - start)) for start in range(at, offset, PIECE_BYTES)]
-        spans += [(offset, length)] * bool(length)
+        if length:
+            spans.append((offset, length))
         at = offset + length
     return spans
 
 
 def check_size(actor_dir: StoragePath, entries: Mapping[str, TensorStorageMetadata]) -> None:
-    """Refuse tensors larger than the files that should hold them, before memory is taken for them.
+    """Refuse tensors that are larger than the files that should hold them, before memory is allocated for them.
 
     Raises:
         DamagedCheckpoint: names the directory and both sizes.

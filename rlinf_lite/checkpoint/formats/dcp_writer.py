@@ -1,7 +1,7 @@
-"""Writing a sharded state as a DCP directory: who writes what, each rank's file, and ``.metadata``.
+"""Writes a sharded state as a DCP directory: which rank writes what, each rank's file, and ``.metadata``.
 
-The plan is torch's own (`DefaultSavePlanner`), and any DCP reader can load the result. The bytes are written here: in
-order, hashed, from tensors that are read where they live.
+The plan is torch's own (`DefaultSavePlanner`), and any DCP reader can load the result. The bytes are written here, in
+order and hashed, from live tensors.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Signature = tuple[tuple[Any, ...], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPlan:
-    """What this rank writes, and what the whole directory holds."""
+    """What this rank writes, and the metadata of the whole directory."""
 
     items: list[WriteItem]
     metadata: Metadata
     signature: Signature
 
     def num_bytes(self) -> list[int]:
-        """Of each item, as it lies in memory."""
+        """The size in memory of each item."""
         return [_num_bytes(item) for item in self.items]
 
 
@@ -56,17 +56,20 @@ def _num_bytes(item: WriteItem) -> int:
 
 
 class ShardPlanner:
-    """Decides, with the other ranks, who writes what. A state of the same form as the last one is not planned anew."""
+    """Plans with the other ranks who writes what. The plan is reused for states with the same names and shapes."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._last: ShardPlan | None = None
 
     def plan(self, take: Callable[[], Mapping[str, Any]]) -> tuple[ShardPlan, Find]:
-        """The plan for nested dicts of tensors, and how to find an item's tensor among them. Collective.
+        """Plan the save of nested dicts of tensors. Collective.
 
         Args:
-            take: gives the tensors of this rank. If it fails on one rank, all raise what it raised.
+            take: returns the tensors of this rank. If it fails on one rank, all ranks raise its error.
+
+        Returns:
+            The plan, and a function that finds an item's tensor.
         """
         planner, ranks = DefaultSavePlanner(), self._ranks
 
@@ -82,7 +85,7 @@ class ShardPlanner:
         return self._last, cast(Find, planner.resolve_data)
 
     def last(self, tensors: Mapping[str, Any]) -> tuple[ShardPlan, Find] | None:
-        """As `plan`, if on this rank the last plan fits. Not collective: on others it may not."""
+        """As `plan`, if the last plan fits the tensors of this rank, else None. Not collective: ranks may differ."""
         planner = DefaultSavePlanner()
         if not self._is_as_last(planner, tensors):
             return None
@@ -99,7 +102,7 @@ class ShardPlanner:
         return self._last
 
     def forget(self) -> None:
-        """Plan anew next time: after a failure ranks may remember different things."""
+        """Plan anew next time, because after a failure ranks may remember different plans."""
         self._last = None
 
 
@@ -113,7 +116,7 @@ def _signature(flat: Mapping[str, Any]) -> Signature:
 def write_shard(
     path: StoragePath, plan: ShardPlan, live: LiveTensors, halfway: Callable[[], None]
 ) -> tuple[FileRecord, list[WriteResult]]:
-    """Write this rank's items to ``path``, durably, each read from ``live`` when its turn comes."""
+    """Write this rank's items to ``path``, durably; each is read from ``live`` when it is to be written."""
     with hashed(path) as file:
         results = write_items(file, path.name, plan, live, EntryEncoder(), halfway)
     return file.record(), results
@@ -127,7 +130,7 @@ def write_items(
     encoder: EntryEncoder,
     halfway: Callable[[], None] = lambda: None,
 ) -> list[WriteResult]:
-    """As `write_shard`, to a file that is open and will have this name."""
+    """As `write_shard`, to an open file that will have the name ``name``."""
     results = []
     for index, item in enumerate(plan.items):
         if index == len(plan.items) // 2:
@@ -146,8 +149,8 @@ def write_metadata(path: StoragePath, plan: ShardPlan, results: list[list[WriteR
 
 
 def encode_metadata(plan: ShardPlan, results: list[list[WriteResult]]) -> bytes:
-    """What ``.metadata`` holds: the same bytes for the same content, so without the time and path DCP puts in."""
-    one = _Sharing()
+    """The content of ``.metadata``: the same bytes for the same state, so without the time and path that DCP adds."""
+    one = _Unique()
     held = plan.metadata
     metadata = Metadata(
         {one.text(name): one.entry(entry) for name, entry in held.state_dict_metadata.items()},
@@ -158,17 +161,17 @@ def encode_metadata(plan: ShardPlan, results: list[list[WriteResult]]) -> bytes:
     return pickle.dumps(metadata)
 
 
-class _Sharing:
-    """Makes equal parts of a `Metadata` one object, which a pickle holds once.
+class _Unique:
+    """Makes equal parts of a `Metadata` one object, which a pickle then holds once.
 
-    Otherwise the bytes would tell which equal parts happened to be one; and most parts of a model are equal.
+    Otherwise the bytes would depend on which equal parts happen to be the same object.
     """
 
     def __init__(self) -> None:
         self._seen: dict[Any, Any] = {}
 
     def text(self, value: Any) -> Any:
-        """Names; the parts of a path may be numbers."""
+        """For names, and for the parts of a path, which may be numbers."""
         return self._seen.setdefault((type(value), value), value)
 
     def size(self, value: torch.Size) -> torch.Size:

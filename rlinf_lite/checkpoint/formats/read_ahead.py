@@ -1,6 +1,6 @@
-"""Parts of a file, read by threads while earlier ones are worked on.
+"""Reads parts of a file in threads while the caller works on earlier parts.
 
-Through the page cache: measured, reading past it was slower, and a second reader profits.
+It uses the page cache: bypassing it was measured to be slower, and a second reader profits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlinf_lite.checkpoint.storage import StoragePath, is_local
 
 PIECE_BYTES = 8 << 20
 _AHEAD_BYTES = 4 * PIECE_BYTES
-_READ_BYTES = 1 << 20  # in one request: more keeps the kernel from reading ahead
+_READ_BYTES = 1 << 20  # per request: larger ones keep the kernel from reading ahead
 _NUM_THREADS = 2
 _MOST_WARM_BYTES = 1 << 30
 
@@ -29,12 +29,12 @@ Span = tuple[int, int]
 
 
 def read_ahead(file: StoragePath, spans: list[Span]) -> Generator[tuple[Span, memoryview], None, None]:
-    """The spans of a file, given in the order of their offsets.
+    """Read the spans of a file, which must be sorted by their offsets.
 
-    Memory: about 40 MiB, or twice the longest span if that is more.
+    Takes about 40 MiB of memory, or twice the longest span if that is more.
 
     Yields:
-        The span and its bytes, which are overwritten when a later one is asked for.
+        Each span and its bytes, which are overwritten when a later span is asked for.
 
     Raises:
         EOFError: the file ends before a span does.
@@ -54,7 +54,7 @@ def read_ahead(file: StoragePath, spans: list[Span]) -> Generator[tuple[Span, me
 
 @contextmanager
 def warming(files: list[StoragePath]) -> Iterator[None]:
-    """Bring the beginning of local files to the page cache, by a thread, until the end of the block."""
+    """Bring the beginning of local files to the page cache, in a thread that stops at the end of the block."""
     stop = threading.Event()
     thread = threading.Thread(target=_warm, args=(files, stop), name="warm", daemon=True)
     thread.start()
@@ -68,13 +68,13 @@ def warming(files: list[StoragePath]) -> Iterator[None]:
 def _warm(files: list[StoragePath], stop: threading.Event) -> None:
     scratch, left = bytearray(_READ_BYTES), _MOST_WARM_BYTES
     for path in filter(is_local, files):
-        with suppress(OSError), path.open("rb", buffering=0) as file:  # who really reads it will say what is wrong
+        with suppress(OSError), path.open("rb", buffering=0) as file:  # the real read will report it
             while left > 0 and not stop.is_set() and (count := file.readinto(scratch)):
                 left -= count
 
 
 def _group(spans: list[Span]) -> Iterator[list[Span]]:
-    """Neighbours together, up to the size of a piece."""
+    """Group adjacent spans, up to the size of a piece."""
     group: list[Span] = []
     for span in spans:
         if group and (span[0] != sum(group[-1]) or sum(span) - group[0][0] > PIECE_BYTES):
@@ -87,11 +87,11 @@ def _group(spans: list[Span]) -> Iterator[list[Span]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """Spans that are read together."""
+    """Adjacent spans that are read together."""
 
     spans: list[Span]
     start: int
-    """Where in the file the buffer begins."""
+    """Offset in the file of the buffer's first byte."""
     buffer: mmap.mmap
     reads: list[Future[None]]
 
@@ -142,13 +142,13 @@ class _LocalHandle:
     def __init__(self, file: StoragePath, in_order: bool) -> None:
         """
         Args:
-            in_order: most of the file is read; else the kernel must not read on after each part.
+            in_order: most of the file is read, so the kernel should read ahead; otherwise it must not.
         """
         self._file = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL if in_order else os.POSIX_FADV_RANDOM)
 
     def read(self, offset: int, view: memoryview) -> None:
-        """Fill ``view``. For several threads at a time."""
+        """Fill ``view``; several threads may call it at once."""
         done = 0
         while done < len(view):
             if not (count := os.preadv(self._file, [view[done:]], offset + done)):
@@ -164,7 +164,7 @@ class _RemoteHandle:
         self._file: Any = file.open("rb")
 
     def read(self, offset: int, view: memoryview) -> None:
-        """Fill ``view``. For one thread at a time."""
+        """Fill ``view``; only one thread may call it at a time."""
         self._file.seek(offset)
         done = 0
         while done < len(view):

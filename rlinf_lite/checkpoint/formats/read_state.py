@@ -1,4 +1,4 @@
-"""Reading a DCP directory in one process, without the model that wrote it."""
+"""Reads whole tensors by name from a DCP directory, in one process and without the model that wrote it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rlinf_lite.checkpoint.storage import StoragePath
 
 
 def tensor_names(actor_dir: StoragePath) -> list[str]:
-    """Names of all tensors in the directory; other entries are passed over."""
+    """The names of all tensors in the directory; entries that are not tensors are ignored."""
     held = read_metadata(actor_dir).state_dict_metadata
     return sorted(name for name, entry in held.items() if isinstance(entry, TensorStorageMetadata))
 
 
 def read_tensors(actor_dir: StoragePath, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
-    """The whole tensors whose names are ``wanted``, put together from all shards, in CPU memory. Sorted by name.
+    """Read the tensors whose names are ``wanted`` into CPU memory, whole and sorted by name.
 
     Raises:
-        UnsafeCheckpoint, DamagedCheckpoint: it asks for what no checkpoint needs, or cannot be read.
+        UnsafeCheckpoint, DamagedCheckpoint: the directory asks for what no checkpoint needs, or cannot be read.
     """
     reader = ShardReader(actor_dir)
     entries = {

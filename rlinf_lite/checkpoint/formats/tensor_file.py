@@ -1,7 +1,6 @@
-"""The format of ``torch.save``, read in memory so that nothing in it runs and it takes no more memory than it is long;
-and written, where many tensors of one form follow each other.
+"""Reads and writes the format of ``torch.save`` in memory: without copies, and fast for many small tensors.
 
-``torch.load(weights_only=True)`` runs nothing either, but inflates compressed records and calls ``bytearray(10**12)``.
+Reading uses an allow-list, so nothing in a file runs; damaged bytes raise an error and never read outside the file.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ _STORAGES = {
 }  # fmt: skip
 _LOCAL_HEADER_BYTES = 30
 _KEY_BYTES = 256
-_MOST_FORM_BYTES = 4 << 20  # of larger ones there are few, and to find out their form takes their size in memory
+_MOST_FORM_BYTES = 4 << 20  # larger tensors are few, and finding out their form takes their size in memory
 
 
 def decode(content: memoryview) -> Any:
-    """The value: plain ones, tensors (on the CPU), and nests of them. Tensors lie in ``content``, without a copy.
+    """Read what ``torch.save`` wrote: plain values, tensors, and nests of them. Tensors are views of ``content``.
 
     Args:
-        content: a whole file, or part of one, in writable memory.
+        content: the whole file, in writable memory.
 
     Raises:
         one of `UNREADABLE`: it holds anything else, or is damaged.
@@ -43,7 +42,7 @@ def decode(content: memoryview) -> Any:
         raise ValueError("not a file that torch.save wrote")
     prefix = names[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in records:
-        raise ValueError("a TorchScript program, not tensors and plain values")
+        raise ValueError("a TorchScript program instead of tensors and plain values")
     if bytes(records.get(f"{prefix}byteorder", b"little")) != b"little":
         raise ValueError("its bytes are not in little-endian order")
     return _Unpickler(
@@ -53,10 +52,10 @@ def decode(content: memoryview) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Form:
-    """What entries of one tensor each have in common if only their values differ."""
+    """What the files of two tensors have in common if only their values differ."""
 
     head: bytes
-    """Everything before the values."""
+    """All bytes before the values."""
     dtype: torch.dtype
     shape: torch.Size
 
@@ -69,7 +68,7 @@ class _Form:
 
 
 class EntryDecoder:
-    """`decode`, of one entry after the other: a form that was seen before is not taken apart again."""
+    """`decode` for many entries, each holding one tensor: a form that was seen before is not parsed again."""
 
     def __init__(self) -> None:
         self._forms: dict[tuple[int, bytes], _Form] = {}
@@ -87,9 +86,9 @@ class EntryDecoder:
 
 
 class EntryEncoder:
-    """Writes tensors as ``torch.save`` would, byte for byte: only the first of each form goes through it.
+    """Writes tensors byte for byte as ``torch.save`` does, but calls it only for the first tensor of each form.
 
-    Without the zip checksums, which are of no use beside a hash of the file.
+    Zip checksums are left out, because the whole file is hashed.
     """
 
     def __init__(self) -> None:
@@ -113,7 +112,7 @@ class EntryEncoder:
 
 
 def _save(tensor: torch.Tensor, stream: IO[bytes]) -> None:
-    # A setting of the process; another thread's torch.save may go without checksums too, which is harmless.
+    # This setting is global: a torch.save in another thread may lack checksums too, which is harmless.
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -123,7 +122,7 @@ def _save(tensor: torch.Tensor, stream: IO[bytes]) -> None:
 
 
 def _around_values(tensor: torch.Tensor) -> tuple[bytes, bytes]:
-    """What stands before and after the values of a contiguous tensor of this form."""
+    """The bytes before and after the values of a contiguous tensor of this form."""
     stream = io.BytesIO()
     _save(tensor, stream)
     content = stream.getbuffer()
@@ -132,10 +131,11 @@ def _around_values(tensor: torch.Tensor) -> tuple[bytes, bytes]:
 
 
 def _records(content: memoryview) -> dict[str, memoryview]:
-    """The records of a zip archive as they lie in memory.
+    """The records of a zip archive, as views of ``content``.
 
     Raises:
-        ValueError: one is compressed (it may be a bomb), or lies outside.
+        ValueError: a record is compressed, which ``torch.save`` never does.
+        EOFError: a record ends after ``content`` does.
     """
     with zipfile.ZipFile(cast(BinaryIO, _View(content))) as archive:
         return {info.filename: _record(content, info) for info in archive.infolist()}
@@ -167,11 +167,11 @@ class _Unpickler(SafeUnpickler):
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_bytes,
             ("torch.storage", "UntypedStorage"): torch.uint8,
-            ("torch", "Size"): self.size,
+            ("torch", "Size"): torch.Size,
             ("torch", "device"): torch.device,
-            ("collections", "OrderedDict"): self._ordered,
-            ("_codecs", "encode"): self._bytes,  # how protocol 2 spells bytes
-            ("__builtin__", "set"): self._set,  # protocol 2 gives Python 2's names
+            ("collections", "OrderedDict"): OrderedDict,
+            ("_codecs", "encode"): self._bytes,  # how protocol 2 writes bytes
+            ("__builtin__", "set"): set,  # protocol 2 uses Python 2's names
             ("__builtin__", "complex"): complex,
         }
 
@@ -183,7 +183,7 @@ class _Unpickler(SafeUnpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count = pid
         if kind != "storage" or type(key) is not str or not isinstance(dtype, torch.dtype) or type(count) is not int:
-            raise ValueError("refers to something that is no storage")
+            raise ValueError("refers to something that is not a storage")
         raw, num_bytes = self._storages[key], count * dtype.itemsize
         if not 0 <= num_bytes <= len(raw):
             raise EOFError(f"storage {key!r} of {num_bytes} bytes has {len(raw)}")
@@ -198,36 +198,26 @@ class _Unpickler(SafeUnpickler):
         self, storage: Any, offset: int, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any,
         metadata: Any = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Stands in for torch's ``_rebuild_tensor_v3``: a view of a storage, and never of more than there is."""
-        shape, steps = self.size(size), self.size(stride)
+        """Stands in for torch's ``_rebuild_tensor_v3``: a view of a storage, checked to lie within it."""
+        shape, steps = torch.Size(size), torch.Size(stride)
         if metadata or len(shape) != len(steps) or min([offset, *shape, *steps]) < 0:
-            raise ValueError("a tensor that is no plain one")
-        there = storage.num_bytes // dtype.itemsize
+            raise ValueError("not a plain tensor")
+        num_stored = storage.num_bytes // dtype.itemsize
         last = offset + sum((length - 1) * step for length, step in zip(shape, steps, strict=True))
-        if math.prod(shape) > there or (math.prod(shape) and last >= there):
-            raise ValueError(f"a tensor of shape {list(shape)} over {there} stored elements")
+        if math.prod(shape) > num_stored or (math.prod(shape) and last >= num_stored):
+            raise ValueError(f"a tensor of shape {list(shape)} over {num_stored} stored elements")
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(storage.raw, dtype=dtype, count=there).as_strided(shape, steps, offset)
-
-    def _ordered(self) -> OrderedDict[Any, Any]:
-        return OrderedDict()
+        return torch.frombuffer(storage.raw, dtype=dtype, count=num_stored).as_strided(shape, steps, offset)
 
     def _bytes(self, text: str, encoding: str) -> bytes:
         if encoding != "latin1":
             raise ValueError("text where bytes were expected")
-        self.charge(text)
         return text.encode(encoding)
-
-    def _set(self, values: list[Any] = []) -> set[Any]:  # noqa: B006  (never changed)
-        self.charge(values)
-        for value in values:
-            self.check_key(value)
-        return set(values)
 
 
 class _View(io.RawIOBase):
-    """Memory as a file, without the copy that `io.BytesIO` makes."""
+    """Memory as a readable file, without the copy that `io.BytesIO` makes."""
 
     def __init__(self, view: memoryview) -> None:
         self._view, self._at = view, 0

@@ -1,1 +1,1 @@
-"""Checkpoints held in memory: what a replaced worker starts from."""
+"""Checkpoints in memory, from which a replaced worker starts."""

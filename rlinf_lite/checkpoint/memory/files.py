@@ -1,6 +1,4 @@
-"""The files of a checkpoint in memory: written and hashed in one pass, and read through the calls that this package
-makes of a directory that is not local.
-"""
+"""Files in memory: a writer that hashes what it writes, and a read-only path with the methods that the readers use."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.storage import StoragePath
 
 _PIECE_BYTES = 256 << 10
-"""Is copied, and then hashed while it is still in the processor's cache."""
+"""How much is copied before it is hashed, while it is still in the processor's cache."""
 
 
 class MemoryWriter(io.RawIOBase):
-    """A new file of about ``num_bytes``; what it holds is hashed as it grows."""
+    """A new file of about ``num_bytes``, hashed as it grows."""
 
     def __init__(self, num_bytes: int) -> None:
         self._content = np.empty(num_bytes, np.uint8)
@@ -65,20 +63,20 @@ class MemoryWriter(io.RawIOBase):
 
 
 class MemoryFile:
-    """A file of which all, or some parts, are at hand."""
+    """A file of which all bytes, or some parts, are in memory."""
 
     def __init__(self, size: int, parts: Mapping[int, Any]) -> None:
         """
         Args:
-            size: of the whole file.
-            parts: bytes, or memory that can be read as such, by their offset.
+            size: the size of the whole file in bytes.
+            parts: bytes-like objects by their offset in the file.
         """
         self.size = size
         self._parts = [memoryview(parts[start]).cast("B") for start in sorted(parts)]
         self._starts = sorted(parts)
 
     def readinto(self, offset: int, target: Any) -> int:
-        """Copy what is at hand from ``offset`` on, up to the length of ``target``; 0: nothing is."""
+        """Copy the bytes at ``offset`` to ``target``; returns how many are in memory there, which may be 0."""
         if (index := bisect.bisect(self._starts, offset) - 1) < 0:
             return 0
         part = self._parts[index][offset - self._starts[index] :][: len(target)]
@@ -86,20 +84,20 @@ class MemoryFile:
         return len(part)
 
     def part(self, offset: int, length: int) -> bytes:
-        """A copy of what is at hand of ``length`` bytes from ``offset`` on."""
+        """A copy of the ``length`` bytes at ``offset``, as far as they are in memory."""
         content = bytearray(max(0, min(length, self.size - offset)))
         return bytes(content[: self.readinto(offset, content)])
 
 
 class MemoryPath:
-    """A file or directory among ``files``; answers to what this package asks of a `StoragePath` that is not local."""
+    """A file or directory among ``files``, with the methods of a `StoragePath` behind a URL that the readers use."""
 
     def __init__(self, files: dict[str, MemoryFile], title: str, inside: str = "") -> None:
         """
         Args:
-            files: by their path inside of the directory.
-            title: what the directory is called in messages; its last part is its name.
-            inside: the path in the directory; empty: the directory itself.
+            files: by their path in the directory.
+            title: the directory in messages; its last part is its name.
+            inside: the path in the directory; empty for the directory itself.
         """
         self.files, self._title, self._inside = files, title, inside
 

@@ -1,5 +1,6 @@
-"""Checkpoints in memory: after a step each rank has its part as the files that a checkpoint on disk would hold, to be
-kept somewhere else (another process, another machine) and loaded, verified, into processes that never saw the step.
+"""Replicas: each rank's part of a checkpoint as files in memory, to be held by another process or machine.
+
+A replica is loaded and verified like a checkpoint on disk, also by processes that did not run the step.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rlinf_lite.checkpoint.storage import StoragePath
 
 _METADATA = f"{layout.ACTOR}/.metadata"
 _ENTRY_BYTES = 2048
-"""At most so much stands around the values of a tensor; if not, the file grows."""
+"""Room for the bytes around the values of each tensor. If they need more, the file grows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +44,9 @@ class Replica:
 
     step: int
     shard: dict[str, np.ndarray]
-    """This rank's shard file, as ``{"actor/__1_0.distcp": array}``; empty if it has nothing to write."""
+    """This rank's shard file, as ``{"actor/__1_0.distcp": array}``; empty if the rank has nothing to write."""
     small: dict[str, np.ndarray]
-    """On rank 0 the manifest, ``data.pt`` and ``.metadata``; on other ranks empty."""
+    """The manifest, ``data.pt`` and ``.metadata`` on rank 0; empty on other ranks."""
 
 
 _NOTHING = np.empty(0, np.uint8)
@@ -57,19 +58,19 @@ class _Shard:
     content: np.ndarray
     record: FileRecord
     results: list[WriteResult] | None
-    """Where each tensor lies; None: where rank 0 has been told that it lies."""
+    """Where each tensor is in the file; None if nothing changed since these were last sent to rank 0."""
 
 
 class MemoryCheckpoints:
-    """Takes the state of all ranks as `Replica`, and loads from it. Every method is collective over all ranks.
+    """Takes the state of all ranks as `Replica`, and loads from replicas. Every method is collective over all ranks.
 
-    Without a process group it is one rank by itself. Of what it gives away, and of what it is given, it keeps nothing.
+    It works without a process group, for a single rank. It keeps no reference to the files that it returns or is given.
     """
 
     def __init__(self, *, seed: int = 0, timeout_seconds: float = 1800.0) -> None:
         """
         Args:
-            seed: from which generators start anew where they cannot be restored (another number of ranks).
+            seed: a new RNG state is derived from it where the saved one does not fit (another number of ranks).
             timeout_seconds: how long a rank waits for the others.
         """
         self.seed = seed
@@ -77,8 +78,8 @@ class MemoryCheckpoints:
         self._host = HostBuffer()
         self._planner = ShardPlanner(self.ranks)
         self._encoder = EntryEncoder()
-        self._told: tuple[ShardPlan, list[WriteResult]] | None = None
-        self._heard: dict[int, list[WriteResult]] = {}
+        self._sent: tuple[ShardPlan, list[WriteResult]] | None = None  # to rank 0, by this rank
+        self._received: dict[int, list[WriteResult]] = {}  # on rank 0, by rank
         self._metadata = b""
 
     def take(
@@ -89,46 +90,51 @@ class MemoryCheckpoints:
         data: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> Replica:
-        """This rank's part of a checkpoint of ``state`` and of the generators. What is live may change afterwards.
+        """Copy this rank's part of a checkpoint of ``state`` and the RNG state. The state may change after the call.
 
         Args:
             step, state, data, info: as for `Checkpointer.save`.
 
         Raises:
-            RankSilent: a rank is gone, or did not come in time.
+            RankSilent: a rank is gone, or did not answer in time.
             TypeError: as `Checkpointer.save`.
         """
         try:
             return self._take(step, state, data or {}, info or {})
         except BaseException:
-            self._planner.forget()  # then all ranks plan anew, and tell anew where their tensors lie
+            self._planner.forget()  # all ranks plan anew, and send their results anew
             raise
 
     def _take(self, step: int, state: State, data: Mapping[str, Any], info: Mapping[str, Any]) -> Replica:
-        ranks, captured, written = self.ranks, list[Content](), list[_Shard]()
+        ranks = self.ranks
+        content: Content | None = None
+        mine: _Shard | None = None
 
         def write(plan: ShardPlan, find: Find) -> _Shard:
-            shard = self._write(step, plan, find)
-            written[:] = [shard]
-            return replace(shard, content=_NOTHING, results=self._news(plan, shard.results))  # what the others hear
+            nonlocal mine
+            mine = self._write(step, plan, find)
+            return replace(mine, content=_NOTHING, results=self._unsent(plan, mine.results))  # is sent to all ranks
 
-        def at_once() -> _Shard | None:
-            captured.append(capture(state, ranks.rank, data, info, None))
-            found = self._planner.last(captured[0].tensors)
-            return found and write(*found)
+        def capture_and_write() -> _Shard | None:
+            nonlocal content
+            content = capture(state, ranks.rank, data, info, None)
+            last = self._planner.last(content.tensors)
+            return None if last is None else write(*last)
 
-        shards = ranks.collect(at_once)
-        if not all(shards):
-            planned = self._planner.plan(lambda: captured[0].tensors)
-            shards = [*ranks.collect(lambda: write(*planned))]
-        (mine,) = written
+        shards = ranks.collect(capture_and_write)
+        assert content is not None
+        if None in shards:
+            tensors = content.tensors
+            plan, find = self._planner.plan(lambda: tensors)
+            shards = [*ranks.collect(lambda: write(plan, find))]
+        assert mine is not None
         return Replica(
             step=step,
             shard={mine.name: mine.content} if mine.record.size else {},
-            small=self._small_files(step, captured[0], shards) if ranks.rank == 0 else {},
+            small=self._small_files(step, content, shards) if ranks.rank == 0 else {},
         )
 
-    @torch.no_grad()  # with gradients a sharded tensor gives its local part by way of autograd, which takes long
+    @torch.no_grad()  # with gradients a sharded tensor returns its local part through autograd, which is slow
     def _write(self, step: int, plan: ShardPlan, find: Find) -> _Shard:
         rank, live = self.ranks.rank, LiveTensors(0.0, self._host)
         faults.reach("replica.write", step=step, rank=rank)
@@ -140,12 +146,12 @@ class MemoryCheckpoints:
             live.close()
         return _Shard(name=f"{layout.ACTOR}/{name}", content=file.content(), record=file.record(), results=results)
 
-    def _news(self, plan: ShardPlan, results: list[WriteResult] | None) -> list[WriteResult] | None:
-        """Where this rank's tensors lie, if rank 0 does not know yet: with many tensors this is much to send."""
+    def _unsent(self, plan: ShardPlan, results: list[WriteResult] | None) -> list[WriteResult] | None:
+        """``results``, or None if rank 0 has them already: with many tensors they are slow to send."""
         assert results is not None
-        known = self._told is not None and self._told[0] is plan and self._told[1] == results
-        self._told = plan, results
-        return None if known else results
+        is_sent = self._sent is not None and self._sent[0] is plan and self._sent[1] == results
+        self._sent = plan, results
+        return None if is_sent else results
 
     def _small_files(self, step: int, content: Content, shards: list[_Shard | None]) -> dict[str, np.ndarray]:
         raw = {_METADATA: self._encode_metadata(shards), layout.DATA: content.data}
@@ -157,28 +163,28 @@ class MemoryCheckpoints:
         return {name: np.frombuffer(part, np.uint8) for name, part in raw.items()}
 
     def _encode_metadata(self, shards: list[_Shard | None]) -> bytes:
-        """The bytes of the last time if nothing has moved since: to make them takes longer than a small shard."""
-        news = {rank: shard.results for rank, shard in enumerate(shards) if shard and shard.results is not None}
-        if news:
-            self._heard |= news
+        """Encode ``.metadata`` if anything changed since the last time: encoding takes longer than a small shard."""
+        changed = {rank: shard.results for rank, shard in enumerate(shards) if shard and shard.results is not None}
+        if changed:
+            self._received |= changed
             plan = self._planner.current()
-            self._metadata = encode_metadata(plan, [self._heard[rank] for rank in range(self.ranks.size)])
+            self._metadata = encode_metadata(plan, [self._received[rank] for rank in range(self.ranks.size)])
         return self._metadata
 
     def load(self, step: int, files: Mapping[str, np.ndarray], state: State) -> LoadReport:
-        """Fill ``state`` in place from the replica of ``step``, and restore this rank's generators.
+        """Fill ``state`` in place from the replica of ``step``, and restore this rank's RNG state.
 
-        Nothing is believed: every rank checks its small files against the manifest, and the sha256 of each shard that
-        it reads from. After an error other than `StateMismatch` ``state`` is undefined.
+        Every rank verifies its small files against the manifest, and the sha256 of each shard that it reads. After an
+        error other than `StateMismatch` the content of ``state`` is undefined.
 
         Args:
-            files: the small files, and shards: with as many ranks as there were, each rank's own, and what little it
-                needs of others it is sent by them; with another number all of them, or, slower, those whose number
-                modulo the number of ranks is this rank's. They may be read-only.
+            files: the small files and shards, which may be read-only. With the same number of ranks as before each rank
+                needs its own shard; ranks exchange the parts that they need of others. With another number each rank
+                needs all shards, or (slower) those whose number modulo the number of ranks is its rank.
 
         Raises:
             NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint, StateMismatch: as `Checkpointer.load`.
-            RankSilent: a rank is gone, or did not come in time.
+            RankSilent: a rank is gone, or did not answer in time.
         """
         started, ranks = time.perf_counter(), self.ranks
         held = _whole(files)
@@ -199,13 +205,13 @@ class MemoryCheckpoints:
             whole=True,
             hashes=hashes,
             started=started,
-            bring=lambda plan: _exchange(ranks, held, manifest, plan),
+            before_read=lambda plan: _exchange(ranks, held, manifest, plan),
         )
         return replace(report, path=Path(str(path)))
 
 
 def read_small(step: int, small: Mapping[str, np.ndarray]) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest and ``data.pt`` of a replica, verified. Not collective, and no shard is needed.
+    """Read and verify the manifest and ``data.pt`` of a replica. Not collective, and needs no shard.
 
     Raises:
         NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: as `Checkpointer.load`.
@@ -229,7 +235,7 @@ def _in_actor(name: str) -> str:
 
 
 def _open(path: StoragePath, held: Mapping[str, MemoryFile], ranks: Ranks) -> Manifest:
-    """The manifest; small files are checked against it whole, shards by their presence and size."""
+    """Read the manifest, and verify against it the small files in full, shards by presence and size."""
     manifest = manifests.read(path)
     if foreign := sorted(held.keys() - manifest.files.keys() - {layout.MANIFEST}):
         raise DamagedCheckpoint(f"{path}: {foreign[0]} is not in the manifest")
@@ -240,20 +246,21 @@ def _open(path: StoragePath, held: Mapping[str, MemoryFile], ranks: Ranks) -> Ma
             elif held[name].size != record.size:
                 raise DamagedCheckpoint(f"{path / name}: {held[name].size} bytes, the manifest says {record.size}")
         elif loading.reader_of(name, ranks.size) in (None, ranks.rank):
-            raise DamagedCheckpoint(f"{path}: {name} is missing among the files that rank {ranks.rank} was given")
+            raise DamagedCheckpoint(f"{path}: {name} is missing from the files that rank {ranks.rank} was given")
     return manifest
 
 
 def _keep_own(held: dict[str, MemoryFile], ranks: Ranks) -> None:
-    """Other ranks' shards are not looked at: to hash them here takes longer than to be sent what is needed of them."""
+    """Drop other ranks' shards: receiving the few parts needed of them is faster than hashing them here."""
     for name in [name for name in held if _is_shard(name) and loading.reader_of(name, ranks.size) != ranks.rank]:
         del held[name]
 
 
 def _exchange(ranks: Ranks, held: dict[str, MemoryFile], manifest: Manifest, plan: ReadPlan) -> None:
-    """Bring the parts of shards that a rank needs and does not hold (tensors that all ranks share are in one shard).
+    """Exchange the parts of shards that a rank needs but does not hold (replicated tensors are in one shard only).
 
-    They come from the rank that holds the shard, and hashes it whole in this very load: if it is damaged, all hear it.
+    They come from the rank that holds the shard. That rank verifies the whole shard in this load, and if it is damaged,
+    all ranks raise.
     """
     names = {name: f"{layout.ACTOR}/{name}" for name in plan.by_file}
     missing = {names[name]: sorted(spans) for name, spans in plan.by_file.items() if names[name] not in held}
@@ -263,8 +270,8 @@ def _exchange(ranks: Ranks, held: dict[str, MemoryFile], manifest: Manifest, pla
     wanted = {(name, span) for part in asked for name, spans in part.items() for span in spans}
     mine = {(name, span) for name, span in wanted if loading.reader_of(name, ranks.size) == ranks.rank}
     sent = ranks.collect(lambda: {(name, span): held[name].part(*span) for name, span in sorted(mine)})
-    came = {key: content for part in sent for key, content in part.items()}
+    received = {key: content for part in sent for key, content in part.items()}
     for name, spans in missing.items():
-        parts = {span[0]: came[name, span] for span in spans if (name, span) in came}
-        if parts:  # a file that nobody has is reported by who reads it
+        parts = {span[0]: received[name, span] for span in spans if (name, span) in received}
+        if parts:  # a shard that no rank has is reported when it is read
             held[name] = MemoryFile(manifest.files[name].size, parts)

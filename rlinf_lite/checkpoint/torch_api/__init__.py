@@ -1,1 +1,1 @@
-"""Checkpoints for an ordinary torch script."""
+"""`CheckpointManager`, for ordinary torch training scripts."""

@@ -1,6 +1,6 @@
-"""An ordinary model and its optimizer as a checkpoint holds them: tensors by name, and the plain values beside them.
+"""Converts a torch model and optimizer to tensors by name plus plain values, and back.
 
-The way back makes room in an optimizer that has not stepped yet, so that there is somewhere to load to.
+Loading first makes tensors for the state of an optimizer that has not stepped yet.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint, StateMismatch
 from rlinf_lite.ties import tied_names
 
-Moments = dict[str, dict[str, torch.Tensor]]
-"""``{"layer.weight": {"exp_avg": tensor}}``: the tensors of an optimizer's state."""
+OptimizerTensors = dict[str, dict[str, torch.Tensor]]
+"""The tensors of an optimizer's state: ``{"layer.weight": {"exp_avg": tensor}}``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,24 +26,24 @@ class TorchState:
     """The live state of a model and an optimizer (or none), by name."""
 
     tensors: dict[str, Any]
-    """``{"model": {name: tensor}, "optim": {parameter name: {key: tensor}}}``. Tied parameters under one name only."""
+    """``{"model": {name: tensor}, "optim": {parameter name: {key: tensor}}}``; a tied parameter has one name only."""
     data: dict[str, Any]
-    """``{"model": {name: value}, "optimizer": {"type", "groups", "state"} or None}``: all that is no tensor."""
+    """Values that are not tensors: ``{"model": {name: value}, "optimizer": {"type", "groups", "state"} or None}``."""
     tied: dict[str, str]
-    """``{"head.weight": "embed.weight"}``: parameters that are the same tensor as an earlier one."""
+    """Parameters that are the same tensor as an earlier one: ``{"head.weight": "embed.weight"}``."""
 
 
 def capture(model: nn.Module, optimizer: Optimizer | None, *, copy: bool = False) -> TorchState:
-    """Name everything that ``model`` and ``optimizer`` hold.
+    """Collect the state of ``model`` and ``optimizer`` by name.
 
     Args:
-        copy: give copies of all tensors that may change outside of ``optimizer.step()``: buffers (BatchNorm's change
-            in forward) and parameters that the optimizer does not hold. The others are live in any case.
+        copy: copy the tensors that may change outside of ``optimizer.step()``: buffers (BatchNorm's change in forward)
+            and parameters that the optimizer does not hold. All others are live in any case.
 
     Raises:
         ValueError: the optimizer holds a parameter that the model does not have.
     """
-    held = model.state_dict()  # first: brings parameters that FSDP2 left gathered after a forward back to shards
+    held = model.state_dict()  # first: it reshards parameters that FSDP2 left gathered after a forward
     tied = tied_names(model)
     names = {} if optimizer is None else parameter_names(model, optimizer)
     live = set(names.values())
@@ -55,14 +55,14 @@ def capture(model: nn.Module, optimizer: Optimizer | None, *, copy: bool = False
             weights[name] = value.detach().clone() if copy and name not in live else value
     if optimizer is None:
         return TorchState(tensors={"model": weights}, data={"model": values, "optimizer": None}, tied=tied)
-    moments, described = _take_optimizer(optimizer, names)
+    tensors, described = _take_optimizer(optimizer, names)
     return TorchState(
-        tensors={"model": weights, "optim": moments}, data={"model": values, "optimizer": described}, tied=tied
+        tensors={"model": weights, "optim": tensors}, data={"model": values, "optimizer": described}, tied=tied
     )
 
 
 def parameter_names(model: nn.Module, optimizer: Optimizer) -> dict[torch.Tensor, str]:
-    """The name in ``model`` of every parameter that ``optimizer`` holds.
+    """The names in ``model`` of the parameters that ``optimizer`` holds.
 
     Raises:
         ValueError: it holds one that ``model`` does not have.
@@ -73,45 +73,47 @@ def parameter_names(model: nn.Module, optimizer: Optimizer) -> dict[torch.Tensor
             if param not in names:
                 raise ValueError(
                     f"the optimizer's param_groups[{number}] holds a parameter of shape {list(param.shape)} that the "
-                    "model does not have: give save and load the optimizer of this very model, made after fully_shard "
-                    "and whatever else replaces parameters"
+                    "model does not have: pass the optimizer of this model, created after fully_shard and whatever "
+                    "else replaces parameters"
                 )
     return {param: names[param] for group in optimizer.param_groups for param in group["params"]}
 
 
-def _take_optimizer(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> tuple[Moments, dict[str, Any]]:
-    moments: Moments = {}
+def _take_optimizer(optimizer: Optimizer, names: dict[torch.Tensor, str]) -> tuple[OptimizerTensors, dict[str, Any]]:
+    tensors: OptimizerTensors = {}
     values: dict[str, dict[str, Any]] = {}
     for param, state in optimizer.state.items():
         if param not in names:
-            raise ValueError(f"optimizer.state holds {type(param).__name__} {param!s:.40}, which is no parameter of it")
+            raise ValueError(
+                f"optimizer.state holds {type(param).__name__} {param!s:.40}, which is not one of its parameters"
+            )
         name = names[param]
-        moments[name] = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        tensors[name] = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
         values[name] = {str(key): value for key, value in state.items() if not isinstance(value, torch.Tensor)}
     groups = [{**group, "params": [names[param] for param in group["params"]]} for group in optimizer.param_groups]
-    return moments, {"type": type(optimizer).__name__, "groups": groups, "state": values}
+    return tensors, {"type": type(optimizer).__name__, "groups": groups, "state": values}
 
 
 def make_room(
     model: nn.Module, optimizer: Optimizer, saved: Mapping[str, Any], held: Mapping[str, TensorStorageMetadata]
-) -> Moments:
-    """Tensors to load the moments of a checkpoint into: the optimizer's own where they fit, else new ones.
+) -> OptimizerTensors:
+    """Tensors to load an optimizer state into: the optimizer's own where they fit, else new ones.
 
-    The optimizer itself is not changed before `give_back`.
+    This does not change the optimizer; `give_back` does.
 
     Args:
-        saved: what `capture` called ``data["optimizer"]``.
+        saved: ``data["optimizer"]`` of `TorchState`, as saved.
         held: DCP's entries of the optimizer's tensors in the checkpoint, by name.
 
     Raises:
-        StateMismatch: the checkpoint is one of another kind of optimizer, or of other parameters.
-        DamagedCheckpoint: the optimizer is described in no known way.
+        StateMismatch: the checkpoint is of another type of optimizer, or of other parameters.
+        DamagedCheckpoint: ``saved`` does not have the expected form.
     """
     names = parameter_names(model, optimizer)
     _check_optimizer(optimizer, saved, names)
     on_device = {name for group in saved["groups"] if _steps_on_device(group) for name in group["params"]}
     params = {name: param for param, name in names.items()}
-    room: Moments = {}
+    room: OptimizerTensors = {}
     for full, entry in held.items():
         if found := _split(full, params):
             name, key = found
@@ -121,11 +123,11 @@ def make_room(
 
 
 def _split(full: str, params: Mapping[str, Any]) -> tuple[str, str] | None:
-    """``optim.layer.weight.exp_avg`` -> (``layer.weight``, ``exp_avg``), if there is such a parameter."""
+    """Split ``optim.layer.weight.exp_avg`` into ``layer.weight`` and ``exp_avg``; None if no parameter fits."""
     parts = full.split(".")
-    for cut in range(len(parts) - 1, 1, -1):
-        if (name := ".".join(parts[1:cut])) in params:
-            return name, ".".join(parts[cut:])
+    for end in range(len(parts) - 1, 1, -1):
+        if (name := ".".join(parts[1:end])) in params:
+            return name, ".".join(parts[end:])
     return None
 
 
@@ -137,12 +139,12 @@ def _room(
     param: torch.Tensor, key: str, entry: TensorStorageMetadata, own: torch.Tensor | None, step_on_device: bool
 ) -> torch.Tensor:
     dtype = entry.properties.dtype
-    if key == "step":  # as torch has it: with the parameter if a kernel counts, else on the CPU
+    if key == "step":  # as in torch: with the parameter if a kernel increments it, else on the CPU
         return torch.zeros(entry.size, dtype=dtype, device=param.device if step_on_device else "cpu")
     if isinstance(own, torch.Tensor) and own.shape == entry.size and own.dtype == dtype:
         return own
     if param.shape == entry.size:
-        return torch.zeros_like(param, dtype=dtype, requires_grad=False)  # sharded as the parameter is
+        return torch.zeros_like(param, dtype=dtype, requires_grad=False)  # sharded like the parameter
     return torch.zeros(entry.size, dtype=dtype, device=param.device)
 
 
@@ -151,7 +153,7 @@ def _check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], names: dict
         kind, theirs = saved["type"], [sorted(group["params"]) for group in saved["groups"]]
         _ = {name: dict(values) for name, values in saved["state"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedCheckpoint(f"its optimizer is described in a way unknown to this version: {error!r}") from None
+        raise DamagedCheckpoint(f"the description of its optimizer has an unknown form: {error!r}") from None
     if kind != type(optimizer).__name__:
         raise StateMismatch(f"it was written with {kind}, this is {type(optimizer).__name__}")
     ours = [sorted(names[param] for param in group["params"]) for group in optimizer.param_groups]
@@ -165,7 +167,7 @@ def _check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], names: dict
 def give_back(
     model: nn.Module, optimizer: Optimizer | None, tensors: Mapping[str, Any], saved: Mapping[str, Any]
 ) -> None:
-    """Hand over what was loaded into ``tensors``, and the plain values in ``saved`` (what `capture` called data)."""
+    """Load ``tensors`` and the plain values ``saved`` (as in `TorchState`) into ``model`` and ``optimizer``."""
     held = model.state_dict()
     model.load_state_dict({name: tensors["model"].get(name, value) for name, value in held.items()} | saved["model"])
     if optimizer is None:
@@ -183,6 +185,6 @@ def give_back(
 def _put_back(group: dict[str, Any], values: dict[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, torch.Tensor) and isinstance(group.get(key), torch.Tensor):
-            group[key].copy_(value)  # a scheduler or a captured graph may hold this very tensor
+            group[key].copy_(value)  # in place: a scheduler or a captured graph may hold this tensor
         else:
             group[key] = value

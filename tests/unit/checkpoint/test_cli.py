@@ -14,8 +14,8 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from rlinf_lite.checkpoint import Checkpointer, layout, storage
-from rlinf_lite.checkpoint.__main__ import main
 from rlinf_lite.checkpoint.cli import compare
+from rlinf_lite.checkpoint.cli.command import main
 from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
 
 
@@ -440,7 +440,7 @@ def test_rm_refuses_what_is_no_checkpoint(mixed, cli, name):
     before = sorted(mixed.rglob("*"))
     code, _, error = cli("rm", mixed / name, "--force")
     assert code == 2
-    assert "is no checkpoint and no leftover of one" in error
+    assert "is neither a checkpoint nor a leftover of one" in error
     assert sorted(mixed.rglob("*")) == before
 
 
@@ -459,7 +459,7 @@ def test_pin(save, root, cli, cli_json):
     assert cli("pin", path, "--remove")[:2] == (0, f"not pinned: {path}\n")
     assert cli("pin", path, "--remove")[0] == 0
     assert sorted(entry.name for entry in root.iterdir()) == ["global_step_10"]
-    assert "no committed checkpoint" in cli("pin", root / "global_step_11")[2]
+    assert "not a committed checkpoint" in cli("pin", root / "global_step_11")[2]
 
 
 def test_relative_names(save, root, cli, monkeypatch):

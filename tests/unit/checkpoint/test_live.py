@@ -57,14 +57,14 @@ def test_what_is_little_is_copied():
 def test_a_save_whose_owner_could_not_wait_fails():
     live = opened([torch.ones(10), torch.ones(10)])
     live.fence(0.01)
-    with pytest.raises(SaveError, match="given up"), live.reading(0):
+    with pytest.raises(SaveError, match="abandoned"), live.reading(0):
         pass
 
 
 def test_also_if_it_was_the_last_tensor_that_was_being_read():
     """What was written may be half old and half new, and nobody will ask for another tensor."""
     live = opened([torch.ones(10)])
-    with pytest.raises(SaveError, match="given up"), live.reading(0):
+    with pytest.raises(SaveError, match="abandoned"), live.reading(0):
         live.fence(0.01)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that agree with their manifest, and hold what no save ever wrote: said to be damaged, field by field."""
+"""Checkpoints that agree with their manifest but hold an RNG state that no save writes: refused, naming the field."""
 
 from __future__ import annotations
 
@@ -48,18 +48,17 @@ def test_an_rng_state_that_is_none(root, make_state, monkeypatch, nonsense):
     assert all(torch.equal(after[part], real[part]) for part in ("python", "numpy", "torch")), "nothing was restored"
 
 
-@pytest.mark.parametrize(("world_size", "named"), [(2, "rng.rank1 is missing"), (10**9, "rng.rank1 is missing")])
-def test_ranks_that_left_no_rng_state(save, rewrite_manifest, make_state, root, world_size, named):
+def test_a_rank_without_an_rng_state(save, rewrite_manifest, make_state, root):
     path = save(4)
-    rewrite_manifest(path, world_size=world_size)
-    with pytest.raises(DamagedCheckpoint, match=named):
+    rewrite_manifest(path, world_size=2)
+    with pytest.raises(DamagedCheckpoint, match=r"rng\.rank1 is missing"):
         Checkpointer(root).load(path, make_state(0))
 
 
 def test_a_checkpoint_of_no_ranks(save, rewrite_manifest, make_state, root):
     path = save(4)
     rewrite_manifest(path, world_size=0)
-    with pytest.raises(DamagedCheckpoint, match="no rank wrote it"):
+    with pytest.raises(DamagedCheckpoint, match="0 where a count of at least 1 was expected"):
         Checkpointer(root).load(path, make_state(0))
     with pytest.raises(NoCheckpoint):
         Checkpointer(root).load(root / "global_step_5", make_state(0))

@@ -1,4 +1,4 @@
-"""One rank that talks to itself; errors that must reach other processes."""
+"""Collectives without a process group, and errors that must reach other ranks."""
 
 import pickle
 
@@ -29,7 +29,7 @@ def test_an_error_says_on_which_rank_it_was():
     assert caught.value.__notes__ == ["on rank 0"]
 
 
-def test_an_error_that_cannot_travel_is_told_by_one_that_can():
+def test_an_error_that_cannot_be_pickled_is_replaced_by_one_with_its_text():
     def fail():
         raise NeedsTwo("this", "that")
 
@@ -39,13 +39,13 @@ def test_an_error_that_cannot_travel_is_told_by_one_that_can():
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    "kind",
+    [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CheckpointError)],
 )
-def test_every_error_survives_the_way_between_processes(kind):
+def test_every_error_can_be_pickled(kind):
     error = kind("global_step_5: why")
     error.add_note("on rank 1")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert str(copy) == "global_step_5: why"
     assert copy.__notes__ == ["on rank 1"]
-    assert isinstance(copy, errors.CheckpointError)

@@ -140,7 +140,7 @@ def test_a_flipped_bit_in_any_file_is_noticed(taken, make_state, name, place):
 def test_what_is_missing_is_named(taken, make_state, name):
     files = {other: content for other, content in taken.items() if other != name}
     with pytest.raises(
-        DamagedCheckpoint, match=f"global_step_5: {name} is missing among the files that rank 0 was given"
+        DamagedCheckpoint, match=f"global_step_5: {name} is missing from the files that rank 0 was given"
     ):
         MemoryCheckpoints().load(5, files, make_state(6))
 

@@ -276,7 +276,7 @@ def test_a_failure_to_delete_is_told_and_the_rest_goes_on(save, root, monkeypatc
     report = apply(root, Retention(keep_last=1))
     assert report.removed == (root / "global_step_20",)
     (problem,) = report.problems
-    assert problem.startswith(f"{root}/global_step_10: was to be deleted, and could not be (Permission denied")
+    assert problem.startswith(f"{root}/global_step_10: could not be deleted (Permission denied")
 
 
 def test_a_directory_that_is_not_there_holds_nothing(tmp_path):

@@ -33,7 +33,7 @@ def test_a_run_is_its_newest_checkpoint_that_verifies(make_run, capsys):
     assert "stepped over a damaged checkpoint" in capsys.readouterr().out
     damage(run / "checkpoints" / "global_step_2")
     with (
-        pytest.raises(DamagedCheckpoint, match=r"none of its 2 checkpoints verifies:\n  .*global_step_4"),
+        pytest.raises(DamagedCheckpoint, match=r"none of the 2 checkpoints in .* verifies:\n  .*global_step_4"),
         opened(str(run), "full"),
     ):
         pass

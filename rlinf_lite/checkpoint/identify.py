@@ -1,25 +1,52 @@
-"""What a directory is that was given as a checkpoint and is none, and what to give instead."""
+"""What a path that the user gave is: a checkpoint, a directory of checkpoints, a run, or something to give instead."""
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 from rlinf_lite.checkpoint import layout
-from rlinf_lite.checkpoint.storage import StoragePath, is_local
+from rlinf_lite.checkpoint.errors import NoCheckpoint
+from rlinf_lite.checkpoint.storage import StoragePath, is_local, storage_path
 
 RUN_CHECKPOINTS = "checkpoints"
+"""The name of the directory in which a run keeps its checkpoints."""
 RLINF_DCP = "dcp_checkpoint"
 """Where RLinf keeps the DCP files, below ``actor/``."""
 _VERL_SHARD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
 
 
+def located(text: str) -> StoragePath:
+    """The path for ``text``; a local one is made absolute, so that it has a name and a parent."""
+    path = storage_path(text)
+    return Path(os.path.abspath(path)) if is_local(path) else path
+
+
+def is_checkpoint(path: StoragePath) -> bool:
+    """Whether ``path`` is one checkpoint by its name or its content, and not a directory of them."""
+    return layout.step_of(path) is not None or (path / layout.MANIFEST).is_file()
+
+
+def checkpoints_directory(path: StoragePath) -> StoragePath:
+    """``path`` itself, or its ``checkpoints`` directory if it is the directory of a run.
+
+    Raises:
+        NoCheckpoint: there is no such directory.
+    """
+    if not path.is_dir():
+        raise NoCheckpoint(f"{path}: no such directory")
+    inside = path / RUN_CHECKPOINTS
+    return inside if inside.is_dir() else path
+
+
 def linked(path: StoragePath) -> StoragePath:
-    """``path``; or what it leads to if it is a symbolic link, such as ``latest``."""
+    """The target of a symbolic link such as ``latest``; any other path unchanged."""
     return path.resolve() if is_local(path) and path.is_symlink() else path
 
 
 def instead_of(path: StoragePath) -> str | None:
-    """What ``path`` is and what would work, as the end of a sentence; None if it is nothing that is known.
+    """What ``path`` is and what to give instead, as the end of a sentence; None if it is nothing that is known.
 
     Args:
         path: a directory without a manifest, or of another name than ``global_step_N``.
@@ -56,7 +83,7 @@ def _of_verl(path: StoragePath) -> bool:
 
 
 def _of_rlinf(path: StoragePath) -> StoragePath | None:
-    """The DCP files of RLinf's in ``path``, or in the newest checkpoint below it."""
+    """The directory of RLinf's DCP files in ``path``, or in its newest checkpoint; None if there is none."""
     steps = sorted((p for p in path.iterdir() if layout.step_of(p) is not None), key=lambda p: layout.step_of(p) or 0)
     for directory in (path, path / layout.ACTOR, *(step / layout.ACTOR for step in reversed(steps))):
         for dcp in (directory, directory / RLINF_DCP):
