@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlinf_lite.cluster.rollout_worker import RolloutWorker
+from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
 from rlinf_lite.config import Config
 from rlinf_lite.data import load_problems
 from rlinf_lite.main_math import load

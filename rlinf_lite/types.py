@@ -137,6 +137,19 @@ class MiniBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RankBatch:
+    """What one optimizer step sees on one rank: its own micro-batches, and the normalisers of the whole mini-batch."""
+
+    micro_batches: tuple[MicroBatch | None, ...]
+    """As many entries as on every other rank, because all ranks take part in the collectives of each forward and
+    backward pass. None: other ranks have one more micro-batch than this one."""
+    num_tokens: int
+    """`MiniBatch.num_tokens`: of the whole mini-batch, not of this rank."""
+    num_sequences: int
+    """`MiniBatch.num_sequences`: of the whole mini-batch, not of this rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GradingItem:
     """One response to a problem, as a grader sees it."""
 

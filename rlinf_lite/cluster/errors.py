@@ -21,9 +21,13 @@ class LostError(UserError, RuntimeError):
 class WorkerLost(LostError):
     """A worker process is gone (killed, crashed, or its node died)."""
 
-    def __init__(self, group: str, rank: int, reason: str) -> None:
+    def __init__(self, group: str, rank: int, reason: str, pid: int | None = None) -> None:
+        """
+        Args:
+            pid: id of the process; None if Ray did not report it.
+        """
         super().__init__(f"{group} rank {rank} was lost: {reason}")
-        self.group, self.rank, self.reason = group, rank, reason
+        self.group, self.rank, self.reason, self.pid = group, rank, reason, pid
 
 
 class WorkerHung(WorkerLost):

@@ -1,280 +1,267 @@
-"""A group of like workers: spawned into slots, called together, mended, ended by handle. Ray's exceptions end here."""
+"""A group of workers of one class: started in the job's slots, called together, replaced one by one."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import ray
+from ray import ObjectRef
 from ray import exceptions as ray_errors
 
-from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import RayLost, WorkerLost
 from rlinf_lite.cluster.guard import guard
+from rlinf_lite.cluster.ray_failures import LOST, cause_of, worker_lost
 from rlinf_lite.cluster.session import Session
-from rlinf_lite.cluster.shell import WorkerLocation
 from rlinf_lite.cluster.spares import Spares
-from rlinf_lite.cluster.work import Work
-from rlinf_lite.types import MiniBatch
+from rlinf_lite.cluster.watch import Watch
+from rlinf_lite.cluster.workers.handle import WorkerHandle
+from rlinf_lite.cluster.workers.records import WorkerLocation
 
-_GONE = (
-    ray_errors.RayActorError,
-    ray_errors.WorkerCrashedError,
-    ray_errors.NodeDiedError,
-    ray_errors.ObjectLostError,
-    ray_errors.OutOfMemoryError,
-    ray_errors.RaySystemError,
-)
+T = TypeVar("T")
+
+_DEAD_SECONDS = 2.0
+"""Ray reports a dead process within this time; a process that is only busy does not answer."""
 
 
-_GONE_SECONDS = 2.0
-"""A dead process is known to be dead by then; one that is busy does not answer."""
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A method call that one rank was given: a future for its result."""
+
+    group: WorkerGroup
+    rank: int
+    ref: ObjectRef[T]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has returned or failed."""
+        return bool(guard.wait([self.ref], timeout=0)[0])
+
+    @property
+    def worker(self) -> tuple[str, int]:
+        """(component, rank)."""
+        return self.group.component, self.rank
+
+    def result(self) -> T:
+        """Return the result of a call that is done; raises as `wait_all`."""
+        return self.group.result(self)
 
 
 @dataclass(kw_only=True, slots=True)
 class _Member:
     """The process that is rank r now."""
 
-    handle: Any
-    prepared: list[ray.ObjectRef]
-    """Calls that made it what it is; the first of them gives its `WorkerLocation`."""
+    handle: WorkerHandle
+    adopted: Call[WorkerLocation]
+    required: list[Call[Any]]
+    """Calls whose success its later results depend on."""
 
 
 class WorkerGroup:
-    """Workers of one class, rank 0 first. Rank r sits in slot ``slots[r]`` of the session's placement."""
+    """Workers of one class, rank 0 first. Rank r runs in slot ``slots[r]`` of the session's placement."""
 
     def __init__(self, name: str, component: str, target: str, session: Session, spares: Spares, *args: Any) -> None:
-        """Spawn ``target(rank, world_size, *args)`` in each slot of ``component``; returns before the processes are up.
+        """Start ``target(rank, num_ranks, *args)`` in each slot of ``component``; does not wait for the processes.
 
         Args:
-            name: for messages.
+            name: for messages, and for process lists.
             target: ``"module:Class"``.
         """
         self.name, self.component = name, component
         self._target, self._session, self._spares, self._args = target, session, spares, args
-        self.mend: Callable[[WorkerLost], None] | None = None
-        """Called by `Work` when a worker is lost: must `replace` and prepare it, or raise. None: a loss
-        is an error."""
+        self.repair: Callable[[WorkerLost], None] | None = None
+        """Called when a worker is lost whose work can be done again: must `replace` the worker and set it up, or raise.
+        None: losing a worker is an error."""
         self._members: list[_Member] = []
         self.respawn()
 
     @property
     def size(self) -> int:
+        """Number of ranks."""
         return len(self._members)
 
     # -- processes
 
     def respawn(self) -> None:
-        """New processes for every rank, as many as the session's placement has slots for; old ones are ended."""
+        """End all processes and start new ones, as many as the session's placement has slots for."""
         self.kill()
         slots = self._session.placement.slots[self.component]
         self._members = [self._spawn(rank, len(slots)) for rank in range(len(slots))]
 
     def replace(self, rank: int) -> None:
-        """A new process for one rank: a spare if there is one. The old one, if it still lives, is ended."""
+        """Give a rank a new process, a spare if there is one, and end the old one if it is still alive."""
         old, self._members[rank] = self._members[rank], self._spawn(rank, self.size)
-        guard.kill(old.handle)
-        guard.wait([_ready(old)], timeout=_GONE_SECONDS)
+        old.handle.kill()
+        guard.wait([old.handle.ping()], timeout=_DEAD_SECONDS)
 
     def _spawn(self, rank: int, size: int) -> _Member:
         slot = self._session.placement.slots[self.component][rank]
         handle = self._spares.take(slot) or self._session.start_process(self.name, self.component, slot)
-        return _Member(handle=handle, prepared=[guard.ask(handle.adopt.remote, self._target, rank, size, *self._args)])
+        adopted = Call(self, rank, handle.adopt(self._target, rank, size, *self._args))
+        return _Member(handle=handle, adopted=adopted, required=[])
 
-    def prepare_one(self, rank: int, method: str, *args: Any) -> None:
-        """Call ``method`` on a rank that was replaced, without waiting; a failure comes out of the next call to it."""
-        self._members[rank].prepared.append(self.start_one(rank, method, *args))
+    def require(self, call: Call[Any]) -> None:
+        """Trust the rank's later results only if ``call``, which sets up a replaced worker, succeeds. Does not wait.
+
+        An engine that did not receive its weights would generate from whatever was in memory.
+        """
+        self._members[call.rank].required.append(call)
+
+    def kill(self) -> None:
+        """End every process of the group."""
+        for member in self._members:
+            member.handle.kill()
+        self._members = []
+
+    # -- where and whether they live
 
     def locations(self) -> list[WorkerLocation]:
-        """Where each rank lives. Waits until all are up; raises as `call`."""
-        return self.results([member.prepared[0] for member in self._members])
+        """Return where each rank runs. Waits until all are up; raises as `wait_all`."""
+        return wait_all(member.adopted for member in self._members)
 
     def location(self, rank: int) -> WorkerLocation | None:
-        """Where one rank lives; None: its process is not up yet, or died before it was."""
-        if not self._has_adopted(rank):
-            return None
+        """Return where one rank runs; None if its process is not up yet, or died before it was."""
+        adopted = self._members[rank].adopted
         try:
-            return self._get(self._members[rank].prepared[0], rank)
+            return adopted.result() if adopted.is_done else None
         except WorkerLost:
             return None
 
-    def _has_adopted(self, rank: int) -> bool:
-        return bool(guard.wait([self._members[rank].prepared[0]], timeout=0)[0])
-
     def gone(self, seconds: float) -> list[WorkerLost]:
-        """The ranks that are gone; asks for at most ``seconds``, which those that are busy use up."""
-        asked = {_ready(member): rank for rank, member in enumerate(self._members)}
-        answered, _ = guard.wait(list(asked), num_returns=len(asked), timeout=seconds)
-        return [lost for ref in answered if (lost := self._loss(ref, asked[ref])) is not None]
+        """Ask every rank whether it lives, for at most ``seconds``, which busy ranks use up; return the dead ones."""
+        pings = {member.handle.ping(): rank for rank, member in enumerate(self._members)}
+        answered, _ = guard.wait(list(pings), num_returns=len(pings), timeout=seconds)
+        return [loss for ref in answered if (loss := self._loss(ref, pings[ref])) is not None]
 
     def is_gone(self, rank: int) -> bool:
-        """Whether a rank's process is dead; one that is only busy is not."""
-        asked, _ = guard.wait([_ready(self._members[rank])], timeout=_GONE_SECONDS)
-        return any(self._loss(ref, rank) for ref in asked)
+        """Ask whether a rank's process is dead; one that is only busy is not."""
+        answered, _ = guard.wait([self._members[rank].handle.ping()], timeout=_DEAD_SECONDS)
+        return any(self._loss(ref, rank) is not None for ref in answered)
 
-    def reset(self, seconds: float) -> list[int]:
-        """Let every rank drop what it shared with the others; returns the ranks that did not, in ``seconds``."""
-        asked = {ref: rank for rank, ref in enumerate(self.start("reset"))}
-        deadline = time.monotonic() + seconds
-        waiting, failed = list(asked), []
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            done, waiting = guard.wait(waiting, timeout=left)
-            failed += [asked[ref] for ref in done if not self._succeeded(ref, asked[ref])]
-        return sorted(failed + [asked[ref] for ref in waiting])
-
-    def _succeeded(self, ref: ray.ObjectRef, rank: int) -> bool:
+    def _loss(self, ref: ObjectRef[Any], rank: int) -> WorkerLost | None:
         try:
-            self.result(ref, rank)
-        except RayLost:
-            raise
-        except Exception:  # whatever it is: this process is not used any more
-            return False
-        return True
-
-    def _loss(self, ref: ray.ObjectRef, rank: int) -> WorkerLost | None:
-        try:
-            self._get(ref, rank)
-        except WorkerLost as lost:
-            return lost
+            self._get(Call(self, rank, ref))
+        except WorkerLost as loss:
+            return loss
         return None
-
-    def kill(self) -> None:
-        """End every process of the group, by handle."""
-        for member in self._members:
-            guard.kill(member.handle)
-        self._members = []
 
     # -- calls
 
-    def start(self, method: str, *args: Any) -> list[ray.ObjectRef]:
-        """Call ``method`` on every rank without waiting; batches go into the object store once, for all of them."""
-        self.look()
-        if self.size > 1:
-            args = tuple(guard.put(arg) if isinstance(arg, MiniBatch | list) else arg for arg in args)
-        return [self.start_one(rank, method, *args) for rank in range(self.size)]
-
-    def start_in_two(self, method: str, *args: Any) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
-        """As `start`, for a method that returns a pair: so that the first can be had without fetching the second."""
-        runs = [member.handle.run.options(num_returns=2).remote for member in self._members]
-        pairs = [guard.ask(run, method, *args) for run in runs]
-        return [first for first, _ in pairs], [second for _, second in pairs]
-
-    def start_one(self, rank: int, method: str, *args: Any) -> ray.ObjectRef:
+    def start_one(self, rank: int, method: str, *args: Any) -> Call[Any]:
         """Call ``method`` on one rank without waiting."""
-        return guard.ask(self._members[rank].handle.run.remote, method, *args)
+        return Call(self, rank, self._members[rank].handle.run(method, *args))
+
+    def start(self, method: str, *args: Any) -> list[Call[Any]]:
+        """Call ``method`` with the same arguments on every rank without waiting."""
+        return self.start_each(method, [args] * self.size)
+
+    def start_each(self, method: str, args_of_ranks: Sequence[tuple[Any, ...]]) -> list[Call[Any]]:
+        """Call ``method`` on every rank, each with its own arguments, without waiting."""
+        assert len(args_of_ranks) == self.size
+        self.watch.look()
+        return [self.start_one(rank, method, *args) for rank, args in enumerate(args_of_ranks)]
+
+    def start_in_two(self, method: str, *args: Any) -> tuple[list[Call[Any]], list[Call[Any]]]:
+        """As `start`, for a method that returns a pair whose first half is fetched without the second."""
+        pairs = [member.handle.run_in_two(method, *args) for member in self._members]
+        firsts = [Call(self, rank, first) for rank, (first, _) in enumerate(pairs)]
+        return firsts, [Call(self, rank, second) for rank, (_, second) in enumerate(pairs)]
 
     def call(self, method: str, *args: Any) -> list[Any]:
-        """Call ``method`` on every rank; results in rank order.
+        """Call ``method`` with the same arguments on every rank; results in rank order. Raises as `wait_all`."""
+        return wait_all(self.start(method, *args))
 
-        Raises:
-            WorkerLost: a rank is gone.
-            Exception: whatever the method raised on the first rank that failed, with the rank in its notes.
-        """
-        return self.results(self.start(method, *args))
+    def failed(self, calls: Sequence[Call[Any]], seconds: float) -> list[int]:
+        """Wait at most ``seconds`` for ``calls``; return the ranks whose call failed or did not finish."""
+        waiting = {call.ref: call for call in calls}
+        failed, deadline = [], time.monotonic() + seconds
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for ref in guard.wait(list(waiting), timeout=left)[0]:
+                call = waiting.pop(ref)
+                failed += [] if _succeeded(call) else [call.rank]
+        return sorted(failed + [call.rank for call in waiting.values()])
 
-    def call_one(self, rank: int, method: str, *args: Any) -> Any:
-        """Call ``method`` on one rank; raises as `call`."""
-        return self.await_one(self.start_one(rank, method, *args), rank)
-
-    def await_one(self, ref: ray.ObjectRef, rank: int) -> Any:
-        """The value behind a reference that rank ``rank`` makes; raises as `call`."""
-        self._session.watch.wait_one([ref], lambda _: (self.component, rank))
-        return self.result(ref, rank)
-
-    def results(self, refs: Sequence[ray.ObjectRef]) -> list[Any]:
-        """Results of one call a rank. Fails with the first failure: other ranks may be waiting for the failed one."""
-        return results_of((self, refs))
-
-    def result(self, ref: ray.ObjectRef, rank: int) -> Any:
-        """The value behind a reference that rank ``rank`` made, and that is there.
-
-        A rank that was replaced is believed only if all went well that should have prepared it: an engine whose weights
-        did not come would generate from whatever was in memory.
-        """
-        value, prepared = self._get(ref, rank), self._members[rank].prepared
-        while len(prepared) > 1:
-            self._get(prepared[1], rank)
-            prepared.pop(1)
+    def result(self, call: Call[T]) -> T:
+        """Return the result of a call that is done, if all that the rank's results depend on has succeeded too."""
+        value, required = self._get(call), self._members[call.rank].required
+        while required:
+            self._get(required[0])
+            required.pop(0)
         return value
 
-    def _get(self, ref: ray.ObjectRef, rank: int) -> Any:
+    def _get(self, call: Call[T]) -> T:
         try:
-            return guard.get(ref)
+            return guard.get(call.ref)
         except ray_errors.RayTaskError as error:
-            raise self._cause(error, ref, rank) from None
-        except _GONE as error:
-            raise WorkerLost(self.name, rank, _reason(error)) from None
+            error = self._first_error(call, error)
+            if isinstance(error.cause, LOST):  # an argument of the call was lost with another process
+                raise worker_lost(error.cause, self.name, call.rank) from None
+            raise cause_of(error, f"{self.name} rank {call.rank}") from None
+        except LOST as error:
+            raise worker_lost(error, self.name, call.rank) from None
 
-    def _cause(self, error: ray_errors.RayTaskError, ref: ray.ObjectRef, rank: int) -> BaseException:
-        for earlier in self._members[rank].prepared:  # what it could not become explains what it could not do
-            if earlier is not ref and guard.wait([earlier], timeout=0)[0]:
+    def _first_error(self, call: Call[Any], error: ray_errors.RayTaskError) -> ray_errors.RayTaskError:
+        """Return why the worker could not be set up, if it could not: that explains why the call failed."""
+        member = self._members[call.rank]
+        for earlier in (member.adopted, *member.required):
+            if earlier.ref is not call.ref and earlier.is_done:
                 try:
-                    guard.get(earlier)
+                    guard.get(earlier.ref)
                 except ray_errors.RayTaskError as first:
-                    error = first
-                    break
-        if isinstance(error.cause, _GONE):  # of something that it was given
-            return WorkerLost(self.name, rank, _reason(error.cause))
-        cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError(str(error))
-        cause = numerics.user_error(cause) or cause
-        cause.add_note(f"in {self.name} rank {rank}")
-        cause.__cause__ = None
-        cause.add_note(str(error))
-        return cause
+                    return first
+        return error
 
-    def work(self, method: str) -> Work:
-        """Calls of ``method`` on whichever worker is free, to which items are added one by one."""
-        return Work(self, method)
+    def waiting(self, rank: int) -> AbstractContextManager[None]:
+        """Within: the hang timeout is at least ``cluster.start_timeout`` if the rank's process is still starting."""
+        if self._members[rank].adopted.is_done:
+            return nullcontext()
+        return self._session.watch.starting(self._session.config.start_timeout)
 
-    def wait_any(self, running: Mapping[ray.ObjectRef, tuple[WorkerGroup, int]]) -> ray.ObjectRef:
-        """The first that is there of calls to ranks of this and other groups; one that was replaced may take as long as
-        a start.
-
-        Raises:
-            Hung: none came in ``runner.hang_timeout``.
-        """
-        watch, starting = self._session.watch, not all(group._has_adopted(rank) for group, rank in running.values())
-        patience = watch.starting(self._session.config.start_timeout) if starting else nullcontext()
-        with patience:
-            return watch.wait_one(list(running), lambda ref: _name(running[ref]))
-
-    def look(self) -> None:
-        """What every wait looks at, now."""
-        self._session.watch.look()
+    @property
+    def watch(self) -> Watch:
+        """Checks every wait for this group."""
+        return self._session.watch
 
 
-def results_of(*calls: tuple[WorkerGroup, Sequence[ray.ObjectRef]]) -> list[Any]:
-    """Results of calls to ranks 0, 1, ... of several groups at once; fails with the first failure among all of them."""
-    source = {ref: (group, rank) for group, refs in calls for rank, ref in enumerate(refs)}
-    values: dict[ray.ObjectRef, Any] = {}
-    waiting = set(source)
-    watch = calls[0][0]._session.watch
+def wait_any(calls: Sequence[Call[T]]) -> Call[T]:
+    """Wait until one of ``calls``, to any ranks of any groups, has returned or failed.
+
+    Raises:
+        Hung: none has within ``runner.hang_timeout``; a process that is still starting has ``cluster.start_timeout``.
+    """
+    by_ref = {call.ref: call for call in calls}
+    with ExitStack() as stack:
+        for call in calls:
+            stack.enter_context(call.group.waiting(call.rank))
+        return by_ref[calls[0].group.watch.wait_one(list(by_ref), lambda ref: by_ref[ref].worker)]
+
+
+def wait_all(calls: Iterable[Call[T]]) -> list[T]:
+    """Wait for calls to any ranks of any groups; return their results in the order of ``calls``.
+
+    Raises:
+        WorkerLost: a rank is gone.
+        Hung: as `wait_any`.
+        Exception: whatever the method raised on the first rank that failed, with the rank in its notes. The others are
+            not waited for: they may be waiting for the rank that failed.
+    """
+    in_order = list(calls)
+    waiting = list(in_order)
+    results: dict[Call[T], T] = {}
     while waiting:
-        ref = watch.wait_one([ref for ref in source if ref in waiting], lambda ref: _name(source[ref]))
-        waiting.remove(ref)
-        group, rank = source[ref]
-        values[ref] = group.result(ref, rank)
-    return [values[ref] for ref in source]
+        call = wait_any(waiting)
+        waiting.remove(call)
+        results[call] = call.result()
+    return [results[call] for call in in_order]
 
 
-def _ready(member: _Member) -> ray.ObjectRef:
-    """A question that a process answers when it has nothing else to do, and whose error says that it is gone."""
-    return guard.ask(member.handle.__ray_ready__.remote)
-
-
-def _name(source: tuple[WorkerGroup, int]) -> tuple[str, int]:
-    return source[0].component, source[1]
-
-
-def _reason(error: BaseException) -> str:
-    """The one sentence of Ray's report that says what happened, and to which process."""
-    text = " ".join(str(error).split())
-    process = re.search(r"pid: (\d+) .*?ip: (\S+)", text)
-    where = f"process {process[1]} on {process[2]}: " if process else ""
-    report = text.rpartition("exit type")[2]
-    detail = re.search(r"(?:Worker exit detail:|because) (.*?)(?: Some common causes|$)", report)
-    return f"{where}{(detail[1] if detail else text)[:300]}"
+def _succeeded(call: Call[Any]) -> bool:
+    try:
+        call.result()
+    except RayLost:
+        raise
+    except Exception:  # of whatever kind: the process is not used any more
+        return False
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -21,10 +20,12 @@ from rlinf_lite.cluster.errors import ClusterError, RayLost
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import ClusterConfig, ConfigError
 from rlinf_lite.observability.notices import log_line
+from rlinf_lite.ports import connection_error
 
 REJOIN_VARIABLE = "RLINF_LITE_REJOIN"
 """Environment variable with the address of a cluster that this run was on: it is waited for, nothing else will do."""
 
+_PROBE_SECONDS = 5.0
 _SOCKET_BYTES = 107
 """Of a Unix socket's path, on Linux."""
 
@@ -144,13 +145,7 @@ def _wait_for_cluster(address: str, seconds: float) -> None:
 
 
 def _answers(address: str) -> bool:
-    """Whether something listens there: Ray itself would ask a cluster that was killed for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):
-        return False
-    return True
+    return connection_error(address, _PROBE_SECONDS) is None
 
 
 def _slots(config: ClusterConfig) -> int:

@@ -1,32 +1,14 @@
-"""What is known of nodes: dead, or being drained; and whether Ray itself is still there.
-
-Ask ``RayPulse`` first: without its GCS every other question here waits, and Ray then ends this process.
-"""
+"""Which nodes of the cluster are dead or being drained. Asks Ray's GCS, so check `RayPulse` first."""
 
 from __future__ import annotations
 
 import math
-import os
-import select
-import socket
-import struct
-import sys
-import time
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 
-import psutil
 import ray
 from ray._private.state import GlobalState, state
 
-from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.guard import guard
-
-_CREDENTIALS = struct.Struct("3i")  # pid, user, group
-_PROBE_SECONDS = 1.0
-_FRESH_SECONDS = 0.1
-"""For so long an answer of the GCS counts: several questions in a row need one connection."""
 
 
 def dead(node_ids: Iterable[str]) -> set[str]:
@@ -48,141 +30,3 @@ def draining(node_ids: Iterable[str]) -> dict[str, float]:
 def _draining() -> dict[str, int]:
     """Deadlines in milliseconds. Not in Ray's public interface, and not in every Ray that we support."""
     return guard.ask_head(state.get_draining_nodes) if "get_draining_nodes" in vars(GlobalState) else {}
-
-
-class RayPulse:
-    """Whether the Ray that this driver joined or started is still there. Cheap: to be asked about once a second.
-
-    What a driver sees otherwise (Ray 2.60), and why it cannot wait for Ray to tell:
-
-    - GCS dead: nothing at all in ``ray.wait``; after RAY_gcs_rpc_server_reconnect_timeout_s (60) Ray ends the process
-      with exit code 1, without ``finally`` or ``atexit``.
-    - Local raylet dead: nothing in ``ray.wait`` for the 10-20 s until health checks fail, but the first ``ray.put`` of
-      anything, or ``ray.get`` of a large object, ends the process at once in the same way.
-    - Workers of a dead raylet live on, computing, until its parent has reaped it; then they end within about a second.
-      For a Ray of our own that parent is this process, so asking here reaps.
-    """
-
-    def __init__(self, patience: float = 20.0) -> None:
-        """Remember the processes; to be made after ``ray.init``.
-
-        Args:
-            patience: seconds that the GCS of a joined cluster may be out of reach (it may be restarted elsewhere).
-                Less than the 60 after which Ray ends this process.
-        """
-        context = ray.get_runtime_context()
-        node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-        self._raylet = psutil.Process(_listener(Path(node["RayletSocketName"])))
-        self.private = own_ray.started()
-        """Whether this driver started that Ray."""
-        local = [(self._raylet, "the raylet of this node"), *([(_own_gcs(), "Ray's GCS")] if self.private else [])]
-        self._local = [(_Ending(process), process, name) for process, name in local]
-        self._head = None if self.private else Head(context.gcs_address, patience)
-
-    @property
-    def reachable(self) -> bool:
-        """Whether the GCS was there at the last look: questions to one that is not wait for it."""
-        return self._head is None or self._head.reachable
-
-    def ended(self) -> str | None:
-        """What is gone of Ray's processes on this machine, if something is. Takes two microseconds on Linux."""
-        for ending, process, name in self._local:
-            if ending.is_there:
-                return f"{name} (process {process.pid}) is gone"
-        return None
-
-    def lost(self) -> str | None:
-        """What is gone, if something is; also a joined cluster's GCS, which is asked whether it is there."""
-        if (gone := self.ended()) is not None or self._head is None:
-            return gone
-        return self._head.lost()
-
-    def end(self) -> None:
-        """End what is left of a Ray of our own, by process id; does nothing to a joined cluster.
-
-        To be called before ``os.execv``: the new program would inherit a dead raylet that it does not reap.
-        Workers that a dead raylet has left may live for a second more, a stopped one (SIGSTOP) for ever.
-        """
-        if self.private:
-            own_ray.end()
-
-
-class Head:
-    """Whether the GCS of a joined cluster is there: something accepts a connection at its address."""
-
-    def __init__(self, address: str, patience: float) -> None:
-        """
-        Args:
-            address: ``host:port``.
-            patience: seconds that it may be out of reach.
-        """
-        self._address, self._patience = address, patience
-        self._answered = time.monotonic()
-        self.reachable = True
-        """Whether it was there at the last look."""
-
-    def lost(self) -> str | None:
-        """What to say if it was out of reach for too long. Makes no connection if one was made just before."""
-        if self.reachable and time.monotonic() - self._answered < _FRESH_SECONDS:
-            return None
-        self.reachable = _answers(self._address)
-        if self.reachable:
-            self._answered = time.monotonic()
-        elif (seconds := time.monotonic() - self._answered) > self._patience:
-            return f"Ray's GCS at {self._address} has not answered for {seconds:.0f} s"
-        return None
-
-
-class _Ending:
-    """The end of one process, whoever's child it is."""
-
-    def __init__(self, process: psutil.Process) -> None:
-        self._process = process
-        self._poll = select.poll()
-        self._file: int | None = None
-        with suppress(AttributeError, OSError):  # not Linux, or one without them
-            self._file = os.pidfd_open(process.pid)
-            self._poll.register(self._file, select.POLLIN)
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the process has ended; reaps it where it is a child of this one."""
-        return (self._file is None or bool(self._poll.poll(0))) and _gone(self._process)
-
-
-def _own_gcs() -> psutil.Process:
-    for part in own_ray.roots():
-        with suppress(psutil.NoSuchProcess):
-            if part.name() == "gcs_server":
-                return part
-    raise ProcessLookupError("Ray's GCS is gone")
-
-
-def _listener(path: Path) -> int:
-    """Id of the process that listens on a Unix socket: a raylet, which has it on its command line, too."""
-    if sys.platform != "linux":
-        return next(process.pid for process in psutil.process_iter() if str(path) in own_ray.command(process))
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(credentials)[0]
-
-
-def _gone(process: psutil.Process) -> bool:
-    """Whether it ended; reaps it where it is a child of this process."""
-    try:
-        with suppress(psutil.TimeoutExpired):
-            process.wait(timeout=0)
-            return True
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True

@@ -1,7 +1,7 @@
-"""The newest step's state, kept in the memory of the cluster: what a lost worker's successor starts from.
+"""The state of the newest step, held in the cluster's memory, from which lost workers are restored.
 
-On one node Ray's object store holds it, which outlives every worker process. With several nodes a holder process on
-another node holds a second copy of each rank's shard; Ray finds it when the first is gone.
+On one node the object store holds it, which outlives every worker process. With several nodes a replica holder on
+another node holds a second copy of each rank's shard; Ray finds that copy when the first one is gone.
 """
 
 from __future__ import annotations
@@ -11,107 +11,87 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import ray
+from ray import exceptions as ray_errors
 
 from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
 from rlinf_lite.cluster.errors import Hung, WorkerLost
-from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.group import Call, wait_all
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.session import Session
-
-
-class ReplicaHolder:
-    """The remote half: keeps shards of ranks on other nodes."""
-
-    def __init__(self) -> None:
-        self._shards: dict[int, dict[int, Mapping[str, np.ndarray]]] = {}
-
-    def keep(self, step: int, rank: int, shard: Mapping[str, np.ndarray]) -> None:
-        """Hold a shard: as long as it is mapped here, this node's object store does not let go of it."""
-        self._shards = {kept: ranks for kept, ranks in self._shards.items() if kept >= step - 1}
-        self._shards.setdefault(step, {})[rank] = shard
+from rlinf_lite.cluster.workers.policy import Files, PolicyWorkers
+from rlinf_lite.cluster.workers.replica_holder import ReplicaHolderProcess
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Held:
     step: int
     data: Mapping[str, Any]
-    small: Mapping[str, np.ndarray]
-    """Held here, so that it does not go with the node of rank 0."""
-    shards: list[ray.ObjectRef]
+    small: Files
+    """Held by the driver, so that it is not lost with the node of rank 0."""
+    shards: list[Call[Files]]
     """By rank."""
 
 
 class MemoryReplicas:
-    """The state of the newest completed step; while the next one is taken, of both."""
+    """Holds the state of the newest completed step; while the next one is copied, of both."""
 
-    def __init__(self, actors: WorkerGroup, session: Session) -> None:
-        self._actors, self._session = actors, session
+    def __init__(self, policy: PolicyWorkers, session: Session) -> None:
+        self._policy, self._session = policy, session
         self._held: _Held | None = None
-        self._holders: dict[str, Any] = {}
+        self._holders: dict[str, ReplicaHolderProcess] = {}
 
     @property
     def step(self) -> int | None:
-        """The completed step whose state is held."""
+        """The completed step whose state is held; None if none is."""
         return None if self._held is None else self._held.step
 
     def take(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-        """Hold the state of all ranks as it is now, instead of the one before. Raises as `WorkerGroup.call`."""
-        small, shards = self._actors.start_in_two("replicate", step, data, info)
-        first = self._actors.results(small)[0]
-        for rank, shard in enumerate(shards):
-            self._keep_elsewhere(step, rank, shard)
+        """Copy the current state of all ranks, in place of the one held before. Raises as `wait_all`."""
+        small, shards = self._policy.start_replicas(step, data, info)
+        first = wait_all(small)[0]
+        for shard in shards:
+            self._hold_elsewhere(step, shard)
         self._held = _Held(step=step, data=copy.deepcopy(dict(data)), small=first, shards=shards)
 
-    def _keep_elsewhere(self, step: int, rank: int, shard: ray.ObjectRef) -> None:
+    def _hold_elsewhere(self, step: int, shard: Call[Files]) -> None:
+        """Copy a shard to the node after its own, if there is another node."""
         slots = self._session.slot_of_node()
         if len(slots) == 1:
             return
         nodes = sorted(slots)
-        home = self._session.node_of_slot(self._session.placement.slots["actor"][rank])
-        away = nodes[(nodes.index(home) + 1) % len(nodes)]
-        if away not in self._holders:
-            self._holders[away] = self._session.start_process("ReplicaHolder", "reward", slots[away])
-            guard.ask(self._holders[away].adopt.remote, f"{__name__}:ReplicaHolder")
-        kept = guard.ask(self._holders[away].run.remote, "keep", step, rank, shard)
+        home = self._session.node_of_slot(self._session.placement.slots["actor"][shard.rank])
+        node = nodes[(nodes.index(home) + 1) % len(nodes)]
+        if node not in self._holders:
+            self._holders[node] = ReplicaHolderProcess(self._session, slots[node])
+        held = self._holders[node].start_hold(step, shard.rank, shard.ref)
         try:
             with self._session.watch.starting(self._session.config.start_timeout):
-                self._session.watch.wait_one([kept], lambda _: ("holder", rank))
-            guard.get(kept)
-        except (ray.exceptions.RayError, Hung):
-            if lost := self._actors.gone(0.5):
-                raise lost[0] from None  # what it should have kept is gone
-            guard.kill(self._holders.pop(away))  # made anew at the next step
+                self._session.watch.wait_one([held], lambda _: ("holder", shard.rank))
+            guard.get(held)
+        except (ray_errors.RayError, Hung):
+            if lost := self._policy.gone(0.5):
+                raise lost[0] from None  # the shard is gone with its rank
+            self._holders.pop(node).kill()  # the next step starts a new one
 
     def restore(self) -> tuple[LoadReport, Mapping[str, Any]] | None:
-        """Load what is held into the actors, which may be more or fewer by now. Returns it with its ``data``.
+        """Load the held state into the policy's ranks, whose number may have changed; return it with its ``data``.
 
-        None: nothing is held, or it cannot be used; the actors' state is undefined then.
+        None if no state is held, or if it cannot be used: the state of the ranks is undefined then.
         """
         held = self._held
         if held is None:
             return None
         try:
-            return self._actors.results(self._start_loading(held))[0], held.data
+            return self._policy.load_replicas(held.step, held.small, held.shards), held.data
         except (DamagedCheckpoint, WorkerLost):
-            # A piece that is nowhere any more looks like the loss of the worker that was to read it.
-            if lost := self._actors.gone(1.0):
+            # A shard that no node holds any more looks like the loss of the worker that was to read it.
+            if lost := self._policy.gone(1.0):
                 raise lost[0] from None
             self._held = None
             return None
 
-    def _start_loading(self, held: _Held) -> list[ray.ObjectRef]:
-        same = len(held.shards) == self._actors.size
-        return [
-            self._actors.start_one(
-                rank, "load_replica", held.step, held.small, *([held.shards[rank]] if same else held.shards)
-            )
-            for rank in range(self._actors.size)
-        ]
-
     def forget_holders(self) -> None:
-        """The nodes are others now."""
+        """End the replica holders, because the run moves to other nodes."""
         for holder in self._holders.values():
-            guard.kill(holder)
+            holder.kill()
         self._holders.clear()

@@ -17,10 +17,11 @@ from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import ClusterError, RayLost
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.joining import connect
-from rlinf_lite.cluster.nodes import RayPulse
 from rlinf_lite.cluster.placement import Placement, parse, shrink
-from rlinf_lite.cluster.shell import Shell
+from rlinf_lite.cluster.pulse import RayPulse
 from rlinf_lite.cluster.watch import Watch
+from rlinf_lite.cluster.workers.handle import WorkerHandle
+from rlinf_lite.cluster.workers.host import WorkerHost
 from rlinf_lite.config import ClusterConfig
 from rlinf_lite.observability.notices import log_line
 
@@ -160,14 +161,14 @@ class Session:
 
     # -- processes
 
-    def start_process(self, name: str, component: str, slot: int, *args: Any) -> Any:
-        """The handle of a new `Shell` in ``slot``; returns before it is up.
+    def start_process(self, name: str, component: str, slot: int, *args: Any) -> WorkerHandle:
+        """Start a `WorkerHost` in ``slot``; does not wait until it is up.
 
         Args:
-            name: what `ps` and `ray list actors` show.
-            args: for `Shell`.
+            name: shown by `ps` and `ray list actors`.
+            args: for `WorkerHost`.
         """
-        shell: Any = ray.remote(type(name, (Shell,), {})).options(
+        host: Any = ray.remote(type(name, (WorkerHost,), {})).options(
             num_cpus=0,
             num_gpus=self._gpu_share(component, slot),
             scheduling_strategy=PlacementGroupSchedulingStrategy(
@@ -176,7 +177,7 @@ class Session:
             runtime_env={"env_vars": self.worker_env()},
             enable_task_events=False,
         )
-        return guard.ask(shell.remote, *args)
+        return WorkerHandle(guard.ask(host.remote, *args))
 
     def _gpu_share(self, component: str, slot: int) -> float:
         """What part of the slot's GPU a worker of ``component`` gets."""

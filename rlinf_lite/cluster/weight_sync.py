@@ -1,91 +1,96 @@
-"""Publishing the actor's weights to the rollout workers: one interface, two roads."""
+"""Publishing the policy's weights to the rollout workers, by one of two transports: object store or broadcast."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import WorkerGroup, results_of
+from rlinf_lite.cluster.group import wait_all
 from rlinf_lite.cluster.session import Session
+from rlinf_lite.cluster.workers.policy import PolicyWorkers
+from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.config import ConfigError
 
 
 class WeightSync(Protocol):
-    """Between an update and the next rollout."""
+    """Brings the weights of an update to the next rollout."""
 
     def publish(self) -> None:
-        """Called at the top of a step: return when every rollout engine holds the actor's current weights."""
+        """Return when every engine holds the policy's current weights. Called at the top of a step."""
 
-    def bring(self, rank: int) -> None:
-        """Give the weights of the last `publish` to one rollout worker that was replaced since. Does not wait."""
+    def send_to(self, rank: int) -> None:
+        """Send the weights of the last `publish` to a rollout worker that was replaced since. Does not wait."""
 
 
 class ObjectStoreSync:
-    """Each actor rank puts its own rows into shared memory; each rollout worker maps them all and copies them once.
+    """Each policy rank puts its own rows into shared memory; each engine maps all of them and copies them once.
 
     No rank ever holds the whole model, and on one node nothing is copied twice.
     """
 
-    def __init__(self, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> None:
-        self._actors, self._rollouts, self._precision = actors, rollouts, precision
+    def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> None:
+        self._policy, self._rollouts, self._precision = policy, rollouts, precision
 
     def publish(self) -> None:
-        rows = self._actors.start("weight_rows", self._precision)
-        loads = self._rollouts.start("load_weights", *rows)
+        """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
+        rows = self._policy.start_weight_rows(self._precision)
+        loads = self._rollouts.start_load_weights(rows)
         try:
-            self._rollouts.results(loads)
+            wait_all(loads)
         except Exception as error:
-            self._actors.results(rows)  # a failed actor fails every load: if it was one, name it
-            if not isinstance(error, WorkerLost) or self._rollouts.mend is None:
+            wait_all(rows)  # a failed policy rank makes every load fail: raise its own error
+            if not isinstance(error, WorkerLost) or self._rollouts.repair is None:
                 raise
-            self._rollouts.mend(error)
+            self._rollouts.repair(error)
             self.publish()
 
-    def bring(self, rank: int) -> None:
-        # Until the next update the actors' weights are those of the last publish.
-        self._rollouts.prepare_one(rank, "load_weights", *self._actors.start("weight_rows", self._precision))
+    def send_to(self, rank: int) -> None:
+        """As `WeightSync.send_to`: until the next update the policy's weights are those of the last publish."""
+        rows = self._policy.start_weight_rows(self._precision)
+        self._rollouts.require(self._rollouts.start_load_weights_on(rank, rows))
 
 
 class CollectiveSync:
-    """Weights are gathered whole, one at a time, and broadcast by actor rank 0 (NCCL on GPUs, gloo on CPUs)."""
+    """Weights are gathered whole, one at a time, and broadcast by policy rank 0: NCCL on GPUs, gloo on CPUs."""
 
-    def __init__(self, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> None:
-        self._actors, self._rollouts, self._precision = actors, rollouts, precision
+    def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> None:
+        self._policy, self._rollouts, self._precision = policy, rollouts, precision
         self._joined = False
 
     def publish(self) -> None:
+        """As `WeightSync.publish`."""
         if not self._joined:
             self._join()
-        received = self._rollouts.start("receive")
-        results_of((self._actors, self._actors.start("broadcast", self._precision)), (self._rollouts, received))
+        received = self._rollouts.start_receiving()
+        wait_all([*self._policy.start_broadcast(self._precision), *received])
 
     def _join(self) -> None:
-        actors, rollouts = self._actors, self._rollouts
-        address = actors.call_one(0, "serve_channel", rollouts.size)
-        joining = [actors.start_one(0, "join_channel", rollouts.size)]
-        results_of((actors, joining), (rollouts, rollouts.start("join_channel", address, rollouts.size)))
+        address = self._policy.open_channel(self._rollouts.size)
+        sender = self._policy.start_joining_channel(self._rollouts.size)
+        wait_all([sender, *self._rollouts.start_joining_channel(address)])
         self._joined = True
 
-    def bring(self, rank: int) -> None:
-        self._joined = False  # the others are busy now: a new channel is made at the next publish
-        ObjectStoreSync(self._actors, self._rollouts, self._precision).bring(rank)
+    def send_to(self, rank: int) -> None:
+        """As `WeightSync.send_to`, over the object store: the other workers are busy, and cannot join a new channel."""
+        self._joined = False  # the next publish makes a new channel
+        ObjectStoreSync(self._policy, self._rollouts, self._precision).send_to(rank)
 
 
-def build_weight_sync(session: Session, actors: WorkerGroup, rollouts: WorkerGroup, precision: str) -> WeightSync:
-    """The road that ``cluster.weight_sync`` names; ``auto``: the collective where actor and rollout have own GPUs.
+def build_weight_sync(session: Session, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> WeightSync:
+    """Build the transport that ``cluster.weight_sync`` names; ``auto``: the collective if no GPU is shared.
 
     Raises:
-        ConfigError: a collective was asked for between workers that share a GPU, which NCCL cannot do.
+        ConfigError: a collective was asked for between workers that share a GPU, which NCCL does not support.
     """
     shared = session.placement.collocated() and session.device == "cuda"
     kind = session.config.weight_sync
     if kind == "auto":
         kind = "object_store" if shared or session.device == "cpu" else "collective"
     if kind == "object_store":
-        return ObjectStoreSync(actors, rollouts, precision)
+        return ObjectStoreSync(policy, rollouts, precision)
     if shared:
         raise ConfigError(
             "cluster.weight_sync=collective: actor and rollout share GPUs in cluster.component_placement, and NCCL "
-            "needs one GPU a process; use object_store, or give them different slots"
+            "needs one GPU per process; use object_store, or give them different slots"
         )
-    return CollectiveSync(actors, rollouts, precision)
+    return CollectiveSync(policy, rollouts, precision)

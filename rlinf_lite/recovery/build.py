@@ -18,6 +18,7 @@ from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
+from rlinf_lite.cluster.workers.records import PolicySetup
 from rlinf_lite.config import Config, flatten
 from rlinf_lite.data import PromptStream
 from rlinf_lite.durable import replace_text
@@ -70,13 +71,13 @@ class Build:
         """Steps that are completed when the run begins."""
         return self.prepared.start.progress.step
 
-    def bring_up(self, workers: Workers) -> tuple[dict, str]:
-        """Models in all workers. Raises as `Workers.bring_up`."""
+    def bring_up(self, workers: Workers) -> tuple[PolicySetup, str]:
+        """Build models in all workers. Raises as `Workers.set_up`."""
         with workers.session.watch.starting(self.config.cluster.start_timeout):
-            return workers.bring_up(str(absolute(self.checkpoints)), self.prepared.total_updates)
+            return workers.set_up(str(absolute(self.checkpoints)), self.prepared.total_updates)
 
     def bring_up_again(self, workers: Workers, runner: Runner) -> None:
-        """Models in actors that were reset or replaced. Raises as `Workers.bring_up`."""
+        """Models in actors that were reset or replaced. Raises as `Workers.set_up`."""
         _, compute = self.bring_up(workers)
         if compute != self._compute:
             log_line(f"!! the run was on {self._compute}, now {compute}: numbers will not be bit-equal")
@@ -90,13 +91,13 @@ class Build:
             between_steps: for the `Runner`.
         """
         config, prepared = self.config, self.prepared
-        facts, self._compute = self.bring_up(workers)
-        size = f"{readable.count(facts['num_parameters'])} parameters"
+        built, self._compute = self.bring_up(workers)
+        size = f"{readable.count(built.num_parameters)} parameters"
         log_line(f"model: {config.actor.model.model_path}, {size}, {workers.actors.size} actor ranks")
         start = self._restore_from(prepared.start, workers)
         self._recipe = recipe(prepared.identity, workers.actors.size, self._compute)
         hub, samples = self._begin_on_disk(start, sinks)
-        info = self._info(start, {"tied": facts["tied"], "model_path": config.actor.model.model_path})
+        info = self._info(start, {"tied": built.tied, "model_path": config.actor.model.model_path})
         info |= {"identity": carried_on(saved_identity(start), prepared.identity), "compute": self._compute}
         runner = Runner(
             config=config,

@@ -91,6 +91,5 @@ def _of_losses(losses: Iterable[WorkerLost], workers: Workers, intact: bool) -> 
 
 def describe(lost: WorkerLost) -> str:
     """A loss, with the last lines that the process wrote."""
-    pid = re.search(r"process (\d+)", lost.reason)
-    lines = last_lines(int(pid[1])) if pid else []
+    lines = [] if lost.pid is None else last_lines(lost.pid)
     return "\n".join([str(lost), *(f"      {line}" for line in lines)])

@@ -20,7 +20,7 @@ from rlinf_lite.checkpoint import (
 )
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
-from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.observability import log_line
 from rlinf_lite.observability.hub import METRICS_FILE, HubState
@@ -217,7 +217,7 @@ def sweep(checkpoints: StoragePath) -> None:
 
 def restore(
     start: Start,
-    actors: WorkerGroup,
+    actors: PolicyWorkers,
     config: Config,
     checkpoints: StoragePath,
     now: Mapping[str, Any],
@@ -242,7 +242,7 @@ def restore(
         _load_weights(start.weights, actors, config)
     while (path := start.selection.path) is not None:
         try:
-            report: LoadReport = actors.call("load", str(absolute(path)), config.runner.checkpoint.verify)[0]
+            report = actors.load(str(absolute(path)), config.runner.checkpoint.verify)
         except (DamagedCheckpoint, StateMismatch) as error:
             # Its identity is ours, so state of another form means that it is not what it says.
             allowed = isinstance(error, StateMismatch) and bool(config.runner.resume_allow_changes)
@@ -257,10 +257,10 @@ def restore(
     return start
 
 
-def _load_weights(weights: Selection, actors: WorkerGroup, config: Config) -> None:
+def _load_weights(weights: Selection, actors: PolicyWorkers, config: Config) -> None:
     path, manifest = weights.path, weights.manifest
     assert path is not None and manifest is not None
-    report: LoadReport = actors.call("load_weights", str(absolute(path)), config.runner.checkpoint.verify)[0]
+    report = actors.load_weights(str(absolute(path)), config.runner.checkpoint.verify)
     log_line(f"a new run, with the model weights of step {manifest.step} of {path} ({report.load_seconds:.2f} s)")
 
 

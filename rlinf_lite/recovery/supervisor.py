@@ -93,7 +93,7 @@ class Supervisor:
                 log_line(
                     f"nothing to do: step {self.runner.progress.step} of {self.runner.last_step} is already completed"
                 )
-            self.workers.mend_alone(lambda: self._runner.weights, self._admit_loss)
+            self.workers.repair_alone(lambda: self._runner.weights, self._admit_loss)
         elif failure is not None:
             self._recover(self.runner, failure)
         return self.runner
@@ -120,7 +120,7 @@ class Supervisor:
             runner.intact = True
             watch.lap("restore")
         else:
-            self.workers.bring_up_engines()
+            self.workers.set_up_engines()
             watch.lap("rebuild")
         runner.weights = self.workers.weight_sync()
 

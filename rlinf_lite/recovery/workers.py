@@ -1,115 +1,114 @@
-"""Every process of the run besides the driver: started, mended one by one, or taken down and built again."""
+"""All worker processes of a run: started, replaced one by one, or all restarted."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
 from rlinf_lite.cluster.session import Session
-from rlinf_lite.cluster.shell import WorkerLocation
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.workers.policy import PolicyWorkers
+from rlinf_lite.cluster.workers.records import EngineSetup, PolicySetup, WeightShapes, WorkerLocation
+from rlinf_lite.cluster.workers.reward import RewardWorkers
+from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.durable import replace_text
-from rlinf_lite.rewards import search_path
 
 if TYPE_CHECKING:
     from rlinf_lite.cluster.weight_sync import WeightSync
 
 _RESET_SECONDS = 5.0
-"""How long a rank that lives may take to let go of its dead neighbours; one in a collective hears of them sooner."""
+"""A living rank drops what it shared with dead ones in this time; one in a collective notices their death sooner."""
 
 
 class Workers:
-    """The worker groups, their spares, and how weights travel between them."""
+    """The three groups of workers, their spares, and how weights travel between them."""
 
     def __init__(self, config: Config, session: Session, workers_file: Path) -> None:
-        """Starts every process; returns before they are up.
+        """Start every process; does not wait until they are up.
 
         Args:
-            workers_file: where `note` writes who is where.
+            workers_file: where `note` writes which process is which worker.
         """
         self.config, self.session, self._workers_file = config, session, workers_file
         workers_file.unlink(missing_ok=True)  # of an earlier start
-        self.spares = Spares(session, "rlinf_lite.cluster.warm_up:warm_up", config)
-        actor, rollout, reward = config.actor.group_name, config.rollout.group_name, config.reward.group_name
-        self.actors = self._group(actor, "actor", "actor_worker:ActorWorker", config, session.device)
-        self.rollouts = self._group(rollout, "rollout", "rollout_worker:RolloutWorker", config, session.device)
-        self.rewards = self._group(reward, "reward", "reward_worker:RewardWorker", config.reward, search_path())
+        self.spares = Spares(session, "rlinf_lite.cluster.workers.warm_up:warm_up", config)
+        self.actors = PolicyWorkers(config, session, self.spares)
+        self.rollouts = RolloutWorkers(config, session, self.spares)
+        self.rewards = RewardWorkers(config, session, self.spares)
         self._fresh_engines = set(range(self.rollouts.size))
         self._noted = False
 
-    def _group(self, name: str, component: str, target: str, *args: Any) -> WorkerGroup:
-        return WorkerGroup(name, component, f"rlinf_lite.cluster.{target}", self.session, self.spares, *args)
-
     @property
     def groups(self) -> tuple[WorkerGroup, ...]:
+        """Actors, rollouts, rewards."""
         return self.actors, self.rollouts, self.rewards
 
-    # -- bringing up
+    # -- setting up
 
-    def bring_up(self, checkpoints: str, total_updates: int) -> tuple[dict[str, Any], str]:
-        """Build the actors' models, and the engines of rollout workers that have none yet.
+    def set_up(self, checkpoints: str, total_updates: int) -> tuple[PolicySetup, str]:
+        """Build the policy on all ranks, and the engines of rollout workers that have none yet.
 
         Returns:
-            What rank 0 says of the model; and what all of them compute on.
+            What rank 0 has built; and what all workers compute on.
 
         Raises:
-            ConfigError: the engines' architecture is not the actors'.
+            ConfigError: the engines' architecture is not the policy's.
         """
-        engines = self._start_engines()
-        address = self.actors.call_one(0, "rendezvous")
-        ranks = self.actors.call("setup", address, checkpoints, total_updates)
-        workers = self._await_engines(engines)
-        _check_weights(ranks[0]["weights"], workers)
-        return ranks[0], "; ".join(sorted({worker["compute"] for worker in [*ranks, *workers]}))
+        starting = self._start_engines()
+        ranks = self.actors.setup(checkpoints, total_updates)
+        engines = self._await_engines(starting)
+        _check_weights(ranks[0].weights, engines)
+        devices = {rank.compute for rank in ranks} | {engine.compute for engine in engines}
+        return ranks[0], "; ".join(sorted(devices))
 
-    def bring_up_engines(self) -> None:
-        """Only the rollout workers that were replaced."""
+    def set_up_engines(self) -> None:
+        """Build the engines of the rollout workers that were replaced."""
         self._await_engines(self._start_engines())
 
-    def _start_engines(self) -> dict[int, Any]:
-        return {rank: self.rollouts.start_one(rank, "setup") for rank in sorted(self._fresh_engines)}
+    def _start_engines(self) -> list[Call[EngineSetup]]:
+        return [self.rollouts.start_setup(rank) for rank in sorted(self._fresh_engines)]
 
-    def _await_engines(self, engines: dict[int, Any]) -> list[dict[str, Any]]:
-        workers = [self.rollouts.await_one(ref, rank) for rank, ref in engines.items()]
+    def _await_engines(self, starting: Sequence[Call[EngineSetup]]) -> list[EngineSetup]:
+        engines = wait_all(starting)
         self._fresh_engines.clear()
-        return workers
+        return engines
 
     def weight_sync(self) -> WeightSync:
-        """A new road for weights, between the workers as they are now."""
+        """Build the transport of weights between the workers as they are now."""
         from rlinf_lite.cluster.weight_sync import build_weight_sync
 
         return build_weight_sync(self.session, self.actors, self.rollouts, self.config.rollout.model.precision)
 
-    # -- mending
+    # -- replacing
 
-    def mend_alone(self, weights: Callable[[], WeightSync], admit: Callable[[WorkerLost], None]) -> None:
-        """From now on rollout and reward workers that are lost are replaced on the spot.
+    def repair_alone(self, weights: Callable[[], WeightSync], admit: Callable[[WorkerLost], None]) -> None:
+        """From now on replace lost rollout and reward workers while the step continues.
 
         Args:
-            weights: brings the current ones to a new engine.
-            admit: told of each loss; raises if the run shall not go on.
+            weights: sends the current ones to a new engine.
+            admit: called with each loss; raises if the run must not continue.
         """
 
-        def rollout(lost: WorkerLost) -> None:
+        def repair_rollout(lost: WorkerLost) -> None:
             admit(lost)
             self._replace(self.rollouts, lost.rank)
-            self.rollouts.prepare_one(lost.rank, "setup")
-            weights().bring(lost.rank)
+            self.rollouts.require(self.rollouts.start_setup(lost.rank))
+            weights().send_to(lost.rank)
 
-        def reward(lost: WorkerLost) -> None:
+        def repair_reward(lost: WorkerLost) -> None:
             admit(lost)
             self._replace(self.rewards, lost.rank)
 
-        self.rollouts.mend, self.rewards.mend = rollout, reward
+        self.rollouts.repair, self.rewards.repair = repair_rollout, repair_reward
 
     def replace_lost(self, losses: Sequence[WorkerLost]) -> None:
-        """New processes for rollout and reward workers; engines get their weights with the next publish."""
+        """Start new processes for lost rollout and reward workers; engines get their weights with the next publish."""
         for lost in losses:
             if lost.group == self.rewards.name:
                 self._replace(self.rewards, lost.rank)
@@ -118,18 +117,18 @@ class Workers:
                 self._fresh_engines.add(lost.rank)
 
     def reset_actors(self) -> None:
-        """Every actor rank can be set up again: those that live keep their process, the others get a new one."""
+        """Make every actor rank ready to be set up again: living ones keep their process, the others get a new one."""
         for rank in self.actors.reset(_RESET_SECONDS):
             self._replace(self.actors, rank)
 
     def rebuild(self) -> None:
-        """All processes new, on the nodes that the cluster has now."""
+        """Replace all processes, on the nodes that the cluster has now."""
         self.kill()
         self.session.reserve()
         self.restart()
 
     def restart(self) -> None:
-        """All processes new, where the old ones were."""
+        """Replace all processes, each in its slot."""
         for group in self.groups:
             group.respawn()
         self._fresh_engines = set(range(self.rollouts.size))
@@ -140,24 +139,24 @@ class Workers:
         self._noted = False
 
     def gone(self, seconds: float) -> list[WorkerLost]:
-        """Every worker that is gone, of all groups."""
+        """Return every worker that is gone, of all groups."""
         return [lost for group in self.groups for lost in group.gone(seconds)]
 
     def kill(self) -> None:
-        """End every process, by handle."""
+        """End every process."""
         for group in self.groups:
             group.kill()
         self.spares.kill()
 
-    # -- who is where
+    # -- locations
 
     def location(self, component: str, rank: int) -> WorkerLocation | None:
-        """Where a worker lives, if it does."""
+        """Return where a worker runs; None if it does not."""
         found = [group for group in self.groups if group.component == component]
         return found[0].location(rank) if found else None
 
     def note(self) -> None:
-        """Write the workers' file, if it does not say any more what is."""
+        """Write the workers' file, if a process has changed since."""
         if self._noted:
             return
         workers = [
@@ -176,12 +175,12 @@ class Workers:
         self._noted = True
 
 
-def _check_weights(actor: dict[str, Any], workers: list[dict[str, Any]]) -> None:
-    """What the actor publishes must be what each engine holds: a weight never sent would be whatever was in memory."""
-    for worker in workers:
-        if worker["weights"] != actor:
-            differing = sorted(dict(worker["weights"].items() ^ actor.items()))
+def _check_weights(policy: WeightShapes, engines: Sequence[EngineSetup]) -> None:
+    """Check that the policy publishes what each engine holds: an engine would use a weight that was never sent."""
+    for engine in engines:
+        if engine.weights != policy:
+            differing: Mapping[str, object] = dict(engine.weights.items() ^ policy.items())
             raise ConfigError(
-                f"rollout.model.model_path: its architecture is not the actor's ({differing[0]} differs); "
+                f"rollout.model.model_path: its architecture is not the actor's ({min(differing)} differs); "
                 "use the same directory"
             )

@@ -8,10 +8,12 @@ from typing import Any
 
 import psutil
 
-from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
-from rlinf_lite.cluster.work import Work
+from rlinf_lite.cluster.work_queue import WorkQueue
+from rlinf_lite.cluster.workers.policy import PolicyWorkers
+from rlinf_lite.cluster.workers.reward import RewardWorkers
+from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.config import Config
 from rlinf_lite.data import PromptStream
 from rlinf_lite.data.batching import StepBatch
@@ -19,7 +21,7 @@ from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, log_line
 from rlinf_lite.rewards import refuse_too_many_ungraded
 from rlinf_lite.rollout.batches import generation_batches, join, validation_batches
 from rlinf_lite.runner.credit import credit
-from rlinf_lite.runner.grading import in_order, submit
+from rlinf_lite.runner.grading import GradingQueue, in_order, submit
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.runner.progress import Progress
@@ -33,9 +35,9 @@ class Runner:
     """Everything a run needs, built elsewhere; `run` is the training."""
 
     config: Config
-    actors: WorkerGroup
-    rollouts: WorkerGroup
-    rewards: WorkerGroup
+    actors: PolicyWorkers
+    rollouts: RolloutWorkers
+    rewards: RewardWorkers
     weights: WeightSync
     replicas: MemoryReplicas | None
     stream: PromptStream
@@ -91,8 +93,8 @@ class Runner:
         self.intact = False
         with timer.phase("update"):
             *earlier, last = batch.for_update(logprobs)
-            reports = [self.actors.call("update", step, minibatch, False) for minibatch in earlier]
-            reports.append(self.actors.call("update", step, last, True))
+            reports = [self.actors.update(step, minibatch, last=False) for minibatch in earlier]
+            reports.append(self.actors.update(step, last, last=True))
         num_tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
         after = self.progress.after_step(num_prompts=len(prompts), num_samples=len(rollouts), num_tokens=num_tokens)
         after.unlogged = (
@@ -141,7 +143,7 @@ class Runner:
             max_rows=self.config.rollout.max_running_requests,
         )
 
-    def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Rollout], Work]:
+    def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Rollout], GradingQueue]:
         """Generate responses, and hand each batch to the graders as soon as it is finished.
 
         The responses are in canonical order, whichever worker generated which batch.
@@ -149,7 +151,8 @@ class Runner:
         # Batches that were finished before an actor was lost are kept: recovery restores the weights that made them.
         keyed = {(batch.stream, batch.step, batch.prompts[0].prompt_index): batch for batch in batches}
         self._made = {key: made for key, made in self._made.items() if key in keyed}
-        generating, grading = self.rollouts.work("generate"), self.rewards.work("score")
+        generating: WorkQueue[tuple[str, int, int], GenerationBatch, list[Rollout]] = self.rollouts.queue()
+        grading: GradingQueue = self.rewards.queue()
         for key, batch in keyed.items():
             if key in self._made:
                 submit(grading, batch.prompts, self._made[key])
@@ -163,7 +166,7 @@ class Runner:
     def rest(self) -> None:
         """Engines give up their GPU memory until the next weights, where the config says so."""
         if self.config.rollout.enable_sleep:
-            self.rollouts.call("sleep")
+            self.rollouts.sleep()
 
     def check_graded(self, scores: Sequence[Score], what: str) -> None:
         """Stop above ``reward.max_failed_fraction``; the first time that a response is left out, print why."""
@@ -193,8 +196,7 @@ class Runner:
         with timer.phase("logprob"):
             cuts, micro_batches = batch.for_logprobs()
             for field, of_reference in wanted.items():
-                ranks = self.actors.call("logprobs", micro_batches, of_reference)
-                found[field] = batch.by_row(cuts, {index: lp for rank in ranks for index, lp in rank.items()})
+                found[field] = batch.by_row(cuts, self.actors.logprobs(micro_batches, reference=of_reference))
         return found
 
     def validate(self, timer: PhaseTimer) -> Metrics:
@@ -236,7 +238,7 @@ class Runner:
         return {
             "throughput/tokens_per_second": metrics["progress/step_tokens"] / seconds,
             "memory/driver_gb": psutil.Process().memory_info().rss / 1e9,
-            "memory/actor_gb": max(self.actors.call("memory")),
+            "memory/actor_gb": max(self.actors.memory()),
         }
 
     def log_samples(

@@ -13,7 +13,7 @@ from rlinf_lite import readable
 from rlinf_lite.checkpoint import SaveError, SaveReport
 from rlinf_lite.checkpoint.manifest import SAVE_ID
 from rlinf_lite.checkpoint.retention import METRICS
-from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.config import CheckpointConfig
 from rlinf_lite.config_checks import OF_THE_MACHINE
 from rlinf_lite.observability import events, log_line
@@ -56,7 +56,7 @@ class _InFlight:
 class Saver:
     """Every checkpoint of the run passes through here; at most one at a time."""
 
-    actors: WorkerGroup
+    actors: PolicyWorkers
     policies: Sequence[Policy]
     checkpoint: CheckpointConfig
     progress: Progress
@@ -94,7 +94,7 @@ class Saver:
     def drain(self) -> None:
         """Wait for the save in flight, if there is one. A failure is said, as everywhere."""
         if self._in_flight is not None:
-            self._hear(self._in_flight, "finish_save")
+            self._follow(self._in_flight, self.actors.finish_save)
 
     def cut_off(self) -> None:
         """Actors were lost: nobody will hear of the save in flight any more. `settle` makes up for it."""
@@ -151,7 +151,7 @@ class Saver:
     def poll(self) -> Metrics:
         """Called between the update and its metrics row. Returns what the row tells of a save that has ended."""
         if self._in_flight is not None:
-            self._hear(self._in_flight, "poll_save")
+            self._follow(self._in_flight, self.actors.poll_save)
         return self._ended.pop(0) if self._ended else {}
 
     def between_steps(self, metrics: Metrics, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -202,9 +202,9 @@ class Saver:
         try:
             self.flush()
             if self.checkpoint.mode == "sync":
-                save.add(self.actors.call("save", step, state(), info))
+                save.add(self.actors.save(step, state(), info))
             else:
-                save.start_seconds = self.actors.call("start_save", step, state(), info)
+                save.start_seconds = self.actors.start_save(step, state(), info)
         except (SaveError, OSError) as error:
             if lost := self.actors.gone(0.5):
                 raise lost[0] from None  # no failure of the storage: it can be made up for
@@ -214,11 +214,12 @@ class Saver:
         if save.ended:
             self._end(save)
 
-    def _hear(self, save: _InFlight, method: str) -> None:
+    def _follow(self, save: _InFlight, ask: Callable[[], Sequence[SaveReport | SaveError | None]]) -> None:
+        """Ask the ranks, by ``poll_save`` or ``finish_save``, how the save goes."""
         began = self.clock()
-        save.add(self.actors.call(method))
+        save.add(ask())
         if save.failure is not None and not save.ended:
-            save.add(self.actors.call("finish_save"))  # the others are about to fail too
+            save.add(self.actors.finish_save())  # the others are about to fail too
         save.driver_seconds += self.clock() - began
         if save.failure is not None:
             self._fail(save, save.failure)

@@ -19,7 +19,7 @@ from rlinf_lite.algorithms import (
     token_logprobs_and_entropy,
 )
 from rlinf_lite.config import AlgorithmConfig
-from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.types import MicroBatch, RankBatch
 
 MicroSums = dict[str, float]
 """Of one micro-batch: ``loss``, ``policy_loss`` and ``kl_loss`` are what it adds to the mini-batch's value; every other
@@ -43,7 +43,7 @@ def micro_batch_loss(
     targets_BC: Tensor,
     lead: int,
     micro: MicroBatch,
-    batch: MiniBatch,
+    batch: RankBatch,
     config: AlgorithmConfig,
     temperature: float,
 ) -> tuple[Tensor, MicroSums]:

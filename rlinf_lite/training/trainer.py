@@ -24,7 +24,7 @@ from rlinf_lite.models import build, hf_directory, shard
 from rlinf_lite.training.lr import learning_rate
 from rlinf_lite.training.objective import MicroSums, micro_batch_loss
 from rlinf_lite.training.state import MOMENTS, GradScalerState, build_optimizer, first_non_finite, optimizer_state
-from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.types import MicroBatch, RankBatch
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.live import LiveWeights, fill, local_pieces
 from rlinf_lite.weights.names import WeightNames, named_weights
@@ -158,14 +158,21 @@ class PolicyTrainer:
     # -- log-probs
 
     @torch.no_grad()
-    def logprobs(self, micro_batches: Sequence[MicroBatch], *, reference: bool = False) -> dict[int, Tensor]:
-        """Log-probs of this rank's share of ``micro_batches``: ``{index: float32 [B, T-1] in CPU memory}``."""
+    def logprobs(self, micro_batches: Sequence[MicroBatch | None], *, reference: bool = False) -> dict[int, Tensor]:
+        """Compute log-probs of this rank's micro-batches. Collective.
+
+        Args:
+            micro_batches: as `ranks.shard` assigns them; for None the rank only takes part in the collectives.
+
+        Returns:
+            ``{MicroBatch.index: float32 [B, T-1] in CPU memory}``.
+        """
         model = self.reference if reference else self.model
         assert model is not None
         training = model.training
         model.eval()
         found = {}
-        for micro in self._share(micro_batches):
+        for micro in micro_batches:
             if micro is None:
                 self._idle(model)
                 continue
@@ -176,8 +183,8 @@ class PolicyTrainer:
 
     # -- update
 
-    def update(self, batch: MiniBatch) -> UpdateReport:
-        """One optimizer step on this rank's share of the mini-batch. Collective.
+    def update(self, batch: RankBatch) -> UpdateReport:
+        """Take one optimizer step on this rank's micro-batches. Collective.
 
         Without any loss token no step is taken, on any rank: it would move the weights by weight decay and by the
         momentum of earlier steps alone. The learning rate moves on as usual.
@@ -192,7 +199,7 @@ class PolicyTrainer:
             return UpdateReport(sums={}, grad_norm=0.0, lr=lr, skipped=True)
         self.optimizer.zero_grad()
         sums = {}
-        for micro in self._share(batch.micro_batches):
+        for micro in batch.micro_batches:
             loss, micro_sums = self._loss(micro, batch)
             self.scaler.scale(loss).backward()
             if micro is not None:
@@ -236,7 +243,7 @@ class PolicyTrainer:
         # Not in place: without an optimizer step nothing waits for a save that may still be reading the tensor.
         self.num_updates = self.num_updates + 1
 
-    def _loss(self, micro: MicroBatch | None, batch: MiniBatch) -> tuple[Tensor, MicroSums]:
+    def _loss(self, micro: MicroBatch | None, batch: RankBatch) -> tuple[Tensor, MicroSums]:
         """The micro-batch's share of the mini-batch loss: over all micro-batches and ranks the shares add up."""
         if micro is None:
             return self._idle(self.model), {}
@@ -244,12 +251,6 @@ class PolicyTrainer:
         return micro_batch_loss(logits, targets, lead, micro, batch, self.algorithm, self.temperature)
 
     # -- forward
-
-    def _share(self, micro_batches: Sequence[MicroBatch]) -> Iterator[MicroBatch | None]:
-        """Every world_size-th micro-batch; None where other ranks have one more, since all must run together."""
-        for first in range(0, len(micro_batches), self.world_size):
-            mine = first + self.rank
-            yield micro_batches[mine] if mine < len(micro_batches) else None
 
     def _logits(self, model: PreTrainedModel, micro: MicroBatch) -> tuple[Tensor, Tensor, int]:
         """Logits [B, C, V], targets [B, C], and how many leading columns (prompt common to all rows) were left out."""

@@ -1,4 +1,4 @@
-"""Nodes and Ray itself die: what `cluster.nodes` tells the driver, and a whole run on three nodes."""
+"""Nodes and Ray itself die: what `RayPulse` and `cluster.nodes` tell the driver, and a whole run on three nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _JOINED = """
 import json, os, sys, time, ray
 from ray._raylet import GcsClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
-from rlinf_lite.cluster.nodes import RayPulse, dead, draining
+from rlinf_lite.cluster.nodes import dead, draining
+from rlinf_lite.cluster.pulse import RayPulse
 
 ray.init(address=os.environ["RAY_ADDRESS"], logging_level="CRITICAL", log_to_driver=False)
 pulse = RayPulse(patience=1.0)
@@ -50,7 +51,7 @@ if len(sys.argv) > 2:
     ray.shutdown()
     sys.exit(0)
 
-from rlinf_lite.cluster.nodes import RayPulse
+from rlinf_lite.cluster.pulse import RayPulse
 
 @ray.remote(num_cpus=0)
 class Busy:

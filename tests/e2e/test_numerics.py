@@ -16,12 +16,12 @@ pytestmark = [pytest.mark.xdist_group("alone"), pytest.mark.timeout(300)]
 _WORKER = """
 import os
 import torch
-from rlinf_lite.cluster.process import prepare
+from rlinf_lite.cluster.workers.device import fix_device
 
 class Computer:
     def __init__(self, rank, size, config):
         self.before = {name: os.environ.get(name) for name in config.names}
-        prepare(config, "cpu")
+        fix_device(config.cluster, "cpu")
 
     def state(self):
         strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,4 +1,4 @@
-"""Work for two groups at once: whoever becomes free gets the next item, also while the driver waits for the others."""
+"""Two groups with a queue each: a free worker gets its next item, also while the driver waits for the other group."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Maker:
     def __init__(self, *_): pass
 
     def make(self, number):
-        while number == 1 and not os.path.exists(os.environ["JUDGED"]):
+        while number == 1 and not os.path.exists(os.environ["GRADED"]):
             time.sleep(0.02)
         return number
 
 class Grader:
     def __init__(self, *_): pass
 
-    def grader(self, number):
+    def grade(self, number):
         if number == 2:
-            open(os.environ["JUDGED"], "w").close()
+            open(os.environ["GRADED"], "w").close()
         return -number
 """
 
@@ -37,14 +37,16 @@ from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.session import open_session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.watch import Watch
+from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.main_math import load
 
 config = load(["cluster.component_placement={actor: 0, rollout: 0, reward: 0}", "cluster.warm_spares=0"]).cluster
 with open_session(config, Watch(hang_timeout=20)) as session:
     spares = Spares(session)
     makers = WorkerGroup("Makers", "rollout", "two_kinds:Maker", session, spares)
-    graders = WorkerGroup("Judges", "reward", "two_kinds:Grader", session, spares)
-    making, grading = makers.work("make"), graders.work("grader")
+    graders = WorkerGroup("Graders", "reward", "two_kinds:Grader", session, spares)
+    making = WorkQueue(makers, lambda rank, number: makers.start_one(rank, "make", number))
+    grading = WorkQueue(graders, lambda rank, number: graders.start_one(rank, "grade", number))
     for number in (0, 1):
         making.add(number, number)
     made = []
@@ -52,16 +54,16 @@ with open_session(config, Watch(hang_timeout=20)) as session:
         made.append((key, value))
         for number in range(3) if key == 0 else ():
             grading.add(number, number)
-    print(json.dumps([made, sorted(grading)]))
+    print(json.dumps([made, sorted(grading.results())]))
 """
 
 
-def test_judges_go_on_while_the_last_response_is_made(tmp_path):
+def test_graders_continue_while_the_last_response_is_made(tmp_path):
     """The second item is made only when the third is graded, and there is one grader: it must get it meanwhile."""
     (tmp_path / "two_kinds.py").write_text(_WORKERS)
     driver = subprocess.run(
         [sys.executable, "-c", _DRIVER],
-        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(tmp_path), "JUDGED": str(tmp_path / "graded")},
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(tmp_path), "GRADED": str(tmp_path / "graded")},
         capture_output=True,
         text=True,
     )

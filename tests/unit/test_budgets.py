@@ -25,8 +25,6 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, int] = {}
 CIRCLES = [
     ["rlinf_lite.checkpoint.checkpointer", "rlinf_lite.checkpoint.saving"],
-    ["rlinf_lite.cluster.group", "rlinf_lite.cluster.work"],
-    ["rlinf_lite.cluster.guard", "rlinf_lite.cluster.nodes"],
 ]
 
 

@@ -26,6 +26,7 @@ LEVELS = [
         "numerics",
         "overrides",
         "paths",
+        "ports",
         "ties",
         "printable",
         "readable",

@@ -14,7 +14,7 @@ import torch
 
 from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.process import prepare
+from rlinf_lite.cluster.workers.device import fix_device
 from rlinf_lite.config import ClusterConfig, Config, ConfigError, flatten
 from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.eval.command import explain as explain_eval
@@ -181,7 +181,7 @@ def torch_restored(monkeypatch):
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_eval_and_workers_fix_what_the_config_says(torch_restored, deterministic):
     config = Config(cluster=ClusterConfig(device="cpu", deterministic=deterministic))
-    for fix in (prepare_device, lambda config: prepare(config, "cpu")):
+    for fix in (prepare_device, lambda config: fix_device(config.cluster, "cpu")):
         numerics.hand_over("cpu")
         assert fix(config) == torch.device("cpu")
         assert torch.are_deterministic_algorithms_enabled() is deterministic

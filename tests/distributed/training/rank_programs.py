@@ -15,6 +15,7 @@ from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config
 from rlinf_lite.data.batching import StepBatch
 from rlinf_lite.ties import tied_names
+from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.training.trainer import PolicyTrainer
 from rlinf_lite.types import Rollout
 
@@ -46,8 +47,10 @@ def step(
     logprobs = {}
     for field, reference in fields.items():
         cuts, micro_batches = batch.for_logprobs()
-        logprobs[field] = batch.by_row(cuts, gathered(trainer.logprobs(micro_batches, reference=reference)))
-    reports = [trainer.update(minibatch) for minibatch in batch.for_update(logprobs)]
+        mine = shard(micro_batches, trainer.world_size)[trainer.rank]
+        logprobs[field] = batch.by_row(cuts, gathered(trainer.logprobs(mine, reference=reference)))
+    minibatches = [shard_mini_batch(minibatch, trainer.world_size) for minibatch in batch.for_update(logprobs)]
+    reports = [trainer.update(ranks[trainer.rank]) for ranks in minibatches]
     trainer.check_finite()
     return reports
 
@@ -106,7 +109,7 @@ def logprobs(
     trainer = make_trainer(mesh, model_dir, config)
     batch = StepBatch(rollouts, torch.zeros(len(rollouts)), step=1, pad_id=0, config=config)
     cuts, micro_batches = batch.for_logprobs()
-    mine = trainer.logprobs(micro_batches, reference=reference)
+    mine = trainer.logprobs(shard(micro_batches, trainer.world_size)[trainer.rank], reference=reference)
     return {
         "mine": mine,
         "by_row": batch.by_row(cuts, gathered(mine)),

@@ -1,6 +1,6 @@
 """A run that begins again after its state was lost begins as a new run does, with nothing of what failed to load.
 
-A real `ActorWorker` in this process stands where the actor group does; checkpoints and replicas are its own.
+A real `PolicyWorker` in this process stands where the actor group does; checkpoints and replicas are its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rlinf_lite.checkpoint import DamagedCheckpoint
-from rlinf_lite.cluster.actor_worker import ActorWorker
+from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
+from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
+from rlinf_lite.cluster.workers.records import PolicySetup
 from rlinf_lite.main_math import load
 from rlinf_lite.observability import MetricHub
 from rlinf_lite.recovery.build import Build
@@ -33,18 +34,21 @@ class OneActor:
     size = 1
 
     def __init__(self, config: Any) -> None:
-        self.worker = ActorWorker(0, 1, config, "cpu")
+        self.worker = PolicyWorker(0, 1, config, "cpu")
         self.session = SimpleNamespace(watch=SimpleNamespace(starting=lambda seconds: nullcontext()))
 
     @property
     def actors(self) -> OneActor:
         return self
 
-    def call(self, method: str, *args: Any) -> list[Any]:
-        return [getattr(self.worker, method)(*args)]
+    def load(self, path: str, verify: str) -> LoadReport:
+        return self.worker.load(path, verify)
 
-    def bring_up(self, checkpoints: str, total_updates: int) -> tuple[dict[str, Any], str]:
-        return self.worker.setup(self.worker.rendezvous(), checkpoints, total_updates), "cpu"
+    def load_weights(self, path: str, verify: str) -> LoadReport:
+        return self.worker.load_weights(path, verify)
+
+    def set_up(self, checkpoints: str, total_updates: int) -> tuple[PolicySetup, str]:
+        return self.worker.setup(self.worker.open_store(), checkpoints, total_updates), "cpu"
 
     def reset_actors(self) -> None:
         self.worker.reset()

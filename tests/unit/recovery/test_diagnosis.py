@@ -37,8 +37,8 @@ def no_long_search(monkeypatch):
     monkeypatch.setattr(diagnosis, "last_lines", lambda pid: [f"last words of {pid}"])
 
 
-ACTOR = WorkerLost("ActorGroup", 1, "process 12 on 10.0.0.1: End of file.")
-ROLLOUT = WorkerLost("RolloutGroup", 0, "process 13 on 10.0.0.1: End of file.")
+ACTOR = WorkerLost("ActorGroup", 1, "process 12 on 10.0.0.1: End of file.", pid=12)
+ROLLOUT = WorkerLost("RolloutGroup", 0, "process 13 on 10.0.0.1: End of file.", pid=13)
 
 
 def test_the_dead_are_blamed_not_those_who_cried_first():

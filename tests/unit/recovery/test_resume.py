@@ -40,18 +40,24 @@ def asks(*overrides: str) -> Config:
 
 @dataclass
 class Ranks:
-    """Stands where the actor group does: finds the named checkpoints damaged."""
+    """Takes the place of `PolicyWorkers`: finds the named checkpoints damaged."""
 
     damaged: tuple[str, ...] = ()
     size: int = 1
     asked: list[tuple] = field(default_factory=list)
 
-    def call(self, method: str, path: str, verify: str) -> list[LoadReport]:
+    def load(self, path: str, verify: str) -> LoadReport:
+        return self._answer("load", path, verify)
+
+    def load_weights(self, path: str, verify: str) -> LoadReport:
+        return self._answer("load_weights", path, verify)
+
+    def _answer(self, method: str, path: str, verify: str) -> LoadReport:
         self.asked.append((method, Path(path).name, verify))
         if Path(path).name in self.damaged:
             raise DamagedCheckpoint(f"{path}: its sha256 is not the one in the manifest")
         manifest = manifests.read(Path(path))
-        return [LoadReport(path=Path(path), manifest=manifest, load_seconds=0.1, rng_restored=True, num_bytes=1)]
+        return LoadReport(path=Path(path), manifest=manifest, load_seconds=0.1, rng_restored=True, num_bytes=1)
 
 
 def resume(config: Config, checkpoints: Path, ranks: Ranks, now: dict = IDENTITY):

@@ -292,11 +292,11 @@ def test_a_pin_is_never_lost_on_the_way(run, monkeypatch):
 def saver_of(build: Build, run: OnDisk) -> Saver:
     """The run's own, over one rank whose checkpoints are real."""
 
-    def call(method: str, step: int, data: dict, info: dict) -> list:
+    def save(step: int, data: dict, info: dict) -> list:
         return [Checkpointer(run.checkpoints).save(step, {"w": torch.zeros(1)}, data=data, info=info)]
 
     build.config.runner.checkpoint.mode = "sync"
-    actors = SimpleNamespace(call=call, size=1)
+    actors = SimpleNamespace(save=save, size=1)
     start = build.prepared.start
     return build._saver(SimpleNamespace(actors=actors), start, build._info(start, {}))
 

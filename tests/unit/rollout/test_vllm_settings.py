@@ -137,8 +137,8 @@ def test_only_the_vllm_engine_imports_vllm():
     modules = ", ".join(
         f"rlinf_lite.{name}"
         for name in (
-            "cluster.rollout_worker",
-            "cluster.warm_up",
+            "cluster.workers.rollout_worker",
+            "cluster.workers.warm_up",
             "rollout.build",
             "rollout.builtin",
             "rollout.vllm_setup",

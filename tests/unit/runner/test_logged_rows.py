@@ -32,15 +32,15 @@ pytest.importorskip("wandb")
 
 @dataclass
 class Ranks:
-    """Stands where the actor group does."""
+    """Takes the place of `PolicyWorkers`."""
 
     size: int
 
-    def call(self, method: str, path: str, verify: str) -> list[LoadReport]:
+    def load(self, path: str, verify: str) -> LoadReport:
         manifest = manifests.read(Path(path))
         manifest = replace(manifest, world_size=manifest.info["ranks"])
         restored = manifest.world_size == self.size
-        return [LoadReport(path=Path(path), manifest=manifest, load_seconds=0.1, rng_restored=restored, num_bytes=1)]
+        return LoadReport(path=Path(path), manifest=manifest, load_seconds=0.1, rng_restored=restored, num_bytes=1)
 
 
 @dataclass

@@ -38,16 +38,27 @@ def report(
 
 @dataclass
 class TwoRanks:
-    """Stands where the actor group does. Answers are given in advance; what was asked is kept."""
+    """Takes the place of `PolicyWorkers`. Answers are given in advance; what was asked is kept."""
 
     answers: dict[str, list[object]] = field(default_factory=dict)
     asked: list[tuple] = field(default_factory=list)
     dead: list = field(default_factory=list)
     clock: float = 0.0
-    seconds: float = 0.0
-    """That each call takes."""
+    seconds: float = 0.0  # per call
 
-    def call(self, method: str, *args) -> list:
+    def save(self, *args) -> list:
+        return self._answer("save", *args)
+
+    def start_save(self, *args) -> list:
+        return self._answer("start_save", *args)
+
+    def poll_save(self) -> list:
+        return self._answer("poll_save")
+
+    def finish_save(self) -> list:
+        return self._answer("finish_save")
+
+    def _answer(self, method: str, *args) -> list:
         self.asked.append((method, *args))
         self.clock += self.seconds
         answer = self.answers[method].pop(0)
@@ -144,7 +155,6 @@ def test_two_saves_that_end_in_one_step_fill_two_rows(make):
         }
     )
     saver = make(ranks, EverySteps(1))
-    saver.policies = (EverySteps(1),)
     end_step(saver)
     end_step(saver)
     saver.policies = (AtLastStep(),)

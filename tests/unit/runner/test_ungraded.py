@@ -69,7 +69,7 @@ def test_a_step_of_failures_alone():
 
 
 class Graders:
-    """Stands in for `Work`: answers each part at once, the last first, as workers may."""
+    """Takes the place of `WorkQueue`: answers each part at once, the last first, as workers may."""
 
     def __init__(self) -> None:
         self.parts: list = []
@@ -77,7 +77,7 @@ class Graders:
     def add(self, names, items) -> None:
         self.parts.append((names, [graded(float(item.response)) for item in items]))
 
-    def __iter__(self):
+    def results(self):
         return iter(reversed(self.parts))
 
 

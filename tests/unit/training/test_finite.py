@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlinf_lite.cluster.actor_worker import ActorWorker
+from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.training.state import first_non_finite, norms_are_finite
 
 
@@ -29,11 +29,10 @@ def test_a_norm_that_fp16_could_not_hold_is_finite():
 
 def test_only_after_the_last_mini_batch_of_a_step():
     asked = []
-    worker = object.__new__(ActorWorker)
+    worker = object.__new__(PolicyWorker)
     worker.rank = 0
-    worker.trainer = SimpleNamespace(
-        update=lambda batch: asked.append(batch), check_finite=lambda: asked.append("finite?")
-    )
+    trainer = SimpleNamespace(update=lambda batch: asked.append(batch), check_finite=lambda: asked.append("finite?"))
+    worker._parts = SimpleNamespace(trainer=trainer)
     for number, last in ((1, False), (2, False), (3, True)):
         worker.update(7, number, last)
     assert asked == [1, 2, 3, "finite?"]

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from rlinf_lite.algorithms import logprobs
 from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.training.objective import micro_batch_loss
-from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.types import MicroBatch, RankBatch
 
 ROWS, COLUMNS, HIDDEN, VOCAB = 4, 32, 2, 4096
 PIECE = 8 * VOCAB
@@ -58,7 +58,7 @@ def peak_bytes(entropy_bonus: float) -> int:
         advantages_BT=torch.randn(ROWS, COLUMNS),
         min_prompt_len=1,
     )
-    batch = MiniBatch(micro_batches=(micro,), num_tokens=ROWS * COLUMNS, num_sequences=ROWS)
+    batch = RankBatch(micro_batches=(micro,), num_tokens=ROWS * COLUMNS, num_sequences=ROWS)
     config = replace(AlgorithmConfig(), entropy_bonus=entropy_bonus)
     with LiveBytes() as live:
         backward_of(head, hidden, ids, micro, batch, config)

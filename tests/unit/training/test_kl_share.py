@@ -12,7 +12,7 @@ from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.runner.metrics import update_metrics
 from rlinf_lite.training.objective import micro_batch_loss
 from rlinf_lite.training.trainer import UpdateReport
-from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.types import MicroBatch, RankBatch
 
 LOGITS = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -31,7 +31,7 @@ def loss_and_sums(ref=None, old=None, logits=None, **changes):
         ref_logprobs_BT=ref,
         old_logprobs_BT=old,
     )
-    batch = MiniBatch(micro_batches=(micro,), num_tokens=5, num_sequences=2)
+    batch = RankBatch(micro_batches=(micro,), num_tokens=5, num_sequences=2)
     logits = LOGITS.clone().requires_grad_() if logits is None else logits
     return micro_batch_loss(logits, TARGETS, 0, micro, batch, AlgorithmConfig(**changes), 1.0)
 

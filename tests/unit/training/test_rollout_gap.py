@@ -10,7 +10,7 @@ from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.runner.metrics import update_metrics
 from rlinf_lite.training.objective import micro_batch_loss
 from rlinf_lite.training.trainer import UpdateReport
-from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.types import MicroBatch, RankBatch
 
 LOGITS = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -28,7 +28,7 @@ def sums(*, recompute: bool, old: torch.Tensor | None) -> dict[str, float]:
         old_logprobs_BT=old,
         rollout_logprobs_BT=ENGINE,
     )
-    batch = MiniBatch(micro_batches=(micro,), num_tokens=5, num_sequences=2)
+    batch = RankBatch(micro_batches=(micro,), num_tokens=5, num_sequences=2)
     config = AlgorithmConfig(recompute_logprobs=recompute)
     return micro_batch_loss(LOGITS, TARGETS, 0, micro, batch, config, 1.0)[1]
 

@@ -1,4 +1,4 @@
-"""What a spare process does before it is needed: everything that takes long and belongs to no rank."""
+"""What a spare process does before it is needed: all the slow start-up work that does not depend on the rank."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rlinf_lite.config import Config
 
 
 def warm_up(config: Config) -> None:
-    """Bring in the workers' modules, and the model's and tokenizer's code, which is imported only when they are built.
+    """Import the workers' modules, and the model's and tokenizer's code, which is imported only when they are built.
 
-    In a thread of the lowest priority, which on Linux is a thread's own: some seconds of work that the training must
-    not feel. When the process is needed sooner, the training stands still, and the cores are free for it.
+    Runs in a thread of the lowest priority, which Linux sets per thread, so that these seconds of work do not slow the
+    training down. If the process is needed sooner, the training waits for it, and the cores are free.
     """
     thread = threading.Thread(target=_warm_up, args=(config,), name="warm-up")
     thread.start()
@@ -23,7 +23,7 @@ def warm_up(config: Config) -> None:
 def _warm_up(config: Config) -> None:
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    from rlinf_lite.cluster import actor_worker, reward_worker, rollout_worker  # noqa: F401
+    from rlinf_lite.cluster.workers import policy_worker, reward_worker, rollout_worker  # noqa: F401
     from rlinf_lite.models import build, hf_directory
 
     model_dir = hf_directory.resolve(config.actor.model.model_path)

@@ -1,4 +1,4 @@
-"""The remote grader. Its own module, because a process that only reads text need not import torch."""
+"""The remote side of `RewardWorkers`: one grader. Imports no torch, so it starts sooner."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from rlinf_lite.types import GradingItem, Score
 class RewardWorker:
     """One grader."""
 
-    def __init__(self, rank: int, world_size: int, config: RewardConfig, search: Sequence[str]) -> None:
+    def __init__(self, rank: int, num_ranks: int, config: RewardConfig, search: Sequence[str]) -> None:
         """
         Args:
-            search: where the driver looks for a user's function.
+            search: directories in which the driver looks for a user's reward function.
         """
         self.rank = rank
         self.grader = build_grader(config, search)
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
-        faults.reach("reward.score", step=0, rank=self.rank)  # of which step, nobody tells a grader
+        """Grade responses, in their order."""
+        faults.reach("reward.score", step=0, rank=self.rank)  # a grader does not know the step
         return self.grader.score(items)

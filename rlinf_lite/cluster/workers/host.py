@@ -1,32 +1,23 @@
-"""The one remote class: an empty process that becomes whichever worker it is told to be, at once or later."""
+"""The one Ray actor class: a process that imports the worker class it is told to host, and passes calls on to it."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from rlinf_lite.cluster import stacks
+from rlinf_lite.cluster.workers.records import WorkerLocation
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerLocation:
-    """Where a worker lives."""
-
-    process: stacks.Process
-    node_id: str
-    address: str
-
-
-class Shell:
-    """A process. It imports its worker by name, so that the driver need not import what workers need."""
+class WorkerHost:
+    """A worker process. It imports its worker by name, so the driver does not import what only workers need."""
 
     def __init__(self, warm_up: str | None = None, *args: Any) -> None:
         """
         Args:
-            warm_up: ``"module:function"`` to call with ``args`` right away: a spare imports what workers need.
+            warm_up: ``"module:function"`` to call with ``args`` right away, as a spare process does; None: nothing.
         """
         stacks.enable()
         self._worker: Any = None
@@ -34,11 +25,8 @@ class Shell:
             _find(warm_up)(*args)
 
     def adopt(self, target: str, *args: Any) -> WorkerLocation:
-        """Become ``target(*args)``."""
+        """Build ``target(*args)``, the worker that this process hosts from now on."""
         self._worker = _find(target)(*args)
-        return self.location()
-
-    def location(self) -> WorkerLocation:
         return WorkerLocation(
             process=stacks.me(),
             node_id=ray.get_runtime_context().get_node_id(),
@@ -46,6 +34,7 @@ class Shell:
         )
 
     def run(self, method: str, *args: Any) -> Any:
+        """Call a method of the worker."""
         return getattr(self._worker, method)(*args)
 
 

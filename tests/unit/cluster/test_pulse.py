@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
-from rlinf_lite.cluster import nodes
-from rlinf_lite.cluster.nodes import _answers, _gone, _listener
+from rlinf_lite.cluster import pulse
+from rlinf_lite.cluster.pulse import _gone, _listener
 
 
 @pytest.fixture
@@ -59,18 +59,8 @@ def test_listener_of_a_socket(tmp_path):
         assert _listener(tmp_path / "s") == os.getpid()
 
 
-@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "[::1]")])
-def test_answers_while_somebody_listens(family, host):
-    if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
-        pytest.skip("no IPv6 here")
-    with socket.create_server((host.strip("[]"), 0), family=family) as server:
-        address = f"{host}:{server.getsockname()[1]}"
-        assert _answers(address)
-    assert not _answers(address)
-
-
-class Head(nodes.Head):
-    """With how many connections it has made."""
+class Head(pulse.Head):
+    """Counts the connections that it makes."""
 
     def connections(self, server: socket.socket) -> int:
         server.setblocking(False)
@@ -86,7 +76,7 @@ class Head(nodes.Head):
 def test_questions_in_a_row_need_one_connection(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         head = Head(f"127.0.0.1:{server.getsockname()[1]}", patience=20.0)
-        monkeypatch.setattr(nodes, "_FRESH_SECONDS", 30.0)
+        monkeypatch.setattr(pulse, "_FRESH_SECONDS", 30.0)
         head._answered -= 30.0
         assert [head.lost() for _ in range(3)] == [None] * 3
         assert head.reachable and head.connections(server) == 1
@@ -95,15 +85,15 @@ def test_questions_in_a_row_need_one_connection(monkeypatch):
 
 
 def test_a_head_that_does_not_answer_is_asked_each_time(monkeypatch):
-    monkeypatch.setattr(nodes, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(pulse, "_FRESH_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    head = nodes.Head(address, patience=20.0)
+    head = pulse.Head(address, patience=20.0)
     assert head.lost() is None and not head.reachable
-    monkeypatch.setattr(nodes, "_FRESH_SECONDS", 30.0)
+    monkeypatch.setattr(pulse, "_FRESH_SECONDS", 30.0)
     with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
         assert head.lost() is None and head.reachable
-    monkeypatch.setattr(nodes, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(pulse, "_FRESH_SECONDS", 0.0)
     head._answered -= 20.0
     said = head.lost()
     assert said is not None and said.startswith(f"Ray's GCS at {address} has not answered for 20 s")

@@ -1,0 +1,34 @@
+"""The device of a worker process, and what it computes with."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+from rlinf_lite import numerics
+from rlinf_lite.config import ClusterConfig
+
+
+def fix_device(config: ClusterConfig, device: str) -> torch.device:
+    """Fix threads and kernels before anything is computed; return the device of this process.
+
+    Ray shows each worker its own GPU as number 0.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+    return numerics.fix(device, threads=config.threads_per_worker, deterministic=config.deterministic)
+
+
+def compute_capability(device: torch.device) -> str:
+    """Name what decides which kernels run: the GPU and its libraries, or the processor and its vector instructions."""
+    if device.type == "cuda":
+        return (
+            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        )
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,32 @@
+"""The reward workers as the driver calls them: responses in, scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from rlinf_lite.cluster.group import Call, WorkerGroup
+from rlinf_lite.cluster.session import Session
+from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.work_queue import WorkQueue
+from rlinf_lite.config import Config
+from rlinf_lite.rewards import search_path
+from rlinf_lite.types import GradingItem, Score
+
+Key = TypeVar("Key")
+
+
+class RewardWorkers(WorkerGroup):
+    """All graders."""
+
+    def __init__(self, config: Config, session: Session, spares: Spares) -> None:
+        target = "rlinf_lite.cluster.workers.reward_worker:RewardWorker"
+        super().__init__(config.reward.group_name, "reward", target, session, spares, config.reward, search_path())
+
+    def start_score(self, rank: int, items: Sequence[GradingItem]) -> Call[list[Score]]:
+        """Grade responses on one rank."""
+        return self.start_one(rank, "score", items)
+
+    def queue(self) -> WorkQueue[Key, Sequence[GradingItem], list[Score]]:
+        """A queue of responses to grade, each part for whichever grader is free."""
+        return WorkQueue(self, self.start_score)

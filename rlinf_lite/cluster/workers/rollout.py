@@ -1,0 +1,61 @@
+"""The rollout workers as the driver calls them: weights in, responses out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from rlinf_lite.cluster.group import Call, WorkerGroup
+from rlinf_lite.cluster.session import Session
+from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.work_queue import WorkQueue
+from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
+from rlinf_lite.config import Config
+from rlinf_lite.types import GenerationBatch, Rollout
+
+if TYPE_CHECKING:  # imports torch, which the driver does later
+    from rlinf_lite.weights.transport import PackedWeights
+
+Key = TypeVar("Key")
+
+
+class RolloutWorkers(WorkerGroup):
+    """All rollout engines."""
+
+    def __init__(self, config: Config, session: Session, spares: Spares) -> None:
+        target = "rlinf_lite.cluster.workers.rollout_worker:RolloutWorker"
+        super().__init__(config.rollout.group_name, "rollout", target, session, spares, config, session.device)
+
+    def start_setup(self, rank: int) -> Call[EngineSetup]:
+        """Build one engine, without weights."""
+        return self.start_one(rank, "setup")
+
+    def start_generate(self, rank: int, batch: GenerationBatch) -> Call[list[Rollout]]:
+        """Sample the responses of one generation batch on one engine."""
+        return self.start_one(rank, "generate", batch)
+
+    def queue(self) -> WorkQueue[Key, GenerationBatch, list[Rollout]]:
+        """A queue of generation batches, each for whichever engine is free."""
+        return WorkQueue(self, self.start_generate)
+
+    def sleep(self) -> None:
+        """Let every engine free its memory until the next weights come."""
+        self.call("sleep")
+
+    # -- weights
+
+    def start_load_weights(self, rows: Sequence[Call[PackedWeights]]) -> list[Call[None]]:
+        """Load what `PolicyWorkers.start_weight_rows` puts into the object store into every engine."""
+        return self.start("load_weights", *(call.ref for call in rows))
+
+    def start_load_weights_on(self, rank: int, rows: Sequence[Call[PackedWeights]]) -> Call[None]:
+        """As `start_load_weights`, into one engine."""
+        return self.start_one(rank, "load_weights", *(call.ref for call in rows))
+
+    def start_joining_channel(self, address: StoreAddress) -> list[Call[None]]:
+        """Let every engine join the group over which policy rank 0 broadcasts weights."""
+        return self.start("join_channel", address, self.size)
+
+    def start_receiving(self) -> list[Call[None]]:
+        """Let every engine receive one broadcast of all weights."""
+        return self.start("receive")
