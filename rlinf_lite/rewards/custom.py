@@ -1,4 +1,4 @@
-"""Reward type ``custom``: a function of the user's, found by `user_function`, asked for one response at a time."""
+"""Reward type ``custom``: calls the user's reward function, which `user_function` finds, once per response."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RETURNS = "return a number, a bool, or {'reward': number, 'correct': bool}"
 
 
 class CustomGrader:
-    """Asks ``function`` for each response. Where it raises, or returns no finite number, the response is not graded."""
+    """Calls ``function`` once per response. A response for which it fails, or returns no finite number, is ungraded."""
 
     def __init__(self, function: UserFunction, reward_scale: float) -> None:
         """
         Raises:
-            ConfigError: the function is a class, and making one of it fails.
+            ConfigError: the function is a class that cannot be instantiated.
         """
         self._call, self._names, self._scale = function.ready(), function.parameters, reward_scale
 
@@ -31,19 +31,15 @@ class CustomGrader:
         return [self._grade(item) for item in items]
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Does nothing: there is nothing to release."""
 
     def _grade(self, item: GradingItem) -> Score:
         try:
-            return self._read(self._call(**{name: _offer(item, name) for name in self._names}))
-        except (
-            Exception,
-            SystemExit,
-            CancelledError,
-        ) as error:  # it is the user's code
-            return ungraded(f"{type(error).__name__}: {_text(error)} ({_place(error)})")
+            return self._score_of(self._call(**{name: _argument(item, name) for name in self._names}))
+        except (Exception, SystemExit, CancelledError) as error:  # the user's code may raise anything
+            return ungraded(f"{type(error).__name__}: {_text(error)} ({_location(error)})")
 
-    def _read(self, returned: Any) -> Score:
+    def _score_of(self, returned: Any) -> Score:
         reward = returned.get("reward") if isinstance(returned, Mapping) else returned
         if not isinstance(reward, SupportsFloat) or (isinstance(reward, Complex) and not isinstance(reward, Real)):
             return ungraded(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
@@ -53,23 +49,23 @@ class CustomGrader:
                 f"reward.path: the function returned {value}; a reward must be finite, reward_scale included"
             )
         correct = returned.get("correct") if isinstance(returned, Mapping) else None
-        if isinstance(correct, str) or correct != correct:  # NaN is not even itself
+        if isinstance(correct, str) or correct != correct:  # only NaN differs from itself
             return ungraded(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
         return Score(reward=self._scale * value, correct=value >= 1.0 if correct is None else bool(correct))
 
 
-def _offer(item: GradingItem, name: str) -> Any:
-    # Metadata are shared by the responses to one problem.
+def _argument(item: GradingItem, name: str) -> Any:
+    # Responses to the same problem share its metadata, so the function gets a copy.
     return deepcopy(dict(item.metadata)) if name == "metadata" else getattr(item, name)
 
 
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # it is the user's code
+    except Exception:  # the user's exception may have a broken __str__
         return "(no text)"
 
 
-def _place(error: BaseException) -> str:
+def _location(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{last.filename}:{last.lineno}"

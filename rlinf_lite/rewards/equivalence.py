@@ -1,7 +1,7 @@
-r"""Whether two final answers mean the same. Structure is compared here, as text; expressions by whoever is asked.
+r"""Decides whether two final answers are equivalent.
 
-Numbers are compared exactly. What stands between them (order, brackets, units, names) follows the table in
-``docs/data-and-rewards.md``.
+Structure (lists, intervals, units, labels, words) is compared here, as text; expressions are compared by a callback, in
+practice the verifier. Numbers are compared exactly. The rules are the table in ``docs/data-and-rewards.md``.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from rlinf_lite.rewards.structure import (
     Items,
     Region,
     as_interval,
+    as_items,
+    as_matrix,
+    as_region,
+    as_relation,
     enclosed,
-    items,
-    matrix,
-    region,
-    relation,
     split_top,
 )
 from rlinf_lite.rewards.units import compound, same_unit, split_unit
 from rlinf_lite.rewards.words import is_text, number_word, same_text
 
-AskExpression = Callable[[str, str, bool], bool]
-"""``(reference, found, up_to_factor)``: whether two expressions are equal, or differ by a constant factor at most."""
+CompareExpressions = Callable[[str, str, bool], bool]
+"""``(reference, found, up_to_factor)``: whether two expressions are equal or, with ``up_to_factor``, differ by a
+constant factor."""
 
 MAX_EXPRESSIONS, MAX_PAIRS, MAX_DEPTH = 100, 5000, 20
-"""Limits on one answer: expressions asked about, pairs of parts, depth of brackets. What needs more is wrong."""
+"""Limits per answer: expressions to compare, pairs of parts, depth of brackets. An answer beyond them is wrong."""
 
 _CHOICE = re.compile(r"\(([A-Ja-j])\)(?:\s*(?![,;/+*^=-]|and\b|or\b)(.+))?|([A-J])(?:[).:]\s*(.+))?", re.DOTALL)
 _LABEL = re.compile(
@@ -51,21 +52,25 @@ _SCRIPT = re.compile(r"[\^_]\s*(?:\{[^{}]*\}|[0-9])|(?<=[A-Za-z])\([^()]*\)")
 _SPACES = re.compile(r"(?<![0-9A-Za-z,]) +| +(?![0-9A-Za-z])")
 
 
-def same_answer(reference: str, found: str, ask: AskExpression) -> bool:
-    """Whether ``found`` means ``reference``; both as extracted from their texts.
+def same_answer(reference: str, found: str, compare_expressions: CompareExpressions) -> bool:
+    """Whether two final answers, as extracted from their texts, are equivalent.
 
     Args:
-        ask: compares two expressions in normal form that are not plain numbers; what it raises passes through.
+        compare_expressions: compares two expressions in normal form that are not plain numbers. Its exceptions
+            propagate.
     """
-    return _Comparison(ask).same(normal_form(reference), normal_form(found))
+    return _Comparison(compare_expressions).same(normal_form(reference), normal_form(found))
 
 
 class _Comparison:
-    def __init__(self, ask: AskExpression) -> None:
-        self._ask, self._num_asked = ask, 0
+    """One comparison of two answers, and how much of the limits it has used."""
+
+    def __init__(self, compare_expressions: CompareExpressions) -> None:
+        self._compare_expressions, self._num_expressions = compare_expressions, 0
         self._num_pairs, self._depth = 0, 0
 
     def same(self, reference: str, found: str) -> bool:
+        """Whether two answers, or parts of answers, in normal form are equivalent."""
         self._num_pairs += 1
         if self._num_pairs > MAX_PAIRS or self._depth >= MAX_DEPTH:
             return False
@@ -75,10 +80,7 @@ class _Comparison:
         return same
 
     def _same(self, reference: str, found: str) -> bool:
-        reference, found = (
-            _HEDGE.sub("", reference, count=1) if _HEDGE.match(reference) else reference,
-            _unhedged(found),
-        )
+        reference, found = _unhedged(reference), _unhedged(found)
         if not reference or not found:
             return False
         if _SPACES.sub("", reference) == _SPACES.sub("", found):
@@ -95,7 +97,7 @@ class _Comparison:
                 return verdict
         return self._quantities(reference, found)
 
-    # Each rule gives a verdict, or None when it does not apply.
+    # Each rule returns a verdict, or None if it does not apply.
 
     def _choices(self, reference: str, found: str) -> bool | None:
         expected, chosen = _choice(reference), _choice(found)
@@ -108,7 +110,7 @@ class _Comparison:
         return None
 
     def _bases(self, reference: str, found: str) -> bool | None:
-        """``1011_2`` is ``1011`` (its base left out), ``11_{10}``, and not ``1011_3``."""
+        """``1011_2`` equals ``11_{10}`` and ``1011`` (without its base), but not ``1011_3``."""
         based, based_found = _BASE.fullmatch(reference), _BASE.fullmatch(found)
         if based and based_found:
             value, value_found = _value_in_base(based), _value_in_base(based_found)
@@ -117,7 +119,7 @@ class _Comparison:
         return one[1] == (found if based else reference) if one else None
 
     def _regions(self, reference: str, found: str) -> bool | None:
-        expected, region_found = region(reference), region(found)
+        expected, region_found = as_region(reference), as_region(found)
         if expected is None and region_found is None:
             return None
         expected, region_found = expected or _one_interval(reference), region_found or _one_interval(found)
@@ -140,9 +142,9 @@ class _Comparison:
         expected, label = _LABEL.fullmatch(reference), _LABEL.fullmatch(found)
         if expected and label and _labels_agree(expected, label):
             return self.same(expected["rest"], label["rest"])
-        if expected and not label and not relation(found) and not _all_relations(found):
+        if expected and not label and not as_relation(found) and not _all_relations(found):
             return self.same(expected["rest"], found)
-        if label and not expected and not relation(reference) and not _all_relations(reference):
+        if label and not expected and not as_relation(reference) and not _all_relations(reference):
             return self.same(reference, label["rest"])
         colon = None if ":" in reference else _WORDS_COLON.fullmatch(found)
         if colon:
@@ -153,7 +155,7 @@ class _Comparison:
         if _is_list(reference) or _is_list(found):
             return None
         chain = [part for _, part in split_top(found, frozenset(("=", "\\approx")))]
-        expected, stated = relation(reference), relation(found)
+        expected, stated = as_relation(reference), as_relation(found)
         if expected is None and len(split_top(reference, frozenset("="))) == 1:
             if len(chain) > 1:
                 return _is_calculation(chain) and any(self.same(reference, part) for part in _results(found))
@@ -183,10 +185,10 @@ class _Comparison:
         return same_text(reference, found)
 
     def _items(self, reference: str, found: str) -> bool | None:
-        expected, listed = items(reference), items(found)
+        expected, listed = as_items(reference), as_items(found)
         if expected is None and listed is None:
             return None
-        column = matrix(reference) or matrix(found)
+        column = as_matrix(reference) or as_matrix(found)
         if column:
             return self._columns(reference, found)
         if expected is None or listed is None:
@@ -199,7 +201,7 @@ class _Comparison:
         if len(expected.parts) != len(listed.parts):
             return False
         if any("\\ldots" in part for part in (*expected.parts, *listed.parts)):
-            return self._in_order(expected, listed)
+            return self._same_in_order(expected, listed)
         kinds = {_kind(expected), _kind(listed)}
         if kinds <= {"list", "set"}:
             return self._match(expected.parts, listed.parts, self.same)
@@ -208,13 +210,13 @@ class _Comparison:
         has_ends = len(expected.parts) == 2 and "list" not in kinds
         if has_ends and (expected.opening, expected.closing) != (listed.opening, listed.closing):
             return False
-        return self._in_order(expected, listed)
+        return self._same_in_order(expected, listed)
 
-    def _in_order(self, expected: Items, listed: Items) -> bool:
+    def _same_in_order(self, expected: Items, listed: Items) -> bool:
         return all(self.same(part, found) for part, found in zip(expected.parts, listed.parts, strict=True))
 
     def _matrices(self, reference: str, found: str) -> bool | None:
-        expected, given = matrix(reference), matrix(found)
+        expected, given = as_matrix(reference), as_matrix(found)
         if expected is None or given is None:
             return None
         (kind, rows), (kind_found, rows_found) = expected, given
@@ -224,13 +226,14 @@ class _Comparison:
         return all(self.same(cell, cell_found) for cell, cell_found in cells)
 
     def _columns(self, reference: str, found: str) -> bool:
-        """A column vector may be written as a tuple in round brackets."""
-        column, other = matrix(reference) or matrix(found), items(found) if matrix(reference) else items(reference)
-        assert column is not None
-        if other is None or other.opening != "(" or any(len(row) != 1 for row in column[1]):
+        """Compare a column vector with a tuple in round brackets."""
+        column = as_matrix(reference)
+        matrix, listed = (column, as_items(found)) if column else (as_matrix(found), as_items(reference))
+        assert matrix is not None
+        if listed is None or listed.opening != "(" or any(len(row) != 1 for row in matrix[1]):
             return False
-        cells, parts = [row[0] for row in column[1]], list(other.parts)
-        pairs = (cells, parts) if matrix(reference) else (parts, cells)
+        cells, parts = [row[0] for row in matrix[1]], list(listed.parts)
+        pairs = (cells, parts) if column else (parts, cells)
         return len(cells) == len(parts) and all(map(self.same, *pairs))
 
     def _quantities(self, reference: str, found: str) -> bool:
@@ -252,12 +255,9 @@ class _Comparison:
     def _ratios(self, reference: str, found: str) -> bool:
         parts, parts_found = reference.split(":"), found.split(":")
         if len(parts) != len(parts_found):
-            quantity, quantity_found = split_unit(reference), split_unit(found)
-            return (
-                False
-                if (quantity.number, quantity_found.number) == (reference, found)
-                else self.same(quantity.number, quantity_found.number)
-            )
+            number, number_found = split_unit(reference).number, split_unit(found).number
+            has_units = (number, number_found) != (reference, found)
+            return has_units and self.same(number, number_found)
         return all(
             self.same(part.strip(), part_found.strip()) for part, part_found in zip(parts, parts_found, strict=True)
         )
@@ -272,7 +272,7 @@ class _Comparison:
         return self._expressions(rf"\frac{{{hundredth}}}{{100}}", split_unit(other).number)
 
     def _match(self, expected: tuple, listed: tuple, same: Callable[..., bool]) -> bool:
-        """Whether the parts are the same in some order. Equality is transitive: the first partner found will do."""
+        """Whether the parts are equivalent in some order. Equivalence is transitive, so any partner is as good."""
         left = list(listed)
         for part in expected:
             partner = next((index for index, found in enumerate(left) if same(part, found)), None)
@@ -282,10 +282,10 @@ class _Comparison:
         return not left
 
     def _expressions(self, reference: str, found: str, up_to_factor: bool = False) -> bool:
-        self._num_asked += 1
-        if self._num_asked > MAX_EXPRESSIONS or is_text(reference) or is_text(found):
+        self._num_expressions += 1
+        if self._num_expressions > MAX_EXPRESSIONS or is_text(reference) or is_text(found):
             return False
-        return self._ask(reference, found, up_to_factor)
+        return self._compare_expressions(reference, found, up_to_factor)
 
 
 def _unhedged(text: str) -> str:
@@ -304,7 +304,7 @@ def _one_interval(text: str) -> Region | None:
 
 
 def _labels_agree(expected: re.Match[str], label: re.Match[str]) -> bool:
-    """Two different symbols do not; a function or words can stand for any."""
+    """Two different symbols do not agree; functions and words agree with any symbol."""
     if expected["symbol"] and label["symbol"]:
         return bool(expected["symbol"].replace(" ", "") == label["symbol"].replace(" ", ""))
     if expected["function"] and label["function"]:
@@ -317,25 +317,25 @@ def _difference(left: str, right: str) -> str:
 
 
 def _is_calculation(chain: list[str]) -> bool:
-    r"""``9 \times 2 = 18`` states 18, and so do ``x = 9 \times 2 = 18`` and ``m + n = 18``; ``x + 1 = 18`` does not."""
+    r"""Whether a chain states its last value: ``9 \times 2 = 18`` and ``m + n = 18`` do, ``x + 1 = 18`` does not."""
     return all(not _VARIABLE.search(part) for part in chain[1:-1]) and (
         not _VARIABLE.search(_COMMAND.sub("", chain[0])) or not re.search("[0-9]", _SCRIPT.sub("", chain[0]))
     )
 
 
 def _results(found: str) -> list[str]:
-    """What a chain of equations ends in; around a last ``\\approx`` both sides."""
+    """The last side of a chain of equations; both last sides if there is a ``\\approx`` between them."""
     parts = split_top(found, frozenset(("=", "\\approx")))
     return [parts[-1][1]] + ([parts[-2][1]] if parts[-1][0] == "\\approx" else [])
 
 
 def _is_list(text: str) -> bool:
-    return items(text) is not None
+    return as_items(text) is not None
 
 
 def _all_relations(text: str) -> bool:
-    listed = items(text)
-    return listed is not None and listed.opening == "" and all(relation(part) for part in listed.parts)
+    listed = as_items(text)
+    return listed is not None and listed.opening == "" and all(as_relation(part) for part in listed.parts)
 
 
 def _kind(listed: Items) -> str:
@@ -343,7 +343,7 @@ def _kind(listed: Items) -> str:
 
 
 def _unlabelled(expected: Items, listed: Items) -> tuple[Items, Items]:
-    """Names taken off where only one side has them: ``x = 1`` or ``x = 2`` against ``1, 2``."""
+    """Remove the names of all items if only one side has them: ``x = 1 or x = 2`` against ``1, 2``."""
     labels = [[_LABEL.fullmatch(part) for part in side.parts] for side in (expected, listed)]
     has_all = [all(side) for side in labels]
     if has_all[0] == has_all[1]:
@@ -351,7 +351,7 @@ def _unlabelled(expected: Items, listed: Items) -> tuple[Items, Items]:
     named, index = (expected, 0) if has_all[0] else (listed, 1)
     matches = [match for match in labels[index] if match is not None]
     rests = tuple(match["rest"] for match in matches)
-    # Different names in a list are coordinates: their order counts.
+    # Different names are coordinates, so their order counts.
     opening = "(" if len({match["symbol"] for match in matches}) > 1 and named.opening == "" else named.opening
     changed = Items(opening, rests, ")" if opening == "(" else named.closing)
     return (changed, listed) if index == 0 else (expected, changed)
@@ -361,5 +361,5 @@ def _value_in_base(match: re.Match[str]) -> int | None:
     base = _BASE_WORDS.get(match[2]) or int(match[2])
     try:
         return int(match[1], base)
-    except ValueError:  # No such base, or a digit that it does not have.
+    except ValueError:  # there is no such base, or no such digit in it
         return None

@@ -1,4 +1,4 @@
-"""Reward type ``exact``: the response is the answer, to the letter."""
+"""Reward type ``exact``: the response must equal the reference answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rlinf_lite.types import GradingItem, Score
 
 
 class ExactGrader:
-    """Right when the response, stripped of outer white space, equals the answer and ended by itself."""
+    """A response is correct if it equals the answer, outer white space aside, and was not truncated."""
 
     def __init__(self, reward_scale: float) -> None:
         self._scale = reward_scale
@@ -17,7 +17,7 @@ class ExactGrader:
         return [self._grade(item.finished and item.response.strip() == item.answer) for item in items]
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Does nothing: there is nothing to release."""
 
     def _grade(self, correct: bool) -> Score:
         return Score(reward=self._scale if correct else 0.0, correct=correct)

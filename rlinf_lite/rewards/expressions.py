@@ -1,7 +1,8 @@
-r"""Whether two mathematical expressions are equal, by sympy. Runs in the verifier's child process only: it may hang.
+r"""Decides with sympy whether two expressions are equal. It may hang, so only the verifier's child process runs it.
 
-Decimals are exact fractions (``0.5`` is one half, ``3.14`` is not pi). Where equality cannot be read off, both sides
-are evaluated: constants to 400 digits relative to their size, functions at fixed points to 60. No absolute tolerance.
+Decimals are exact fractions (``0.5`` is one half, ``3.14`` is not pi). If the expressions are not identical they are
+evaluated: constants to 400 digits relative to their size, functions at fixed points to 60. There is no absolute
+tolerance.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ _JUXTAPOSED_NUMBERS = re.compile(r"[0-9]\s+[0-9]")
 
 
 class Unreadable(ValueError):
-    """Not an expression."""
+    """The text is not an expression."""
 
 
 def same_expression(reference: str, found: str, up_to_factor: bool = False) -> bool:
-    """Whether two expressions in normal form are equal; with ``up_to_factor``, whether their quotient is a constant
-    other than 0. What cannot be read is equal to nothing.
+    """Whether two expressions in normal form are equal.
+
+    Text that is not an expression equals nothing.
+
+    Args:
+        up_to_factor: whether their quotient is a constant other than 0, instead.
     """
     try:
         a, b = _read(reference), _read(found)
@@ -55,15 +60,13 @@ def same_expression(reference: str, found: str, up_to_factor: bool = False) -> b
 def _read(text: str) -> Any:
     for pattern, replacement in _PREPARE:
         text = pattern.sub(replacement, text)
-    text = _DECIMAL.sub(
-        lambda match: rf"(\frac{{{Fraction(match[1]).numerator}}}{{{Fraction(match[1]).denominator}}})", text
-    )
+    text = _DECIMAL.sub(_as_fraction, text)
     text = re.sub(r"(?<=[0-9])(?=\(\\frac)", r" \\cdot ", text)
     if _JUXTAPOSED_NUMBERS.search(text) or "\\ldots" in text:
         raise Unreadable(text)
     try:
         expression = latex2sympy(text, normalization_config=None, conversion_config=_CONFIG)
-    except Exception as error:  # antlr and latex2sympy raise bare Exceptions at what is no LaTeX
+    except Exception as error:  # antlr and latex2sympy raise bare Exceptions for invalid LaTeX
         raise Unreadable(text) from error
     if isinstance(expression, sympy.MatrixBase):
         return expression
@@ -78,7 +81,7 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 
 def _plain(expression: sympy.Expr) -> sympy.Expr:
-    """Without placeholders: ``i`` is the imaginary unit, applied unknown functions are symbols, sums are evaluated."""
+    """Evaluate sums and the like; make ``i`` the imaginary unit, and calls of unknown functions symbols."""
     if expression.has(sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Mod):
         expression = expression.doit()
     unknown = {call: sympy.Symbol(str(call)) for call in expression.atoms(sympy.core.function.AppliedUndef)}
@@ -105,14 +108,14 @@ def _is_zero(difference: sympy.Expr) -> bool:
 def _constant_is_zero(number: sympy.Expr) -> bool:
     vanishes = _value(number, _CONSTANT_DIGITS)
     if vanishes:
-        # Equal to 400 digits: exactly, where both are rational (10^{500} + 1 is not 10^{500}).
+        # Equal to 400 digits. Rational numbers are compared exactly: 10^{500} + 1 is not 10^{500}.
         exact = number.doit()
         return bool(exact == 0) if exact.is_Rational else True
     return bool(vanishes)
 
 
 def _value(number: sympy.Expr, digits: int) -> bool | None:
-    """Whether ``number`` is 0 up to ``digits`` relative to its terms; None where it has no finite value."""
+    """Whether ``number`` is 0 to ``digits`` digits relative to its terms; None if it has no finite value."""
     value = number.evalf(2, maxn=digits)
     if value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) or value.free_symbols:
         return None
@@ -123,7 +126,7 @@ def _value(number: sympy.Expr, digits: int) -> bool | None:
 
 
 def _points(symbols: list[sympy.Symbol]) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
-    """Fixed points of both signs, each coordinate another fraction of primes."""
+    """Fixed points of both signs; each coordinate has its own prime numerators and its own denominator."""
     for index in range(_MAX_TRIES):
         yield {
             symbol: sympy.Rational(
@@ -131,10 +134,6 @@ def _points(symbols: list[sympy.Symbol]) -> Iterator[dict[sympy.Symbol, sympy.Ra
             )
             for place, symbol in enumerate(symbols)
         }
-
-
-def _sign(index: int, place: int) -> int:
-    return -1 if index // (1 + place % 3) % 2 else 1
 
 
 def _same_zeros(a: sympy.Expr, b: sympy.Expr) -> bool:

@@ -1,7 +1,7 @@
-r"""Where in a text the final answer stands: boxes, ``<answer>``, ``####``, "the answer is", the last expression.
+r"""Extracts the final answer of a text: boxes, ``<answer>``, ``####``, "the answer is", or the last expression.
 
-The order is in ``docs/data-and-rewards.md``. Every search is one pass: responses are long, and a model may write
-anything.
+Their precedence is described in ``docs/data-and-rewards.md``. Every search is one pass over the text, because responses
+are long and a model may write anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ANSWER_IS = re.compile(
     re.IGNORECASE,
 )
 _MAX_STATEMENTS = 50
-"""So many of the last statements of one kind are looked at, and so many boxes make one list."""
+"""How many of the last statements of one kind are examined, and how many boxes can form one list."""
 _MAX_STATEMENT_CHARS = MAX_CHARS + 500
 _TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
 _THINK = re.compile(r"<think>|</think>", re.IGNORECASE)
@@ -46,11 +46,11 @@ ANSWER_FORMATS = ("auto", "boxed", "hashes", "last_number")
 
 
 def final_answer(response: str, answer_format: str = "auto") -> str:
-    r"""The answer that a response settles on, or ``""`` when it states none.
+    r"""The final answer of a response; empty if it states none.
 
     Args:
-        answer_format: ``auto``: whichever of a closed box, ``<answer>...</answer>``, ``#### x`` and "the answer is x"
-            comes last, else the last expression with a number; ``boxed``, ``hashes``, ``last_number``: only that.
+        answer_format: ``auto``: the last of all closed boxes, ``<answer>...</answer>``, ``#### x`` and "the answer is
+            x", or else the last expression with a number. ``boxed``, ``hashes``, ``last_number``: only that kind.
     """
     text = _CALCULATION.sub("", _without_thinking(response))
     if answer_format == "boxed":
@@ -63,8 +63,9 @@ def final_answer(response: str, answer_format: str = "auto") -> str:
 
 
 def reference_answer(answer: str) -> str:
-    r"""The answer that a data set states: after ``####``, in ``\boxed{}``, between ``$``, after "the answer is", or the
-    text itself.
+    r"""The answer that a data set states: after ``####``, in ``\boxed{}``, between ``$``, or after "the answer is".
+
+    Otherwise the text itself.
     """
     hashes = _last(_HASHES, answer)
     if hashes:
@@ -89,12 +90,12 @@ def _auto(text: str) -> str:
     _, answer = max(stated)
     if answer:
         return answer
-    # A response whose only box was cut off states no answer.
+    # A response whose only box was truncated states no answer.
     return "" if box_was_opened and not box else last_expression(text)
 
 
 def _without_thinking(text: str) -> str:
-    """What follows the last ``</think>``, up to a ``<think>`` that is never closed."""
+    """The text after the last ``</think>``, up to a ``<think>`` that is never closed."""
     if "think>" not in text and "THINK>" not in text:
         return text
     start, end, opened = 0, len(text), None
@@ -109,9 +110,10 @@ def _without_thinking(text: str) -> str:
 
 
 def _last_box(text: str) -> tuple[str, bool, int]:
-    """Content of the last closed box that is no placeholder, whether a box was cut off or filled, and where it ends.
+    """``(content, was_opened, end)`` of the last closed box that is not a placeholder.
 
-    Boxes that follow each other (``\\boxed{1}`` and ``\\boxed{2}``) are one list.
+    ``was_opened`` is also true if a box was truncated. Boxes that follow each other (``\\boxed{1}`` and ``\\boxed{2}``)
+    form one list.
     """
     if "box" not in text:
         return "", False, -1
@@ -140,7 +142,7 @@ def _last_box(text: str) -> tuple[str, bool, int]:
 
 
 def _is_placeholder(text: str, start: int, end: int) -> bool:
-    """Of a box that is only spoken of: ``\\boxed{}``, ``\\boxed{...}``, ``\\boxed{answer}``."""
+    """Whether the content of a box states nothing: ``\\boxed{}``, ``\\boxed{...}``, ``\\boxed{answer}``."""
     return end - start <= 100 and bool(_PLACEHOLDER.fullmatch(text[start:end]))
 
 
@@ -161,7 +163,7 @@ def _last_tag(text: str) -> tuple[str, int]:
 
 
 def _after_hashes(text: str) -> tuple[str, int]:
-    """The last ``####`` line that is an answer and no heading, and where it starts."""
+    """``(answer, start)`` of the last ``####`` line that states an answer and is not a heading."""
     for match in reversed(deque(_HASHES.finditer(text), maxlen=_MAX_STATEMENTS)):
         answer = _hash_answer(match[1][:_MAX_STATEMENT_CHARS].strip())
         if answer:
@@ -182,7 +184,7 @@ def _hash_answer(line: str) -> str:
 
 
 def _after_answer_is(text: str) -> tuple[str, int, bool]:
-    """``(answer, start, is_certain)`` of the last "the answer is" that an answer follows."""
+    """``(answer, start, is_certain)`` of the last "the answer is" that is followed by an answer."""
     words = ("", -1, False)
     if not any(word in text for word in ("nswer", "NSWER", "option", "choice")):
         return words

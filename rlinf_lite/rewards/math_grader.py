@@ -1,7 +1,7 @@
-"""Reward type ``math``: the final answers of response and reference mean the same.
+"""Reward type ``math``: a response is correct if its final answer is equivalent to the reference answer.
 
-Equal texts and plain numbers are decided in microseconds; lists, units, words and other structure in this process,
-too; expressions by math-verify's parser and sympy in a child process.
+Equal texts and plain numbers are compared in microseconds. Lists, units, words and other structure are compared in this
+process too; expressions are compared by math-verify's parser and sympy in a child process.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rlinf_lite.types import GradingItem, Score
 
 
 class MathGrader:
-    """Compares final answers. ``finished`` plays no part: an answer stated before the cut counts.
+    """Compares final answers. An answer in a truncated response counts.
 
     Args:
         reward_scale: reward of a correct response.
-        verifier_timeout: seconds of CPU time for one check by math-verify.
-        answer_format: where a response states its answer, as `final_answer` says.
+        verifier_timeout: CPU seconds per check by math-verify.
+        answer_format: where a response states its answer; see `final_answer`.
 
     Raises:
-        ImportError: math-verify is not installed (noticed here, not in the middle of a run).
+        ImportError: math-verify is not installed. Checked here, so that a run fails at start.
     """
 
     def __init__(self, reward_scale: float, verifier_timeout: float, answer_format: str = "auto") -> None:
@@ -56,7 +56,7 @@ class MathGrader:
         if found == reference:
             return True
         if max(len(found), len(reference)) > MAX_CHARS:
-            raise VerifierError(f"an answer of {len(found)} characters (reference {len(reference)}) is not read")
+            raise VerifierError(f"an answer of {len(found)} characters (reference {len(reference)}) is too long")
         number, expected = parse_number(found), parse_number(reference)
         if number is not None and expected is not None:
             return same_number(number, expected)

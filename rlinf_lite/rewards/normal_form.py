@@ -1,6 +1,6 @@
-r"""One way of writing for each answer: markup, spacing, spelled-out words and Unicode become plain LaTeX.
+r"""Rewrites answers in a normal form: markup, spacing, spelled-out words and Unicode become plain LaTeX.
 
-Each rule is one pass of a regular expression without nested repetition, and an answer is at most `MAX_CHARS` long.
+Each rule is one pass of a regular expression without nested repetition, so the time is linear in the text.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _REPEATED = re.compile(r"([0-9]{1,12}?)\1+$")
 
 
 def _repeating(match: re.Match[str]) -> str:
-    """The exact fraction of ``0.1\\overline{6}``: groups ``whole``, ``fixed``, ``period``."""
+    """A repeating decimal such as ``0.1\\overline{6}`` as a fraction; groups ``whole``, ``fixed``, ``period``."""
     whole, fixed, period = int(match["whole"] or 0), match["fixed"], match["period"]
     value = whole + (Fraction(int(fixed or 0)) + Fraction(int(period), 10 ** len(period) - 1)) / 10 ** len(fixed)
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _trailing_dots(match: re.Match[str]) -> str:
-    """``0.333...`` repeats what stands there twice; anything else is not known exactly and stays."""
+    """``0.333...`` as a fraction, if its last digits repeat; other decimals are not known exactly and stay."""
     repeated = _REPEATED.search(match["digits"])
     if repeated is None:
         return match[0]
@@ -58,7 +58,7 @@ _RULES: tuple[tuple[str, Replacement], ...] = (
     (r"\\div(?![A-Za-z])", "/"),
     (r"\\(?:simeq|doteq)(?![A-Za-z])", r"\\approx "),
     (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\bdegrees?\b)", r"^\\circ "),
-    # Fonts and text: words keep a space around them, so that `5\text{m}` is a unit and `5m` is not.
+    # Fonts and text. Words get spaces around them, so that `5\text{m}` is a quantity and `5m` is a product.
     (r"\\math(?:rm|bf|it|sf|tt|normal)\s*\{([A-Za-z0-9])\}", r"\1"),
     (r"\{\\(?:rm|bf|it|sf)\s+([^{}]*)\}", r" \1 "),
     (
@@ -69,7 +69,7 @@ _RULES: tuple[tuple[str, Replacement], ...] = (
     (r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|bm|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
     (r"\b([apAP])\.\s?[mM]\b\.?", r"\1m"),
     (r"(?<=[0-9}])\s*\(\s*[A-Za-z][A-Za-z .]*[A-Za-z]\s*\)\s*$", ""),  # 18 (eggs)
-    # Words that are mathematics.
+    # Mathematics in words.
     (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
     (r"(?<![A-Za-z\\])(?:square root of|sqrt)(?![A-Za-z])", r"\\sqrt"),
     (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
@@ -122,9 +122,9 @@ _DOLLAR = re.compile(r"(?<!\\)\$")
 
 
 def normal_form(text: str) -> str:
-    r"""``text`` in the one spelling that answers are compared in; a dollar sign that stays is money.
+    r"""``text`` in normal form. A dollar sign that remains is money.
 
-    For instance: ``\dfrac12`` and ``½`` become ``\frac{1}{2}``; ``1\frac14`` and ``1 1/4`` become ``(1+\frac{1}{4})``;
+    For instance, ``\dfrac12`` and ``½`` become ``\frac{1}{2}``; ``1\frac14`` and ``1 1/4`` become ``(1+\frac{1}{4})``;
     ``1.5e3`` becomes ``1.5 \times 10^{3}``; ``25\,\mathrm{cm}^2`` becomes ``25 cm ^{2}``.
     """
     text = _without_wrapping(to_latex(text))
@@ -135,7 +135,7 @@ def normal_form(text: str) -> str:
 
 
 def _without_wrapping(text: str) -> str:
-    """Without math delimiters, quotes and bold marks around all of it; of dollar signs only money stays."""
+    """Remove math delimiters, quotes and bold marks around the whole text, and dollar signs that are not money."""
     before = None
     while text != before:
         before, text = text, text.strip()

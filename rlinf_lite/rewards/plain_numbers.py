@@ -1,4 +1,4 @@
-"""Numbers as people write them (``1,234.50``, ``$18``, ``12%``, ``-3/4``, ``1.5e3``), compared exactly as fractions."""
+"""Parses plain numbers (``1,234.50``, ``$18``, ``12%``, ``-3/4``, ``1.5e3``) and compares them as fractions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+)?"
-# An exponent of more digits is left to the verifier, whose time and memory are limited.
+# Longer exponents are left to the verifier, whose time and memory are limited.
 _EXPONENT = r"(?:[eE](?P<e>[-+]?[0-9]{1,4})|(?P<ten> *\\(?:times|cdot) *10(?:\^\{(?P<power>[-+]?[0-9]{1,4})\})?))"
 _PLAIN = re.compile(
     rf"(?P<sign>[-+]?) *(?P<number>{NUMBER})\.?{_EXPONENT}?(?: */ *(?P<divisor>[0-9]+))? *(?P<percent>%?)"
@@ -20,20 +20,21 @@ _SPELLINGS = (("\\$", ""), ("$", ""), ("\\%", "%"), ("{,}", ","), ("\\,", ""), (
 
 
 MAX_CHARS = 2000
-"""No final answer is longer; a longer one is wrong unread, so that one response cannot keep a verifier busy (and Python
-reads no integers of more than 4300 digits)."""
+"""Longer final answers are wrong and are not parsed, so that one response cannot keep a verifier busy. (Python does not
+parse integers of more than 4300 digits.)"""
 
 
 class PlainNumber(NamedTuple):
-    """A number and whether it was written as a percentage (``value`` is then the figure before the sign)."""
+    """A number, and whether it was written as a percentage: ``50%`` has the value 50."""
 
     value: Fraction
     is_percent: bool
 
 
 def parse_number(text: str) -> PlainNumber | None:
-    r"""The plain number that ``text`` is, or None when it is anything else: an expression, a unit, division by 0,
-    longer than `MAX_CHARS`. ``\frac{5}{4}`` and ``(1+\frac{1}{4})``, the normal form of a mixed number, are plain.
+    r"""Parse ``text`` as a plain number, such as ``1,234.5``, ``\frac{5}{4}`` or ``(1+\frac{1}{4})`` (a mixed number).
+
+    Returns None for anything else: an expression, a unit, a division by 0, a text longer than `MAX_CHARS`.
     """
     if len(text) > MAX_CHARS:
         return None
@@ -62,7 +63,7 @@ def _parse_fraction(text: str) -> PlainNumber | None:
 
 
 def same_number(a: PlainNumber, b: PlainNumber) -> bool:
-    """Exact equality; where only one is a percentage, ``50%`` equals both ``50`` and ``0.5``."""
+    """Whether two numbers are exactly equal. If only one is a percentage, ``50%`` equals both ``50`` and ``0.5``."""
     if a.value == b.value:
         return True
     return a.is_percent != b.is_percent and _as_ratio(a) == _as_ratio(b)

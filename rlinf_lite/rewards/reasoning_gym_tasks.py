@@ -1,7 +1,7 @@
-"""What the verifier's child does with reasoning-gym: makes the items of a task, and scores answers to them.
+"""Generates the items of a reasoning-gym task, and scores answers to them, in the verifier's child process.
 
-Only the child imports this, and with it reasoning-gym. Some tasks make other items in every process, unless strings are
-hashed alike: the child's are.
+Only the child imports this module, and with it reasoning-gym. Some tasks generate other items in every process unless
+the hash seed of strings is fixed; the child's is.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from reasoning_gym.composite import DatasetSpec
 from reasoning_gym.factory import DATASETS
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to one request.
+def reply_to(request: dict[str, Any]) -> dict[str, Any]:
+    """Handle one request.
 
-    * ``{"spec", "check": true}`` -> ``{"unknown": [all tasks]}``, ``{"refused": why}`` or ``{"length": items}``
+    * ``{"spec", "check": true}`` -> ``{"unknown": [known tasks]}``, ``{"refused": reason}`` or ``{"length": items}``
     * ``{"spec", "index"}`` -> ``{"question", "answer", "entry"}``
-    * ``{"spec", "entry", "answers"}`` -> ``{"reward": of the best answer}``
+    * ``{"spec", "entry", "answers"}`` -> ``{"reward": that of the best answer}``
     """
     np.random.seed(0)
     if "check" in request:
@@ -57,7 +57,7 @@ def _task(spec: str) -> Any:
 
 def _item(task: Any, index: int) -> dict[str, Any]:
     entry = task[index]
-    packed = base64.b64encode(pickle.dumps(entry)).decode()  # what is in it need not survive JSON
+    packed = base64.b64encode(pickle.dumps(entry)).decode()  # an entry may hold objects that JSON cannot
     return {"question": entry["question"], "answer": entry["answer"], "entry": packed}
 
 
@@ -70,6 +70,6 @@ def _reward(task: Any, entry: dict[str, Any], answer: str) -> float:
     random.seed(0)
     try:
         reward = float(task.score_answer(answer, entry))
-    except Exception:  # several tasks raise on an answer of another form: it is wrong
+    except Exception:  # several tasks raise on an answer in an unexpected form: it is wrong
         return 0.0
     return reward if math.isfinite(reward) else 0.0

@@ -1,4 +1,4 @@
-"""What a grader is, and which ones the config can name."""
+"""The interface of graders, and the registry of graders by ``reward.reward_type``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rlinf_lite.types import GradingItem, Score
 
 
 class Grader(Protocol):
-    """Scores responses. The same texts get the same scores, whatever was graded before and by whichever thread."""
+    """Scores responses. Equal items get equal scores, whatever was graded before and by which thread."""
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
-        """One `Score` a response, in order."""
+        """One `Score` per response, in order."""
         ...
 
     def close(self) -> None:
-        """Give back processes. May be called again; a grader that is used after it starts anew."""
+        """Stop child processes. May be called again; using the grader afterwards starts them again."""
         ...
 
 
@@ -36,13 +36,13 @@ GRADERS: dict[str, Callable[[RewardConfig, Sequence[str]], Grader]] = {
 
 
 def build_grader(config: RewardConfig, search: Sequence[str] | None = None) -> Grader:
-    """The grader of ``config.reward_type``.
+    """Make the grader that ``config.reward_type`` names.
 
     Args:
-        search: where a user's function is looked for, as `search_path` of the driver says; None: of this process.
+        search: where to look for the user's function: `search_path` of the driver. None: that of this process.
 
     Raises:
-        ConfigError: an unknown type, or a user's function that cannot be used.
+        ConfigError: the type is unknown, or the user's function cannot be used.
     """
     if config.reward_type not in GRADERS:
         known = ", ".join(sorted(GRADERS))
@@ -51,10 +51,12 @@ def build_grader(config: RewardConfig, search: Sequence[str] | None = None) -> G
 
 
 def fingerprint(config: RewardConfig) -> str | None:
-    """What beside the config and our own version decides over rewards; None: nothing does.
+    """Identifies code outside this project that computes rewards: a user's function, or reasoning-gym.
+
+    None if there is no such code.
 
     Raises:
-        ConfigError: a user's function cannot be found or called, or a package is missing.
+        ConfigError: a user's function cannot be found or called, or reasoning-gym is not installed.
     """
     if config.reward_type == "custom":
         return _function(config, search_path()).fingerprint

@@ -1,7 +1,7 @@
-r"""Answers in running text: what follows "the answer is", and the last expression of a text that marks none.
+r"""Finds answers in running text: after "the answer is", or the last expression if no answer is marked.
 
-A text is read as runs of mathematics between words. A run is taken whole or not at all, so that ``2^{10}`` never gives
-10, nor ``(3, 4)`` a 4. Every search is one pass.
+A text is split into runs of mathematics between words. A run is taken whole or not at all, so that ``2^{10}`` never
+yields 10, nor ``(3, 4)`` a 4. Every search is one pass.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ _NO_VARIABLE = re.compile(
 _ONE_WORD = re.compile(r"\s*[*(]{0,3}[^\W\d_]+[*).]{0,3}\s*")
 _DENIED = re.compile(r"\b(?:is not|isn't|cannot be|can't be) [^,;\n]{0,40}?(?=[,;\n]|\.\s|\.?$|\bbut\b)")
 _MAX_CHARS = 4000
-"""An expression that stands further from the end of a response is not its answer."""
+"""An expression further from the end of a response is not its answer."""
 _TRAILING = " \t\n,;:.=<*/(["
 
 
 class Run(NamedTuple):
-    """A run of mathematics: its text, where it starts, whether it has a number in it."""
+    """A run of mathematics: its text, its place in the text around it, and whether it contains a number."""
 
     text: str
     start: int
@@ -69,7 +69,7 @@ class Run(NamedTuple):
 def leading_answer(text: str) -> tuple[str, bool]:
     """``(answer, is_certain)`` at the beginning of ``text``, which follows "the answer is" or ``####``.
 
-    An expression, a number or a choice is certain; words are not: "the answer is correct" states none.
+    Expressions, numbers and choices are certain; words are not, because "the answer is correct" states no answer.
     """
     plain = _PLAIN_START.match(text)
     if plain:
@@ -93,9 +93,9 @@ def leading_answer(text: str) -> tuple[str, bool]:
 
 
 def last_expression(text: str) -> str:
-    """The last run of mathematics with a number in it, or the last formula between ``$`` that is more than a letter.
+    """The last run of mathematics that contains a number, or the last formula between ``$`` longer than a letter.
 
-    A text of one word is that word.
+    If the text is a single word, that word. Empty if there is nothing of the kind.
     """
     for line in map(_without_bold, reversed(_lines(_DENIED.sub(" ", _end_of(text))))):
         found = ""
@@ -114,7 +114,7 @@ def last_expression(text: str) -> str:
 
 
 def right_side(expression: str) -> str:
-    """What a calculation or a named value comes to: 42 of ``40 + 2 = 42``; an equation stays whole."""
+    """The result of a calculation or of a named value: 42 of ``40 + 2 = 42``. An equation stays whole."""
     left, equals, right = expression.rpartition("=")
     if not equals:
         return expression
@@ -126,7 +126,7 @@ def right_side(expression: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines; a display formula over several lines counts as one."""
+    """The lines of a text; a display formula over several lines is joined into one."""
     joined = re.sub(r"(\\\[|\$\$)\s*\n\s*([^\n$]*?)\s*\n\s*(\\\]|\$\$)", r"\1\2\3", text)
     return joined.split("\n")
 
@@ -193,7 +193,7 @@ def _without_bold(text: str) -> str:
 
 
 def _runs(text: str) -> Iterator[Run]:
-    """Maximal runs of mathematics in ``text``, without the punctuation around them."""
+    """Yield the maximal runs of mathematics in ``text``, without the punctuation around them."""
     start, has_number = -1, False
     comments = {match.end() - 1 for match in _COMMENT.finditer(text)}
     tokens = list(_TOKEN.finditer(text))
@@ -214,7 +214,7 @@ def _runs(text: str) -> Iterator[Run]:
 def _run(text: str, start: int, end: int, has_number: bool) -> Run:
     content = text[start:end]
     stripped = content.rstrip(_TRAILING).removesuffix("\\\\")
-    # "The answer is 18!" is loud, and no factorial.
+    # "The answer is 18!" is an exclamation, not a factorial.
     if (
         stripped.endswith("!")
         and not text[end:].lstrip().startswith(("=", "/", "*"))
@@ -222,7 +222,7 @@ def _run(text: str, start: int, end: int, has_number: bool) -> Run:
     ):
         stripped = stripped.rstrip("!")
     depth = 0
-    for char in stripped:  # A bracket that was opened before the run, or closed after a comment, is not part of it.
+    for char in stripped:  # a bracket opened before the run, or closed after a comment, is not part of it
         depth += (char in "([") - (char in ")]")
     if depth < 0 and stripped.endswith((")", "]")) and not re.search(r"[(\[].*,.*[)\]]$", stripped):
         stripped = stripped[:-1].rstrip(_TRAILING)
@@ -232,7 +232,11 @@ def _run(text: str, start: int, end: int, has_number: bool) -> Run:
 
 
 def _continues(tokens: list[re.Match[str]], index: int, text: str, inside: bool) -> bool:
-    """Whether a token belongs to a run of mathematics."""
+    """Whether a token belongs to a run of mathematics.
+
+    Args:
+        inside: whether the token before it belongs to a run.
+    """
     token = tokens[index]
     kind = token.lastgroup
     if kind in ("number", "math"):
@@ -272,7 +276,10 @@ def _in_brackets(text: str, position: int) -> bool:
 
 
 def _is_list(tokens: list[re.Match[str]], index: int, text: str) -> bool:
-    """``the roots are 3, 4`` and not ``in step 3, 4 eggs``: what stands before the first item decides."""
+    """Whether a comma separates list items, as in ``the roots are 3, 4``, but not in ``in step 3, 4 eggs``.
+
+    The text before the first item decides.
+    """
     first = index
     while (
         first > 0

@@ -1,4 +1,4 @@
-"""How an answer in normal form is built: lists, tuples, sets, intervals, equations, matrices. Text in, parts out."""
+"""Parses the structure of an answer in normal form: lists, tuples, sets, intervals, equations, matrices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MATRIX = re.compile(r"[\[(|]?\s*\\begin\{(\w+)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}
 
 
 class Items(NamedTuple):
-    r"""``(1, 2)``, ``\{1, 2\}``, or ``1, 2`` with empty brackets."""
+    r"""A list, tuple or set: ``(1, 2)``, ``\{1, 2\}``, or ``1, 2`` with empty brackets."""
 
     opening: str
     parts: tuple[str, ...]
@@ -23,7 +23,7 @@ class Items(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Ends are texts; an infinite end is open."""
+    """An interval. Its ends are texts; an infinite end is open."""
 
     low: str
     high: str
@@ -32,14 +32,14 @@ class Interval(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A union of intervals (and, as text, of other sets), and the variable that lies in it; "" when it is not named."""
+    """A union of intervals (and of other sets, as text), and the variable that lies in it; empty if it has no name."""
 
     variable: str
     pieces: tuple[Interval | str, ...]
 
 
 def split_top(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
-    """Parts of ``text`` outside all brackets, each with the separator before it ("" for the first)."""
+    """Split ``text`` at separators outside all brackets; each part with the separator before it ("" for the first)."""
     parts: list[tuple[str, str]] = []
     depth, start, before = 0, 0, ""
     for match in _TOKEN.finditer(text):
@@ -54,8 +54,8 @@ def split_top(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
     return [*parts, (before, text[start:].strip())]
 
 
-def items(text: str) -> Items | None:
-    """The list, tuple or set that ``text`` is; None when it is one thing. ``\\pm 2`` is a list of two."""
+def as_items(text: str) -> Items | None:
+    """Parse ``text`` as a list, tuple or set; None if it is a single item. ``\\pm 2`` is a list of two."""
     bare = _split_list(text, in_brackets=False)
     if len(bare) > 1:
         return Items("", tuple(_both_signs(bare)), "")
@@ -71,7 +71,7 @@ def items(text: str) -> Items | None:
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
-    """``(opening, content, closing)`` of one pair of brackets around all of ``text``."""
+    """``(opening, content, closing)`` if one pair of brackets encloses all of ``text``."""
     depth, opening = 0, ""
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -92,7 +92,7 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
 
 
 def _split_list(text: str, in_brackets: bool) -> list[str]:
-    """At commas, semicolons, "and" and "or"; a comma inside ``1,234`` separates only where all commas look like it."""
+    """Split at commas, semicolons, "and" and "or". The comma of ``1,234`` separates only if all commas look so."""
     hidden = _THOUSANDS.sub(lambda match: match[0].replace(",", "\0"), text)
     parts = [part for _, part in split_top(hidden, frozenset((",", ";", "and", "or")))]
     if in_brackets and len(parts) == 1 and "\0" in hidden:
@@ -123,17 +123,18 @@ _SET_BUILDER = re.compile(
 _MEMBER = re.compile(rf"\s*({_VARIABLE.pattern})\s*\\in(?![A-Za-z])\s*(.+)", re.DOTALL)
 
 
-def region(text: str) -> Region | None:
-    r"""The part of the real line that ``text`` describes for certain: an inequality in one variable, a union, an
-    interval with an infinite end or two kinds of brackets, ``\{x : x < 3\}``. ``(1, 2)`` can be a point, too: see
-    `as_interval`.
+def as_region(text: str) -> Region | None:
+    r"""Parse ``text`` as a part of the real line, if it can be nothing else.
+
+    It is an inequality in one variable, a union, ``\{x : x < 3\}``, or an interval with an infinite end or two kinds of
+    brackets. ``(1, 2)`` may also be a point; see `as_interval`.
     """
     built = _SET_BUILDER.fullmatch(text)
     if built:
         return _inequalities(built[1])
     member = _MEMBER.fullmatch(text)
     if member:
-        inner = region(member[2])
+        inner = as_region(member[2])
         one = as_interval(member[2])
         pieces = inner.pieces if inner else (one,) if one else ()
         return Region(member[1], pieces) if pieces else None
@@ -148,7 +149,7 @@ def region(text: str) -> Region | None:
 
 
 def as_interval(text: str) -> Interval | None:
-    """``(a, b)``, ``[a, b]``, ``(a, b]``, ``[a, b)`` with exactly two ends."""
+    """Parse ``(a, b)``, ``[a, b]``, ``(a, b]`` or ``[a, b)``, with exactly two ends."""
     inner = enclosed(text)
     if inner is None or inner[0] not in ("(", "[") or inner[2] not in (")", "]"):
         return None
@@ -161,7 +162,7 @@ def _interval(low: str, high: str, low_is_open: bool, high_is_open: bool) -> Int
 
 
 def _inequalities(text: str) -> Region | None:
-    """``x < 1 or x > 2`` and ``1 < x and x < 2``, of one variable."""
+    """Parse inequalities in one variable: ``x < 1 or x > 2``, ``1 < x and x < 2``."""
     alternatives = [_conjunction(part) for _, part in split_top(text, frozenset(("or",)))]
     found = [one for one in alternatives if one is not None]
     if len(found) < len(alternatives) or len({variable for variable, _ in found}) != 1:
@@ -203,8 +204,8 @@ def _inequality(text: str) -> tuple[str, Interval] | None:
     return None
 
 
-def relation(text: str) -> tuple[str, str, str] | None:
-    r"""``(left, sign, right)`` of one equation or inequality; sign ``=``, ``\ne``, ``<``, ``>``, ``<=``, ``>=``."""
+def as_relation(text: str) -> tuple[str, str, str] | None:
+    r"""``(left, sign, right)`` of an equation or inequality; sign is ``=``, ``\ne``, ``<``, ``>``, ``<=`` or ``>=``."""
     parts = split_top(text, frozenset(("=", "\\ne", *_RELATIONS)))
     if len(parts) != 2:
         return None
@@ -212,8 +213,8 @@ def relation(text: str) -> tuple[str, str, str] | None:
     return left, _RELATIONS.get(sign, sign), right
 
 
-def matrix(text: str) -> tuple[str, list[list[str]]] | None:
-    """``(kind, rows)``; the kind is ``|`` for a determinant and "" for every other bracket."""
+def as_matrix(text: str) -> tuple[str, list[list[str]]] | None:
+    """``(kind, rows)`` of a matrix; the kind is ``|`` for a determinant and "" for all other brackets."""
     match = _MATRIX.fullmatch(text.strip())
     if match is None or not match[1].endswith(("matrix", "array")) or "\\begin" in match[2]:
         return None

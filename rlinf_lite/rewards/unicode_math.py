@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001
-r"""Mathematics typed in Unicode as LaTeX: ``½`` is ``\frac{1}{2}``, ``x²`` is ``x^{2}``, and so on."""
+r"""Converts mathematical Unicode characters to LaTeX: ``½`` to ``\frac{1}{2}``, ``x²`` to ``x^{2}``, and so on."""
 
 from __future__ import annotations
 
@@ -9,74 +9,14 @@ import unicodedata
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖᵢₓ", "0123456789+-()nkix", strict=True))
 _FRACTIONS = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
-_GREEK = [
-    "α",
-    "alpha",
-    "β",
-    "beta",
-    "γ",
-    "gamma",
-    "δ",
-    "delta",
-    "ε",
-    "epsilon",
-    "ζ",
-    "zeta",
-    "η",
-    "eta",
-    "θ",
-    "theta",
-    "ι",
-    "iota",
-    "κ",
-    "kappa",
-    "λ",
-    "lambda",
-    "μ",
-    "mu",
-    "ν",
-    "nu",
-    "ξ",
-    "xi",
-    "π",
-    "pi",
-    "ρ",
-    "rho",
-    "σ",
-    "sigma",
-    "τ",
-    "tau",
-    "φ",
-    "phi",
-    "ϕ",
-    "phi",
-    "χ",
-    "chi",
-    "ψ",
-    "psi",
-    "ω",
-    "omega",
-    "Γ",
-    "Gamma",
-    "Δ",
-    "Delta",
-    "Θ",
-    "Theta",
-    "Λ",
-    "Lambda",
-    "Ξ",
-    "Xi",
-    "Π",
-    "Pi",
-    "Σ",
-    "Sigma",
-    "Φ",
-    "Phi",
-    "Ψ",
-    "Psi",
-    "Ω",
-    "Omega",
-]
+_GREEK = dict(
+    re.findall(
+        r"(\S) (\w+)",
+        "α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta ι iota κ kappa λ lambda μ mu "
+        "ν nu ξ xi π pi ρ rho σ sigma τ tau φ phi ϕ phi χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta "
+        "Λ Lambda Ξ Xi Π Pi Σ Sigma Φ Phi Ψ Psi Ω Omega",
+    )
+)
 _SYMBOLS = {
     **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\u2015\ufe58\ufe63\uff0d", "-"),
     **dict.fromkeys("\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " "),
@@ -119,7 +59,7 @@ _SYMBOLS = {
         "。": ".",
         "、": ",",
     },
-    **{letter: rf"\{name} " for letter, name in zip(_GREEK[::2], _GREEK[1::2], strict=True)},
+    **{letter: rf"\{name} " for letter, name in _GREEK.items()},
     **{
         fraction: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", fraction).split("⁄"))
         for fraction in _FRACTIONS
@@ -134,7 +74,7 @@ _COMBINING = re.compile("[\u0305\u0304\u0307]")
 
 
 def to_latex(text: str) -> str:
-    """``text`` with its mathematical Unicode characters written as ASCII and LaTeX; other characters stay."""
+    """``text`` with mathematical Unicode characters as ASCII and LaTeX; other characters stay."""
     if text.isascii():
         return text
     text = _BARRED.sub(lambda match: rf"\overline{{{_COMBINING.sub('', match[1])}}}", text)

@@ -1,4 +1,4 @@
-"""A quantity is a number and a unit: ``12 cm^2``, ``$18``, ``5 miles per hour``, ``18 eggs``."""
+"""Splits quantities into number and unit, and compares units: ``12 cm^2``, ``$18``, ``5 miles per hour``."""
 
 from __future__ import annotations
 
@@ -13,39 +13,19 @@ n newton|j joule|w watt|v volt|a ampere amp|k kelvin|pa pascal|hz hertz|ohm|mol 
 _CANONICAL = {name: group.split()[0] for group in re.split(r"[|\n]", _SAME) for name in group.split()}
 _SYMBOLS_ALONE = "mgshLlNJWVKACF"
 _NOT_UNITS = frozenset(
-    [
-        "and",
-        "or",
-        "to",
-        "than",
-        "minus",
-        "plus",
-        "over",
-        "squared",
-        "cubed",
-        "factorial",
-        "choose",
-        "mod",
-        "more",
-        "less",
-        "not",
-        "if",
-        "is",
-        "are",
-        "in",
-        "where",
-        "for",
-        "all",
-        "any",
-        "with",
-    ]
+    re.findall(
+        r"[a-z]+",
+        "and or to than minus plus over squared cubed factorial choose mod more less not if is are in "
+        "where for all any with",
+    )
 )
+
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
 _MONEY |= {"USD": "dollar", "US$": "dollar", "Rs": "rupee", "EUR": "euro", "GBP": "pound sterling"}
 _LEADING_MONEY = re.compile(r"([-+]?) *(US\$|USD|EUR|GBP|Rs(?=\.? *[0-9])|[$€£¥₹])\.? *([-+]?[0-9.\\(].*)", re.DOTALL)
 _TRAILING_MONEY = re.compile(r"(.*[0-9)}]) *([$€£¥₹])", re.DOTALL)
 _WORD = r"[A-Za-z]+\.?(?: ?\^ ?\{? ?-?[0-9] ?\}?)?"
-# One word directly after the number, or words with something between them; a fraction bar is `per`.
+# One word directly after the number, or several words; "/" means "per".
 _TAIL = re.compile(
     rf"(?:(?<=[0-9)}}!])|(?<=\\pi))( *)({_WORD}(?:(?: |/| / | ?\\cdot ?|-){_WORD})*)$|(\^\\circ ?[CF]?)$"
 )
@@ -56,14 +36,14 @@ _COMPOUND = re.compile(r"([0-9][0-9.,]*) *([A-Za-z]+(?: (?!and\b|or\b)[A-Za-z]+)
 
 
 class Quantity(NamedTuple):
-    """``number`` is what stands before the unit; ``unit`` is its canonical name, "" for none."""
+    """The text before the unit, and the unit's canonical name; empty if there is no unit."""
 
     number: str
     unit: str
 
 
 def split_unit(text: str) -> Quantity:
-    """Take the unit off ``text``, which is in normal form. A variable is no unit: ``12 x`` stays whole."""
+    """Split the unit off ``text``, which is in normal form. A variable is not a unit: ``12 x`` stays whole."""
     money = _LEADING_MONEY.fullmatch(text)
     if money:
         number = split_unit(money[3]).number
@@ -85,20 +65,22 @@ def split_unit(text: str) -> Quantity:
 
 
 def compound(text: str) -> list[tuple[str, str]] | None:
-    """``[("3", "h"), ("20", "min")]`` of ``3 hours and 20 minutes``; None for anything but several quantities."""
-    found, position = [], 0
-    while position < len(text):
-        match = _COMPOUND.match(text, position)
+    """``[("3", "h"), ("20", "min")]`` of ``3 hours and 20 minutes``; None if ``text`` is not several quantities."""
+    found, start = [], 0
+    while start < len(text):
+        match = _COMPOUND.match(text, start)
         if match is None or not _is_unit(match[2], has_space=True):
             return None
         found.append((match[1].replace(",", ""), canonical_unit(match[2])))
-        position = match.end()
+        start = match.end()
     return sorted(found) if len(found) > 1 else None
 
 
 def same_unit(a: str, b: str) -> bool:
-    """Whether two units can stand for each other. A missing one can stand for any; of two that are no common units
-    (``duck eggs``, ``eggs``) one shared word is enough.
+    """Whether two units are compatible.
+
+    A missing unit is compatible with any. Units other than the common ones (``duck eggs``, ``eggs``) need one shared
+    word.
     """
     if not a or not b or a == b:
         return True

@@ -1,8 +1,8 @@
-"""A verifier behind a pipe: the parent's end. Never imports the verifier; may be used from any thread.
+"""Runs a verifier (math-verify or reasoning-gym) in a child process with limits. May be used from any thread.
 
-math-verify guards itself with SIGALRM, which works on the main thread only, and unguarded it can hold the GIL for
-ever; reasoning-gym does not guard itself at all. So they run in a child process that the kernel ends when one check has
-used up its CPU time; a new one follows.
+math-verify limits its time with SIGALRM, which works on the main thread only; without it a check can hold the GIL
+forever. reasoning-gym has no limit at all. So they run in a child process: the kernel kills it when a check has used up
+its CPU time, and a new child is started.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from rlinf_lite.errors import UserError
 _CHILD = Path(__file__).with_name("verifier_child.py")
 _START_SECONDS = 300.0
 _WALL_FACTOR = 10.0
-"""A check is given up by CPU time, which a busy machine does not change; wall time is for a child that stands still."""
+"""Checks are limited by CPU time, which does not depend on the load of the machine. The wall time limit, this many
+times longer, is for a child that hangs without using CPU time."""
 
 
 class VerifierError(RuntimeError):
-    """One check has no verdict because of its texts (too large, too slow, fatal to the child): they count as wrong."""
+    """A check failed because of its texts (too long, too slow, or they crashed the child): the response is wrong."""
 
 
 class VerifierLost(RuntimeError):
-    """One check has no verdict, and not because of its texts: the response cannot be graded."""
+    """A check failed for another reason, such as a killed child: the response cannot be graded."""
 
 
 class VerifierStartError(UserError, RuntimeError):
-    """The verifier cannot run at all: nothing can be scored, and the run must not go on."""
+    """The verifier cannot start, so nothing can be graded and the run has to stop."""
 
 
 class Verifier:
-    """A child process that answers one request at a time, started at the first.
+    """A child process that handles one request at a time; it is started by the first request.
 
     Args:
-        timeout: CPU seconds for one request.
-        subject: what the child does: ``math-verify`` or ``reasoning-gym``.
+        timeout: CPU seconds per request.
+        subject: which verifier the child runs: ``math-verify`` or ``reasoning-gym``.
     """
 
     def __init__(self, timeout: float, subject: str = "math-verify") -> None:
@@ -54,27 +55,27 @@ class Verifier:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the running child, None when there is none."""
+        """Process id of the running child, None if there is none."""
         return self._child.process.pid if self._child else None
 
     def check(self, reference: str, answer: str, up_to_factor: bool = False) -> bool:
-        """Whether two expressions in normal form are equal; ``up_to_factor``: or differ by a constant factor.
+        """Whether two expressions in normal form are equal or, with ``up_to_factor``, differ by a constant factor.
 
         Raises:
-            VerifierError: the check ran out of CPU time or failed, or the child crashed in it twice.
-            VerifierLost: the child was killed, or stood still, in it twice.
+            VerifierError: the check ran out of CPU time or failed, or it crashed the child twice.
+            VerifierLost: the child was killed, or hung, twice during the check.
             VerifierStartError: no child could be started.
         """
         return bool(self.ask({"reference": reference, "answer": answer, "up_to_factor": up_to_factor})["correct"])
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The child's reply; raises as `check`."""
+        """Send a request to the child and return its reply. Raises the same errors as `check`."""
         with self._lock:
             try:
                 reply = self._ask(request)
             except _ChildLost:
-                # Killed from outside (out of memory, an operator): the sample is innocent until it happens
-                # again, so that an accident does not change a reward.
+                # Perhaps killed from outside (out of memory, an operator). Try again, so that an accident does not
+                # change a reward.
                 reply = self._ask_again(request)
         if "error" in reply:
             raise VerifierError(f"{self._subject} failed: {reply['error']}")
@@ -98,7 +99,7 @@ class Verifier:
         try:
             return self._child.ask(request, self._timeout * _WALL_FACTOR)
         except BaseException:
-            # On an interrupt too: a reply left in the pipe would be taken for the next check's.
+            # On an interrupt too: a reply left in the pipe would be mistaken for that of the next request.
             self._stop()
             raise
 
@@ -109,11 +110,11 @@ class Verifier:
 
 
 _CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
-"""Signals that a process gets for what it did itself; others are sent by somebody else (out of memory, an operator)."""
+"""Signals for errors of the process itself. Others come from outside (the kernel out of memory, an operator)."""
 
 
 class _ChildLost(Exception):
-    """The child died, or does not answer: it has to be replaced."""
+    """The child died or does not answer, and has to be replaced."""
 
     def __init__(self, reason: str, *, crashed: bool = False) -> None:
         super().__init__(reason)
@@ -121,31 +122,31 @@ class _ChildLost(Exception):
 
 
 class _Child:
-    """One process: JSON lines in, JSON lines out. It ends by itself when its input does, that is with its parent."""
+    """A child process that reads and writes JSON lines. It exits at the end of its input, that is with its parent."""
 
     def __init__(self, cpu_seconds: float, subject: str) -> None:
         self._cpu_seconds, self._subject = cpu_seconds, subject
         self.process = subprocess.Popen(
-            # -P: by its path alone, the directory of the script must not shadow anybody's modules.
+            # -P: the directory of the script must not shadow other modules.
             [sys.executable, "-P", str(_CHILD), str(cpu_seconds), subject],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # sympy orders some of its work by hash; one fixed seed, and every child says the same.
+            # sympy orders some of its work by hash: with a fixed seed every child gives the same verdicts.
             env={**os.environ, "PYTHONHASHSEED": "0"},
-            # A session of its own: Ctrl-C is the parent's to handle.
+            # In its own session, so that Ctrl-C only reaches the parent.
             start_new_session=True,
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self._requests, self._replies = self.process.stdin, self.process.stdout
-        self._greet()
+        self._wait_until_ready()
 
     def ask(self, request: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
-        """Send one request and wait for its reply.
+        """Send a request and wait for its reply.
 
         Raises:
-            VerifierError: the check used up its CPU time.
-            _ChildLost: the child died of anything else, or was silent for ``wall_seconds``.
+            VerifierError: the request used up its CPU time.
+            _ChildLost: the child died for another reason, or did not answer for ``wall_seconds``.
         """
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
@@ -155,31 +156,32 @@ class _Child:
         return self._read(wall_seconds)
 
     def stop(self) -> None:
+        """Kill the process and wait for it."""
         self.process.kill()
         self.process.wait()
         self._replies.close()
-        # A request that the dead child never read may still be in the buffer.
+        # The buffer may still hold a request that the child never read.
         with contextlib.suppress(BrokenPipeError):
             self._requests.close()
 
-    def _greet(self) -> None:
+    def _wait_until_ready(self) -> None:
         try:
-            greeting = self._read(_START_SECONDS)
+            first = self._read(_START_SECONDS)
         except _ChildLost as error:
             self.stop()
             raise VerifierStartError(f"{self._subject} did not start: {error}") from None
-        if "error" in greeting:
+        if "error" in first:
             self.stop()
-            raise VerifierStartError(f"{self._subject} did not start: {greeting['error']}")
+            raise VerifierStartError(f"{self._subject} did not start: {first['error']}")
 
     def _read(self, wall_seconds: float) -> dict[str, Any]:
-        # poll, not select: a large process has file descriptors above 1023.
+        # poll and not select: a large process may have file descriptors above 1023.
         poller = select.poll()
         poller.register(self._replies, select.POLLIN)
         line, deadline = b"", time.monotonic() + wall_seconds
         while not line.endswith(b"\n"):
             if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise _ChildLost(f"silent for {wall_seconds:g} s")
+                raise _ChildLost(f"no answer for {wall_seconds:g} s")
             piece = os.read(self._replies.fileno(), 65536)
             if not piece:
                 raise self._lost()

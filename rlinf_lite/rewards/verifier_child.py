@@ -1,8 +1,8 @@
-"""A verifier behind a pipe: the child's end, run as a script. For math-verify only
-`expressions` of the project is loaded.
+"""The script of the verifier's child process: checks one request per line of input.
 
-Each line read is a request (``{"reference": ..., "answer": ...}``), each line written a reply (``{"correct": ...}`` or
-``{"error": ...}``). The first line written says whether the verifier works here.
+A request is a JSON line such as ``{"reference": ..., "answer": ...}``, a reply ``{"correct": ...}`` or
+``{"error": ...}``. The first line written says whether the verifier works. For math-verify only `expressions` of the
+project is loaded, to start quickly.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ MAX_MEMORY_BYTES = 4 * 1024**3
 
 def main() -> None:
     cpu_seconds, subject = float(sys.argv[1]), sys.argv[2]
-    start, grader = _SUBJECTS[subject]
-    replies = _own_stdout()
-    _limit_damage()
-    greeting = start()
-    _say(replies, greeting)
-    if "error" in greeting:
+    start, handle = _SUBJECTS[subject]
+    replies = _take_stdout()
+    _set_limits()
+    state = start()
+    _write(replies, state)
+    if "error" in state:
         return
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # At the end of this timer the kernel ends the process: no Python code has to run for it, so it also
-        # works in a C routine that never gives up the GIL.
+        # When this timer expires the kernel kills the process. No Python code has to run for that, so it also works
+        # in a C function that holds the GIL.
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        reply = _reply(grader, request)
+        reply = _reply(handle, request)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _say(replies, reply)
+        _write(replies, reply)
 
 
-def _own_stdout() -> IO[str]:
-    """The reply pipe under a new number; whatever a library prints from now on goes to stderr."""
+def _take_stdout() -> IO[str]:
+    """Move standard output to a new descriptor, for replies alone; what libraries print goes to standard error."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return replies
 
 
-def _limit_damage() -> None:
-    """Undo what a parent may hand down (blocked or ignored signals), and fail before the machine's memory is full."""
+def _set_limits() -> None:
+    """Limit memory, and reset the signal mask and handler that the parent may have handed down."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     if sys.platform == "linux":
@@ -62,12 +62,12 @@ def _limit_damage() -> None:
     logging.disable(logging.CRITICAL)
 
 
-def _reply(grader: Callable[[Request], Reply], request: Request) -> Reply:
-    # sympy tests some equalities at random points: the same text must meet the same points.
+def _reply(handle: Callable[[Request], Reply], request: Request) -> Reply:
+    # sympy tests some equalities at random points: equal texts must be tested at equal points.
     random.seed(0)
     try:
-        return grader(request)
-    except Exception as error:  # Whatever a library makes of a model's text, this process goes on.
+        return handle(request)
+    except Exception as error:  # A library may raise anything on a model's text; this process continues.
         return {"error": f"{type(error).__name__}: {error}"[:500]}
 
 
@@ -76,7 +76,7 @@ def _start_math() -> Reply:
         _expressions()
     except ImportError as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    # With another antlr runtime math-verify imports, reads no LaTeX, and calls everything wrong.
+    # With the wrong antlr runtime, math-verify can be imported but parses no LaTeX, and grades everything as wrong.
     if _reply(_math, {"reference": r"\frac{1}{2}", "answer": "0.5"}) != {"correct": True}:
         return {"error": "math-verify cannot read LaTeX; pip install 'math-verify[antlr4-9-3]'"}
     return {"ready": True}
@@ -84,7 +84,7 @@ def _start_math() -> Reply:
 
 @lru_cache
 def _expressions() -> ModuleType:
-    """The module beside this one, without its package, which would import numpy."""
+    """The module `expressions`, loaded by path because its package would import numpy."""
     spec = spec_from_file_location("expressions", Path(__file__).with_name("expressions.py"))
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -109,9 +109,9 @@ def _start_reasoning_gym() -> Reply:
 
 
 def _reasoning_gym(request: Request) -> Reply:
-    from rlinf_lite.rewards.reasoning_gym_tasks import answer
+    from rlinf_lite.rewards.reasoning_gym_tasks import reply_to
 
-    return answer(request)
+    return reply_to(request)
 
 
 _SUBJECTS: dict[str, tuple[Callable[[], Reply], Callable[[Request], Reply]]] = {
@@ -120,7 +120,7 @@ _SUBJECTS: dict[str, tuple[Callable[[], Reply], Callable[[Request], Reply]]] = {
 }
 
 
-def _say(replies: IO[str], reply: dict[str, Any]) -> None:
+def _write(replies: IO[str], reply: Reply) -> None:
     replies.write(json.dumps(reply) + "\n")
     replies.flush()
 

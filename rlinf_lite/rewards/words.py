@@ -1,4 +1,4 @@
-"""Answers in words: ``Monday``, ``Yes``, ``July 4``, ``seven``."""
+"""Recognizes and compares answers in words: ``Monday``, ``Yes``, ``July 4``, ``seven``."""
 
 from __future__ import annotations
 
@@ -6,61 +6,26 @@ import re
 
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _MATH_WORDS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "exp",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "mod",
-        "det",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sqrt",
-        "bmod",
-    ]
+    re.findall(
+        r"[a-z]+",
+        "sin cos tan cot sec csc log ln exp gcd lcm max min mod det arcsin arccos arctan sqrt bmod",
+    )
 )
+
 _SHORT_WORDS = frozenset(["no", "am", "pm", "up", "dne"])
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _KEY = re.compile(r"[a-z]+|[0-9]+(?:\.[0-9]+)?|[^\sa-z0-9.,;:!?'\"-]|[-+](?=[0-9])")
 _UNIMPORTANT = frozenset(("the", "a", "an", "and", "of", "is"))
-_NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+_NUMBERS = re.findall(
+    r"[a-z]+",
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty",
+)
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 
 def is_text(text: str) -> bool:
-    """Whether ``text`` is more than mathematics: it has a word that is neither a function nor a product of letters."""
+    """Whether ``text`` contains a word that is neither a function nor a product of letters."""
     return any(_is_word(match[0]) for match in _WORD.finditer(_without_environments(text)))
 
 
@@ -77,12 +42,12 @@ def _is_word(word: str) -> bool:
 
 
 def same_text(a: str, b: str) -> bool:
-    """Equal words and numbers in the same order; case, punctuation, articles and plurals do not count."""
+    """Whether two texts have the same words and numbers in order; case, punctuation, articles and plurals aside."""
     return _key(a) == _key(b)
 
 
 def number_word(text: str) -> str | None:
-    """``"7"`` of ``seven``; None when ``text`` is no such word."""
+    """``"7"`` of ``seven``; None if ``text`` is not a number in words."""
     return _NUMBER_WORDS.get(text.strip().lower())
 
 

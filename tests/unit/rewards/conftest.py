@@ -1,15 +1,16 @@
-"""How tests write down what a grader is given."""
+"""Fixtures: grading items, and one math grader whose verifier process is shared by all tests of a session."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from rlinf_lite.rewards.math_grader import MathGrader
 from rlinf_lite.types import GradingItem
 
 
 @pytest.fixture(scope="session")
 def items() -> Callable[..., list[GradingItem]]:
-    """``items(("response", "answer"), ("cut response", "answer", False))``."""
+    """``items(("response", "answer"), ("truncated response", "answer", False))``."""
 
     def make(*rows: tuple) -> list[GradingItem]:
         return [
@@ -18,3 +19,11 @@ def items() -> Callable[..., list[GradingItem]]:
         ]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def math_grader() -> Iterator[MathGrader]:
+    """Starting a verifier process takes a second."""
+    grader = MathGrader(1.0, 30.0)
+    yield grader
+    grader.close()

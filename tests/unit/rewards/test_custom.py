@@ -1,4 +1,4 @@
-"""Reward type ``custom``: how a user's function is found, checked and asked, and what its mistakes cost."""
+"""Reward type ``custom``: the user's function is found, checked and called; its errors affect one response only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlinf_lite.rewards import RewardError, build_grader, fingerprint, refuse_to
 from rlinf_lite.rewards.user_function import OFFERED, find
 from rlinf_lite.types import GradingItem, Score
 
-ATTEMPT = GradingItem(prompt="1+1=", response="2", answer="3", finished=True, metadata={"level": 5})
+ITEM = GradingItem(prompt="1+1=", response="2", answer="3", finished=True, metadata={"level": 5})
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def write(tmp_path):
 
 def scores(path: str, *items: GradingItem, **values) -> list[Score]:
     config = RewardConfig(reward_type="custom", path=path, **values)
-    return build_grader(config).score(items or [ATTEMPT])
+    return build_grader(config).score(items or [ITEM])
 
 
 def refusal(path: str) -> str:
@@ -38,7 +38,7 @@ def refusal(path: str) -> str:
     return str(caught.value)
 
 
-def test_a_function_gets_what_it_asks_for_by_name(write):
+def test_a_function_gets_the_arguments_that_it_names(write):
     path = write("def score(answer, response): return len(answer) + 10 * len(response)")
     (found,) = scores(path)
     assert found == Score(reward=11.0, correct=True)
@@ -69,7 +69,7 @@ def test_a_function_gets_what_it_asks_for_by_name(write):
         ("{'reward': 3, 'format': 1}", (3.0, True)),
     ],
 )
-def test_what_a_function_may_return(write, returned, expected):
+def test_return_values(write, returned, expected):
     path = write(f"import numpy as np\nfrom fractions import Fraction\ndef score(response): return {returned}")
     (found,) = scores(path)
     assert (found.reward, found.correct, found.error) == (*expected, None)
@@ -95,14 +95,14 @@ def test_what_a_function_may_return(write, returned, expected):
         ("return {'reward': None, 'correct': True}", "the function returned {'reward': None, 'correct': True}"),
         ("return {'reward': 1, 'correct': np.nan}", "the function returned {'reward': 1, 'correct': nan}; return"),
         ("raise TimeoutError('no answer in 10 s')", "TimeoutError: no answer in 10 s ("),
-        ("import asyncio; raise asyncio.CancelledError", "CancelledError: "),  # no Exception
+        ("import asyncio; raise asyncio.CancelledError", "CancelledError: "),  # not a subclass of Exception
         ("return score(response)", "RecursionError: "),
     ],
 )
-def test_a_mistake_costs_one_response(write, body, error):
+def test_an_error_leaves_one_response_ungraded(write, body, error):
     path = write(f"def score(response):\n    import numpy as np\n    if response == 'fine': return 1\n    {body}")
     fine = GradingItem(prompt="", response="fine", answer="", finished=True)
-    first, second = scores(path, ATTEMPT, fine)
+    first, second = scores(path, ITEM, fine)
     assert (first.reward, first.correct, first.graded) == (0.0, False, False)
     assert error in first.error
     assert second == Score(reward=1.0, correct=True)
@@ -110,29 +110,29 @@ def test_a_mistake_costs_one_response(write, body, error):
         assert first.error.endswith("my_reward.py:4)")
 
 
-def test_a_class_is_made_once(write):
+def test_a_class_is_instantiated_once(write):
     code = (
         "class Count:\n    def __init__(self): self.n = 0\n    def __call__(self, response): self.n += 1; return self.n"
     )
-    assert [score.reward for score in scores(write(code, "Count"), ATTEMPT, ATTEMPT)] == [1.0, 2.0]
+    assert [score.reward for score in scores(write(code, "Count"), ITEM, ITEM)] == [1.0, 2.0]
     assert scores(write(code + "\nmade = Count()", "made")) == [Score(reward=1.0, correct=True)]
 
 
 def test_a_static_method_keeps_its_first_parameter(write):
     code = "class Grader:\n    @staticmethod\n    def __call__(response, answer): return response == answer"
-    assert scores(write(code, "Grader"), ATTEMPT) == scores(
-        write("def score(response, answer): return response == answer"), ATTEMPT
+    assert scores(write(code, "Grader"), ITEM) == scores(
+        write("def score(response, answer): return response == answer"), ITEM
     )
 
 
 @pytest.mark.parametrize("ends", ["raise SystemExit(1)", "1 / 0"])
-def test_a_class_that_ends_the_process_is_an_error_of_the_config(write, ends):
+def test_a_class_whose_init_fails_or_exits_is_refused(write, ends):
     path = write(f"class Grader:\n    def __init__(self): {ends}\n    def __call__(self): return 1", "Grader")
     with pytest.raises(ConfigError, match=r"Grader\(\) failed: "):
         scores(path)
 
 
-def test_a_class_that_cannot_be_made_is_an_error_of_the_config(write):
+def test_a_class_whose_init_fails_is_refused_with_the_location(write):
     path = write(
         "class Grader:\n    def __init__(self): open('/no/such/model')\n    def __call__(self): return 1", "Grader"
     )
@@ -141,43 +141,47 @@ def test_a_class_that_cannot_be_made_is_an_error_of_the_config(write):
         scores(path)
 
 
-def test_metadata_of_a_problem_is_not_the_functions_to_change(write):
+def test_changes_to_metadata_do_not_reach_other_responses(write):
     path = write("def score(metadata): metadata['seen'] = 1; return len(metadata)")
-    assert [score.reward for score in scores(path, ATTEMPT, ATTEMPT)] == [2.0, 2.0]
+    assert [score.reward for score in scores(path, ITEM, ITEM)] == [2.0, 2.0]
     nested = GradingItem(prompt="", response="", answer="", finished=True, metadata={"tests": [1]})
     path = write("def score(metadata): metadata['tests'].append(1); return len(metadata['tests'])")
     assert [score.reward for score in scores(path, nested, nested)] == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "said"),
+    ("code", "name", "expected"),
     [
         (
             "def score(completion): return 1",
             "score",
-            "asks for 'completion'; what it may ask for, by name, is prompt, ",
+            "has a parameter 'completion'; it may have prompt, ",
         ),
-        ("def score(response, /): return 1", "score", "asks for 'response'"),
+        ("def score(response, /): return 1", "score", "has a parameter 'response'"),
         ("def scores(response): return 1", "score", "has no 'score'; did you mean scores?"),
         ("score = 5", "score", "is a int that cannot be called"),
-        ("class Grader:\n    def __init__(self, model): pass", "Grader", "but it needs model"),
+        (
+            "class Grader:\n    def __init__(self, model): pass",
+            "Grader",
+            "is a class that needs model; give these parameters defaults",
+        ),
         ("class Grader: pass", "Grader", "cannot be called; name a function"),
         ("async def score(response): return 1", "score", "is async; name a plain function"),
         ("import no_such_thing", "score", "failed: ModuleNotFoundError: No module named 'no_such_thing' ("),
         ("def score(:", "score", "failed: SyntaxError"),
         ("1 / 0", "score", "my_reward.py failed: ZeroDivisionError: division by zero ("),
         ("import sys; sys.exit('bye')", "score", "failed: SystemExit: bye"),
-        ("score = dict", "score", "its parameters are not known; wrap it in a function of yours"),
+        ("score = dict", "score", "its parameters cannot be determined; wrap it in a function of your own"),
     ],
 )
-def test_what_cannot_be_called_is_found_at_start(write, code, name, said):
+def test_functions_that_cannot_be_called_are_refused_at_start(write, code, name, expected):
     path = write(code, name)
     message = refusal(path)
-    assert message.startswith(f"reward.path={path}: ") and said in message
+    assert message.startswith(f"reward.path={path}: ") and expected in message
 
 
 @pytest.mark.parametrize("path", ["score", "my_pkg.my_reward", "my_reward.py", "my_reward.py:", ":score", "a:b c"])
-def test_what_names_no_function(path):
+def test_paths_that_name_no_function(path):
     assert "use my_pkg.my_reward:score, or path/to/my_reward.py:score" in refusal(path)
 
 
@@ -191,12 +195,12 @@ def test_missing_modules_and_files(tmp_path, monkeypatch):
     assert "there is no module 'pkg_at_start.rewards'" in refusal("pkg_at_start.rewards:score")
 
 
-def test_modules_beside_the_run_are_found_and_shadow_nothing(tmp_path):
-    """As the launcher starts Python: -P, so that nothing but what is asked for comes from the directory of the run."""
-    (tmp_path / "judges_of_mine").mkdir()
-    (tmp_path / "judges_of_mine" / "__init__.py").write_text("")
-    (tmp_path / "judges_of_mine" / "rules.py").write_text("from .words import WORD\ndef score(response): return WORD")
-    (tmp_path / "judges_of_mine" / "words.py").write_text("WORD = 7")
+def test_modules_in_the_working_directory_are_found_and_shadow_nothing(tmp_path):
+    """The launcher starts Python with -P, so that files in the working directory do not shadow other modules."""
+    (tmp_path / "my_graders").mkdir()
+    (tmp_path / "my_graders" / "__init__.py").write_text("")
+    (tmp_path / "my_graders" / "rules.py").write_text("from .words import WORD\ndef score(response): return WORD")
+    (tmp_path / "my_graders" / "words.py").write_text("WORD = 7")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
     (tmp_path / "math.py").write_text("def score(response): return 8")
     code = (
@@ -207,21 +211,21 @@ def test_modules_beside_the_run_are_found_and_shadow_nothing(tmp_path):
         "    grader = build_grader(RewardConfig(reward_type='custom', path=path))\n"
         "    print(grader.score(given)[0].reward, math.pi > 3)"
     )
-    paths = ["judges_of_mine.rules:score", "math.py:score"]
+    paths = ["my_graders.rules:score", "math.py:score"]
     done = subprocess.run([sys.executable, "-P", "-c", code, *paths], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout.split("\n")[:2], done.stderr) == (["7.0 True", "8.0 True"], "")
 
 
-def test_a_worker_looks_where_the_driver_does(write, tmp_path, monkeypatch):
-    """A worker of a joined cluster runs in another directory."""
+def test_a_worker_uses_the_search_path_of_the_driver(write, tmp_path, monkeypatch):
+    """A worker on another node runs in another directory."""
     write("def score(response): return 9", file="elsewhere.py")
     config = RewardConfig(reward_type="custom", path="elsewhere.py:score")
     with pytest.raises(ConfigError, match="there is no file"):
         build_grader(config)
-    assert build_grader(config, [str(tmp_path)]).score([ATTEMPT])[0].reward == 9.0
+    assert build_grader(config, [str(tmp_path)]).score([ITEM])[0].reward == 9.0
 
 
-def test_the_fingerprint_is_of_source_and_name(write, tmp_path):
+def test_the_fingerprint_covers_source_and_name(write, tmp_path):
     code = "def score(response): return 1\ndef other(response): return 2\n"
     (tmp_path / "elsewhere").mkdir()
 
@@ -272,12 +276,12 @@ def test_too_many_ungraded_responses_end_the_run():
         refuse_too_many_ungraded([failed, right], 0.0, "step 5")
 
 
-def test_a_wrong_answer_with_a_reason_is_graded():
+def test_a_wrong_answer_with_an_error_is_graded():
     given_up = Score(reward=0.0, correct=False, error="math-verify took more than 30 s of CPU time")
     refuse_too_many_ungraded([given_up] * 8, 0.0, "step 5")
 
 
-def test_a_reward_is_finite_after_it_is_scaled(write):
+def test_a_scaled_reward_must_be_finite(write):
     config = RewardConfig(reward_type="custom", path=write("def score(response): return 1e308"), reward_scale=10.0)
-    (found,) = build_grader(config).score([ATTEMPT])
+    (found,) = build_grader(config).score([ITEM])
     assert found.reward == 0.0 and "reward_scale included" in str(found.error)

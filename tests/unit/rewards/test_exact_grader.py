@@ -1,4 +1,4 @@
-"""Reward type ``exact``, and how graders are named."""
+"""Reward type ``exact``, and building graders by name."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from rlinf_lite.types import Score
 RIGHT, WRONG = Score(reward=1.0, correct=True), Score(reward=0.0, correct=False)
 
 
-def test_exact_wants_the_text_and_an_end(items):
+def test_exact_needs_the_same_text_and_an_untruncated_response(items):
     grader = build_grader(RewardConfig(reward_type="exact"))
     rows = [("95", "95"), (" 95\n", "95"), ("95.0", "95"), ("95", "95", False), ("", "95"), ("9 5", "95")]
     assert grader.score(items(*rows)) == [RIGHT, RIGHT, WRONG, WRONG, WRONG, WRONG]
@@ -24,12 +24,12 @@ def test_reward_scale(items):
     assert [score.reward for score in grader.score(items(("1", "1"), ("2", "1")))] == [2.5, 0.0]
 
 
-def test_unknown_type_names_key_value_and_choices():
+def test_an_unknown_type_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"reward\.reward_type: 'maths' .*custom, exact, math, reasoning_gym"):
         build_grader(RewardConfig(reward_type="maths"))
 
 
-def test_importing_and_building_loads_nothing_heavy():
+def test_building_a_grader_imports_nothing_heavy():
     code = (
         "import sys; from rlinf_lite.config import RewardConfig; from rlinf_lite.rewards import build_grader; "
         "from rlinf_lite.types import GradingItem; grader = build_grader(RewardConfig(reward_type='math')); "

@@ -1,4 +1,4 @@
-"""Where the final answer is found."""
+"""Extracting the final answer of a response."""
 
 import time
 

@@ -1,10 +1,7 @@
 # ruff: noqa: RUF001
-r"""What the math grader calls right: reference, response, verdict, by kind. ``B(x)`` is a response that boxes x."""
+r"""Verdicts of the math grader, by kind of answer: (reference, response, correct). ``B(x)`` is x in a box."""
 
 import pytest
-
-from rlinf_lite.config import RewardConfig
-from rlinf_lite.rewards import build_grader
 
 
 def B(answer):
@@ -482,14 +479,7 @@ PAIRS = {
 CASES = [pytest.param(*row, id=f"{kind}-{n}") for kind, rows in PAIRS.items() for n, row in enumerate(rows)]
 
 
-@pytest.fixture(scope="module")
-def grader():
-    grader = build_grader(RewardConfig())
-    yield grader
-    grader.close()
-
-
 @pytest.mark.parametrize(("reference", "response", "correct"), CASES)
-def test_grade(grader, items, reference, response, correct):
-    (score,) = grader.score(items((response, reference)))
+def test_verdict(math_grader, items, reference, response, correct):
+    (score,) = math_grader.score(items((response, reference)))
     assert (score.correct, score.error) == (correct, None)

@@ -1,4 +1,4 @@
-"""Reward type ``math`` from text to score, math-verify included."""
+"""Reward type ``math``, from text to score, with math-verify."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,13 +9,6 @@ from rlinf_lite.rewards import build_grader
 from rlinf_lite.rewards.math_grader import MathGrader
 from rlinf_lite.rewards.plain_numbers import MAX_CHARS
 from rlinf_lite.types import GradingItem, Score
-
-
-@pytest.fixture(scope="module")
-def grader():
-    grader = MathGrader(1.0, 30.0)
-    yield grader
-    grader.close()
 
 
 def item(response, answer, finished=True):
@@ -43,7 +36,7 @@ def is_correct(grader, response, answer):
         (r"\boxed{é}", "é", True),
     ],
 )
-def test_decided_without_a_child(response, answer, correct):
+def test_graded_without_a_verifier_process(response, answer, correct):
     grader = MathGrader(1.0, 30.0)
     assert is_correct(grader, response, answer) is correct
     assert grader._verifier.pid is None
@@ -70,17 +63,17 @@ def test_decided_without_a_child(response, answer, correct):
         (r"\boxed{a \\ } \undefined{", "3", False),
     ],
 )
-def test_decided_by_math_verify(grader, response, answer, correct):
-    assert is_correct(grader, response, answer) is correct
+def test_graded_by_math_verify(math_grader, response, answer, correct):
+    assert is_correct(math_grader, response, answer) is correct
 
 
-def test_scale_order_and_cut_responses():
+def test_scale_order_and_truncated_responses():
     grader = build_grader(RewardConfig(reward_scale=3.0))
     scores = grader.score([item("The answer is 4", "4"), item("#### 5", "4"), item("#### 4", "4", False)])
     assert [score.reward for score in scores] == [3.0, 0.0, 3.0]
 
 
-def test_a_huge_answer_is_not_read_and_a_huge_response_is():
+def test_a_huge_answer_is_wrong_and_a_huge_response_is_graded():
     grader = MathGrader(1.0, 30.0)
     digits = "9" * (MAX_CHARS + 1)
     responses = [rf"\boxed{{{digits}}}", "5 " * 200_000 + r"\boxed{4}" + " so" * 200_000]
@@ -90,12 +83,9 @@ def test_a_huge_answer_is_not_read_and_a_huge_response_is():
     assert grader._verifier.pid is None
 
 
-def test_several_threads_share_a_judge_and_agree_with_one():
-    grader = MathGrader(1.0, 30.0)
+def test_several_threads_share_a_grader_and_agree_with_one_thread(math_grader):
     given = [item(rf"\boxed{{\frac{{{n}}}{{{2}}} + x}}", f"x + {n / 2 if n % 3 else n + 1}") for n in range(24)]
     with ThreadPoolExecutor(4) as pool:
-        threaded = list(pool.map(lambda one: grader.score([one])[0], given))
-    grader.close()
+        threaded = list(pool.map(lambda one: math_grader.score([one])[0], given))
     assert [score.correct for score in threaded] == [bool(n % 3) for n in range(24)]
-    assert threaded == grader.score(given)
-    grader.close()
+    assert threaded == math_grader.score(given)

@@ -1,4 +1,4 @@
-"""Plain numbers are read and compared exactly."""
+"""Plain numbers are parsed and compared exactly."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""The verifier process: it hangs, dies, stands still, loses its parent; nothing else is lost."""
+"""The verifier process may hang, die, stop answering or lose its parent: at most one response is affected."""
 
 import os
 import signal
@@ -18,11 +18,24 @@ from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
 HANG = "9^{9^{9^{9}}}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def verifier():
-    verifier = Verifier(2.0)
+    """Shared, because starting its child takes a second. After any test it works, with the same child or a new one."""
+    verifier = Verifier(1.0)
     yield verifier
     verifier.close()
+
+
+@pytest.fixture
+def other_child(tmp_path, monkeypatch):
+    """``other_child(code)``: verifiers started from now on run this code after they have said that they are ready."""
+
+    def run(code):
+        file = tmp_path / "child.py"
+        file.write_text(f"import os, signal\nprint('{{\"ready\": true}}', flush=True)\ninput()\n{code}\n")
+        monkeypatch.setattr(verifier_module, "_CHILD", file)
+
+    return run
 
 
 def wait_until_gone(pid, seconds=20.0):
@@ -32,8 +45,8 @@ def wait_until_gone(pid, seconds=20.0):
     return not is_running(pid)
 
 
-def stand_in(directory, code):
-    """A parser of LaTeX of this code, found before the installed one."""
+def replace_latex_parser(directory, code):
+    """Write a package that is found before the installed LaTeX parser, with this code."""
     package = directory / "latex2sympy2_extended"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -41,22 +54,22 @@ def stand_in(directory, code):
 
 
 def is_running(pid):
-    """A zombie is not: an orphan stays one until init takes note, which in a container can be never."""
+    """Whether the process runs. In a container an orphan may stay a zombie forever; a zombie does not run."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def test_a_hang_costs_one_sample(items):
-    grader = MathGrader(1.0, 2.0)
+def test_a_hang_affects_one_response(verifier, items):
+    grader = MathGrader(1.0, 1.0)
+    grader._verifier = verifier
     scores = grader.score(
         items(*((rf"\boxed{{{found}}}", "0.5") for found in (r"\sqrt{1/4}", HANG, r"\frac{\sqrt{4}}{4}")))
     )
-    grader.close()
     assert [score.correct for score in scores] == [True, False, True]
-    assert [score.error for score in scores] == [None, "math-verify took more than 2 s of CPU time", None]
-    assert scores[1].reward == 0.0 and scores[1].graded, "a model must not escape a penalty by what it writes"
+    assert [score.error for score in scores] == [None, "math-verify took more than 1 s of CPU time", None]
+    assert scores[1].reward == 0.0 and scores[1].graded, "a response must not escape a penalty by its text"
 
 
 def test_killed_between_two_checks(verifier):
@@ -67,7 +80,7 @@ def test_killed_between_two_checks(verifier):
     assert verifier.pid not in (None, first)
 
 
-def test_killed_in_a_check_the_sample_is_asked_again(verifier):
+def test_killed_during_a_check_the_check_is_repeated(verifier):
     """The first child is killed while it works: the verdict (out of CPU time) comes from the second."""
     verifier.check("1", "x")
     first = verifier.pid
@@ -80,41 +93,35 @@ def test_killed_in_a_check_the_sample_is_asked_again(verifier):
     assert verifier.check("0.5", r"\frac{1}{2}")
 
 
-def test_a_child_that_dies_twice_costs_one_sample(verifier, tmp_path, monkeypatch):
-    fake = tmp_path / "child.py"
-    fake.write_text("import os\nprint('{\"ready\": true}', flush=True)\ninput()\nos.abort()\n")
-    monkeypatch.setattr(verifier_module, "_CHILD", fake)
+def test_a_child_that_dies_twice_affects_one_check(other_child, monkeypatch):
+    verifier = Verifier(1.0)
+    other_child("os.abort()")
     with pytest.raises(VerifierError, match="twice: exit status -6"):
         verifier.check("0.5", r"\frac{1}{2}")
     monkeypatch.undo()
     assert verifier.check("0.5", r"\frac{1}{2}")
+    verifier.close()
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM"])
-def test_a_response_whose_check_is_killed_twice_is_not_graded(verifier, items, tmp_path, monkeypatch, end):
-    """By somebody else (out of memory, an operator): that says nothing about the response."""
-    fake = tmp_path / "child.py"
-    fake.write_text(
-        f"import os, signal\nprint('{{\"ready\": true}}', flush=True)\ninput()\nos.kill(os.getpid(), signal.{end})\n"
-    )
-    monkeypatch.setattr(verifier_module, "_CHILD", fake)
+def test_a_response_whose_check_is_killed_twice_is_not_graded(items, other_child, end):
+    """The signal comes from outside (out of memory, an operator), so it says nothing about the response."""
+    other_child(f"os.kill(os.getpid(), signal.{end})")
     with pytest.raises(VerifierLost, match="twice: exit status -"):
-        verifier.check("0.5", r"\frac12")
-    (score,) = MathGrader(1.0, 2.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
+        Verifier(2.0).check("0.5", r"\frac12")
+    (score,) = MathGrader(1.0, 1.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert not score.graded and "gave no answer twice" in str(score.error)
 
 
 @pytest.mark.parametrize("end", ["os.abort()", "os.kill(os.getpid(), 11)", "raise SystemExit(1)"])
-def test_a_response_that_crashes_the_check_twice_is_wrong(items, tmp_path, monkeypatch, end):
-    fake = tmp_path / "child.py"
-    fake.write_text(f"import os\nprint('{{\"ready\": true}}', flush=True)\ninput()\n{end}\n")
-    monkeypatch.setattr(verifier_module, "_CHILD", fake)
-    (score,) = MathGrader(1.0, 2.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
+def test_a_response_that_crashes_the_check_twice_is_wrong(items, other_child, end):
+    other_child(end)
+    (score,) = MathGrader(1.0, 1.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert score.graded and not score.correct and "gave no answer twice" in str(score.error)
 
 
-def test_a_child_that_stands_still_is_replaced():
-    verifier = Verifier(0.2)  # silent for 2 s of wall time
+def test_a_stopped_child_is_replaced():
+    verifier = Verifier(0.2)  # replaced after 2 s without an answer
     verifier.check("1", "x")
     first = verifier.pid
     os.kill(first, signal.SIGSTOP)
@@ -138,8 +145,9 @@ def test_an_interrupt_leaves_no_stale_reply_behind(verifier, monkeypatch):
     assert verifier.pid != first
 
 
-def test_off_the_main_thread_with_the_signal_blocked(verifier):
-    """A thread hands its blocked signals down to the child; the time limit must hold all the same."""
+def test_in_a_thread_with_the_signal_blocked(verifier):
+    """The child inherits the blocked signals of the thread that starts it; the time limit must still hold."""
+    verifier.close()
     outcome = []
 
     def work():
@@ -153,18 +161,18 @@ def test_off_the_main_thread_with_the_signal_blocked(verifier):
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert outcome == [True, "math-verify took more than 2 s of CPU time"]
+    assert outcome == [True, "math-verify took more than 1 s of CPU time"]
 
 
-def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(verifier, items, tmp_path, monkeypatch):
+def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(items, tmp_path, monkeypatch):
     fake = tmp_path / "child.py"
     fake.write_text('print(\'{"error": "ImportError: no antlr"}\')\n')
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierStartError, match="no antlr"):
-        MathGrader(1.0, 2.0).score(items((r"\boxed{\sqrt{4}}", "2")))
+        MathGrader(1.0, 1.0).score(items((r"\boxed{\sqrt{4}}", "2")))
     fake.write_text("raise SystemExit(3)\n")
     with pytest.raises(VerifierStartError, match="exit status 3"):
-        verifier.check("0.5", r"\frac{1}{2}")
+        Verifier(2.0).check("0.5", r"\frac{1}{2}")
 
 
 @pytest.mark.parametrize("answer", ["x", HANG], ids=["idle", "in a check"])
@@ -177,13 +185,13 @@ def test_the_child_dies_with_its_parent(answer):
     parent = subprocess.Popen([sys.executable, "-c", code, answer], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    time.sleep(0.5)  # let it take up the second check
+    time.sleep(0.5)  # so that it has begun the second check
     parent.kill()
     parent.communicate()
     assert wait_until_gone(child)
 
 
-def test_close_ends_the_child(verifier):
+def test_close_stops_the_child(verifier):
     verifier.check("0.5", r"\frac{1}{2}")
     child = verifier.pid
     verifier.close()
@@ -191,9 +199,9 @@ def test_close_ends_the_child(verifier):
     assert wait_until_gone(child) and verifier.pid is None
 
 
-def test_what_a_library_prints_reaches_neither_the_replies_nor_the_terminal(tmp_path, monkeypatch, capfd):
-    """math-verify's parser stood in for by a module that talks on both streams."""
-    stand_in(
+def test_output_of_libraries_reaches_neither_the_replies_nor_the_terminal(tmp_path, monkeypatch, capfd):
+    """The LaTeX parser is replaced by a module that prints to both streams."""
+    replace_latex_parser(
         tmp_path,
         "import os, sys, sympy\n"
         "def latex2sympy(text, **options):\n"
@@ -202,15 +210,15 @@ def test_what_a_library_prints_reaches_neither_the_replies_nor_the_terminal(tmp_
         "    return sympy.Rational(1, 2)\n",
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    verifier = Verifier(2.0)
+    verifier = Verifier(1.0)
     assert verifier.check("1", "x") and verifier.check("2", "y")
     verifier.close()
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_math_verify_that_reads_no_latex_is_noticed_at_start(tmp_path, monkeypatch):
-    """As happens with another antlr runtime: it imports, and calls everything wrong."""
-    stand_in(tmp_path, "def latex2sympy(text, **options): raise Exception('mismatched input')\n")
+def test_a_math_verify_that_parses_no_latex_is_an_error_at_start(tmp_path, monkeypatch):
+    """With the wrong antlr runtime it can be imported, but grades everything as wrong."""
+    replace_latex_parser(tmp_path, "def latex2sympy(text, **options): raise Exception('mismatched input')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(VerifierStartError, match="cannot read LaTeX"):
         Verifier(2.0).check("1", "x")
