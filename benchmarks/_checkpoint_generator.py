@@ -1,4 +1,4 @@
-"""What stands for a rollout worker in the checkpoint benchmark."""
+"""A stand-in for a rollout worker in the checkpoint benchmark: it keeps a core and the memory bus busy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 class Generator:
-    """A process of its own, as in a real run, that multiplies like decoding does.
+    """Runs matrix products like those of decoding, in its own process as in a real run.
 
-    Tokens go through the MLP weights of a whole model, so that it needs a core and the memory bus, and is slowed by
-    what else uses them. A rollout is a number of tokens, not of seconds: otherwise nothing could slow it.
+    Tokens go through the MLP weights of a whole model, so other users of the core and of the memory bus slow it down. A
+    rollout is a number of tokens, not of seconds, so that a slowdown can be measured.
     """
 
     def __init__(self, num_layers: int, hidden_size: int, intermediate_size: int) -> None:
@@ -21,7 +21,7 @@ class Generator:
 
     @torch.no_grad()
     def roll(self, num_tokens: int) -> float:
-        """Decode ``num_tokens`` for 8 sequences; the seconds that took."""
+        """Decode ``num_tokens`` for 8 sequences. Returns the seconds it took."""
         started = time.perf_counter()
         hidden = torch.randn(8, self.weights.shape[2])
         for _ in range(num_tokens):

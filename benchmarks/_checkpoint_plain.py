@@ -1,4 +1,4 @@
-"""What the machine itself gives: plain writes and reads of files, the page cache, a process's peak memory.
+"""The machine's own limits: plain file writes and reads, the page cache, and a process's peak memory.
 
 Linux only.
 """
@@ -45,7 +45,7 @@ def write_plainly(path: Path, num_bytes: int, *, direct: bool) -> None:
 
 
 def read_plainly(parts: list[Part]) -> int:
-    """Read ``parts`` through one buffer; how many bytes that was."""
+    """Read ``parts`` through one buffer. Returns the number of bytes."""
     block, total = bytearray(BLOCK_BYTES), 0
     for part in parts:
         with part.path.open("rb", buffering=0) as file:
@@ -56,19 +56,19 @@ def read_plainly(parts: list[Part]) -> int:
     return total
 
 
-def cut(files: list[Path], num_parts: int) -> list[list[Part]]:
-    """The bytes of ``files``, one behind the other, as equal shares for ``num_parts`` readers."""
+def split(files: list[Path], num_parts: int) -> list[list[Part]]:
+    """Split the concatenated bytes of ``files`` into equal parts for ``num_parts`` readers."""
     sizes = [file.stat().st_size for file in files]
-    share, shares = -(-sum(sizes) // num_parts), []
+    part_bytes, split_parts = -(-sum(sizes) // num_parts), []
     for reader in range(num_parts):
-        start, parts = reader * share, []
+        start, parts = reader * part_bytes, []
         for file, size in zip(files, sizes, strict=True):
-            first, last = max(0, start), min(size, start + share)
+            first, last = max(0, start), min(size, start + part_bytes)
             if first < last:
                 parts.append(Part(path=file, offset=first, num_bytes=last - first))
             start -= size
-        shares.append(parts)
-    return shares
+        split_parts.append(parts)
+    return split_parts
 
 
 def files_under(directory: Path) -> list[Path]:
@@ -85,7 +85,7 @@ def sync_file(path: Path) -> None:
 
 
 def drop_from_cache(files: list[Path]) -> None:
-    """Have the next read of ``files`` come from the disk."""
+    """Drop ``files`` from the page cache, so that the next read comes from the disk."""
     for path in files:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -86,7 +86,7 @@ class Rank:
                 local.fill_(1.0) if name.endswith("norm.weight") else local.normal_(std=0.02)
 
     def _warm_up(self) -> None:
-        """Imports and first calls are paid here, on a state of a few bytes."""
+        """Do imports and first calls before the measurement, on a state of a few bytes."""
         small, directory = {"model": {"x": torch.zeros(8)}}, self.setup.directory / "warm"
         Checkpointer(directory / "ours", seed=0).save(1, small)
         dcp.save(small, checkpoint_id=directory / "dcp")
@@ -109,7 +109,7 @@ class Rank:
     # -- the step loop
 
     def begin(self, method: str, step: int) -> float:
-        """Start an asynchronous save (or none); the seconds until the loop may go on."""
+        """Start an asynchronous save (or none). Returns the seconds until the loop continues."""
         self.memory, self.blocked, self.durable_seconds = self._aligned_memory(), 0.0, 0.0
         self.started = time.perf_counter()
         if method == "dcp.async_save":
@@ -208,8 +208,8 @@ class Rank:
         write_plainly(directory / f"{self.rank}.bin", num_bytes, direct=direct)
         return time.perf_counter() - started
 
-    def read(self, shares: list[list[Part]]) -> float:
+    def read(self, parts: list[list[Part]]) -> float:
         dist.barrier()
         started = time.perf_counter()
-        read_plainly(shares[self.rank])
+        read_plainly(parts[self.rank])
         return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The table of the checkpoint benchmark: medians, ratios taken within a round, their spread, targets met or missed."""
+"""The tables of the checkpoint benchmark: medians, ratios within a round, their spread, and targets."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Target:
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """All samples of a run, and what is said about them."""
+    """All samples of a run and the report about them."""
 
     setup: Setup
     state_bytes: list[int]

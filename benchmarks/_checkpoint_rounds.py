@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _checkpoint_generator import Generator
-from _checkpoint_plain import cut, drop_from_cache, files_under, sync_file
+from _checkpoint_plain import drop_from_cache, files_under, split, sync_file
 from _checkpoint_rank import Rank, Setup
 from _checkpoint_trl import TrlTrainer, installed
 from _checkpoint_workers import Team
@@ -27,7 +27,7 @@ class Save:
     round: int
     method: str
     start_seconds: float
-    """Until the loop goes on; of a blocking save, all of it. The slowest rank's."""
+    """Until the loop continues, of the slowest rank; for a blocking save, until it returns."""
     fence_seconds: float
     """That `optimizer.step()` waited."""
     durable_seconds: float
@@ -187,7 +187,7 @@ class Bench:
     # -- 4: the disk's limit
 
     def write_round(self, number: int) -> list[Transfer]:
-        writes, share = [], -(-self.num_bytes // self.setup.world_size)
+        writes, num_bytes = [], -(-self.num_bytes // self.setup.world_size)
         for method in _rotated(WRITES, number):
             if method == "ours":
                 seconds = max(self.ranks.ask(Rank.save, "ours", self._next()))
@@ -195,20 +195,20 @@ class Bench:
             else:
                 directory = self.setup.directory / "plain"
                 directory.mkdir()
-                seconds = max(self.ranks.ask(Rank.write, directory, share, method == "plain direct"))
+                seconds = max(self.ranks.ask(Rank.write, directory, num_bytes, method == "plain direct"))
                 size = self._remove(directory)
             writes.append(Transfer(round=number, method=method, cold=False, seconds=seconds, num_bytes=size))
         return writes
 
     def read_round(self, number: int) -> list[Transfer]:
         files, reads = files_under(self.kept), []
-        shares = cut(files, self.setup.world_size)
+        parts = split(files, self.setup.world_size)
         for method in _rotated(READS, number):
             for cold in (True, False):
                 if cold:
                     drop_from_cache(files)
                 if method == "plain":
-                    seconds = max(self.ranks.ask(Rank.read, shares))
+                    seconds = max(self.ranks.ask(Rank.read, parts))
                 else:
                     seconds = max(self.ranks.ask(Rank.load, method, self.kept))
                 reads.append(

@@ -1,4 +1,4 @@
-"""TRL's side of the checkpoint benchmark: a GRPOTrainer with the same model, after one real training step."""
+"""TRL in the checkpoint benchmark: a GRPOTrainer with the same model, after one real training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def installed() -> bool:
 
 
 class TrlTrainer:
-    """One process that holds model, moments and gradients whole, as TRL does without FSDP."""
+    """One process with the whole model, optimizer state and gradients, as in TRL without FSDP."""
 
     def __init__(self, setup: Setup) -> None:
         import torch

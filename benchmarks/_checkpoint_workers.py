@@ -1,4 +1,4 @@
-"""Worker processes of the checkpoint benchmark: each holds one object and does what the driver asks, call by call."""
+"""Worker processes of the checkpoint benchmark: each holds one object and runs the driver's calls on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WorkerError(RuntimeError):
 
 
 class Team:
-    """Processes that are asked together. Leaving the ``with`` block ends them, each by its id."""
+    """Processes that run each call together. Leaving the ``with`` block ends them."""
 
     def __init__(self, name: str, builds: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
         """Start one process for each ``(class, arguments)`` of ``builds``; the first `ask` waits for them."""

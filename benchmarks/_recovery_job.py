@@ -1,4 +1,4 @@
-"""One job of the recovery benchmark: started cold, its workers killed one at a time, and the time to its next step."""
+"""One job of the recovery benchmark: starts it, kills its workers one by one, and times the next step."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Recovery:
     seconds: float
     """As seen from outside: from the kill to the line of the next step."""
     told: float | None
-    """What the job itself says it took; None: it says nothing."""
+    """The duration that the job logs; None if it logs none."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Where the time went: detect (from the kill to the line that says so); the rest is what the job says."""
+    """Seconds by phase: ``detect`` is from the kill to its log line; the others are logged by the job."""
     steps_lost: int
     """Completed steps that had to be done again."""
     restarts: int
@@ -120,7 +120,7 @@ class Job:
         return self._next_step().at - self.started
 
     def train(self, seconds: float) -> None:
-        """Let it go on until ``seconds`` have passed; returns right after the line of a step."""
+        """Let it run for ``seconds``; returns right after the line of a step."""
         until = time.perf_counter() + seconds
         while self._next_step().at < until:
             pass
@@ -154,7 +154,7 @@ class Job:
         )
 
     def _told(self) -> re.Match[str] | None:
-        """What the job says of its recovery, just before or after the line of the step."""
+        """The job's log line about its recovery, just before or after the line of the step."""
         until = time.perf_counter() + _NOTICE_SECONDS
         while self._notice is None and time.perf_counter() < until:
             self._hear(until - time.perf_counter())
@@ -195,7 +195,7 @@ class Job:
         self._start()
 
     def _victim(self, group: str, rank: int) -> int:
-        """The worker's process id: as the job has written it down, else by the name of the process."""
+        """The worker's process id, from the job's ``workers.json``, or else by the name of the process."""
         listed = self._directory / "workers.json"
         if listed.exists():
             workers = json.loads(listed.read_text())["workers"]

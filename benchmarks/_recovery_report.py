@@ -1,4 +1,4 @@
-"""The table of the recovery benchmark: medians, ratios taken within a round, targets met or missed."""
+"""The tables of the recovery benchmark: medians, ratios within a round, and targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import median
 from _recovery_job import Recovery
 
 TARGETS = {"actor": 0.5, "rollout": 0.2}
-"""Most that a recovery may take, in cold starts of the same round."""
+"""Targets: the longest recovery, as a fraction of the cold start in the same round."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ def _row(group: str, rounds: Sequence[Round], replicas: int) -> bool:
 
 
 def _parts(recoveries: Sequence[Recovery]) -> str:
-    """Medians of what the job says of itself; empty if it says nothing."""
+    """Medians of the durations that the job logs; empty if it logs none."""
     told = [recovery.told for recovery in recoveries if recovery.told is not None]
     if not told:
         return ""

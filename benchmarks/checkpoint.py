@@ -1,15 +1,15 @@
-"""Checkpoints side by side with their peers and with the machine's limit: stall, slow-down, memory, GB/s.
+"""Compare checkpoints with other libraries and with the machine's limits: stall, slow-down, memory, GB/s.
 
     python benchmarks/checkpoint.py [--model DIR] [--dir DIR] [--json FILE] [--quick]
 
 Two gloo ranks hold a Llama of 135M parameters (fp32, FSDP2, AdamW: 1.6 GB of state; random weights, or those of a
-Hugging Face directory). A step is a rollout and an update. The rollout is a fixed amount of work in processes of its
-own, one per rank, while the ranks wait: as in a real run, where generation is the longest phase and has its own
-workers, and as hard on the background write as it gets, because they use the same cores and memory bus.
-The update is a real one.
+Hugging Face directory). A step is a rollout and an update. The rollout is a fixed amount of work in separate
+processes, one per rank, while the ranks wait, as in a real run. It is the worst case for a background write, because
+both use the same cores and memory bus. The update is a real one.
 
-Every round runs each method once, in an order that rotates, and ratios are taken within a round: disks and machines
-drift. Linux only. Needs about three times the state in free disk space and 8 GB of memory; all files are removed.
+Every round runs each method once, in an order that rotates, and ratios are taken within a round: the speed of
+disks and machines drifts. Linux only. Needs 8 GB of memory and free disk space of about three times the state. All
+files are removed.
 """
 
 from __future__ import annotations

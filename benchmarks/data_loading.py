@@ -1,4 +1,4 @@
-"""How long 200 MB of prompts take to load, beside the bare tokenizer on the same texts.
+"""Measure how long 200 MB of prompts take to load, compared with the bare tokenizer on the same texts.
 
 Makes two files in a temporary directory, short rows and long prompts, and a byte-level BPE tokenizer trained on words
 like theirs. Then, each in a process of its own, loads each file as a run does, and encodes its prompts with the bare

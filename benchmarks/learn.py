@@ -1,4 +1,4 @@
-"""How soon the embedded default learns: steps and seconds to a mean reward above 0.9, for several seeds.
+"""Measure how fast the embedded default learns: steps and seconds to a mean reward above 0.9, for several seeds.
 
     python benchmarks/learn.py [--seeds 1 2 3] [hydra overrides ...]
 

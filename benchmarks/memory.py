@@ -1,10 +1,10 @@
-"""Resident memory of a run's processes over many steps: Ray's GCS and raylet, the driver, the workers.
+"""Measure the resident memory of a run's processes over many steps: Ray's GCS and raylet, the driver, the workers.
 
     python benchmarks/memory.py [--steps 3000] [--every 250] [--out DIR] [key=value ...]
 
-Starts the embedded default with the smallest steps that there are, on a Ray of its own, and prints a row of megabytes
-every so many steps. Shared memory (the object store) is left out. ``key=value`` are hydra overrides. Nothing may grow
-with the number of steps: the last column of the summary is the growth per step over the second half of the run.
+Starts the embedded default with minimal steps on a local Ray, and prints a row of megabytes every ``--every`` steps.
+Shared memory (the object store) is left out. ``key=value`` are hydra overrides. Nothing may grow with the number of
+steps: the last column of the summary is the growth per step over the second half of the run.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How long a run stands still when a worker is killed, beside the cold start of the same job in the same process.
+"""Measure how long a run stops when a worker is killed, compared with a cold start of the same job.
 
     python benchmarks/recovery.py [--rounds 5] [--settle 12] [--replicas 0 1] [key=value ...]
 
 A round starts the job, and kills (``kill -9``) an actor rank at a random instant of a step, a rollout worker and a
-reward worker at the beginning of one. Measured from outside, from the kill to the line of the next completed step;
-where the time goes is what the job itself says. Cold start: from the start of the process to the line of a first step.
+reward worker at the beginning of one. The time is measured from outside, from the kill to the line of
+the next completed step; the job logs its phases. A cold start is the time from the start of the process to the line of
+its first step.
 Exit code 1 if a target is missed: an actor rank within 0.5 of the cold start, a rollout worker within 0.2, and with a
 replica in memory no completed step lost. ``key=value`` are hydra overrides.
 """
