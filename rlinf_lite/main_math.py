@@ -1,100 +1,16 @@
-"""The entry: parse, build, run, close. The only file that imports Hydra."""
+"""The entry of a training run: a parent process that starts the driver and restarts it. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
-from typing import NoReturn
 
-from rlinf_lite.runner.signals import end, end_at_once
-
-if __name__ == "__main__":
-    end_at_once()  # before all other imports, which take seconds; until `launch` takes the signals
-
-from rlinf_lite import numerics
-
-os.environ.update(numerics.environment())  # read when torch is imported: sums must not depend on the shell
-
-import yaml
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
-from rlinf_lite.config import Config, ConfigError, build
-from rlinf_lite.config_checks import check, slips
-from rlinf_lite.overrides import readable
-from rlinf_lite.paths import expand
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-DEFAULT = "grpo-tiny-arithmetic"
+from rlinf_lite.parent import Parent, driver_command
 
 
-def main(arguments: list[str]) -> int:
-    """Run the config named by the first argument (or the embedded default) with the overrides that follow it."""
-    started = time.monotonic()
-    from rlinf_lite.runner.failures import explain
-
-    try:
-        config = load(arguments)
-        for line in slips(config):
-            print(f"note: {line}", flush=True)
-        from rlinf_lite.launch import launch
-
-        return launch(config, started=started)
-    except BaseException as error:
-        message, code = explain(error)
-        if message is None:
-            raise
-        print(message, file=sys.stderr, flush=True)
-        return code
-
-
-def load(arguments: list[str]) -> Config:
-    """Compose, type and check the config.
-
-    Args:
-        arguments: ``[config name or path] [hydra overrides ...]``.
-
-    Raises:
-        ConfigError: anything that cannot be run.
-    """
-    named = bool(arguments) and "=" not in arguments[0] and not arguments[0].startswith(("~", "+"))
-    named = named or (bool(arguments) and arguments[0].startswith("~") and arguments[0].endswith((".yaml", ".yml")))
-    name, overrides = (expand(arguments[0]), arguments[1:]) if named else (DEFAULT, arguments)
-    directory, stem = (
-        (Path(name).resolve().parent, Path(name).stem) if name.endswith((".yaml", ".yml")) else (CONFIGS, name)
-    )
-    if not (directory / f"{stem}.yaml").is_file():
-        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-        raise ConfigError(f"config {name!r}: there is no {directory / f'{stem}.yaml'}; known: {known}")
-    config = build(_compose(directory, stem, overrides))
-    check(config)
-    return config
-
-
-def _compose(directory: Path, stem: str, overrides: list[str]) -> DictConfig:
-    try:
-        shipped = [] if directory == CONFIGS else [f"hydra.searchpath=[file://{CONFIGS}]"]
-        with initialize_config_dir(str(directory), version_base="1.3"):
-            return compose(stem, overrides=[*shipped, *readable(overrides, lambda key: (directory / key).is_dir())])
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        reason = " ".join(line.strip() for line in str(error.__cause__ or error).splitlines()[:3])
-        raise ConfigError(f"config {stem!r} with {overrides}: {reason}") from None
-
-
-def leave(code: int) -> NoReturn:
-    """End the process. One that ends early waits for no thread and no library, and leaves nothing of its Ray behind."""
-    if code == 0:
-        sys.exit(0)
-    with suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    end(code)
+def main() -> int:
+    """Run ``[config name or path] [hydra overrides ...]`` from the command line; returns the exit code."""
+    return Parent(driver_command(sys.orig_argv, len(sys.argv) - 1)).run()
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    sys.exit(main())

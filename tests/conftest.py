@@ -9,9 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rlinf_lite import numerics
@@ -77,7 +80,7 @@ class Run:
         return process
 
     def end(self) -> None:
-        """Leave no driver behind, whatever a test died of; its workers end with it."""
+        """Leave no run behind, whatever a test died of: the driver and its workers end with the parent."""
         for process in self.processes:
             process.kill()
             process.wait(timeout=60)
@@ -100,12 +103,23 @@ class Run:
         raise AssertionError(f"{text!r} never came:\n{printed}")
 
     def kill_when(self, text: str, *extra: str, faults: list[dict] | None = None) -> str:
-        """kill -9 the driver as soon as it prints ``text``; returns what was printed until then."""
+        """kill -9 parent and driver as soon as ``text`` is printed; returns what was printed until then."""
         process = self.start(*extra, faults=faults)
         printed = self.read_until(process, text)
-        process.send_signal(signal.SIGKILL)
+        driver = self.driver(process)
+        process.kill()
+        driver.kill()
         process.wait(timeout=60)
         return printed
+
+    def driver(self, process: subprocess.Popen[str]) -> psutil.Process:
+        """The driver that ``process``, the parent, runs now."""
+        while True:
+            for child in psutil.Process(process.pid).children():
+                with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                    if "rlinf_lite.driver" in child.cmdline():
+                        return child
+            time.sleep(0.01)
 
     def steps(self) -> list[int]:
         """Of the committed checkpoints."""

@@ -1,4 +1,4 @@
-"""Which Ray this driver belongs to: the cluster that `ray start` left here, a named one, or one of its own."""
+"""Joining a Ray cluster: the one that `ray start` left here, a named one, or a new one of the driver's own."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from rlinf_lite.config import ClusterConfig, ConfigError
 from rlinf_lite.observability.notices import log_line
 from rlinf_lite.ports import connection_error
 
-REJOIN_VARIABLE = "RLINF_LITE_REJOIN"
-"""Environment variable with the address of a cluster that this run was on: it is waited for, nothing else will do."""
-
 _PROBE_SECONDS = 5.0
 _SOCKET_BYTES = 107
 """Of a Unix socket's path, on Linux."""
 
 
-def connect(config: ClusterConfig) -> str:
+def connect(config: ClusterConfig, rejoin: str | None = None) -> str:
     """Join the cluster that runs, or start one here. Returns its address, or ``local``.
+
+    Args:
+        rejoin: address of the cluster that this run was on before: it is waited for, and no other is joined.
 
     Raises:
         ClusterError: the cluster that was named, or that this run was on, does not answer, or does not let us in.
     """
-    if (address := os.environ.pop(REJOIN_VARIABLE, None)) is not None:
-        _wait_for_cluster(address, config.start_timeout)
-        os.environ["RAY_ADDRESS"] = address
+    if rejoin is not None:
+        _wait_for_cluster(rejoin, config.start_timeout)
+        os.environ["RAY_ADDRESS"] = rejoin
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     address = find_bootstrap_address(None) if wanted == "auto" else None if wanted == "local" else wanted
     if address is not None and _answers(address):
@@ -115,7 +115,6 @@ def _check_temp_dir(directory: str) -> None:
 
 def _join(address: str) -> None:
     _show_token()
-    own_ray.note_join()
     try:
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
     except (ray_errors.RayError, ConnectionError, RuntimeError) as error:

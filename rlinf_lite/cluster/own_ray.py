@@ -1,7 +1,7 @@
-"""The processes of a Ray that this driver started, found and ended by process id. Does not import Ray.
+"""The processes of a Ray that a driver has started for itself, found and ended by process id. Does not import Ray.
 
-A cluster that this driver joined is never touched, even where its processes are children of this one: a container's
-entry point may call `ray start`, then exec the driver.
+A cluster that the driver joined is never touched, even where its processes are children of this one: a container's
+entry point may call `ray start`, then exec the launcher.
 """
 
 from __future__ import annotations
@@ -19,45 +19,41 @@ import psutil
 
 _END_SECONDS = 5.0
 _PR_SET_CHILD_SUBREAPER = 36
-_VARIABLE = "RLINF_LITE_OWN_RAY"
-"""Environment variable: the id of the process that started a Ray. It outlives `os.execv`, as the id does; a child that
-inherits it has another id."""
+_starter: int | None = None
+"""The process that has started a Ray: a forked child has another id."""
 
 
 def note_start() -> None:
     """This driver has a Ray of its own. To be called before that is started: a start that fails may leave parts."""
-    os.environ[_VARIABLE] = str(os.getpid())
-
-
-def note_join() -> None:
-    """This driver uses a Ray that somebody else started."""
-    os.environ.pop(_VARIABLE, None)
+    global _starter
+    _starter = os.getpid()
 
 
 def started() -> bool:
-    """Whether this driver started a Ray, or tried to; in an earlier life, too, as long as it joined no other."""
-    return os.environ.get(_VARIABLE) == str(os.getpid())
+    """Whether this driver started a Ray, or tried to."""
+    return _starter == os.getpid()
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what a dead raylet leaves behind (its agents, a stopped worker), so that `end` finds it.
+    """Become the parent of what dead processes below leave behind: a raylet's agents and workers, a driver's Ray.
 
-    To be called before Ray is started. Does nothing where there is no such thing as on Linux.
+    So `end_of` finds it. To be called before Ray is started. Does nothing on systems other than Linux.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def roots() -> list[psutil.Process]:
-    """The parts of Ray that are children of this process: raylet, GCS, log monitor ..., and orphans of a raylet.
+def roots(driver: int) -> list[psutil.Process]:
+    """The parts of a driver's Ray that are children of this process: raylet, GCS ..., and orphans of a raylet.
 
-    Empty if this driver did not start a Ray.
+    Args:
+        driver: process id of the driver that started that Ray: this process, or one that has ended.
     """
-    spec = importlib.util.find_spec("ray") if started() else None
+    spec = importlib.util.find_spec("ray")
     if spec is None or spec.origin is None:
         return []
     place = str(Path(spec.origin).parent)
-    session = _session_of(os.getpid())
+    session = _session_of(driver)
     return [
         child
         for child in psutil.Process().children()
@@ -72,13 +68,19 @@ def _session_of(pid: int) -> re.Pattern[str]:
 
 
 def end() -> None:
-    """Kill all of them, with the workers and agents below; returns when they are gone. Does nothing if there are none.
+    """Kill the Ray that this process has started, if there is one; returns when its processes are gone.
 
     In place of ``ray.shutdown()`` where nobody may be waited for: that takes two seconds, seven without a GCS, and
     leaves Ray's agents behind, which take twenty to notice that their raylet is dead.
     """
+    if started():
+        end_of(os.getpid())
+
+
+def end_of(driver: int) -> None:
+    """Kill the Ray that ``driver`` has started, as far as `roots` finds it, with the workers and agents below."""
     deadline = time.monotonic() + _END_SECONDS
-    while (found := roots()) and time.monotonic() < deadline:
+    while (found := roots(driver)) and time.monotonic() < deadline:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()  # a raylet that goes on starting workers would leave some that nobody knows of

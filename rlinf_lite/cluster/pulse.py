@@ -124,7 +124,7 @@ class _Ending:
 
 
 def _own_gcs() -> psutil.Process:
-    for part in own_ray.roots():
+    for part in own_ray.roots(os.getpid()):
         with suppress(psutil.NoSuchProcess):
             if part.name() == "gcs_server":
                 return part

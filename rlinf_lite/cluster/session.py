@@ -199,14 +199,17 @@ class Session:
 
 
 @contextmanager
-def open_session(config: ClusterConfig, watch: Watch) -> Iterator[Session]:
+def open_session(config: ClusterConfig, watch: Watch, rejoin: str | None = None) -> Iterator[Session]:
     """Join (or start) Ray and reserve the slots; give both back at the end.
+
+    Args:
+        rejoin: as in `connect`.
 
     Raises:
         ClusterError: too few nodes, GPUs or CPUs for ``cluster.component_placement``.
         ConfigError: the placement cannot be read.
     """
-    address = connect(config)
+    address = connect(config, rejoin)
     try:
         pulse = _look_at_ray(watch)
         session = Session(config, address, _device(config), watch, pulse)

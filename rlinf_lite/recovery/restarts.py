@@ -1,9 +1,8 @@
-"""How often a run may go on by itself after something died, and when that would only come to the same end again."""
+"""How often a run may be restarted, and when a restart would only end the same way again."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -12,11 +11,8 @@ from typing import Self
 from rlinf_lite.errors import EXIT_WORKER_LOST, NOTHING_LOST, UserError
 
 _AGAIN = "start the same command again, with runner.resume_dir=auto if the run has saved a checkpoint"
-
-BUDGET_VARIABLE = "RLINF_LITE_RESTARTS"
-"""Environment variable in which a driver that starts itself anew hands its budget on."""
-_SAME_END = {False: 2, True: 3}
-"""By death: how many equal ends in a row are a loop. An error that came twice comes again; a kill may strike twice."""
+_MOST_EQUAL_ERRORS, _MOST_EQUAL_DEATHS = 2, 3
+"""How many equal ends in a row are a loop. An error that came twice comes again; a kill may come twice by chance."""
 
 
 class GaveUp(UserError, RuntimeError):
@@ -28,10 +24,9 @@ class GaveUp(UserError, RuntimeError):
 
 @dataclass(kw_only=True, slots=True)
 class RestartBudget:
-    """How often a run may go on by itself.
+    """How often a run may be restarted, over all of its driver processes.
 
-    It outlives the driver's image: what `to_json` wrote before ``os.execv``, `from_json` reads after it. The clock may
-    be monotonic nevertheless: it counts from the machine's start, for all of its processes alike.
+    The monotonic clock serves all of them: it counts from the machine's start.
     """
 
     max_restarts: int
@@ -61,13 +56,12 @@ class RestartBudget:
         self._count_same_end(step, cause)
         if self.max_restarts <= 0:
             raise GaveUp(
-                f"{cause}\nrunner.max_restarts={self.max_restarts}: the run does not go on by itself; raise it, or "
-                f"{_AGAIN}"
+                f"{cause}\nrunner.max_restarts={self.max_restarts}: the run is not restarted; raise it, or {_AGAIN}"
             )
-        if self.times >= _SAME_END[death]:
+        if self.times >= (_MOST_EQUAL_DEATHS if death else _MOST_EQUAL_ERRORS):
             raise GaveUp(
-                f"{cause}\nthis came {self.times} times in a row with {step} steps completed: starting again would end "
-                f"the same; remove the cause, then {_AGAIN}"
+                f"{cause}\nthis happened {self.times} times in a row with {step} steps completed: a restart would end "
+                f"the same way; remove the cause, then {_AGAIN}"
             )
         return self._spend(cause)
 
@@ -77,7 +71,7 @@ class RestartBudget:
 
     @classmethod
     def from_json(cls, text: str, *, clock: Callable[[], float] = time.monotonic) -> Self:
-        """What `to_json` wrote on this machine. A restart that is still to come, by ``clock``, was on another one."""
+        """What `to_json` wrote on this machine."""
         return cls(**json.loads(text), clock=clock)
 
     def _count_same_end(self, step: int, cause: str) -> None:
@@ -90,7 +84,7 @@ class RestartBudget:
         self.restarts = [then for then in self.restarts if 0 <= now - then < self.window_seconds]
         if len(self.restarts) >= self.max_restarts:
             raise GaveUp(
-                f"{cause}\nthe run went on by itself {len(self.restarts)} times within {now - self.restarts[0]:.0f} s: "
+                f"{cause}\nthe run was restarted {len(self.restarts)} times within {now - self.restarts[0]:.0f} s: "
                 f"no more than runner.max_restarts={self.max_restarts} within "
                 f"runner.restart_window={self.window_seconds:g} s; remove the cause, or raise runner.max_restarts, "
                 f"then {_AGAIN}"
@@ -99,9 +93,15 @@ class RestartBudget:
         return len(self.restarts)
 
 
-def budget_for(max_restarts: int, window_seconds: float) -> RestartBudget:
-    """The budget of this run; what this process has spent before it started itself anew counts."""
-    spent = os.environ.pop(BUDGET_VARIABLE, None)
-    if spent is None:
-        return RestartBudget(max_restarts=max_restarts, window_seconds=window_seconds)
-    return RestartBudget.from_json(spent)
+def budget_for(max_restarts: int, window_seconds: float, spent: str | None) -> RestartBudget:
+    """The budget of a driver.
+
+    Args:
+        max_restarts, window_seconds: from this driver's config.
+        spent: `RestartBudget.to_json` of what earlier drivers have used; None for the first one.
+    """
+    budget = RestartBudget(max_restarts=max_restarts, window_seconds=window_seconds)
+    if spent is not None:
+        budget = RestartBudget.from_json(spent)
+        budget.max_restarts, budget.window_seconds = max_restarts, window_seconds
+    return budget

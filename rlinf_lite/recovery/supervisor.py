@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from rlinf_lite.checkpoint import layout
 from rlinf_lite.cluster import stacks
 from rlinf_lite.cluster.errors import ClusterError, Hung, RayLost, WorkerHung, WorkerLost
 from rlinf_lite.observability import events, log_line
 from rlinf_lite.recovery.build import Build
 from rlinf_lite.recovery.diagnosis import Failure, Regrow, describe, diagnose
+from rlinf_lite.recovery.directories import has_saved
+from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.recovery.restarts import GaveUp, RestartBudget
 from rlinf_lite.recovery.workers import Workers
 from rlinf_lite.runner.interruption import Interrupted
@@ -49,8 +50,8 @@ class Stopwatch:
 class Supervisor:
     """Keeps a run going."""
 
-    def __init__(self, build: Build, workers: Workers, budget: RestartBudget) -> None:
-        self.build, self.workers, self.budget = build, workers, budget
+    def __init__(self, build: Build, workers: Workers, budget: RestartBudget, link: ParentLink) -> None:
+        self.build, self.workers, self.budget, self.link = build, workers, budget, link
         self.stop = build.stop
         self.runner: Runner | None = None
         self._sinks = ExitStack()
@@ -89,6 +90,7 @@ class Supervisor:
                 if failure is not None:
                     self._take_down_all(failure)
                 self.runner = self.build.runner(self.workers, self._sinks, self._between_steps)
+            self._report_start(self.runner)
             if self.runner.done:
                 log_line(
                     f"nothing to do: step {self.runner.progress.step} of {self.runner.last_step} is already completed"
@@ -102,6 +104,11 @@ class Supervisor:
     def _runner(self) -> Runner:
         assert self.runner is not None
         return self.runner
+
+    def _report_start(self, runner: Runner) -> None:
+        self.link.report(is_built=True, step=runner.progress.step)
+        if self.link.handover.restart:
+            self.build.events.add(events.RESTART, runner.progress.step, self.link.handover.restart)
 
     def _recover(self, runner: Runner, failure: Failure) -> None:
         """Everything as it was after the newest completed step whose state is still there."""
@@ -181,21 +188,14 @@ class Supervisor:
         Not with ``resume_mode=weights``, which looks for them by itself; nor before a start is through, because until
         then the newest checkpoint may be one that this start was told to go back from.
         """
-        full = self.build.config.runner.resume_mode == "full"
-        return full and self.runner is not None and bool(layout.committed(self.build.checkpoints))
-
-    def admit_ray_lost(self, lost: RayLost) -> None:
-        """Ask for a restart of the whole driver. Raises `GaveUp`."""
-        step = self.build.first_step if self.runner is None else self.runner.progress.step
-        self._admit(step, f"Ray was lost: {lost}", "Ray was lost", death=True)
+        return self.runner is not None and has_saved(self.build.config, self.build.checkpoints)
 
     def _admit(self, step: int, text: str, cause: str, *, death: bool) -> None:
         log_line("\n".join(f"!! {line}" for line in text.splitlines()))
         if cause:
             number = self.budget.admit(step=step, cause=cause, death=death)
-            log_line(
-                f"   going on by itself, with {step} steps completed (restart {number} of {self.budget.max_restarts})"
-            )
+            self.link.report(budget=self.budget.to_json())
+            log_line(f"   recovering, with {step} steps completed (restart {number} of {self.budget.max_restarts})")
         self.build.events.add(events.RESTART, step, text)
 
     def _admit_loss(self, lost: WorkerLost) -> None:
@@ -245,6 +245,7 @@ class Supervisor:
             log_line(f"   {self._recovery.line()}")
             self.build.events.add(events.RECOVERED, self._runner.progress.step, self._recovery.line())
             self._recovery = None
+        self.link.report_step(self._runner.progress.step)
         self.workers.note()
         self.workers.spares.start()
         now = time.monotonic()

@@ -11,8 +11,7 @@ from types import FrameType
 from typing import Protocol
 
 from rlinf_lite.config import Config, seconds_of
-
-SAVE_SIGNAL = signal.SIGUSR2
+from rlinf_lite.runner.signals import SAVE_SIGNAL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

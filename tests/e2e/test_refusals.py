@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from rlinf_lite.driver import load
 from rlinf_lite.errors import EXIT_USER_ERROR
-from rlinf_lite.main_math import load
 from rlinf_lite.recovery.prepare import prepare
 from rlinf_lite.runner.failures import explain
 

@@ -11,7 +11,7 @@ import yaml
 from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, seconds_of
 from rlinf_lite.config_checks import _CHOICES, _UNSUPPORTED, check
 from rlinf_lite.config_ranges import ABOVE, AT_LEAST, AT_MOST, BELOW, DURATIONS, OFF
-from rlinf_lite.main_math import CONFIGS, load
+from rlinf_lite.driver import CONFIGS, load
 
 # RLinf's documented example, word for word (its resume page), and the model that any run needs.
 DOCUMENTED = """

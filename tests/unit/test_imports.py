@@ -40,11 +40,11 @@ LEVELS = [
     {"training", "eval", "export", "report"},
     {"cluster"},
     {"runner", "recovery"},
-    {"launch"},
-    {"main_math"},
+    {"launch", "parent"},
+    {"driver", "main_math"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-ONLY_IN = {"ray": {"cluster"}, "hydra": {"main_math", "overrides"}, "wandb": {"observability"}}
+ONLY_IN = {"ray": {"cluster"}, "hydra": {"driver", "overrides"}, "wandb": {"observability"}}
 
 
 def imports() -> list[tuple[Path, str, list[str]]]:
@@ -91,7 +91,8 @@ def test_libraries_stay_in_their_rooms():
         ("rlinf_lite.checkpoint", ["ray", "transformers", "hydra", "wandb"]),
         ("rlinf_lite.training", ["ray", "hydra", "rlinf_lite.checkpoint"]),
         ("rlinf_lite.cluster.group", ["torch", "transformers"]),
-        ("rlinf_lite.main_math", ["torch", "ray"]),
+        ("rlinf_lite.driver", ["torch", "ray"]),
+        ("rlinf_lite.main_math", ["torch", "ray", "hydra", "omegaconf", "pydantic", "numpy", "psutil", "yaml"]),
     ],
 )
 def test_a_fresh_process_stays_light(module, absent):

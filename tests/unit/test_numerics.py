@@ -16,12 +16,14 @@ from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.workers.device import fix_device
 from rlinf_lite.config import ClusterConfig, Config, ConfigError, flatten
+from rlinf_lite.driver import load
 from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.eval.command import explain as explain_eval
 from rlinf_lite.eval.engine import prepare_device
-from rlinf_lite.launch import launch, make_directories
-from rlinf_lite.main_math import load
+from rlinf_lite.launch import launch
 from rlinf_lite.recovery.diagnosis import diagnose
+from rlinf_lite.recovery.directories import make_directories
+from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.recovery.identity import refuse_changes
 from rlinf_lite.recovery.lock import hold
 from rlinf_lite.runner.failures import explain
@@ -305,7 +307,7 @@ def test_opting_out_is_said_in_the_first_lines(tmp_path, capsys, deterministic):
     """Before Ray is there; a run that is already there ends the start after these lines."""
     config = load([f"runner.output_dir={tmp_path}", f"cluster.deterministic={deterministic}"])
     with hold(make_directories(config).checkpoints), pytest.raises(ConfigError, match="in use"):
-        launch(config, started=0.0)
+        launch(config, ParentLink())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("run: ")
     assert lines[1:] == ([] if deterministic else [f"!! {numerics.OPTED_OUT}"])

@@ -13,7 +13,7 @@ from rlinf_lite.algorithms import logprobs
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import Config
 from rlinf_lite.data.batching import arrange, micro_rows
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.models import build, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
 from rlinf_lite.ties import tied_names

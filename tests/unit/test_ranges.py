@@ -11,7 +11,7 @@ import pytest
 
 from rlinf_lite.config import Config, ConfigError, build, flatten, types
 from rlinf_lite.config_checks import _CHOICES, _values, check, slips
-from rlinf_lite.main_math import CONFIGS, load
+from rlinf_lite.driver import CONFIGS, load
 
 BASE = build(
     {

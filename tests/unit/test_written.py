@@ -14,10 +14,10 @@ from rlinf_lite.checkpoint import Checkpointer, CheckpointManager, NoCheckpoint
 from rlinf_lite.checkpoint.storage import storage_path
 from rlinf_lite.config import ConfigError, build, flatten, types
 from rlinf_lite.config_checks import check
+from rlinf_lite.driver import load
 from rlinf_lite.eval.__main__ import parse as parse_eval
 from rlinf_lite.eval.settings import overrides as eval_overrides
 from rlinf_lite.eval.source import opened
-from rlinf_lite.main_math import load
 from rlinf_lite.models.hf_directory import resolve
 from rlinf_lite.overrides import readable
 from rlinf_lite.report.__main__ import parser as report_parser

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.records import PolicySetup
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.observability import MetricHub
 from rlinf_lite.recovery.build import Build
 from rlinf_lite.recovery.resume import choose_start

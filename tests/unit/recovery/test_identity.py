@@ -8,7 +8,7 @@ import pytest
 
 from rlinf_lite import versions
 from rlinf_lite.config import ConfigError
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.recovery.identity import identity, refuse_changes
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint
+from rlinf_lite.driver import load
 from rlinf_lite.errors import EXIT_USER_ERROR
-from rlinf_lite.main_math import load
 from rlinf_lite.recovery.resume import choose_start
 from rlinf_lite.runner.failures import explain
 from rlinf_lite.runner.progress import Progress

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlinf_lite.config import ConfigError
-from rlinf_lite.launch import make_directories
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
+from rlinf_lite.recovery.directories import make_directories
 from rlinf_lite.recovery.prepare import _say_if_never_warm
 
 LONG = f"/tmp/{'x' * 60}"

@@ -1,4 +1,4 @@
-"""How often a run may go on by itself: the budget within a window, and loops that end the same each time."""
+"""Restarts of a run: the budget within a window, and loops that end the same way each time."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_the_same_end_at_the_same_step_is_a_loop(clock, death, admitted):
         assert restarts.admit(step=7, cause="ValueError: bad", death=death) == 1, number
     with pytest.raises(GaveUp) as error:
         restarts.admit(step=7, cause="ValueError: bad", death=death)
-    expected = f"ValueError: bad\nthis came {admitted + 1} times in a row with 7 steps completed"
-    assert str(error.value).startswith(expected) and "would end the same; remove the cause" in str(error.value)
+    expected = f"ValueError: bad\nthis happened {admitted + 1} times in a row with 7 steps completed"
+    assert str(error.value).startswith(expected) and "would end the same way; remove the cause" in str(error.value)
 
 
 @pytest.mark.parametrize("between", [{"step": 8, "cause": "x"}, {"step": 7, "cause": "y"}])
@@ -93,9 +93,7 @@ def test_another_step_or_cause_between_is_no_loop(clock, between):
 
 @pytest.mark.parametrize("max_restarts", [0, -1])
 def test_no_restart_at_all(clock, max_restarts):
-    with pytest.raises(
-        GaveUp, match=rf"^{KILLED}\nrunner.max_restarts={max_restarts}: the run does not go on by itself"
-    ):
+    with pytest.raises(GaveUp, match=rf"^{KILLED}\nrunner.max_restarts={max_restarts}: the run is not restarted"):
         budget(clock, max_restarts=max_restarts).admit(step=0, cause=KILLED, death=True)
 
 

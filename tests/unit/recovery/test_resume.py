@@ -11,7 +11,7 @@ import torch
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, LoadReport
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.config import Config, ConfigError
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.recovery.identity import carried_on
 from rlinf_lite.recovery.resume import check_identity, choose_start, initial_weights, restore
 from rlinf_lite.runner.progress import Progress

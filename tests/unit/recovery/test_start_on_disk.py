@@ -21,11 +21,12 @@ from rlinf_lite import faults
 from rlinf_lite.checkpoint import Checkpointer, layout, select, storage
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.config import ConfigError
-from rlinf_lite.launch import _go_on
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
+from rlinf_lite.launch import _how_to_resume
 from rlinf_lite.observability import JsonlSink, read_jsonl_rows
 from rlinf_lite.observability.jsonl import missing_steps
 from rlinf_lite.recovery.build import Build
+from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.recovery.records import BEGAN_AFTER
 from rlinf_lite.recovery.resume import Start, choose_start, set_newer_aside
 from rlinf_lite.recovery.supervisor import Supervisor
@@ -311,11 +312,11 @@ def test_stopped_before_its_first_step_a_run_can_be_resumed_as_printed(run, tmp_
     saver_of(build, here).save_newest("on SIGTERM", lambda: data_of(build.prepared.start.progress.step))
     assert [layout.step_of(path) for path in layout.committed(here.checkpoints)] == saved
     workers = SimpleNamespace(session=SimpleNamespace(watch=None))
-    supervisor = Supervisor(build, workers, None)
+    supervisor = Supervisor(build, workers, None, ParentLink())
     assert not supervisor.has_saved, "until the start is through"
     supervisor.runner = SimpleNamespace(progress=build.prepared.start.progress)
     assert supervisor.has_saved is bool(saved)
-    printed = _go_on(build.config, early=True, saved=supervisor.has_saved)
+    printed = _how_to_resume(build.config, early=True, saved=supervisor.has_saved)
     assert printed == ("the same command with runner.resume_dir=auto" if saved else "the same command")
     capsys.readouterr()
     assert here.train("auto" if saved else "null", 6).progress.step == (4 if saved else 0)

@@ -12,7 +12,7 @@ import torch
 
 from rlinf_lite.config import ConfigError, RolloutConfig, RolloutModelConfig, SamplingConfig, build
 from rlinf_lite.config_checks import check
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.models.embedded import make_tiny_arithmetic
 from rlinf_lite.rollout import vllm_setup
 from rlinf_lite.versions import vllm_version

@@ -8,8 +8,8 @@ import pytest
 
 from rlinf_lite.checkpoint.storage import storage_path
 from rlinf_lite.config import Config, ConfigError
-from rlinf_lite.launch import make_directories
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
+from rlinf_lite.recovery.directories import make_directories
 
 
 def config(tmp_path: Path, root: str | None = None) -> Config:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlinf_lite.config import CheckpointConfig, Config
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.metric_names import METRIC_NAMES, why_never
 from rlinf_lite.runner import metrics
 from rlinf_lite.runner.keeping import never_meet

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlinf_lite.checkpoint import Checkpointer, LoadReport, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.config import Config, ConfigError, flatten
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.observability import MetricHub, read_jsonl_rows
 from rlinf_lite.observability.wandb_file import read_records
 from rlinf_lite.observability.wandb_rows import SentRows

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.runner.policies import (
     SAVE_SIGNAL,
     AtLastStep,

@@ -7,7 +7,7 @@ import torch
 
 from rlinf_lite import numerics
 from rlinf_lite.config import ConfigError
-from rlinf_lite.main_math import load
+from rlinf_lite.driver import load
 from rlinf_lite.recovery.identity import identity, refuse_changes
 from rlinf_lite.recovery.lock import hold
 from rlinf_lite.recovery.prepare import slow_precision
