@@ -125,7 +125,7 @@ def _open_log(
         num_samples=options.num_samples,
         fingerprints={
             "MODEL (weights)": source.fingerprint(),
-            "actor.tokenizer (files)": hf_directory.tokenizer_fingerprint(tokenizer_dir),
+            hf_directory.TOKENIZER_FILES: hf_directory.tokenizer_fingerprint(tokenizer_dir),
             "data (problems)": problems.fingerprint,
             "reward (source)": fingerprint(config.reward),
         },

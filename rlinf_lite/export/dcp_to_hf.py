@@ -13,22 +13,21 @@ from pathlib import Path
 import torch
 
 from rlinf_lite import readable
-from rlinf_lite.checkpoint import CheckpointError, Manifest
+from rlinf_lite.checkpoint import Manifest
 from rlinf_lite.checkpoint.manifest import LEVELS
 from rlinf_lite.config import ConfigError
 from rlinf_lite.durable import new_directory, new_file
+from rlinf_lite.errors import EXIT_USER_ERROR, UserError
 from rlinf_lite.export.arguments import checkpoint_path, size
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, Located, located
 from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index
 from rlinf_lite.export.safetensors_file import Spec, split, write
 from rlinf_lite.models.build import DTYPES, build_on_meta
-from rlinf_lite.models.hf_directory import load_config, resolve, tokenizer_fingerprint
+from rlinf_lite.models.hf_directory import TOKENIZER_FILES, load_config, resolve, tokenizer_fingerprint
 from rlinf_lite.paths import argument
 from rlinf_lite.weights.dcp import DcpWeights
 from rlinf_lite.weights.names import WeightNames
 from rlinf_lite.weights.source import WeightSource
-
-TOKENIZER_IDENTITY = "actor.tokenizer (files)"
 
 DESCRIPTION = """\
 Write the model of a checkpoint as a Hugging Face directory: weights in safetensors files; config, generation config,
@@ -55,14 +54,14 @@ def base_model(given: str | None, manifest: Manifest | None) -> Path:
     """The directory of the model that was trained: the one given, else the one that the checkpoint names.
 
     Raises:
-        ConfigError: neither is there; names --base_model.
+        ConfigError: neither exists; names --base_model.
     """
     if given is not None:
         return resolve(given, "--base_model")
     named = manifest.info.get("model_path") if manifest else None
     if named is None:
         raise ConfigError(
-            "--base_model is needed: the checkpoint does not say which model it was made of; give the "
+            "--base_model is needed: the checkpoint does not name the model it started from; give the "
             "Hugging Face directory that the run had as actor.model.model_path"
         )
     try:
@@ -90,12 +89,12 @@ def read_as(source: WeightSource, name: str, dtype: torch.dtype) -> torch.Tensor
     """One tensor of the checkpoint as ``dtype``.
 
     Raises:
-        OverflowError: a finite value would become infinite.
+        UserError: a finite value would become infinite.
     """
     tensor = source.read(name)
     converted = tensor.to(dtype)
     if converted is not tensor and not torch.equal(torch.isfinite(tensor), torch.isfinite(converted)):
-        raise OverflowError(f"{name} has values that are too large for {dtype}; choose another --dtype")
+        raise UserError(f"{name} has values that are too large for {dtype}", remedy="choose another --dtype")
     return converted
 
 
@@ -114,7 +113,7 @@ def convert(
     """Write the Hugging Face directory ``target``, which must not exist or be empty.
 
     Raises:
-        CheckpointError, ConfigError, OSError: it cannot be written whole; then nothing is written.
+        UserError, OSError: it cannot be written whole; then nothing is written.
     """
     model = build_on_meta(load_config(base, None), "fp32")
     weights = DcpWeights(source.directory, WeightNames.of(model), tied=source.tied, base="--base_model")
@@ -137,7 +136,7 @@ def convert(
 def notes(source: Located, base: Path) -> list[str]:
     """What the user should know about the directory that was written."""
     identity = source.manifest.info.get("identity", {}) if source.manifest else {}
-    trained_with = identity.get(TOKENIZER_IDENTITY)
+    trained_with = identity.get(TOKENIZER_FILES)
     if trained_with is None or trained_with == tokenizer_fingerprint(base):
         return []
     return [
@@ -154,7 +153,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=argument,
         required=True,
         metavar="OUT_DIR",
-        help="the directory to make; it may not exist yet",
+        help="the directory to make; it must not exist yet",
     )
     parser.add_argument(
         "--base_model",
@@ -172,7 +171,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after one line on stderr."""
+    """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
     options = parse(arguments)
     target = options.output_path.resolve()
     try:
@@ -182,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype = DTYPES[options.dtype] if options.dtype else None
             written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
             lines = notes(source, base)
-    except (CheckpointError, ConfigError, OSError, OverflowError, TypeError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     size_text = f"{written.num_tensors} tensors, {readable.size(written.num_bytes)} as {written.dtype}"
     print("\n".join([*lines, f"wrote {size_text} in {written.num_files} file(s): {target}"]))
     return 0

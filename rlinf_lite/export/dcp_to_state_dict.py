@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from rlinf_lite import readable
-from rlinf_lite.checkpoint import CheckpointError, StateMismatch
+from rlinf_lite.checkpoint import StateMismatch
 from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.durable import replaced_file
+from rlinf_lite.errors import EXIT_USER_ERROR, UserError
 from rlinf_lite.export.arguments import checkpoint_path
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, located
 from rlinf_lite.paths import argument
@@ -92,7 +93,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after one line on stderr."""
+    """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
     options = parse(arguments)
     try:
         file = target_file(options.output_path, options.overwrite)
@@ -101,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = tensor_names(source.directory)
             others = not_of_model(names, model_prefix(source.directory, names))
         num_bytes = write(state, file)
-    except (CheckpointError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     if others:
         print(f"note: not of the model, so not written: {others}")
     print(f"wrote {len(state)} tensors, {readable.size(num_bytes)}: {file}")

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from rlinf_lite import readable
-from rlinf_lite.checkpoint import Checkpointer, CheckpointError, SaveReport, layout
+from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import EXIT_USER_ERROR, UserError
 from rlinf_lite.export.arguments import checkpoint_path
 from rlinf_lite.models.build import DTYPES, build_on_meta
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve
@@ -43,7 +44,7 @@ def checkpoints_root(output_path: StoragePath) -> StoragePath:
         raise ConfigError(f"--output_path {output_path}: weights without a run are global_step_{STEP}; write that")
     root = output_path if step is None else output_path.parent
     if layout.step_dir(root, STEP).exists():
-        raise FileExistsError(f"--output_path {layout.step_dir(root, STEP)}: is there already; give another path")
+        raise FileExistsError(f"--output_path {layout.step_dir(root, STEP)}: exists already; give another path")
     return root
 
 
@@ -56,7 +57,7 @@ def convert(
         The save's report, and the names of tensors in ``directory`` that the model does not have.
 
     Raises:
-        CheckpointError, ConfigError, OSError: nothing was committed.
+        UserError, OSError: nothing was committed.
     """
     names = WeightNames.of(build_on_meta(load_config(directory, None), "fp32"))
     source = HfWeights(directory, names, key="--hf_path ")
@@ -99,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after one line on stderr."""
+    """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
     options = parse(arguments)
     try:
         root = checkpoints_root(options.output_path)
@@ -107,9 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model_path = options.hf_path if options.hf_path.startswith(EMBEDDED) else str(directory)
         dtype = DTYPES[options.dtype] if options.dtype else None
         report, unused = convert(directory, root, dtype=dtype, model_path=model_path)
-    except (CheckpointError, ConfigError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     if unused:
         print(f"note: not in the model, so not written: {listed(unused)}")
     print(f"wrote {readable.size(report.num_bytes)}: {report.path}")

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import torch
 
+from rlinf_lite.errors import UserError
 from rlinf_lite.weights.hf import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -59,12 +60,12 @@ def split(specs: Mapping[str, Spec], max_bytes: int) -> list[dict[str, Spec]]:
 
 
 def write(stream: BinaryIO, specs: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> None:
-    """Write a whole file; each tensor is ``read`` when its turn comes, and dropped before the next.
+    """Write a whole file. Each tensor is ``read`` just before it is written, and freed before the next.
 
     Raises:
-        TypeError: a tensor is of a type that the format does not have.
+        UserError: a tensor has a type that the format does not have.
     """
-    # The widest first, so that every tensor begins at a multiple of its item size.
+    # The widest types first, so that every tensor is aligned to its item size.
     order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     stream.write(_header(specs, order))
     for name in order:
@@ -78,13 +79,13 @@ def _write_tensor(stream: BinaryIO, tensor: torch.Tensor, spec: Spec) -> None:
 
 
 def _header(specs: Mapping[str, Spec], order: list[str]) -> bytes:
-    """Its length in 8 bytes, then names, types, shapes and places as JSON, filled up to a multiple of 8."""
+    """Its length in 8 bytes, then names, types, shapes and offsets as JSON, padded to a multiple of 8."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         spec = specs[name]
         if spec.dtype not in _NAMES:
-            raise TypeError(f"{name} is {spec.dtype}, which is not written to safetensors; give --dtype")
+            raise UserError(f"{name} is {spec.dtype}, which cannot be written to safetensors", remedy="give --dtype")
         start, end = end, end + spec.num_bytes
         entries[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()

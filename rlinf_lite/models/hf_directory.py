@@ -14,6 +14,8 @@ from rlinf_lite.models.files import check_files, read_object
 from rlinf_lite.paths import expand
 
 EMBEDDED = "embedded:"
+TOKENIZER_FILES = "actor.tokenizer (files)"
+"""The key of `tokenizer_fingerprint` in a run's identity."""
 _NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "transformers_version")
 _EMBEDDED_DIR = Path(__file__).parent / "embedded"
 # RLinf's names of architectures that have another name in transformers.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlinf_lite.config import Config, ConfigError, flatten
+from rlinf_lite.models.hf_directory import TOKENIZER_FILES
 from rlinf_lite.versions import versions
 
 _VAL_DATA = "data (validation problems)"
@@ -40,7 +41,7 @@ def identity(
         "actor.optim.total_training_steps": total_updates if decays else None,
         "actor.model (base weights)": base_model,
         _INITIAL_WEIGHTS: initial_weights,
-        "actor.tokenizer (files)": tokenizer,
+        TOKENIZER_FILES: tokenizer,
         "rollout.model (config and eos)": engine,
         "data (training problems)": train_data,
         _VAL_DATA: val_data,

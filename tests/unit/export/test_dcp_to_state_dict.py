@@ -89,15 +89,6 @@ def convert(capsys):
     return run
 
 
-def assert_refused(answer, *texts):
-    """One line, exit code 2."""
-    code, said = answer
-    assert code == 2
-    assert said.count("\n") == 1
-    for text in ("error: ", *texts):
-        assert text in said
-
-
 def assert_same_model(file, model, other):
     state = torch.load(file, weights_only=True)
     other.load_state_dict(state, strict=True)
@@ -149,7 +140,7 @@ def test_a_directory_gets_a_file(make_model, checkpoint_of, convert, tmp_path):
     assert_same_model(files[0], model, make_model(True, seed=1))
 
 
-def test_an_existing_file_is_kept_unless_told_otherwise(make_model, checkpoint_of, convert, tmp_path):
+def test_an_existing_file_is_kept_unless_told_otherwise(make_model, checkpoint_of, convert, tmp_path, assert_refused):
     model, file = make_model(True), tmp_path / "out.bin"
     path = checkpoint_of(model)
     file.write_text("precious")
@@ -159,7 +150,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(make_model, checkpoint_o
     assert_same_model(file, model, make_model(True, seed=1))
 
 
-def test_a_damaged_checkpoint_is_refused(make_model, checkpoint_of, convert, tmp_path):
+def test_a_damaged_checkpoint_is_refused(make_model, checkpoint_of, convert, tmp_path, assert_refused):
     path = checkpoint_of(make_model(True))
     shard = path / "actor" / "__0_0.distcp"
     content = bytearray(shard.read_bytes())
@@ -171,41 +162,41 @@ def test_a_damaged_checkpoint_is_refused(make_model, checkpoint_of, convert, tmp
 
 
 @pytest.mark.parametrize("inside", ["", "actor"])
-def test_a_save_that_was_never_committed_is_refused(make_model, checkpoint_of, convert, tmp_path, inside):
+def test_an_uncommitted_save_is_refused(make_model, checkpoint_of, convert, tmp_path, inside, assert_refused):
     path = checkpoint_of(make_model(True))
     (path / "manifest.json").unlink()
     stage = path.rename(path.with_name("global_step_5.tmp-00000000"))
     assert_refused(convert(stage / inside, tmp_path / "out.pt"), "never committed")
 
 
-def test_a_missing_directory(convert, tmp_path):
+def test_a_missing_directory(convert, tmp_path, assert_refused):
     assert_refused(convert(tmp_path / "nowhere", tmp_path / "out.pt"), "nowhere: no such directory")
 
 
-def test_a_directory_of_something_else(convert, tmp_path):
+def test_a_directory_of_something_else(convert, tmp_path, assert_refused):
     (tmp_path / "else").mkdir()
     assert_refused(convert(tmp_path / "else", tmp_path / "out.pt"), "global_step_N", "actor/dcp_checkpoint")
 
 
-def test_a_directory_without_a_model_lists_what_it_has(convert, tmp_path):
+def test_a_directory_without_a_model_lists_what_it_has(convert, tmp_path, assert_refused):
     dcp.save({"policy": {"w": torch.ones(2)}, "value": torch.ones(1)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), "its top-level groups are: policy, value")
 
 
-def test_a_tie_to_nothing_is_refused(tmp_path, convert):
+def test_a_tie_to_nothing_is_refused(tmp_path, convert, assert_refused):
     state = {"model": {"a": torch.ones(1)}}
     Checkpointer(tmp_path, seed=0).save(1, state, data={}, info={"tied": {"b": "c"}})
     assert_refused(convert(tmp_path / "global_step_1", tmp_path / "out.pt"), "b is tied to c, which is missing")
 
 
-def test_an_output_that_cannot_be_written(make_model, checkpoint_of, convert, tmp_path):
+def test_an_output_that_cannot_be_written(make_model, checkpoint_of, convert, tmp_path, assert_refused):
     (tmp_path / "file").write_text("")
     assert_refused(convert(checkpoint_of(make_model(True)), tmp_path / "file" / "out.pt"), str(tmp_path / "file"))
     (tmp_path / "directory.pt").mkdir()
     assert_refused(convert(tmp_path, tmp_path / "directory.pt"), "it is a directory")
 
 
-def test_a_full_disk_leaves_nothing(make_model, checkpoint_of, tmp_path, convert, largest_file):
+def test_a_full_disk_leaves_nothing(make_model, checkpoint_of, tmp_path, convert, largest_file, assert_refused):
     path, out = checkpoint_of(make_model(True)), tmp_path / "out"
     out.mkdir()
     with largest_file(4096):
@@ -290,13 +281,13 @@ def test_a_whole_application_gives_the_model_alone(make_model, convert, tmp_path
 @pytest.mark.parametrize(
     "more", [{"value_head": {"weight": torch.ones(2)}}, {"model.embed_tokens.weight.exp_avg": torch.ones(2)}]
 )
-def test_ambiguous_names_are_refused(make_model, convert, tmp_path, more):
+def test_ambiguous_names_are_refused(make_model, convert, tmp_path, more, assert_refused):
     dcp.save(torchtitan(make_model(False), **more), checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), next(iter(more)), "neither known as weights")
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_optimizer_state_beside_bare_names_is_never_weights(make_model, convert, tmp_path):
+def test_optimizer_state_beside_bare_names_is_never_weights(make_model, convert, tmp_path, assert_refused):
     state = dict(make_model(False).state_dict()) | {"lm_head.weight.exp_avg": torch.ones(2)}
     dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert_refused(convert(tmp_path / "dcp", tmp_path / "out.pt"), "lm_head.weight.exp_avg")
