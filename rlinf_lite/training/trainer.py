@@ -244,7 +244,7 @@ class PolicyTrainer:
         self.num_updates = self.num_updates + 1
 
     def _loss(self, micro: MicroBatch | None, batch: RankBatch) -> tuple[Tensor, MicroSums]:
-        """The micro-batch's share of the mini-batch loss: over all micro-batches and ranks the shares add up."""
+        """What the micro-batch adds to the mini-batch loss (summed over micro-batches and ranks), and its sums."""
         if micro is None:
             return self._idle(self.model), {}
         logits, targets, lead = self._logits(self.model, micro)
@@ -253,7 +253,7 @@ class PolicyTrainer:
     # -- forward
 
     def _logits(self, model: PreTrainedModel, micro: MicroBatch) -> tuple[Tensor, Tensor, int]:
-        """Logits [B, C, V], targets [B, C], and how many leading columns (prompt common to all rows) were left out."""
+        """Logits [B, C, V], targets [B, C], and the number of leading columns (prompt in all rows) without logits."""
         ids = micro.input_ids_BT.to(self.device)
         lead = micro.min_prompt_len - 1
         # Right padding under a causal mask: no token attends to padding, so no attention mask is needed.

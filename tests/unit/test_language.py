@@ -134,7 +134,6 @@ PENDING = {
     "rlinf_lite/report",
     "rlinf_lite/rewards",
     "rlinf_lite/runner",
-    "rlinf_lite/training",
     "tests",
     "tests/distributed",
     "tests/e2e",
