@@ -64,7 +64,7 @@ def commit(root: StoragePath, stage: Stage, manifest: Manifest) -> StoragePath |
 
 
 def _rename(root: StoragePath, step: int, stage: StoragePath) -> StoragePath | None:
-    """Rename ``stage``; a directory that has the name is set aside, and put back if this fails."""
+    """Rename ``stage``. Set a directory that has the name aside, and put it back if this fails."""
     final = layout.step_dir(root, step)
     superseded = layout.set_aside(final) if final.exists() else None
     try:

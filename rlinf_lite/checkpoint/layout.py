@@ -83,9 +83,9 @@ def set_aside(path: StoragePath, why: str = SUPERSEDED) -> StoragePath:
     Args:
         why: `SUPERSEDED`, or `DAMAGED` if it did not verify.
     """
-    aside = path.with_name(f"{path.name}.{why}-{_token()}")
-    _move(path, aside)
-    return aside
+    target = path.with_name(f"{path.name}.{why}-{_token()}")
+    _move(path, target)
+    return target
 
 
 def put_back(aside: StoragePath, path: StoragePath) -> None:

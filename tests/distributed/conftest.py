@@ -1,6 +1,6 @@
-"""Gloo ranks in processes of their own: started, timed, and stopped by id.
+"""Gloo ranks in separate processes, which are started with a time limit and stopped by process id.
 
-Run as a script (by `runpy`, in a new process) this file is one rank.
+Run as a script (by `runpy`, in a new process), this file is one rank.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A save in the background, while what it saves is trained on: the content, the fence, and what happens if it fails."""
+"""Saves in the background during training: their content, the fence, and what happens when they fail."""
 
 import random
 import resource
@@ -68,7 +68,7 @@ def train_through_saves(rank, world_size, root, num_saves, seed):
         blocking.save(step, training.state(), data={"step": step}, info={"step": step})
         torch.set_rng_state(state)
         training.checkpointer.start(step, training.state(), data={"step": step}, info={"step": step})
-        torch.rand(3)  # the generators go on too
+        torch.rand(3)  # the RNG state changes too
         for _ in range(chance.randrange(1, 4)):
             training.step()
     training.checkpointer.finish()
@@ -135,7 +135,7 @@ def test_without_the_fence_the_content_would_be_another(run_ranks, tmp_path):
 
 
 def save_over_a_hanging_rank(rank, world_size, root):
-    """Rank 1's storage never answers. Returns how the save ended on each rank, and whether training went on."""
+    """Rank 1's storage never answers. Returns how the save ended on each rank, and whether training continued."""
     training = Training(rank, world_size, root, timeout_seconds=3.0)
     training.checkpointer.save(1, training.state())
     began = time.perf_counter()

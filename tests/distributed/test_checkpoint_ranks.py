@@ -1,4 +1,4 @@
-"""Several ranks save and load together: what is whose, what fits on other numbers of them, who hears of a failure."""
+"""Several ranks save and load together: each rank's state, other numbers of ranks, and errors on single ranks."""
 
 import json
 import random
@@ -41,7 +41,7 @@ def draw():
 
 
 def save_all(rank, world_size, root, step):
-    """Save a sharded state and generators that differ by rank; returns what is drawn after the save."""
+    """Save a sharded state and an RNG state per rank; returns random numbers drawn after the save."""
     mesh = init_device_mesh("cpu", (world_size,))
     random.seed(rank), np.random.seed(rank), torch.manual_seed(rank)
     draw()
@@ -50,7 +50,7 @@ def save_all(rank, world_size, root, step):
 
 
 def load_all(rank, world_size, path):
-    """Load into other values and other generators; returns what came, whole, and what is drawn then."""
+    """Load into another state and RNG state; returns the whole loaded state and random numbers drawn after it."""
     mesh = init_device_mesh("cpu", (world_size,))
     random.seed(100), np.random.seed(100), torch.manual_seed(100)
     state = shard(full_state(-1), mesh)
@@ -85,7 +85,7 @@ def load_and_save(rank, world_size, path, root):
 
 
 def test_from_two_ranks_to_one_to_three_to_four(run_ranks, tmp_path):
-    """Each loads what the one before saved. Weights and moments are equal; generators start anew from counters."""
+    """Each loads the previous checkpoint: weights and optimizer state are equal, the RNG state is derived anew."""
     saved = run_ranks(save_all, 2, root=tmp_path, step=3)
     path = tmp_path / "global_step_3"
     assert manifest.read(path).world_size == 2
@@ -145,7 +145,7 @@ def test_a_fully_sharded_model_trains_on_to_the_same_bits(run_ranks, tmp_path):
     assert straight == resumed
     for name in ("actor/__0_0.distcp", "actor/__1_0.distcp"):
         of_step_4 = [manifest.read(tmp_path / run / "global_step_4").files[name] for run in ("straight", "resumed")]
-        assert of_step_4[0] == of_step_4[1], "generators included"
+        assert of_step_4[0] == of_step_4[1], "RNG state included"
 
 
 class Raises:
@@ -162,7 +162,7 @@ class Raises:
 
 
 def failing_saves(rank, world_size, root):
-    """Faults on steps 11, 12 and 14 and bad states on one rank; each time all ranks hear of it, and saves go on."""
+    """Faults on steps 11, 12 and 14 and bad states on one rank: all ranks raise the error, and later saves work."""
     mesh = init_device_mesh("cpu", (world_size,))
     checkpointer = Checkpointer(root, seed=7)
     heard = {}

@@ -1,4 +1,4 @@
-"""Damage among the files of several ranks: seen by every rank, on the single pass that hashes what it reads."""
+"""Damage in the files of several ranks: reported on every rank, by the one pass that reads and hashes."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What FSDP1 wrote FSDP2 reads, and the other way round; on other numbers of ranks too."""
+"""FSDP2 loads what FSDP1 saved and the other way round, also with another number of ranks."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def step(model, optimizer, world_size):
 
 def state_of(model, optimizer):
     """Tensors only: rates and betas are the script's."""
-    weights, moments = get_state_dict(model, optimizer)
-    return {"model": weights, "optim": moments["state"]}, moments["param_groups"]
+    weights, optim = get_state_dict(model, optimizer)
+    return {"model": weights, "optim": optim["state"]}, optim["param_groups"]
 
 
 def save(rank, world_size, root, kind):

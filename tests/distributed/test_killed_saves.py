@@ -1,4 +1,4 @@
-"""Ranks that save without pause are killed at random instants: whatever is committed then is whole."""
+"""Ranks that save without pause are killed at random instants: every committed checkpoint is complete."""
 
 import os
 import random
@@ -42,8 +42,8 @@ def newest_step(root):
 
 
 @pytest.mark.parametrize("num_kills", [6, pytest.param(120, marks=pytest.mark.soak)])
-def test_no_torso_is_ever_taken_for_a_checkpoint(start_ranks, tmp_path, num_kills):
-    chance, torsos = random.Random(SEED), 0
+def test_no_incomplete_save_is_ever_taken_for_a_checkpoint(start_ranks, tmp_path, num_kills):
+    chance, num_leftovers = random.Random(SEED), 0
     for kill in range(num_kills):
         before = newest_step(tmp_path)
         ranks = start_ranks(save_for_ever, 2, root=tmp_path)
@@ -56,9 +56,9 @@ def test_no_torso_is_ever_taken_for_a_checkpoint(start_ranks, tmp_path, num_kill
             ranks.processes[victim].kill()
             time.sleep(chance.choice([0, 0.05]))
         ranks.stop()
-        torsos += len(layout.leftovers(tmp_path))
+        num_leftovers += len(layout.leftovers(tmp_path))
         check(tmp_path, f"kill {kill} of RLINF_LITE_TEST_SEED={SEED}")
-    print(f"{num_kills} kills left {torsos} torsos, 0 accepted; seed {SEED}")
+    print(f"{num_kills} kills left {num_leftovers} incomplete saves, 0 accepted; seed {SEED}")
 
 
 def check(root, case):

@@ -1,4 +1,4 @@
-"""Faults at each phase of a load, on one rank: all hear of it, none waits for ever, the checkpoint is untouched."""
+"""Faults in each phase of a load, on one rank: all ranks raise, none waits for ever, the checkpoint is untouched."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The plain face on several ranks, each with its shards, and what they saved in one process."""
+"""CheckpointManager on several ranks, and loading their checkpoints in one process."""
 
 import random
 

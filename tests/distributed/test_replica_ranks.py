@@ -1,4 +1,4 @@
-"""Replicas of several ranks: loaded by other processes, as many or not, each given as little as it needs."""
+"""Replicas of several ranks, loaded by the same or another number of new processes from the files that they need."""
 
 import json
 import pickle
@@ -63,7 +63,7 @@ def take(rank, world_size, steps):
 
 
 def load(rank, world_size, step, files):
-    """Load what this rank was given into other values and other generators; what came, or what was heard."""
+    """Load this rank's files into another state and RNG state; returns the loaded state or the error."""
     mesh = init_device_mesh("cpu", (world_size,))
     random.seed(100), np.random.seed(100), torch.manual_seed(100)
     state = shard(full_state(-1), mesh)

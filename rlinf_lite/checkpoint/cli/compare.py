@@ -37,7 +37,7 @@ Entries = Mapping[str, TensorStorageMetadata | BytesStorageMetadata]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorDifference:
-    """A tensor with the same name, type and shape on both sides, but other bits."""
+    """A tensor with the same name, type and shape on both sides that is not bitwise identical."""
 
     name: str
     form: str

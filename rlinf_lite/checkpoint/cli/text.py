@@ -143,7 +143,7 @@ def comparison(compared: Comparison) -> Iterator[str]:
     yield f"A {compared.a}"
     yield f"B {compared.b}"
     equal, other = compared.num_tensors - len(compared.tensors), len(compared.tensors)
-    yield f"tensors: {equal} with the same bits, {other} with other bits; {readable.size(compared.num_bytes)} compared"
+    yield f"tensors: {equal} bitwise identical, {other} different; {readable.size(compared.num_bytes)} compared"
     yield from _some([_tensor_line(difference) for difference in compared.tensors])
     for title, differences in (
         ("only in one, or of another type or shape", compared.forms),
@@ -176,4 +176,4 @@ def _value_line(difference: ValueDifference) -> str:
 def _conclusion(compared: Comparison) -> str:
     if compared.same:
         return "same"
-    return "different (all tensors have the same bits)" if compared.same_tensors else "different"
+    return "different (all tensors are bitwise identical)" if compared.same_tensors else "different"

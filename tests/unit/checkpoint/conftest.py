@@ -1,17 +1,20 @@
-"""States to save, checkpoints to damage, and processes of their own for what kills them."""
+"""Fixtures for checkpoint tests: states to save, manifests to edit, injected faults, and scripts in new processes."""
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import runpy
+import shutil
 import textwrap
 
 import pytest
 import torch
 
 from rlinf_lite import faults
-from rlinf_lite.checkpoint import Checkpointer
+from rlinf_lite.checkpoint import Checkpointer, layout
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.checkpoint.cli.command import main
 
 SCRIPT_SECONDS = 60
 
@@ -23,7 +26,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def make_state():
-    """A nested state of all the forms that occur, with values that follow from the seed."""
+    """Make a nested state with tensors of many types and shapes, and values that depend on the seed."""
 
     def make(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -59,7 +62,7 @@ def save(root, make_state):
 
 @pytest.fixture
 def rewrite_manifest():
-    """Change fields of a manifest so that it still agrees with its own digest, as someone with ill intent could."""
+    """Change fields of a manifest and update its digest, as a hostile writer could."""
 
     def rewrite(path, **changes):
         changed = dataclasses.replace(manifests.read(path), **changes)
@@ -70,7 +73,7 @@ def rewrite_manifest():
 
 @pytest.fixture
 def set_faults(monkeypatch):
-    """Let faults strike in this process."""
+    """Inject faults into this process."""
 
     def put(*table):
         monkeypatch.setenv(faults.VARIABLE, json.dumps(table))
@@ -83,7 +86,7 @@ def set_faults(monkeypatch):
 
 @pytest.fixture(scope="session")
 def fork_server():
-    """Processes forked from one that has imported torch and done nothing else: new, and there at once."""
+    """Starts processes quickly: they are forked from one that has only imported torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rlinf_lite.checkpoint"])
     return context
@@ -91,7 +94,7 @@ def fork_server():
 
 @pytest.fixture
 def run_script(fork_server, tmp_path):
-    """Run a script in a process of its own, with ``given`` as its globals; returns the exit code (-9: killed)."""
+    """Run a script in a new process with ``given`` as its globals; returns the exit code (-9 if killed)."""
 
     def run(source, **given):
         script = tmp_path / "script.py"
@@ -106,3 +109,70 @@ def run_script(fork_server, tmp_path):
         return process.exitcode
 
     return run
+
+
+@pytest.fixture
+def path(save):
+    """The path of a checkpoint of step 5."""
+    return save(5)
+
+
+@pytest.fixture
+def plant(path, rewrite_manifest):
+    """Replace a file of the checkpoint, and let the manifest agree."""
+
+    def put(name, content):
+        (path / name).write_bytes(content)
+        files = manifests.read(path).files
+        rewrite_manifest(path, files={**files, name: manifests.hash_file(path / name)})
+        manifests.read_verified(path, "full")
+
+    return put
+
+
+@pytest.fixture
+def load(root, path, make_state):
+    """Load `path`; what was loaded is not returned."""
+    return lambda: Checkpointer(root, seed=7).load(path, make_state(6))
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run ``cli("ls", root)``; returns the exit code, stdout and stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        if code == 2:
+            assert printed.err.startswith("error: ")
+            assert printed.err.count("\n") == 1
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def cli_json(cli):
+    """As `cli`, but returns the exit code and the JSON."""
+
+    def run(*arguments):
+        code, out, _ = cli(*arguments, "--json")
+        return code, json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def mixed(save, root):
+    """A directory with one checkpoint of every state, and leftovers."""
+    save(10, metrics={"reward": 0.25, "loss": math.nan})
+    layout.pin_file(save(20)).write_bytes(b"")
+    (save(30) / "manifest.json").write_bytes(b"{}")
+    shutil.copytree(root / "global_step_10", root / "global_step_40.tmp-ab")
+    (root / "global_step_40.tmp-ab" / "manifest.json").unlink()
+    layout.set_aside(save(50))
+    (root / "global_step_60").mkdir()
+    (root / "global_step_5.deleting-cd").mkdir()
+    (root / "notes").mkdir()
+    return root

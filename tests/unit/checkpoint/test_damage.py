@@ -1,4 +1,4 @@
-"""Damage of every kind at random places: always noticed, on both ways to load, and stepped over by ``auto``.
+"""Damage of every kind at random places: always detected by both ways to load, and stepped over by ``auto``.
 
 Each run prints its seed; ``RLINF_LITE_DAMAGE_SEED=... pytest`` repeats it.
 """

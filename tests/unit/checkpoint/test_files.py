@@ -1,4 +1,4 @@
-"""Files that know their size and hash, and errors of the disk that keep their name."""
+"""Files that are hashed while they are written, and storage errors that name their path."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""Directories that are given as a checkpoint and are none: what they are, and what would work, wherever."""
+"""Directories that are not a checkpoint but were given as one: every command says what they are and what to give."""
 
 from __future__ import annotations
 

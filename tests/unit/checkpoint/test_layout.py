@@ -1,4 +1,4 @@
-"""Names: what counts as a checkpoint, what is swept, what is kept."""
+"""Names of directories: which are checkpoints, which leftovers are removed, which are kept."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The window in which a save reads live tensors: what the owner waits for, what is copied, what is given up."""
+"""Reading live tensors during training: what the fence waits for, what it copies, and when a save is abandoned."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The plain face: a script of model, optimizer and metadata goes on as if it had never stopped."""
+"""CheckpointManager: a script with model, optimizer and metadata resumes bit-exactly."""
 
 import math
 import random
@@ -68,7 +68,7 @@ def flip_a_bit(path):
     file.write_bytes(content)
 
 
-# -- going on to the same bits
+# -- bit-exact resume
 
 OPTIMIZERS = {
     "SGD": {},
@@ -132,7 +132,7 @@ def test_six_steps_are_three_and_three_in_a_new_process(run_script, tmp_path):
         assert [name for name in final if not torch.equal(final[name], resumed[run][name])] == [], run
 
 
-def test_the_example_goes_on_where_it_stopped(tmp_path):
+def test_the_example_resumes_where_it_stopped(tmp_path):
     def start(steps, directory):
         command = [sys.executable, str(EXAMPLE), "--steps", str(steps), "--save-dir", str(tmp_path / directory)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -189,7 +189,7 @@ def test_an_optimizer_that_has_stepped_is_put_back_too(root):
         train(model, optimizer, 1)
 
 
-def test_moments_are_loaded_where_they_are(root):
+def test_optimizer_state_is_loaded_in_place(root):
     """Not into a second set, for which there may be no memory."""
     model, optimizer = make_both()
     train(model, optimizer, 1)
@@ -200,7 +200,7 @@ def test_moments_are_loaded_where_they_are(root):
     assert optimizer.state[model[0].weight]["exp_avg"] is average
 
 
-def test_a_schedule_in_the_metadata_goes_on(root):
+def test_a_schedule_in_the_metadata_continues(root):
     def make():
         model, optimizer = make_both(make_optimizer=torch.optim.SGD, momentum=0.9)
         return model, optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20)
@@ -374,7 +374,7 @@ def test_what_is_kept_goes_by_numbers_in_the_metadata(root):
 # -- what load chooses and refuses
 
 
-def test_an_empty_directory_gives_none_and_touches_nothing(root):
+def test_an_empty_directory_gives_none_and_changes_nothing(root):
     model, optimizer = make_both()
     before = everything(model, optimizer)
     manager = CheckpointManager(root)
@@ -384,7 +384,7 @@ def test_an_empty_directory_gives_none_and_touches_nothing(root):
     assert not root.exists()
 
 
-def test_weights_alone_leave_optimizer_and_generators(root):
+def test_weights_alone_leave_optimizer_and_rng_state(root):
     model, optimizer = make_both()
     train(model, optimizer, 2)
     manager = CheckpointManager(root)
@@ -404,7 +404,7 @@ def test_weights_alone_leave_optimizer_and_generators(root):
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_best_that_no_checkpoint_can_be_keeps_all_of_them_and_is_told_once(root, mode):
+def test_a_best_that_no_checkpoint_can_be_keeps_all_of_them_and_is_warned_of_once(root, mode):
     model, optimizer = make_both()
     manager = CheckpointManager(root, keep=Retention(keep_best=KeepBest(metric="acuracy")), mode=mode)
     with pytest.warns(UserWarning) as caught:
@@ -481,9 +481,7 @@ def test_a_checkpoint_without_a_manager_s_optimizer_gives_its_weights(root):
     Checkpointer(root).save(4, {"model": model, "lr_scheduler": {"num_updates": torch.tensor(3)}}, data={"cursor": 1})
     other, its_optimizer = make_both(1)
     manager = CheckpointManager(root)
-    with pytest.raises(
-        StateMismatch, match=r"global_step_4: holds no optimizer .* load its weights with load\(model\)"
-    ):
+    with pytest.raises(StateMismatch, match=r"global_step_4: holds no optimizer .* its weights with load\(model\)"):
         manager.load(other, its_optimizer)
     assert manager.load(other) == {"step": 4}
     assert_same(dict(model.state_dict()), dict(other.state_dict()))
@@ -500,7 +498,7 @@ def test_a_checkpoint_without_a_manager_s_optimizer_gives_its_weights(root):
         {"optimizer": None, "metadata": [1]},
     ],
 )
-def test_data_of_another_making_is_refused(root, data):
+def test_data_of_another_form_is_refused(root, data):
     model, optimizer = make_both()
     Checkpointer(root).save(1, {"model": model}, data=data)
     with pytest.raises(DamagedCheckpoint, match="global_step_1"):
@@ -546,7 +544,7 @@ def gate(monkeypatch):
 
 
 def test_an_async_save_holds_the_state_of_its_instant(root, gate):
-    """While it waits to be read, training does all that it may: only parameters and moments wait for the save."""
+    """Training continues while the state is being read: only parameters and optimizer state wait for the save."""
     model, optimizer = make_both(width=2000)
     model.append(nn.Linear(2, 4000).requires_grad_(False))  # in no optimizer: as a target network
     optimizer.param_groups[0]["params"] = [param for param in model.parameters() if param.requires_grad]
@@ -572,7 +570,7 @@ def test_an_async_save_holds_the_state_of_its_instant(root, gate):
     assert its_optimizer.param_groups[0]["lr"] == 0.05
 
 
-def test_one_hook_an_optimizer_and_reports_one_save_later(root):
+def test_one_hook_per_optimizer_and_reports_one_save_later(root):
     model, optimizer = make_both()
     with CheckpointManager(root, mode="async") as manager:
         reports = [manager.save(model, optimizer, {"step": step}) for step in (1, 2, 3)]
@@ -581,7 +579,7 @@ def test_one_hook_an_optimizer_and_reports_one_save_later(root):
     assert manager.get_latest_checkpoint() == root / "global_step_3"
 
 
-def test_a_failed_async_save_is_told_by_whatever_comes_next(root, set_faults):
+def test_a_failed_async_save_is_raised_by_the_next_call(root, set_faults):
     model, optimizer = make_both()
     set_faults(*({"phase": "save.write", "step": step, "action": "ENOSPC"} for step in (1, 2, 3, 4)))
     manager = CheckpointManager(root, mode="async")
@@ -610,7 +608,7 @@ CheckpointManager(sys.argv[1], mode="async").save(model, torch.optim.Adam(model.
 """
 
 
-def test_a_script_that_forgets_to_finish_has_its_checkpoint(root):
+def test_a_script_that_does_not_call_finish_has_its_checkpoint(root):
     subprocess.run([sys.executable, "-c", FORGETFUL, str(root)], check=True, timeout=120)
     assert [path.name for path in layout.committed(root)] == ["global_step_1"]
     assert layout.leftovers(root) == []

@@ -1,4 +1,4 @@
-"""The manifest: what it says, what it notices, and what it refuses."""
+"""The manifest: its content, the damage it detects, and the names it refuses."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Checkpoints behind an fsspec URL: nothing can be renamed there, and the manifest is the commit marker.
+"""Checkpoints behind an fsspec URL, where nothing can be renamed and the manifest is the commit marker.
 
-``memory://`` is a store of objects; ``local://`` is one that other processes see too, and that a kill leaves as it was.
+``memory://`` is an object store; ``local://`` is one that other processes see too, and that survives a kill.
 """
 
 import uuid
@@ -114,12 +114,12 @@ def test_what_has_no_manifest_is_no_checkpoint(root, save, load, name):
     assert names(root) == ["global_step_4"]
 
 
-def test_a_torso_in_the_final_name_is_replaced_by_the_next_save(root, save, load, make_state):
-    torso = save(4)
-    (torso / "manifest.json").unlink()
-    (torso / "actor" / "__1_0.distcp").write_bytes(b"of another world size")
+def test_an_incomplete_checkpoint_is_replaced_by_the_next_save(root, save, load, make_state):
+    incomplete = save(4)
+    (incomplete / "manifest.json").unlink()
+    (incomplete / "actor" / "__1_0.distcp").write_bytes(b"of another world size")
     path = save(4)
-    assert path == torso
+    assert path == incomplete
     assert sorted(content(path)) == FILES
     assert equal(load(path), flatten(make_state(4)))
     assert names(root) == ["global_step_4"]

@@ -1,4 +1,4 @@
-"""One rank keeps its state as files in memory: those of a checkpoint on disk, and verified like them."""
+"""Replicas of a single rank: the same files in memory as a checkpoint has on disk, and verified like them."""
 
 import gc
 import os

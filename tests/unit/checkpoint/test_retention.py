@@ -1,4 +1,4 @@
-"""What is kept: the rules by themselves, then on directories of real checkpoints."""
+"""Retention: the rules alone, then on directories of real checkpoints."""
 
 import itertools
 import math
@@ -235,7 +235,7 @@ def test_one_whose_files_are_not_of_their_size_takes_no_good_ones_place(fill, da
     assert steps_in(root) == [40, 30, 20]
 
 
-def test_torsos_and_what_was_set_aside_stay(save, root):
+def test_incomplete_checkpoints_and_those_set_aside_are_kept(save, root):
     save(10), save(20)
     shutil.copytree(root / "global_step_20", root / "global_step_5.tmp-ab")
     layout.set_aside(save(30))

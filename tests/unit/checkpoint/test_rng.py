@@ -1,4 +1,4 @@
-"""Generators: what is captured comes back, to the next number drawn."""
+"""RNG state: after a restore the next random numbers are the same."""
 
 import random
 
@@ -10,7 +10,7 @@ from rlinf_lite.checkpoint import rng
 
 
 @pytest.fixture(autouse=True)
-def generators():
+def keep_rng_state():
     before = rng.capture()
     yield
     rng.restore(before)
@@ -35,7 +35,7 @@ def draw():
 
 
 @pytest.mark.parametrize("drawn_before", [0, 1, 2])
-def test_every_generator_goes_on_where_it_was(drawn_before):
+def test_the_next_numbers_are_the_same_after_a_restore(drawn_before):
     seed_all(3)
     for _ in range(drawn_before):
         draw()

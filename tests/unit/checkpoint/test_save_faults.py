@@ -1,4 +1,4 @@
-"""A save that fails or is killed at any phase: nothing torn is accepted, nothing older is lost, the next save works."""
+"""A save that fails or is killed in any phase: nothing incomplete is accepted, nothing older is lost."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ def test_an_error_while_replacing_a_step_gives_it_its_name_back(save, save_fails
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_kill_at_any_phase_leaves_no_torso(save, root, run_script, make_state, phase):
+def test_a_kill_at_any_phase_leaves_no_incomplete_checkpoint(save, root, run_script, make_state, phase):
     older = save(4)
     before = content_of(older)
     table = json.dumps([{"phase": phase, "step": 8, "action": "kill"}])

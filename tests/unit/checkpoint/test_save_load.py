@@ -1,4 +1,4 @@
-"""One process saves, and the same bits come back; what does not fit is refused by name."""
+"""One process saves and loads bit-exactly; a state that does not fit is refused with the names that differ."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run starts from, and what is said when it cannot be the one that was asked for."""
+"""Which checkpoint a run starts from, and the errors when it cannot be the one that was asked for."""
 
 import pytest
 

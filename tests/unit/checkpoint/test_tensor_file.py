@@ -1,4 +1,4 @@
-"""Tensors in the format of torch.save: written as it writes them, and read back, one form after the other."""
+"""Tensors in the format of torch.save: byte for byte the same, and read back."""
 
 import io
 
