@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
@@ -78,7 +78,8 @@ def stored_weights(config: Config) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def make(config: Config, backend: str, device: str) -> RolloutWorker:
-    worker = RolloutWorker(0, 1, replace(config, rollout=replace(config.rollout, rollout_backend=backend)), device)
+    rollout = config.rollout.model_copy(update={"rollout_backend": backend})
+    worker = RolloutWorker(0, 1, config.model_copy(update={"rollout": rollout}), device)
     worker.setup()
     return worker
 

@@ -27,9 +27,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rlinf_lite.config import Config, ConfigError, build
-from rlinf_lite.config_checks import check, slips
-from rlinf_lite.overrides import readable
+from rlinf_lite.config import Config, ConfigError, build, check
+from rlinf_lite.config.overrides import readable
+from rlinf_lite.config.unusual import unusual_values
 from rlinf_lite.paths import expand
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -49,7 +49,7 @@ def main(arguments: list[str], link: ParentLink) -> int:
 
     try:
         config = load(arguments)
-        for line in slips(config):
+        for line in unusual_values(config):
             print(f"note: {line}", flush=True)
         from rlinf_lite.launch import launch
         from rlinf_lite.recovery.directories import checkpoints_directory, has_saved

@@ -15,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.identify import located
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, nearest, types
-from rlinf_lite.config_checks import check
+from rlinf_lite.config import Config, ConfigError, build, flatten, keys, known_keys, nearest
+from rlinf_lite.config.rules import check
+from rlinf_lite.config.schema import is_text
+from rlinf_lite.config.versions import versions
 from rlinf_lite.eval.source import Source
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config
-from rlinf_lite.versions import versions
-from rlinf_lite.written import is_text
 
 SAMPLING = "algorithm.val_sampling_params"
 KEYS = (
@@ -86,7 +86,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{argument}: {str(error).splitlines()[0]}") from None
         if OmegaConf.is_config(found[key]):
             found[key] = OmegaConf.to_container(found[key])
-        elif isinstance(found[key], bool | int | float) and is_text(types().get(key)):
+        elif isinstance(found[key], bool | int | float) and key in keys() and is_text(keys()[key].kind):
             found[key] = text
     return found
 

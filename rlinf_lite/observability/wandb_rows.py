@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlinf_lite import fingerprints
-from rlinf_lite.config_checks import OF_THE_MACHINE
+from rlinf_lite.config.metric_names import MACHINE_METRICS
 from rlinf_lite.observability.jsonl import JsonlSink, read_jsonl_rows
 from rlinf_lite.observability.sinks import Metrics
 
@@ -64,5 +64,5 @@ class SentRows:
 
 def digest_of(metrics: Metrics) -> str:
     """Digest of a row without what the machine's speed and memory decide, which a replayed row does not repeat."""
-    compared = {key: value for key, value in metrics.items() if not key.startswith(OF_THE_MACHINE)}
+    compared = {key: value for key, value in metrics.items() if not key.startswith(MACHINE_METRICS)}
     return fingerprints.of_value(compared)[:16]

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from rlinf_lite import faults, readable
 from rlinf_lite.checkpoint import CheckpointError, layout
 from rlinf_lite.checkpoint import manifest as manifests
@@ -19,7 +17,7 @@ from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.workers.records import PolicySetup
-from rlinf_lite.config import Config, flatten
+from rlinf_lite.config import Config, flatten, to_yaml
 from rlinf_lite.data import PromptStream
 from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, log_line
@@ -243,8 +241,8 @@ class Build:
         """
         saved = self.saved_by(runner.progress.step)
         others = {path: "not of this run" for path in {*layout.committed(self.checkpoints)} - saved}
-        settings = replace(self.config.runner, resume_dir=AUTO, resume_mode="full")
-        config = replace(self.config, runner=settings)
+        settings = self.config.runner.model_copy(update={"resume_dir": AUTO, "resume_mode": "full"})
+        config = self.config.model_copy(update={"runner": settings})
         if saved:
             touched = True
             try:
@@ -313,4 +311,4 @@ def save_config(config: Config, log: Path, start: Start) -> None:
         if (match := _FROM_STEP.fullmatch(path.name)) and int(match[1]) > start.progress.step:
             path.replace(path.with_suffix(".superseded.yaml"))
     name = "config.yaml" if step is None else f"config.from_step_{step}.yaml"
-    replace_text(log / name, OmegaConf.to_yaml(OmegaConf.structured(config)), durable=False)
+    replace_text(log / name, to_yaml(config), durable=False)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlinf_lite.config import Config, ConfigError, flatten
+from rlinf_lite.config.versions import versions
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES
-from rlinf_lite.versions import versions
 
 _VAL_DATA = "data (validation problems)"
 _INITIAL_WEIGHTS = "actor.model (initial weights)"

@@ -10,6 +10,7 @@ from typing import Any
 from rlinf_lite import rewards
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import Config
+from rlinf_lite.config.versions import versions
 from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.models.files import check_files
@@ -18,7 +19,6 @@ from rlinf_lite.recovery.identity import identity
 from rlinf_lite.recovery.resume import Start, check_identity, choose_start, initial_weights
 from rlinf_lite.runner import schedule
 from rlinf_lite.runner.keeping import never_meet
-from rlinf_lite.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rlinf_lite import numerics
 from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
+from rlinf_lite.config.versions import vllm_version
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.rollout import vllm_setup
 from rlinf_lite.rollout.batches import rng_keys
 from rlinf_lite.types import GenerationBatch, Rollout
-from rlinf_lite.versions import vllm_version
 from rlinf_lite.weights.pieces import WeightPiece, buckets, join_rows
 
 _NO_TOKEN = "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"

@@ -15,7 +15,7 @@ from rlinf_lite.checkpoint.manifest import SAVE_ID
 from rlinf_lite.checkpoint.retention import METRICS
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.config import CheckpointConfig
-from rlinf_lite.config_checks import OF_THE_MACHINE
+from rlinf_lite.config.metric_names import MACHINE_METRICS
 from rlinf_lite.observability import events, log_line
 from rlinf_lite.runner.metrics import Metrics
 from rlinf_lite.runner.policies import Due, Moment, Policy, SaveRequest, decide
@@ -283,5 +283,5 @@ def comparable(metrics: Metrics) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in metrics.items()
-        if math.isfinite(value) and not name.startswith(OF_THE_MACHINE)
+        if math.isfinite(value) and not name.startswith(MACHINE_METRICS)
     }

@@ -15,24 +15,18 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
 LEVELS = [
     {
         "config",
-        "config_checks",
-        "config_ranges",
         "counters",
         "errors",
         "durable",
         "faults",
         "fingerprints",
-        "metric_names",
         "numerics",
-        "overrides",
         "paths",
         "ports",
         "ties",
         "printable",
         "readable",
         "types",
-        "versions",
-        "written",
     },
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"weights"},
@@ -44,7 +38,7 @@ LEVELS = [
     {"driver", "main_math"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-ONLY_IN = {"ray": {"cluster"}, "hydra": {"driver", "overrides"}, "wandb": {"observability"}}
+ONLY_IN = {"ray": {"cluster"}, "hydra": {"driver", "config"}, "wandb": {"observability"}}
 
 
 def imports() -> list[tuple[Path, str, list[str]]]:
@@ -87,7 +81,7 @@ def test_libraries_stay_in_their_rooms():
     [
         ("rlinf_lite.numerics", ["torch", "ray", "transformers"]),
         ("rlinf_lite.rewards", ["torch", "ray", "math_verify"]),
-        ("rlinf_lite.config_checks", ["torch", "ray", "transformers"]),
+        ("rlinf_lite.config", ["torch", "ray", "transformers"]),
         ("rlinf_lite.checkpoint", ["ray", "transformers", "hydra", "wandb"]),
         ("rlinf_lite.training", ["ray", "hydra", "rlinf_lite.checkpoint"]),
         ("rlinf_lite.cluster.group", ["torch", "transformers"]),

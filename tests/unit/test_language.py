@@ -123,8 +123,6 @@ PENDING = {
     "docs",
     "rlinf_lite/__init__",
     "rlinf_lite/cluster",
-    "rlinf_lite/config",
-    "rlinf_lite/config_checks",
     "rlinf_lite/eval",
     "rlinf_lite/faults",
     "rlinf_lite/driver",

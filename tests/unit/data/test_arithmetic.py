@@ -51,29 +51,12 @@ def test_more_sums_than_exist_are_refused_with_the_maximum():
     )
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ((0, 5, 5), "data.arithmetic.num_digits: 0; choose 1 to 9"),
-        ((10, 5, 5), "data.arithmetic.num_digits: 10; choose 1 to 9"),
-        ((2, -1, 5), "data.arithmetic.num_problems: -1; choose 0 or more"),
-        ((2, 5, -1), "data.arithmetic.num_val_problems: -1; choose 0 or more"),
-    ],
-)
-def test_invalid_values_are_refused(values, message):
-    with pytest.raises(ConfigError) as caught:
-        prompts("train", *values)
-    assert str(caught.value) == message
-
-
 def test_the_question_template_does_not_change_the_sums():
     config = ArithmeticConfig(num_problems=2, num_val_problems=100, question="What is {a}+{b}?")
     assert [(q.content, q.answer) for q in generate_sums(config, "train")] == [
         ("What is 62+30?", "92"),
         ("What is 36+57?", "93"),
     ]
-    with pytest.raises(ConfigError, match=r"data\.arithmetic\.question: 'What is \{a\}\?'; write \{a\} and \{b\}"):
-        generate_sums(ArithmeticConfig(question="What is {a}?"), "train")
 
 
 def test_through_load_problems(load, tokenizer):

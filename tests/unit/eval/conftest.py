@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from rlinf_lite.checkpoint import Checkpointer
-from rlinf_lite.config import Config, build, flatten
+from rlinf_lite.config import Config, build, flatten, to_yaml
 from rlinf_lite.eval.__main__ import main
 from rlinf_lite.models.hf_directory import resolve
 from rlinf_lite.ties import tied_names
@@ -64,7 +64,7 @@ def make_run(tmp_path, trained_model, settings):
         config: Config = build(OmegaConf.merge(settings, changes or {}))
         (directory / "checkpoints").mkdir(parents=True)
         if with_yaml:
-            (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+            (directory / "config.yaml").write_text(to_yaml(config))
         for step in steps:
             model = trained_model(seed=step)
             state = {"model": dict(named_weights(model)), "lr_scheduler": {"num_updates": torch.tensor(step)}}

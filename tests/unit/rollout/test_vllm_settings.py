@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from rlinf_lite.config import ConfigError, RolloutConfig, RolloutModelConfig, SamplingConfig, build
-from rlinf_lite.config_checks import check
+from rlinf_lite.config.rules import check
+from rlinf_lite.config.versions import vllm_version
 from rlinf_lite.driver import load
 from rlinf_lite.models.embedded import make_tiny_arithmetic
 from rlinf_lite.rollout import vllm_setup
-from rlinf_lite.versions import vllm_version
 
 BASE = {
     "runner": {"experiment_name": "x", "max_steps": 1},
@@ -57,7 +57,7 @@ def arguments(sampling: SamplingConfig | None = None, device: str = "cpu", **set
     ],
 )
 def test_keys_of_vllm_need_vllm(key, value):
-    assert f"rollout.{key}={value}: is for vLLM only" in problems({key: value})
+    assert f"rollout.{key}={str(value).lower()}: is for vLLM only" in problems({key: value})
     assert problems({key: value, "rollout_backend": "vllm"}, device="auto") == ""
 
 
@@ -101,7 +101,7 @@ def test_logprobs_that_vllm_cannot_report(filter_):
 @pytest.mark.parametrize("temperature", [0.005, 2.5])
 def test_temperatures_that_vllm_refuses_or_changes(temperature):
     found = problems({"rollout_backend": "vllm"}, {"temperature": temperature})
-    assert f"algorithm.sampling_params.temperature={temperature}: vLLM draws at 0.01 to 2" in found
+    assert f"algorithm.sampling_params.temperature={temperature}: vLLM samples at 0.01 to 2" in found
     assert problems({}, {"temperature": temperature}) == ""
 
 

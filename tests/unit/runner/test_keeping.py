@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rlinf_lite.config import CheckpointConfig, Config
+from rlinf_lite.config.metric_names import METRIC_NAMES, why_never
 from rlinf_lite.driver import load
-from rlinf_lite.metric_names import METRIC_NAMES, why_never
 from rlinf_lite.runner import metrics
 from rlinf_lite.runner.keeping import never_meet
 from rlinf_lite.runner.schedule import due
@@ -79,8 +78,8 @@ def test_it_is_told_exactly_when_no_save_before_the_last_follows_a_validation(co
         for validation in (1, 2, 3, 12, 50):
             for save in (-1, 1, 2, 3, 4, 50):
                 meet = [s for s in range(1, last) if due(s, validation, last) and due(s, save, last)]
-                runner = replace(config.runner, val_check_interval=validation, save_interval=save)
-                lines = list(never_meet(replace(config, runner=runner), last))
+                runner = config.runner.model_copy(update={"val_check_interval": validation, "save_interval": save})
+                lines = list(never_meet(config.model_copy(update={"runner": runner}), last))
                 assert bool(lines) == (not meet), (last, validation, save)
 
 
@@ -114,10 +113,9 @@ def test_saves_by_the_clock_are_no_promise():
     ],
 )
 def test_multiples_that_are_never_saved_are_told(config, every, save, last, told):
-    checkpoint = CheckpointConfig(keep_every=every)
-    lines = list(
-        never_meet(replace(config, runner=replace(config.runner, checkpoint=checkpoint, save_interval=save)), last)
-    )
+    settings = {"checkpoint": CheckpointConfig(keep_every=every), "save_interval": save}
+    runner = config.runner.model_copy(update=settings)
+    lines = list(never_meet(config.model_copy(update={"runner": runner}), last))
     assert bool(lines) == told
     assert bool([s for s in range(1, last + 1) if due(s, save, last) and s % every == 0]) == (not told)
     assert all(line.startswith(f"runner.checkpoint.keep_every={every}: with ") for line in lines)

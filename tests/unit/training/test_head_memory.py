@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +58,7 @@ def peak_bytes(entropy_bonus: float) -> int:
         min_prompt_len=1,
     )
     batch = RankBatch(micro_batches=(micro,), num_tokens=ROWS * COLUMNS, num_sequences=ROWS)
-    config = replace(AlgorithmConfig(), entropy_bonus=entropy_bonus)
+    config = AlgorithmConfig(entropy_bonus=entropy_bonus)
     with LiveBytes() as live:
         backward_of(head, hidden, ids, micro, batch, config)
     return live.peak

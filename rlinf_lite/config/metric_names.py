@@ -1,13 +1,17 @@
-"""The names of the metrics that a checkpoint can carry, and the settings that some of them need.
+"""Names of the metrics of a step that say something about the model, and the settings that some of them need.
 
-A test compares the names with what the runner produces. Metrics of the machine (`OF_THE_MACHINE`) are not among them.
+A test compares the names with what the runner logs.
 """
 
 from __future__ import annotations
 
-from rlinf_lite.config import Config, nearest
+from rlinf_lite.config.errors import nearest
+from rlinf_lite.config.schema import Config
 
-_OF_ROLLOUTS = (
+MACHINE_METRICS = ("time/", "throughput/", "memory/", "save/")
+"""How the names of metrics of the machine begin. A resumed run does not repeat their values."""
+
+_ROLLOUT = (
     "reward/mean",
     "reward/std",
     "reward/accuracy",
@@ -18,7 +22,7 @@ _OF_ROLLOUTS = (
     "length/prompt_mean",
     "length/cut_fraction",
 )
-_OF_UPDATES = (
+_UPDATE = (
     "loss/total",
     "loss/policy",
     "policy/ratio",
@@ -33,30 +37,30 @@ _OF_UPDATES = (
     "progress/tokens",
     "progress/step_tokens",
 )
-_WITH_KL = ("loss/kl", "loss/kl_grad_fraction", "policy/kl")
-_OF_VALIDATION = (
+_KL = ("loss/kl", "loss/kl_grad_fraction", "policy/kl")
+_VALIDATION = (
     "val/accuracy",
-    *(f"val/{name}" for name in _OF_ROLLOUTS if name != "reward/accuracy"),  # that one is val/accuracy
+    *(f"val/{name}" for name in _ROLLOUT if name != "reward/accuracy"),  # that one is val/accuracy
 )
 
 METRIC_NAMES = (
-    *_OF_ROLLOUTS,
-    *_OF_UPDATES,
-    *_WITH_KL,
+    *_ROLLOUT,
+    *_UPDATE,
+    *_KL,
     "policy/entropy",
     "policy/rollout_logprob_gap",
-    *_OF_VALIDATION,
+    *_VALIDATION,
 )
 
 
 def why_never(name: str, config: Config) -> str | None:
-    """Why no step of a run has this metric, with the remedy; None where steps may have it."""
+    """Why no step of this run logs the metric, with the remedy; None if steps may log it."""
     algorithm = config.algorithm
     if name not in METRIC_NAMES:
         return f"no step has a metric of that name{nearest(name, list(METRIC_NAMES))}"
-    if name in _OF_VALIDATION and config.runner.val_check_interval <= 0:
+    if name in _VALIDATION and config.runner.val_check_interval <= 0:
         return "nothing is validated; set runner.val_check_interval, or take another metric"
-    if name in _WITH_KL and not algorithm.kl_beta:
+    if name in _KL and not algorithm.kl_beta:
         return "there is no KL term with algorithm.kl_beta=0; raise it, or take another metric"
     if name == "policy/entropy" and not (algorithm.calculate_entropy or algorithm.entropy_bonus):
         return "it is not computed; set algorithm.calculate_entropy=true, or take another metric"

@@ -1,4 +1,4 @@
-"""Overrides of the command line, as Hydra can read them: text stays as it was written, and errors say how to quote."""
+"""Overrides of the command line in the form that Hydra reads. Text stays as written; errors show how to quote."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from rlinf_lite.config import ConfigError, known_keys, nearest, types
-from rlinf_lite.written import is_list, is_text
-
-_SCALARS = {int: "a whole number", float: "a number", bool: "true or false"}
+from rlinf_lite.config.errors import ConfigError, nearest
+from rlinf_lite.config.schema import is_list, is_text, keys, known_keys
+from rlinf_lite.config.written import TAKES
 
 
 def readable(overrides: Sequence[str], is_group: Callable[[str], bool]) -> list[str]:
@@ -25,7 +24,7 @@ def readable(overrides: Sequence[str], is_group: Callable[[str], bool]) -> list[
     Raises:
         ConfigError: a line for each that Hydra cannot read, and how to write it.
     """
-    kinds, parser = types(), OverridesParser.create()
+    kinds, parser = {key: spec.kind for key, spec in keys().items()}, OverridesParser.create()
     found, problems = [], []
     for override in overrides:
         try:
@@ -60,7 +59,7 @@ def _readable(override: str, kinds: dict[str, Any], is_group: Callable[[str], bo
 
 
 def _quoted(text: str, parsed: Override | None, kind: Any) -> str | None:
-    """What Hydra shall read as the value; None if it cannot be told what was meant."""
+    """The value in the form that Hydra reads; None if it is not clear what was meant."""
     several = parsed is not None and parsed.is_sweep_override()
     if parsed is not None and not several and _fits(parsed, kind):
         return text
@@ -74,7 +73,7 @@ def _quoted(text: str, parsed: Override | None, kind: Any) -> str | None:
 
 
 def _fits(parsed: Override, kind: Any) -> bool:
-    """Whether Hydra reads what was written, and not a number where text belongs."""
+    """Whether Hydra reads a value of the right kind, and not a number where text belongs."""
     value = parsed.value()
     if is_text(kind):
         return isinstance(value, str | None)
@@ -87,15 +86,15 @@ def _in_quotes(text: str) -> str:
 
 
 def _unknown(key: str) -> str:
-    """What to say of a key that does not exist."""
+    """The error for a key that does not exist; an empty text if it exists."""
     known = known_keys()
-    in_mapping = any(key.startswith(f"{other}.") for other in types())
+    in_mapping = any(key.startswith(f"{other}.") for other in keys())
     return "" if key in known or in_mapping else f"unknown key{nearest(key, known)}"
 
 
 def _how_to_write(key: str, text: str, kind: Any, reason: str, parser: OverridesParser) -> str:
-    if kind in _SCALARS:
-        return f"takes {_SCALARS[kind]} ({reason})"
+    if kind in (int, float, bool):
+        return f"{TAKES[kind]} ({reason})"
     value = _in_quotes(text)
     if text.startswith("[") and text.endswith("]"):
         items = [item.strip().strip("'\"") for item in text[1:-1].split(",")]

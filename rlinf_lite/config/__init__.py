@@ -1,0 +1,57 @@
+"""The config of a run: one file per section, each limit at its field. `build` makes one, `check` compares its keys."""
+
+from rlinf_lite.config.actor import (
+    ActorConfig,
+    FsdpConfig,
+    GradScalerConfig,
+    MixedPrecisionConfig,
+    ModelConfig,
+    OptimConfig,
+    TokenizerConfig,
+)
+from rlinf_lite.config.algorithm import AlgorithmConfig, SamplingConfig
+from rlinf_lite.config.cluster import ClusterConfig
+from rlinf_lite.config.critic import CriticConfig
+from rlinf_lite.config.data import ArithmeticConfig, DataConfig, ReasoningGymConfig
+from rlinf_lite.config.errors import ConfigError, nearest
+from rlinf_lite.config.identity import flatten, to_yaml
+from rlinf_lite.config.load import build
+from rlinf_lite.config.reward import RewardConfig
+from rlinf_lite.config.rollout import RolloutConfig, RolloutModelConfig
+from rlinf_lite.config.rules import check
+from rlinf_lite.config.runner import CheckpointConfig, KeepBestConfig, LoggerConfig, RunnerConfig, seconds_of
+from rlinf_lite.config.schema import Config, keys, known_keys
+
+__all__ = [
+    "ActorConfig",
+    "AlgorithmConfig",
+    "ArithmeticConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "ConfigError",
+    "CriticConfig",
+    "DataConfig",
+    "FsdpConfig",
+    "GradScalerConfig",
+    "KeepBestConfig",
+    "LoggerConfig",
+    "MixedPrecisionConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ReasoningGymConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RolloutModelConfig",
+    "RunnerConfig",
+    "SamplingConfig",
+    "TokenizerConfig",
+    "build",
+    "check",
+    "flatten",
+    "keys",
+    "known_keys",
+    "nearest",
+    "seconds_of",
+    "to_yaml",
+]

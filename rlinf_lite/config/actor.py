@@ -1,0 +1,133 @@
+"""The ``actor`` section: the model that is trained, its optimizer and how it is sharded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from omegaconf import MISSING
+from pydantic import Field
+
+from rlinf_lite.config.fields import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Neutral,
+    NonNegative,
+    PathText,
+    Precision,
+    Section,
+    Seed,
+    follows,
+    unsupported,
+)
+
+_Beta = Annotated[float, Ge(0), Lt(1)]
+
+
+class ModelConfig(Section):
+    model_path: Neutral[PathText] = MISSING
+    """A Hugging Face directory (config, safetensors, tokenizer), or ``embedded:tiny-arithmetic``."""
+    model_type: Neutral[str | None] = None
+    """If set, the directory must hold this architecture (``llama``, ``qwen2.5``, ...)."""
+    precision: Precision = "fp32"
+    """Type of parameters and optimizer state: ``fp32``, or ``bf16``: half the memory, but small updates are rounded
+    away."""
+    dropout: bool = False
+    """Keep the dropout that the directory's config asks for. Without it the policy that is updated is the one that was
+    sampled, so old and new log-probs differ by the updates alone."""
+
+
+class OptimConfig(Section):
+    lr: Fraction = 1.0e-6
+    """Learning rate after warm-up."""
+    adam_beta1: _Beta = 0.9
+    """Adam's decay of the first moment."""
+    adam_beta2: _Beta = 0.95
+    """Adam's decay of the second moment."""
+    adam_eps: Annotated[float, Gt(0), Le(1)] = 1.0e-8
+    """Added to the denominator of Adam's update."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay (AdamW)."""
+    clip_grad: NonNegative = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after ``lr_warmup_steps`` of linear warm-up."""
+    lr_warmup_steps: CountOrZero = 0
+    """Optimizer steps of linear warm-up."""
+    total_training_steps: Count | None = None
+    """Optimizer steps over which ``linear`` and ``cosine`` decay; null: the steps of the run as configured."""
+    min_lr: Fraction = 0.0
+    """Learning rate at the end of the decay."""
+
+
+class MixedPrecisionConfig(Section):
+    param_dtype: Precision | None = None
+    """Type in which layers compute; null: ``actor.model.precision``."""
+    reduce_dtype: Precision | None = None
+    """Type in which gradients are reduced; null: ``param_dtype``."""
+
+
+class GradScalerConfig(Section):
+    """Loss scaling, for fp16."""
+
+    enabled: bool = False
+    """Scale the loss, so that small gradients are not rounded to 0 in fp16."""
+    init_scale: Annotated[float, Gt(0), Le(2.0**32)] = 65536.0
+    """Scale at the start."""
+    growth_factor: Annotated[float, Gt(1)] = 2.0
+    """Factor for the scale after ``growth_interval`` steps with finite gradients."""
+    backoff_factor: Annotated[float, Gt(0), Lt(1)] = 0.5
+    """Factor for the scale after gradients that are not finite; that update is skipped."""
+    growth_interval: Count = 2000
+    """Steps with finite gradients after which the scale grows."""
+
+
+class FsdpConfig(Section):
+    strategy: Literal["fsdp2"] = "fsdp2"
+    """Only ``fsdp2``."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    cpu_offload: bool = False
+    """Keep parameters, gradients and optimizer state in CPU memory."""
+    reshard_after_forward: bool = True
+    """Free the gathered parameters of a layer after its forward pass, and gather them again for the backward pass."""
+    mixed_precision: MixedPrecisionConfig = Field(default_factory=MixedPrecisionConfig)
+    grad_scaler: GradScalerConfig = Field(default_factory=GradScalerConfig)
+    save_full_model_weights: Neutral[
+        Annotated[
+            bool,
+            unsupported(
+                "is not implemented; toolkits/ckpt_convertor/convert_dcp_to_state_dict.py makes full weights of any "
+                "checkpoint"
+            ),
+        ]
+    ] = False
+    """Not implemented; must be false."""
+
+
+class TokenizerConfig(Section):
+    tokenizer_model: Neutral[PathText] = follows("actor.model.model_path")
+    """Path of the tokenizer."""
+
+
+class ActorConfig(Section):
+    group_name: Neutral[str] = "ActorGroup"
+    """Name of the actor workers in logs."""
+    training_backend: Literal["fsdp"] = "fsdp"
+    """Only ``fsdp``."""
+    enable_offload: Neutral[
+        Annotated[
+            bool,
+            unsupported(
+                "is not implemented; actor.fsdp_config.cpu_offload=true keeps the state in CPU memory",
+            ),
+        ]
+    ] = False
+    """Not implemented; must be false."""
+    seed: Seed = 1234
+    """Seed of sampling, and of each rank's RNG state."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    fsdp_config: FsdpConfig = Field(default_factory=FsdpConfig)

@@ -1,0 +1,95 @@
+"""The ``algorithm`` section: groups, batches, the loss and how responses are sampled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import Field
+
+from rlinf_lite.config.fields import (
+    MOST_COUNT,
+    Count,
+    Fraction,
+    Neutral,
+    NonNegative,
+    PositiveFraction,
+    Section,
+    follows,
+)
+
+
+class SamplingConfig(Section):
+    do_sample: bool = True
+    """false: greedy decoding."""
+    temperature: float = 1.0
+    """Divides the logits before sampling; 1 samples from the model as it is."""
+    top_k: Annotated[int, Ge(-1), Le(MOST_COUNT)] = -1
+    """Sample from the k most likely tokens; -1 or 0: from all."""
+    top_p: PositiveFraction = 1.0
+    """Sample from the smallest set of most likely tokens whose probabilities sum to at least this."""
+    repetition_penalty: Annotated[float, Ge(0.01), Le(100)] = 1.0
+    """Above 1: tokens that have occurred before become less likely; 1: off."""
+    max_new_tokens: Count = 1024
+    """Largest number of tokens in a response."""
+
+
+class ValidationSamplingConfig(SamplingConfig):
+    """As `SamplingConfig`, but greedy unless set otherwise, and as long as in training."""
+
+    do_sample: bool = False
+    """false: greedy decoding."""
+    max_new_tokens: Count = follows("algorithm.sampling_params.max_new_tokens")
+    """Largest number of tokens in a response."""
+
+
+class AlgorithmConfig(Section):
+    group_size: Count = 8
+    """Responses sampled per prompt."""
+    n_minibatches: Count = 1
+    """Optimizer steps per rollout batch."""
+    training_batch_size_per_gpu: Count = 8
+    """Rows of a micro-batch in training."""
+    logprob_forward_micro_batch_size: Count = 8
+    """Rows of a micro-batch when log-probs are recomputed."""
+    recompute_logprobs: bool = True
+    """Old log-probs are computed with the actor's weights before the update; false: taken from the rollout engine."""
+    shuffle_rollout: bool = False
+    """Shuffle the rows before they are split into mini-batches (a pure function of seed and step)."""
+    loss_type: Literal["actor"] = "actor"
+    """Only ``actor``: the clipped policy gradient."""
+    loss_agg_func: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
+    """How per-token losses become one number: mean over all tokens, or mean over responses of each response's sum or
+    mean."""
+    kl_beta: NonNegative = 0.0
+    """Weight of the KL term against the frozen base model; 0: no reference model is built."""
+    kl_penalty_type: Literal["kl", "abs", "mse", "low_var_kl"] = "low_var_kl"
+    """``low_var_kl`` (k3; its gradient is that of KL(reference || policy)), ``mse`` (k2; that of KL(policy ||
+    reference)) or ``abs`` (twice that of the total variation). ``kl`` (k1) has an expected gradient of 0 in a loss:
+    only with ``kl_importance_correction``."""
+    kl_importance_correction: bool = False
+    """Multiply the KL term by the ratio of the policy to the one that sampled the tokens, as DeepSeek-V3.2 does (TRL:
+    ``use_bias_correction_kl``). Its gradient is then that of KL(policy || reference), also with several mini-batches,
+    for ``kl``, ``mse`` and ``low_var_kl`` alike."""
+    ratio_clip_eps: Fraction = 0.2
+    """The ratio of new to old policy is clipped to 1 - eps and 1 + eps."""
+    clip_ratio_low: Fraction | None = None
+    """Lower clip; null: ``ratio_clip_eps``."""
+    clip_ratio_high: Annotated[float, Ge(0), Le(10)] | None = None
+    """Upper clip; null: ``ratio_clip_eps``."""
+    clip_ratio_c: Annotated[float, Gt(1)] | None = None
+    """Dual clip for negative advantages; null: off."""
+    entropy_bonus: NonNegative = 0.0
+    """Weight of the policy's entropy, which is added to the objective."""
+    calculate_entropy: Neutral[bool] = False
+    """Log the policy's entropy (costs a pass over the logits)."""
+    adv_type: Literal["grpo"] = "grpo"
+    """Only ``grpo``: rewards minus their group's mean, divided by its standard deviation."""
+    normalize_advantages: bool = False
+    """After the normalization per group, also normalize over all response tokens of the batch."""
+    importance_sampling_fix: bool = False
+    """Weight each token by min(exp(trainer - engine log-prob), ``importance_sampling_clip``)."""
+    importance_sampling_clip: Annotated[float, Gt(0)] = 2.0
+    """Largest weight of ``importance_sampling_fix``."""
+    sampling_params: SamplingConfig = Field(default_factory=SamplingConfig)
+    val_sampling_params: ValidationSamplingConfig = Field(default_factory=ValidationSamplingConfig)

@@ -1,0 +1,198 @@
+"""From what YAML and overrides have set to a checked `Config`, or to one message with every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from rlinf_lite.config import rules
+from rlinf_lite.config.errors import ConfigError, nearest
+from rlinf_lite.config.fields import Section
+from rlinf_lite.config.schema import Config, Key, is_section, keys, known_keys, sections
+from rlinf_lite.config.written import problems_of, shown, typed
+
+S = TypeVar("S", bound=Section)
+_LIMITS = {
+    "greater_than_equal": "at least",
+    "greater_than": "above",
+    "less_than": "below",
+    "less_than_equal": "at most",
+}
+"""pydantic's names of limits, in our words."""
+
+
+def build(raw: Mapping[str, Any] | DictConfig) -> Config:
+    """A run's config: keys and types checked, interpolations resolved, limits and choices checked.
+
+    Whether the keys fit together is left to `rules.check`.
+
+    Raises:
+        ConfigError: every problem, one line each: unknown keys (with the nearest known one), wrong types, missing
+            values, broken interpolations, limits. If limits are the only problem: also what `rules.check` would find.
+    """
+    values, problems = read(raw, Config)
+    config, misfits = validate(values, Config)
+    if misfits and not problems:
+        misfits += rules.problems(_unchecked(Config, nested(values)))
+    if config is None or problems:
+        raise ConfigError("\n".join([*problems, *misfits]))
+    return config
+
+
+def read(raw: Mapping[str, Any] | DictConfig, root: type[Section]) -> tuple[dict[str, Any], list[str]]:
+    """The value of each key, typed and resolved.
+
+    Args:
+        raw: nested, as YAML and overrides have set it.
+        root: the schema.
+
+    Returns:
+        The values by dotted key, without those that have a problem; and the problems, one line each.
+    """
+    given = DictConfig(OmegaConf.to_container(raw) if isinstance(raw, DictConfig) else dict(raw))
+    problems = list(_drop_unknown(given, "", root))
+    refused = set()
+    for key, spec in keys(root).items():
+        if lines := _convert(given, key, spec):
+            problems += lines
+            refused.add(key)
+    merged = OmegaConf.merge(OmegaConf.create(root().model_dump(warnings=False)), given)
+    values: dict[str, Any] = {}
+    for key, spec in keys(root).items():
+        try:
+            value = _resolved(merged, key)
+        except InterpolationToMissingValueError:
+            continue  # the key that it leads to is missing itself, and is named
+        except MissingMandatoryValue as error:
+            if key not in refused:
+                full_key = error.full_key or key
+                problems.append(f"{full_key}: no value given; set it in the YAML or as {full_key}=...")
+        except OmegaConfBaseException as error:
+            problems.append(f"{key}: {str(error).splitlines()[0]}")
+        else:
+            try:
+                values[key] = typed(value, spec.kind)
+            except ValueError as error:
+                problems.append(f"{key}={shown(value)}: {error}")
+    return values, problems
+
+
+def _drop_unknown(given: DictConfig, prefix: str, root: type[Section]) -> Iterator[str]:
+    """Remove what the schema does not know, in place; yield a line for each."""
+    for name in list(given):
+        key = f"{prefix}{name}"
+        child = given._get_node(name)
+        if key in sections(root) and isinstance(child, DictConfig):
+            yield from _drop_unknown(child, f"{key}.", root)
+            continue
+        if key in keys(root):
+            continue
+        if key in sections(root):
+            yield f"{key}: {shown(_as_written(given, name))} given where a section of keys belongs"
+        else:
+            yield f"{key}: unknown key{nearest(key, known_keys(root))}"
+        del given[name]
+
+
+def _convert(given: DictConfig, key: str, spec: Key) -> list[str]:
+    """Convert what is given for ``key`` to its type, in place; a value that does not fit is removed.
+
+    Before interpolations are resolved, so that those that lead here get the converted value.
+
+    Returns:
+        One line per problem.
+    """
+    section, _, name = key.rpartition(".")
+    node = OmegaConf.select(given, section) if section else given
+    if node is None or name not in node or OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name):
+        return []
+    value = _as_written(node, name)
+    if problems := problems_of(key, value, spec.kind):
+        del node[name]
+        return problems
+    node[name] = typed(value, spec.kind)
+    return []
+
+
+def _as_written(node: DictConfig, name: Any) -> Any:
+    """The value of a key with its interpolations as they are."""
+    written: Any = OmegaConf.to_container(node)
+    return written[name]
+
+
+def _resolved(merged: Any, key: str) -> Any:
+    """The value of a key with its interpolations resolved."""
+    section, _, name = key.rpartition(".")
+    value = OmegaConf.select(merged, section)[name]
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+
+
+def validate(values: Mapping[str, Any], root: type[S]) -> tuple[S | None, list[str]]:
+    """A config with these values, by dotted key; None if limits, choices or validators of fields refuse some.
+
+    Returns:
+        The config; and the problems, one line per key.
+    """
+    try:
+        return root.model_validate(nested(values)), []
+    except ValidationError as error:
+        details = {_key_of(detail["loc"], root): detail for detail in reversed(error.errors(include_url=False))}
+        return None, [_line(key, values[key], detail, keys(root)[key]) for key, detail in reversed(details.items())]
+
+
+def _key_of(location: tuple[int | str, ...], root: type[Section]) -> str:
+    """The dotted key that an error of pydantic is about; the rest of its location is inside of the key's value."""
+    parts = [str(part) for part in location]
+    return next(key for length in range(len(parts), 0, -1) if (key := ".".join(parts[:length])) in keys(root))
+
+
+def _line(key: str, value: Any, detail: ErrorDetails, spec: Key) -> str:
+    subject, context = f"{key}={shown(value)}", detail.get("ctx", {})
+    if spec.choices:
+        choices = " or ".join(shown(choice) for choice in spec.choices)
+        if isinstance(value, list):
+            return f"{key}: {detail['input']!r} is not known here; use {choices}"
+        return f"{subject}: not known here; use {choices}"
+    if detail["type"] == "finite_number":
+        return f"{subject}: must be a finite number"
+    if detail["type"] in _LIMITS:
+        (bound,) = context.values()
+        return f"{subject}: must be {_LIMITS[detail['type']]} {bound:.10g}"
+    assert detail["type"] == "value_error", detail  # `written` has converted all other values to what the fields take
+    return f"{subject}: {context['error']}"
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"runner.max_steps": 60}`` as ``{"runner": {"max_steps": 60}}``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        node = found
+        for section in path:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return found
+
+
+def _unchecked(section: type[S], values: Mapping[str, Any]) -> S:
+    """A section with values that its limits may refuse, for the rules to look at."""
+    made = dict(values)
+    for name, field in section.model_fields.items():
+        if is_section(field.annotation) and name in made:
+            made[name] = _unchecked(field.annotation, made[name])
+    return section.model_construct(**made)
+
+
+def _register_resolvers() -> None:
+    """Arithmetic for YAML, under the names that RLinf's configs use."""
+    OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
+    OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("not", lambda a: not a, replace=True)
+
+
+_register_resolvers()

@@ -1,0 +1,268 @@
+"""Keys that do not fit together, each with the key, the value and what to write instead.
+
+What a key takes by itself stands at its field, in the file of its section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlinf_lite.config.algorithm import AlgorithmConfig
+from rlinf_lite.config.errors import ConfigError
+from rlinf_lite.config.identity import value_of
+from rlinf_lite.config.metric_names import MACHINE_METRICS, why_never
+from rlinf_lite.config.schema import Config, keys
+from rlinf_lite.config.written import shown
+
+_VLLM_ONLY = (
+    "rollout.tensor_parallel_size",
+    "rollout.gpu_memory_utilization",
+    "rollout.kv_cache_gb",
+    "rollout.enforce_eager",
+    "rollout.enable_sleep",
+    "rollout.batch_invariant",
+)
+
+
+def check(config: Config) -> None:
+    """Refuse a config whose keys do not fit together.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    if found := problems(config):
+        raise ConfigError("\n".join(found))
+
+
+def problems(config: Config) -> list[str]:
+    """What does not fit together, one line each."""
+    return [
+        *_batches(config),
+        *_lengths(config),
+        *_sampling(config),
+        *_algorithm(config),
+        *_optimizer(config),
+        *_precision(config),
+        *_rollout(config),
+        *_data(config),
+        *_reward(config),
+        *_checkpoint(config),
+    ]
+
+
+def _batches(config: Config) -> Iterator[str]:
+    algorithm, data = config.algorithm, config.data
+    rows = data.rollout_batch_size * algorithm.group_size
+    made_of = (
+        f"data.rollout_batch_size={data.rollout_batch_size} x algorithm.group_size={algorithm.group_size} = {rows} rows"
+    )
+    if config.runner.max_steps == -1 and config.runner.max_epochs == -1:
+        yield "runner.max_steps=-1 and runner.max_epochs=-1: the run would never end; set one of them"
+    if algorithm.n_minibatches < 1 or algorithm.training_batch_size_per_gpu < 1:
+        return  # refused already, and nothing can be divided by it
+    if rows % algorithm.n_minibatches:
+        yield f"algorithm.n_minibatches={algorithm.n_minibatches}: does not divide {made_of}; use a divisor of {rows}"
+        return
+    mini = rows // algorithm.n_minibatches
+    if not config.runner.enable_dynamic_batch_size and mini % algorithm.training_batch_size_per_gpu:
+        yield (
+            f"algorithm.training_batch_size_per_gpu={algorithm.training_batch_size_per_gpu}: does not divide a "
+            f"mini-batch of {mini} rows ({made_of}, in {algorithm.n_minibatches} mini-batches); use a divisor of {mini}"
+        )
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    algorithm = config.algorithm
+    for name, params in (
+        ("sampling_params", algorithm.sampling_params),
+        ("val_sampling_params", algorithm.val_sampling_params),
+    ):
+        longest = config.data.max_prompt_length + params.max_new_tokens
+        if longest > config.runner.seq_length:
+            yield (
+                f"algorithm.{name}.max_new_tokens={params.max_new_tokens}: with "
+                f"data.max_prompt_length={config.data.max_prompt_length} makes {longest} tokens, over "
+                f"runner.seq_length={config.runner.seq_length}; raise seq_length to {longest}"
+            )
+    if config.runner.enable_dynamic_batch_size and config.runner.max_tokens_per_mbs < config.runner.seq_length:
+        yield (
+            f"runner.max_tokens_per_mbs={config.runner.max_tokens_per_mbs}: one row may have "
+            f"runner.seq_length={config.runner.seq_length} tokens; raise it to that"
+        )
+
+
+def _sampling(config: Config) -> Iterator[str]:
+    algorithm = config.algorithm
+    for name, params in (
+        ("sampling_params", algorithm.sampling_params),
+        ("val_sampling_params", algorithm.val_sampling_params),
+    ):
+        key, temperature = f"algorithm.{name}", params.temperature
+        if params.do_sample and temperature <= 0:
+            yield f"{key}.temperature={temperature}: must be above 0; for greedy decoding set {key}.do_sample=false"
+        elif (params.do_sample and not 0.001 <= temperature <= 100) or temperature < 0:
+            yield f"{key}.temperature={temperature}: must be 0.001 to 100; 1 samples from the model as it is"
+        vllm = config.rollout.rollout_backend == "vllm"
+        if vllm and params.do_sample and not 0.01 <= temperature <= 2:
+            yield f"{key}.temperature={temperature}: vLLM samples at 0.01 to 2; choose one of these"
+    if not algorithm.sampling_params.do_sample and algorithm.group_size > 1:
+        yield (
+            "algorithm.sampling_params.do_sample=false: every response of a group would be the same, so nothing "
+            "could be learned; set it to true"
+        )
+
+
+def _algorithm(config: Config) -> Iterator[str]:
+    algorithm, logprobs = config.algorithm, config.rollout.return_logprobs
+    if not algorithm.recompute_logprobs and not logprobs:
+        yield (
+            "algorithm.recompute_logprobs=false: without it the engine must report old log-probs; set it to true, or "
+            "rollout.return_logprobs=true"
+        )
+    if algorithm.importance_sampling_fix and not (logprobs and algorithm.recompute_logprobs):
+        yield (
+            "algorithm.importance_sampling_fix=true: compares the engine's log-probs with recomputed ones; set "
+            "rollout.return_logprobs=true and algorithm.recompute_logprobs=true"
+        )
+    if algorithm.kl_beta > 0:
+        yield from _kl(algorithm)
+    if algorithm.group_size == 1:
+        yield "algorithm.group_size=1: GRPO compares the responses of a group; use at least 2"
+
+
+def _kl(algorithm: AlgorithmConfig) -> Iterator[str]:
+    kind, corrected = algorithm.kl_penalty_type, algorithm.kl_importance_correction
+    if kind == "kl" and not corrected:
+        yield (
+            f"algorithm.kl_penalty_type=kl with algorithm.kl_beta={algorithm.kl_beta}: in a loss its expected gradient "
+            "is zero, so it would only add noise; use mse, whose gradient is that of KL(policy || reference), "
+            "low_var_kl, or set algorithm.kl_importance_correction=true"
+        )
+    if kind == "abs" and corrected:
+        yield (
+            "algorithm.kl_importance_correction=true: corrects estimates of the KL, and algorithm.kl_penalty_type=abs "
+            "is none; use low_var_kl, mse or kl"
+        )
+
+
+def _optimizer(config: Config) -> Iterator[str]:
+    optim = config.actor.optim
+    if optim.min_lr > optim.lr:
+        yield f"actor.optim.min_lr={optim.min_lr}: is above actor.optim.lr; lower it"
+    if (decay := optim.lr * optim.weight_decay) >= 1:
+        yield (
+            f"actor.optim.weight_decay={optim.weight_decay}: times actor.optim.lr it takes away {decay:g} of each "
+            "weight per step; it must be below 1"
+        )
+
+
+def _precision(config: Config) -> Iterator[str]:
+    if config.actor.model.precision == "fp16":
+        yield (
+            "actor.model.precision=fp16: parameters in fp16 cannot be trained (Adam's eps is 0 there); set it to fp32 "
+            "and actor.fsdp_config.mixed_precision.param_dtype=fp16"
+        )
+    fp16 = config.actor.fsdp_config.mixed_precision.param_dtype == "fp16"
+    if config.actor.fsdp_config.grad_scaler.enabled and not fp16:
+        yield (
+            "actor.fsdp_config.grad_scaler.enabled=true: scaling is for fp16; set it to false, or "
+            "actor.fsdp_config.mixed_precision.param_dtype=fp16"
+        )
+
+
+def _rollout(config: Config) -> Iterator[str]:
+    rollout, params = config.rollout, config.algorithm.sampling_params
+    if rollout.rollout_backend != "vllm":
+        for key in _VLLM_ONLY:
+            value, unused = value_of(config, key), keys()[key].default
+            if value != unused:
+                yield (
+                    f"{key}={shown(value)}: is for vLLM only; set it to {shown(unused)}, or set "
+                    "rollout.rollout_backend=vllm"
+                )
+        return
+    fraction = rollout.gpu_memory_utilization
+    if fraction is not None and rollout.kv_cache_gb is not None:
+        yield (
+            f"rollout.kv_cache_gb={rollout.kv_cache_gb}: rollout.gpu_memory_utilization={fraction} also sets the size "
+            "of the cache; set one of them to null"
+        )
+    if rollout.tensor_parallel_size > 1 and config.cluster.device == "cuda":
+        yield (
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: a rollout worker has one GPU, that of its "
+            "slot in cluster.component_placement; set it to 1 and use more rollout workers"
+        )
+    for key in ("rollout.enable_sleep", "rollout.batch_invariant"):
+        if value_of(config, key) and config.cluster.device == "cpu":
+            yield f"{key}=true: vLLM can do that on GPUs only, and cluster.device=cpu; set it to false"
+    restricted = params.top_p < 1 or params.top_k > 0 or params.repetition_penalty != 1
+    if rollout.return_logprobs and restricted and params.do_sample and params.temperature != 1:
+        yield (
+            f"rollout.return_logprobs=true: with algorithm.sampling_params.temperature={params.temperature} and top_k, "
+            "top_p or repetition_penalty vLLM cannot report the log-probs that training needs (with the temperature, "
+            "without the others); set temperature=1, or turn the others off, or return_logprobs=false"
+        )
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.type == "math" and not data.train_data_paths:
+        yield "data.train_data_paths=[]: no training data; give files, for example data.train_data_paths=[train.jsonl]"
+    if data.type == "math" and config.runner.val_check_interval > 0 and not data.val_data_paths:
+        yield (
+            f"runner.val_check_interval={config.runner.val_check_interval}: there is nothing to validate on; set "
+            "data.val_data_paths, or the interval to -1"
+        )
+    generated = {"arithmetic": "sums", "reasoning_gym": "items"}.get(data.type)
+    if generated and (data.train_data_paths or data.val_data_paths):
+        yield (
+            f"data.type={data.type}: {generated} are generated, files are not read; remove the paths, or set "
+            "data.type=math"
+        )
+    if data.type == "reasoning_gym" and data.reasoning_gym.task is None:
+        yield "data.reasoning_gym.task=null: no task given; name one, for example data.reasoning_gym.task=chain_sum"
+    if data.chat_template_kwargs and not data.apply_chat_template:
+        yield "data.chat_template_kwargs: there is no chat template; set data.apply_chat_template=true, or remove it"
+    if data.metadata_keys and data.type != "math":
+        yield f"data.metadata_keys={data.metadata_keys}: data.type={data.type} has no rows of files; remove it"
+
+
+def _reward(config: Config) -> Iterator[str]:
+    reward, data = config.reward, config.data
+    if reward.reward_type == "custom" and reward.path is None:
+        yield "reward.reward_type=custom: needs a function; set reward.path=my_pkg.my_reward:score"
+    if reward.reward_type != "custom" and reward.path is not None:
+        yield (
+            f"reward.path={reward.path}: reward.reward_type={reward.reward_type} calls no function; set "
+            "reward.reward_type=custom, or remove the path"
+        )
+    if reward.reward_type == "reasoning_gym" and data.type != "reasoning_gym":
+        yield f"reward.reward_type=reasoning_gym: does not know data.type={data.type}; set data.type=reasoning_gym"
+    if data.type == "reasoning_gym" and reward.reward_type not in ("reasoning_gym", "custom"):
+        yield (
+            f"reward.reward_type={reward.reward_type}: cannot grade data.type=reasoning_gym, whose tasks grade their "
+            "own items; set reward.reward_type=reasoning_gym"
+        )
+    if data.answer_key is None and reward.reward_type in ("math", "exact"):
+        yield f"data.answer_key=null: reward.reward_type={reward.reward_type} compares with answers; name their key"
+    if reward.answer_format != "auto" and reward.reward_type != "math":
+        yield (
+            f"reward.answer_format={reward.answer_format}: reward.reward_type={reward.reward_type} looks for no final "
+            "answer; set reward.reward_type=math, or remove the format"
+        )
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    runner, checkpoint = config.runner, config.runner.checkpoint
+    metric = checkpoint.keep_best.metric
+    if metric is None and checkpoint.save_on_best:
+        yield "runner.checkpoint.save_on_best=true: needs a metric; set runner.checkpoint.keep_best.metric"
+    if metric is not None and metric.startswith(MACHINE_METRICS):
+        yield f"runner.checkpoint.keep_best.metric={metric}: says nothing about the model; take another metric"
+    elif metric is not None and (reason := why_never(metric, config)) is not None:
+        yield f"runner.checkpoint.keep_best.metric={metric}: {reason}"
+    if runner.resume_mode == "weights" and runner.resume_dir in (None, "auto"):
+        yield (
+            f"runner.resume_mode=weights with runner.resume_dir={shown(runner.resume_dir)}: name the global_step_N "
+            "directory whose weights the new run starts with; to resume a run, set runner.resume_mode=full"
+        )
