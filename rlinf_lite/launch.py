@@ -20,6 +20,7 @@ from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.config import Config
 from rlinf_lite.errors import EXIT_OUT_OF_TIME
 from rlinf_lite.observability import log_line
+from rlinf_lite.quick_imports import quick_imports
 from rlinf_lite.recovery.directories import Directories, make_directories, remove_empty
 from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.recovery.lock import hold
@@ -92,6 +93,11 @@ class _Driver:
 
     def train(self) -> Runner:
         """Ray, workers, and the supervised run. Raises as `Supervisor.run`."""
+        with quick_imports():
+            supervisor = self._start()
+        return supervisor.run()
+
+    def _start(self) -> Supervisor:
         runner, handover = self.config.runner, self.link.handover
         budget = budget_for(runner.max_restarts, runner.restart_window, handover.budget)
         self.link.report(budget=budget.to_json())
@@ -111,7 +117,7 @@ class _Driver:
         watch.rarely += [guard.check_head, lambda: _check_nodes(session, self.stop)]
         with self.stop.immediate():
             self.supervisor = self._supervisor(session, preparing, budget)
-        return self.supervisor.run()
+        return self.supervisor
 
     def _supervisor(self, session: Session, preparing: Future[Prepared], budget: RestartBudget) -> Supervisor:
         """Start the workers, and put the supervisor in charge of them."""

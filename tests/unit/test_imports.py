@@ -26,6 +26,7 @@ LEVELS = [
         "ties",
         "printable",
         "readable",
+        "quick_imports",
         "types",
     },
     {"algorithms", "rewards", "checkpoint", "observability"},

@@ -9,6 +9,7 @@ import ray
 
 from rlinf_lite.cluster import stacks
 from rlinf_lite.cluster.workers.records import WorkerLocation
+from rlinf_lite.quick_imports import quick_imports
 
 
 class WorkerHost:
@@ -40,4 +41,5 @@ class WorkerHost:
 
 def _find(target: str) -> Any:
     module, name = target.split(":")
-    return getattr(importlib.import_module(module), name)
+    with quick_imports():
+        return getattr(importlib.import_module(module), name)

@@ -7,6 +7,7 @@ import sys
 import threading
 
 from rlinf_lite.config import Config
+from rlinf_lite.quick_imports import quick_imports
 
 
 def warm_up(config: Config) -> None:
@@ -23,13 +24,14 @@ def warm_up(config: Config) -> None:
 def _warm_up(config: Config) -> None:
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    from rlinf_lite.cluster.workers import policy_worker, reward_worker, rollout_worker  # noqa: F401
-    from rlinf_lite.models import build, hf_directory
+    with quick_imports():
+        from rlinf_lite.cluster.workers import policy_worker, reward_worker, rollout_worker  # noqa: F401
+        from rlinf_lite.models import build, hf_directory
 
-    model_dir = hf_directory.resolve(config.actor.model.model_path)
-    hf_directory.load_tokenizer(
-        hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-    )
-    build.build_on_meta(
-        hf_directory.load_config(model_dir, config.actor.model.model_type), config.actor.model.precision
-    )
+        model_dir = hf_directory.resolve(config.actor.model.model_path)
+        hf_directory.load_tokenizer(
+            hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+        )
+        build.build_on_meta(
+            hf_directory.load_config(model_dir, config.actor.model.model_type), config.actor.model.precision
+        )
