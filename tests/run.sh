@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# Runs lint, types and all tests. With arguments it runs only pytest and passes them on: bash tests/run.sh tests/unit -k counters
-# Paths are relative to the top of the checkout.
+# Lint, types and all tests; with arguments only pytest, which gets them: bash tests/run.sh tests/unit -k counters.
+# Paths start at the top of the checkout.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../toolkits/environment.sh"
 use_environment test
 
 cd "$repo_root"
-if (($# == 0)); then
-    "$python" -m ruff check .
-    "$python" -m ruff format --check .
-    "$python" -m mypy rlinf_lite
-    set -- -n 2 --dist loadgroup # two whole runs at a time at most: groups "e2e" (they share one) and "alone"
+if (($# > 0)); then
+    exec "$python" -m pytest "$@"
 fi
-exec "$python" -m pytest "$@"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+"$python" -m mypy rlinf_lite >"$types" 2>&1 & # one core's work, beside the tests
+mypy=$!
+failed=0
+"$python" -m pytest -n 2 --dist loadgroup || failed=$? # two whole runs at a time at most
+wait "$mypy" || failed=$?
+cat "$types"
+exit "$failed"
