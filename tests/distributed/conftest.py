@@ -91,7 +91,8 @@ class RunningRanks:
 def rank_context():
     """Ranks are forked from a process that has imported torch and done nothing else: new, and there at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rlinf_lite.checkpoint", "torch._dynamo"])  # the first DTensor imports the latter
+    # All that a rank's program imports. The first DTensor imports torch._dynamo.
+    context.set_forkserver_preload(["pytest", "rlinf_lite.checkpoint", "torch._dynamo"])
     return context
 
 
