@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,23 +19,39 @@ import psutil
 import pytest
 
 from rlinf_lite import numerics
+from rlinf_lite.quick_imports import quick_imports
 
 os.environ.update(numerics.environment())  # as in every worker; read when torch is imported
 
-from rlinf_lite.checkpoint import layout
-from rlinf_lite.checkpoint.digest import state_digest
-from rlinf_lite.checkpoint.formats.read_state import read_tensors
+with quick_imports():
+    from rlinf_lite.checkpoint import layout
+    from rlinf_lite.checkpoint.digest import state_digest
+    from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Test files import torch, transformers and more."""
+    with quick_imports():
+        return (yield)
+
+
+_LONGEST_FIRST = ("soak", "e2e", "distributed")
+"""Directories of tests. What is short comes last, and keeps every worker of pytest-xdist busy until the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups of whole runs first: they take longest, and what is short fills up the end."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    def place(item: pytest.Item) -> int:
+        directory = item.path.relative_to(Path(__file__).parent).parts[0]
+        return _LONGEST_FIRST.index(directory) if directory in _LONGEST_FIRST else len(_LONGEST_FIRST)
+
+    items.sort(key=place)
 
 
-# 24 problems, 8 a step: an epoch is 3 steps.
+# 24 problems, 8 per step: an epoch is 3 steps. No spare worker process: only tests of recovery have a use for one.
 TINY = {
     "runner.max_steps": "8",
     "runner.save_interval": "1",
@@ -46,7 +63,10 @@ TINY = {
     "algorithm.group_size": "4",
     "algorithm.training_batch_size_per_gpu": "8",
     "rollout.max_running_requests": "16",
+    "cluster.warm_spares": "0",
 }
+_END_SECONDS = 600
+"""After which a run counts as hanging. On a quiet machine it ends within 30 s."""
 _SECONDS = ("time/", "throughput/", "memory/", "save/")
 
 
@@ -88,7 +108,7 @@ class Run:
     def finish(self, *extra: str, faults: list[dict] | None = None, expect: int = 0) -> str:
         """Run to the end; returns what was printed."""
         process = self.start(*extra, faults=faults)
-        printed, _ = process.communicate(timeout=240)
+        printed, _ = process.communicate(timeout=_END_SECONDS)
         assert process.returncode == expect, f"exit code {process.returncode}\n{printed}"
         return printed
 
@@ -180,24 +200,35 @@ def new_run(tmp_path: Path):
 
 
 @pytest.fixture(scope="session")
-def undisturbed():
-    """Makes a run in a directory, and lets it come to its end. Tests only read it."""
-    made: list[Run] = []
+def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+    """``undisturbed(name, overrides)``: a run that nothing happened to. Tests only read it.
 
-    def make(root: Path, overrides: dict[str, str]) -> Run:
-        made.append(Run(root, overrides))
-        made[-1].finish()
-        return made[-1]
+    It is made once per session, by whichever worker of pytest-xdist needs it first; the others wait for it.
+    """
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent  # the same one for all workers
 
-    yield make
-    for run in made:
-        run.end()
+    def make(name: str, overrides: dict[str, str]) -> Run:
+        run, finished = Run(directory / name, overrides), directory / f"{name}.finished"
+        with (directory / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(run.root, ignore_errors=True)  # of a worker that failed
+                try:
+                    run.finish()
+                finally:
+                    run.end()
+                finished.touch()
+        return Run(run.root, overrides)
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory: pytest.TempPathFactory, undisturbed) -> Run:
+def straight(undisturbed) -> Run:
     """2 actor ranks, 1 rollout worker, 8 steps, never killed."""
-    return undisturbed(tmp_path_factory.mktemp("straight"), {})
+    return undisturbed("straight", {})
 
 
 @pytest.fixture

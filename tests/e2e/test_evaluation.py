@@ -8,7 +8,7 @@ import pytest
 
 from rlinf_lite.eval.__main__ import main
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_greedy_accuracy_is_the_runs_own(straight, capsys):

@@ -15,7 +15,7 @@ from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.errors import EXIT_WORKER_LOST
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("e2e")]  # several whole runs a test
+pytestmark = pytest.mark.timeout(900)  # several whole runs a test
 
 AUTO = "runner.resume_dir=auto"
 REPLICAS = "runner.checkpoint.memory_replicas=1"
@@ -30,7 +30,7 @@ def kill(run, group: str, rank: int = 0, number: int = signal.SIGKILL) -> None:
 
 
 def finish(run, process, expect: int = 0) -> str:
-    printed, _ = process.communicate(timeout=240)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == expect, f"exit code {process.returncode}\n{printed}"
     return printed
 

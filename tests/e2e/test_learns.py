@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("alone")]
+pytestmark = pytest.mark.timeout(900)
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "learn.py"
 

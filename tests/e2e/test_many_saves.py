@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.soak, pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.soak]
 
 
 def test_two_hundred_saves(new_run):

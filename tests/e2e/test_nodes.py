@@ -168,7 +168,7 @@ def test_gcs_of_a_joined_cluster_dies(joined):
 @pytest.mark.parametrize(("part", "said"), [("raylet", "the raylet of this node"), ("gcs_server", "Ray's GCS")])
 def test_a_ray_of_our_own_dies_and_the_driver_starts_again(part, said):
     process = subprocess.Popen([sys.executable, "-c", _PRIVATE, part], stdout=subprocess.PIPE, text=True)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=600)
     lines = dict(line.partition(" ")[::2] for line in printed.splitlines() if line)
     assert process.returncode == 0, printed
     assert lines["lost"].startswith(said)
@@ -192,7 +192,7 @@ def test_a_run_on_three_nodes(new_run, ray_nodes, monkeypatch):
         process = run.start()
         run.read_until(process, " 1/3 ")
         hosts = [sum(_is_actor(found) for found in cluster.processes(number)) for number in range(3)]
-        printed, _ = process.communicate(timeout=240)
+        printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     assert hosts == [1, 1, 1]
     assert [row["step"] for row in run.rows()] == [1, 2, 3]

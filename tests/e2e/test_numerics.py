@@ -11,7 +11,7 @@ import pytest
 
 from rlinf_lite import numerics
 
-pytestmark = [pytest.mark.xdist_group("alone"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 _WORKER = """
 import os

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.timeout(3600), pytest.mark.xdist_group("e2e")]  # a driver that starts up to ten times
+pytestmark = pytest.mark.timeout(3600)  # a driver that starts up to ten times
 
 AUTO = "runner.resume_dir=auto"
 REPLICAS = "runner.checkpoint.memory_replicas=1"
@@ -70,8 +70,8 @@ def test_ray_is_lost_while_the_driver_waits(straight, new_run, same_run, still_r
 
 
 @pytest.fixture(scope="module")
-def with_logprobs(tmp_path_factory, undisturbed):
-    return undisturbed(tmp_path_factory.mktemp("logprobs"), LOGPROBS)
+def with_logprobs(undisturbed):
+    return undisturbed("with_logprobs", LOGPROBS)
 
 
 @pytest.mark.soak

@@ -42,7 +42,6 @@ def run_digest(output_dir: Path, *overrides: str) -> str:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("e2e")
 def test_the_embedded_default_ends_in_recorded_bits(tmp_path: Path) -> None:
     digest = run_digest(tmp_path / "default")
     recorded = RECORDED.get(processor())

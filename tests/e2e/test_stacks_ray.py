@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from rlinf_lite.cluster import stacks  # noqa: E402
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(300), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
 
 class Worker:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.xdist_group("alone"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(600)
 
 _WORKERS = """
 import os, time

@@ -24,9 +24,9 @@ TWO_WORKERS = {"cluster.component_placement.rollout": "0-1", "cluster.weight_syn
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, undisturbed):
+def straight(undisturbed):
     """1 engine, weights over the object store, never killed."""
-    return undisturbed(tmp_path_factory.mktemp("straight"), VLLM)
+    return undisturbed("with_vllm", VLLM)
 
 
 def test_the_embedded_default_learns(tmp_path):
