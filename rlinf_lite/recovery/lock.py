@@ -1,4 +1,4 @@
-"""One driver a run directory: a second one is refused, with the holder named. A dead holder holds nothing."""
+"""The lock of a run directory: one driver per directory, a second is refused by name; a dead driver holds no lock."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rlinf_lite.paths import open_fixed
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Network file systems without them, or mounted so (Lustre: ENOSYS)."""
-_PATIENCE_SECONDS = 0.5
+_PATIENCE_SECONDS = 2.0
 _held: set[int] = set()
 
 
 @contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Keep ``directory`` for this process; the kernel gives it back when the process ends or re-executes itself.
+    """Lock ``directory`` for this process; the kernel unlocks it when the process ends.
 
-    On a file system without locks, says so and goes on. The file goes when it is given back in order.
+    A file system without locks gets a warning. The lock file is removed at an end in order.
 
     Raises:
         ConfigError: another process holds it.
@@ -70,7 +70,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _taken(file: int, directory: Path) -> bool:
-    """Whether it is ours now; False: nobody can have it."""
+    """Whether it is ours now; False if the file system has no locks."""
     try:
         _flock(file)
     except BlockingIOError:
@@ -91,7 +91,7 @@ def _taken(file: int, directory: Path) -> bool:
 
 
 def _flock(file: int) -> None:
-    """With a little patience: a killed driver that is started again at once may still be giving back its memory."""
+    """Wait a little: a driver whose parent was killed may still be ending its Ray when the command is started again."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
@@ -108,7 +108,7 @@ def _self() -> str:
 
 
 def _let_go() -> None:
-    """A forked child shares the lock with its parent, and would keep it after the parent's death."""
+    """Release the locks in a forked child, which would keep them after the driver's death."""
     while _held:
         os.close(_held.pop())
 

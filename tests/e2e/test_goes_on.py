@@ -38,13 +38,14 @@ def finish(run, process, expect: int = 0) -> str:
 def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
     """Alone or two at once: no completed step is made twice, and a save that was cut off is made up for."""
     run = new_run({**TWO_ROLLOUTS, "runner.save_interval": "3"})
-    mark = tmp_path / "saving"
-    slow = {"phase": "save.halfway", "step": 3, "rank": 0, "action": "wait", "mark": str(mark)}
-    process = run.start(REPLICAS, SPARES, faults=[slow])
+    mark, armed = tmp_path / "saving", tmp_path / "armed"
+    armed.touch()
+    hangs = {"phase": "save.halfway", "step": 3, "rank": 0, "action": "hang", "mark": str(mark), "armed": str(armed)}
+    process = run.start(REPLICAS, SPARES, faults=[hangs])
     printed = run.read_until(process, "step    2/8")
     kill(run, "actor", 1)
     second = run.finish(AUTO, expect=2)
-    assert f"in use by process {process.pid} on " in second and "since" in second
+    assert f"in use by process {run.driver(process).pid} on " in second and "since" in second
     printed += run.read_until(process, "step    3/8")
     while not mark.exists():
         time.sleep(0.01)
@@ -121,7 +122,7 @@ def test_ray_itself_is_killed(straight, new_run, same_run, tmp_path: Path):
         if child.name() in ("raylet", "gcs_server"):
             child.kill()
     printed = finish(run, process)
-    assert "Ray was lost" in printed and "the driver starts anew" in printed
+    assert "Ray was lost" in printed and "starting the driver again" in printed
     same_run(straight, run, 8)
 
 

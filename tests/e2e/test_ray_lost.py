@@ -1,4 +1,4 @@
-"""Ray is lost in each phase of a step: the driver starts itself anew, and the run ends as if nothing had happened."""
+"""Ray is lost in each phase of a step: the parent starts a new driver, and the run ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, stil
     assert not coming, f"never came to {coming}\n{text}"
     left = still_running(started, 5.0)
     assert not left, left
-    assert text.count("the driver starts anew") == len(phases) and "Traceback" not in text, text
+    assert text.count("starting the driver again") == len(phases) and "Traceback" not in text, text
 
 
 def test_ray_is_lost_while_the_driver_waits(straight, new_run, same_run, still_running, tmp_path):

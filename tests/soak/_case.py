@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # only a run with --cluster needs it
     from _nodes import Nodes
 
 _USER_ERROR = 2  # what a scheduler does not start again
+_GIVEN_UP = 3
+_MOST_EQUAL_DEATHS = 3  # with no step between them they look like a loop, which is given up
 _TICK = 0.01
 _ABSENT_TICK = 0.2
 _LAST_BREATH = 30.0
@@ -46,10 +48,9 @@ class Outcome:
 
     deaths: list[Death] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
-    """Of the drivers, one after the other."""
+    """Of the commands, one after the other."""
     gave_up: int = 0
-    """Drivers that ended by themselves, with an error, before the run was done. Not those whose raylet was killed: Ray
-    ends a driver that touches the object store in just that instant, from C++, and there is no way to outlive it."""
+    """Commands that ended by themselves, with an error, before the run was done."""
     missed: int = 0
     """Kills that found nobody any more: the run, or its workers, had ended."""
     repeated: int = 0
@@ -73,10 +74,8 @@ class Case:
         self._pending = deque(plan.kills)
         self._most_restarts = 2 * len(plan.kills) + 2
         self._last_kill, self._again = 0.0, 0.0
-        self._excused = False
+        self._excused, self._deaths_before = False, 0
         self._armed: Kill | None = None
-        self._change: str | None = None
-        """Before which a start is to be killed."""
         self._damage: int | None = None
         """Which bit is to be flipped before the next start."""
         self._damages: list[Damage] = []
@@ -109,7 +108,7 @@ class Case:
         return self.outcome
 
     def _start(self) -> None:
-        self._excused = False
+        self._excused, self._deaths_before = False, len(self.outcome.deaths)
         if self._damage is not None:
             found = damage(self._job.directory / "checkpoints", self._damage)
             self._damage = None
@@ -123,11 +122,10 @@ class Case:
         if code is None:
             return False
         self.outcome.exit_codes.append(code)
-        if self._change is not None and self._traps.is_reached(self._change):
-            self._excused, self._change = True, None
         if code == 0:
             return True
-        if not self._excused:
+        deaths = len(self.outcome.deaths) - self._deaths_before
+        if not self._excused and not (code == _GIVEN_UP and deaths >= _MOST_EQUAL_DEATHS):
             self.outcome.gave_up += 1
         if code == _USER_ERROR:
             self.outcome.wrong.append(f"exit code {code}, which says that a restart will not help")
@@ -154,16 +152,16 @@ class Case:
         self._last_kill = time.monotonic()
         self._pending.popleft()
         self._struck.update(victim.process for victim in victims)
-        self._excused |= kill_.victim == "raylet" or any(victim.name == "driver" for victim in victims)
+        self._excused |= any(victim.name == "parent" for victim in victims)
         self.outcome.deaths.append(_death(kill_, victims, item))
         if kill_.victim == "phase":
             self._name_target(_phase(kill_))
         elif kill_.victim == "damage":
             self._damage = kill_.rank
         elif kill_.victim == "change":
-            self._change = CHANGES[kill_.rank % len(CHANGES)]
-            self._traps.arm(self._change)
-            self._name_target(f"and the next before {self._change}")
+            change = CHANGES[kill_.rank % len(CHANGES)]
+            self._traps.arm(change)
+            self._name_target(f"and the next driver before {change}")
 
     def _in_phase(self, kill_: Kill) -> bool:
         """Whether a worker is in the phase now; lets the next one that comes there wait for the kill."""

@@ -16,6 +16,7 @@ import psutil
 
 # 24 problems, 8 a step: an epoch is 3 steps. Some 7 s of steps, saves and validation after the start.
 SETTINGS = {
+    "runner.max_restarts": "1000",
     "runner.resume_dir": "auto",  # from the first start on: what a scheduler starts again is the same command
     "runner.max_steps": "30",
     "runner.save_interval": "1",
@@ -43,7 +44,7 @@ class StepLine:
 
 
 class GradingItem:
-    """One driver process, from its start to its end."""
+    """One command: a parent process and its drivers, from its start to its end."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
         """
@@ -51,7 +52,7 @@ class GradingItem:
             output: everything printed is appended there.
         """
         self.started = time.monotonic()
-        """Its last start: a driver whose Ray is lost starts itself anew, with the same process id."""
+        """When its newest driver was started."""
         self.ended: float | None = None
         self.steps: list[StepLine] = []
         self._begins = 0
@@ -88,6 +89,17 @@ class GradingItem:
             self.started, self._first = now, len(self.steps)
 
     @property
+    def driver(self) -> psutil.Process | None:
+        """The driver that runs now; None between two of them, and once the parent is gone."""
+        for child in children(self.process):
+            try:
+                if "rlinf_lite.driver" in child.cmdline():
+                    return child
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return None
+
+    @property
     def line(self) -> StepLine | None:
         """Of the last step since its last start."""
         return self.steps[-1] if len(self.steps) > self._first else None
@@ -108,7 +120,7 @@ class GradingItem:
         return self.poll()
 
     def kill(self) -> None:
-        """End the driver and whatever runs below it."""
+        """End parent and driver, and whatever runs below them."""
         for process in [*descendants(self.process), self.process]:
             kill(process)
         self._process.wait(timeout=60)
@@ -145,6 +157,14 @@ class Job:
         settings = {**self.settings, "runner.output_dir": str(self.root), "runner.experiment_name": "chaos"}
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
         return GradingItem(command, {**os.environ, **joining}, self.output)
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """The processes that ``process`` has started; none if it is gone."""
+    try:
+        return process.children()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

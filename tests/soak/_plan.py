@@ -13,15 +13,18 @@ from _job import GradingItem
 ANYWHERE = ("driver", "actor", "rollout", "reward", "raylet", "all")
 """Who is killed, at any instant."""
 TARGETED = ("phase", "damage", "change")
-"""What random instants do not find: the raylet while a worker is in one phase of a step; the driver, and then a bit of
-its newest checkpoint; the driver, and then the next one before one of the changes that a start makes on the disk."""
-KINDS = (*ANYWHERE, *TARGETED)
+"""What random instants do not find: the raylet while a worker is in one phase of a step; parent and driver, and then a
+bit of the newest checkpoint; parent and driver, and then the next driver before a change that a start makes on the
+disk."""
+KINDS = (*ANYWHERE, *TARGETED, "parent")
+"""``driver`` and ``raylet`` are recovered by the parent process; after ``parent``, ``all``, ``damage`` and ``change``
+the command is started again."""
 MOST_KILLS = 3
 START_SHARE = 0.4
 """Of all kills, those that fall into the start-up. How long that takes beside the steps differs from machine to
 machine, and must not decide what a seed means: instants are uniform within the start-up, and uniform from the line of
 the first step to the end of the process."""
-ENDING = ("driver", "all", "damage", "change")
+ENDING = ("driver", "all", "damage", "change", "parent")
 """Those after which the driver is started again."""
 _SAVE_INTERVALS = ("1", "1", "2", "3", "5")
 

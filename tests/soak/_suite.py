@@ -95,7 +95,7 @@ class Suite:
         if not outcome.wrong:
             outcome.wrong += differences(self._reference.directory, job.directory, job.last_step)
         if options.strict and outcome.gave_up:
-            outcome.wrong.append(f"{outcome.gave_up} drivers ended early that had not been killed")
+            outcome.wrong.append(f"{outcome.gave_up} commands ended early whose parent had not been killed")
         self._count(outcome)
         print(_line(f"seed {options.seed} case {number}", job.settings[_SAVE_INTERVAL], outcome), flush=True)
         if outcome.wrong:
@@ -121,7 +121,7 @@ def _line(name: str, save_interval: str, outcome: Outcome) -> str:
     """One line, and one more for each thing that is wrong."""
     restarts = f", {len(outcome.exit_codes) - 1} restarts" if len(outcome.exit_codes) > 1 else ""
     missed = f", {outcome.missed} came too late" if outcome.missed else ""
-    gave_up = f" ({outcome.gave_up} of drivers not killed)" if outcome.gave_up else ""
+    gave_up = f" ({outcome.gave_up} of commands not killed)" if outcome.gave_up else ""
     verdict = "DIFFERS" if outcome.wrong else "bit-equal" if outcome.deaths else "bit-equal, but nothing was killed"
     shown = [f"\n    {text}" for text in outcome.wrong[:_MOST_SHOWN]]
     more = [f"\n    and {len(outcome.wrong) - _MOST_SHOWN} more"] if len(outcome.wrong) > _MOST_SHOWN else []

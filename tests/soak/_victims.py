@@ -53,12 +53,17 @@ def below(item: GradingItem, nodes: Nodes | None) -> list[psutil.Process]:
 
 
 def _find(kill_: Kill, item: GradingItem, directory: Path, nodes: Nodes | None) -> list[Victim]:
-    """All that ``kill_`` may mean: one of them, except for all at once."""
-    driver = Victim(name="driver", process=item.process)
-    if kill_.victim in ("driver", "damage", "change"):
-        return [driver]
-    if kill_.victim == "all":
-        return [driver, *_workers(item, directory, nodes), *_daemons(item)]
+    """All that ``kill_`` may mean: one of them, except for all at once, and for what ends the command."""
+    parent = Victim(name="parent", process=item.process)
+    if kill_.victim == "parent":
+        return [parent]
+    if kill_.victim in ("driver", "damage", "change", "all"):
+        if (process := item.driver) is None:
+            return []
+        driver = Victim(name="driver", process=process)
+        if kill_.victim == "all":
+            return [parent, driver, *_workers(item, directory, nodes), *_daemons(item)]
+        return [driver] if kill_.victim == "driver" else [parent, driver]
     if kill_.victim == "phase":
         return [victim for victim in _daemons(item) if victim.name == "raylet"]
     return _daemons(item) if kill_.victim == "raylet" else _workers(item, directory, nodes, kill_.victim)
@@ -87,7 +92,7 @@ def _listed(path: Path, item: GradingItem) -> list[Victim]:
         listed = json.loads(path.read_text())
     except FileNotFoundError:
         return []
-    if listed["driver"] != item.process.pid:
+    if (driver := item.driver) is None or listed["driver"] != driver.pid:
         return []
     found = []
     for worker in listed["workers"]:
