@@ -1,0 +1,127 @@
+"""The border to the worker processes: typed classes on the driver's side, and nothing else calls a method by name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import typing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_ray import FakeSession
+
+from rlinf_lite.cluster import workers
+from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.workers.policy import PolicyWorkers
+from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
+from rlinf_lite.cluster.workers.reward import RewardWorkers
+from rlinf_lite.cluster.workers.reward_worker import RewardWorker
+from rlinf_lite.cluster.workers.rollout import RolloutWorkers
+from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
+from rlinf_lite.types import MicroBatch, MiniBatch, RankBatch
+
+ROOMS = Path(workers.__file__).parents[2]
+PAIRS = [(PolicyWorkers, PolicyWorker), (RolloutWorkers, RolloutWorker), (RewardWorkers, RewardWorker)]
+BY_NAME = {"call": 0, "start": 0, "start_each": 0, "start_in_two": 0, "start_one": 1, "run": 0}
+"""Methods of `WorkerGroup` and `WorkerHandle` that take a method's name, and at which place."""
+
+
+def calls_by_name(tree: ast.AST) -> list[tuple[str, ast.Call, str]]:
+    """(method of the group, call, remote method) for every call of a remote method by its name."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in BY_NAME:
+            place = BY_NAME[node.func.attr]
+            if len(node.args) > place and isinstance(node.args[place], ast.Constant):
+                found.append((node.func.attr, node, node.args[place].value))
+    return found
+
+
+def test_only_the_workers_are_called_by_name():
+    for file in ROOMS.rglob("*.py"):
+        inside = file.parent.name == "workers" or file.name == "group.py"
+        assert inside or not calls_by_name(ast.parse(file.read_text())), file
+
+
+@pytest.mark.parametrize(("face", "worker"), PAIRS)
+def test_what_is_called_by_name_is_there_and_takes_the_arguments(face, worker):
+    tree = ast.parse(Path(inspect.getfile(face)).read_text())
+    called = calls_by_name(tree)
+    assert called
+    for how, call, name in called:
+        signature = inspect.signature(getattr(worker, name))
+        given = call.args[BY_NAME[how] + 1 :]
+        if how != "start_each" and not any(isinstance(arg, ast.Starred) for arg in given):
+            signature.bind(None, *given)  # raises TypeError if they do not fit
+
+
+def test_results_have_the_types_that_the_driver_is_promised():
+    for name in ("setup", "save", "start_save", "poll_save", "finish_save", "memory"):
+        assert _returns(PolicyWorkers, name) == list[_returns(PolicyWorker, name)], name
+    for name in ("load", "load_weights"):
+        assert _returns(PolicyWorkers, name) == _returns(PolicyWorker, name), name
+
+
+def _returns(kind: type, method: str) -> object:
+    from rlinf_lite.checkpoint import LoadReport, SaveError, SaveReport
+
+    names = {"LoadReport": LoadReport, "SaveError": SaveError, "SaveReport": SaveReport, "Tensor": torch.Tensor}
+    function = getattr(kind, method)
+    annotation = function.__annotations__["return"]
+    return eval(annotation, {**vars(typing), **function.__globals__, **names})
+
+
+# -- each rank is sent its own micro-batches
+
+
+def micro_batch(index: int) -> MicroBatch:
+    empty = torch.zeros((1, 2))
+    return MicroBatch(index=index, input_ids_BT=empty, loss_mask_BT=empty, advantages_BT=empty, min_prompt_len=1)
+
+
+class Rank:
+    """Keeps what it was sent."""
+
+    def __init__(self, rank: int, num_ranks: int) -> None:
+        self.sent: list = []
+
+    def update(self, step: int, batch: RankBatch, last: bool) -> SimpleNamespace:
+        self.sent.append((step, batch, last))
+        return SimpleNamespace(step=step)
+
+    def logprobs(self, micro_batches: tuple, reference: bool) -> dict[int, str]:
+        self.sent.append(micro_batches)
+        return {micro.index: f"{micro.index} {reference}" for micro in micro_batches if micro is not None}
+
+
+def policy_of(num_ranks: int) -> tuple[PolicyWorkers, FakeSession]:
+    slots = tuple(range(num_ranks))
+    session = FakeSession(lambda target, *args: Rank(*args), slots=slots, nodes=("a",) * num_ranks)
+    policy = object.__new__(PolicyWorkers)
+    WorkerGroup.__init__(policy, "Actors", "actor", "policy", session, Spares(session))
+    return policy, session
+
+
+@pytest.mark.parametrize(
+    ("num_micro_batches", "expected"),
+    [(5, [[0, 2, 4], [1, 3, None]]), (4, [[0, 2], [1, 3]]), (1, [[0], [None]]), (0, [[], []])],
+)
+def test_each_rank_is_sent_its_own_micro_batches_only(fake_ray, num_micro_batches, expected):
+    policy, session = policy_of(2)
+    micro_batches = [micro_batch(index) for index in range(num_micro_batches)]
+    batch = MiniBatch(micro_batches=tuple(micro_batches), num_tokens=7, num_sequences=3)
+    assert len(policy.update(6, batch, last=True)) == 2
+    for actor, indices in zip(session.actors, expected, strict=True):
+        ((step, sent, last),) = actor.worker.sent
+        assert [None if micro is None else micro.index for micro in sent.micro_batches] == indices
+        assert (step, last, sent.num_tokens, sent.num_sequences) == (6, True, 7, 3), "normalisers of the whole"
+
+
+def test_log_probs_of_all_ranks_are_put_together(fake_ray):
+    policy, session = policy_of(3)
+    found = policy.logprobs([micro_batch(index) for index in range(4)], reference=True)
+    assert found == {index: f"{index} True" for index in range(4)}
+    assert [len(actor.worker.sent[0]) for actor in session.actors] == [2, 2, 2], "as many collectives on every rank"
