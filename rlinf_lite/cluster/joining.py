@@ -24,7 +24,7 @@ from rlinf_lite.ports import connection_error
 
 _PROBE_SECONDS = 5.0
 _SOCKET_BYTES = 107
-"""Of a Unix socket's path, on Linux."""
+"""Longest path of a Unix socket on Linux."""
 
 
 def connect(config: ClusterConfig, rejoin: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The last words of a worker process, from the files that Ray keeps."""
+"""The last lines of output of a worker process, from Ray's log files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TAIL_BYTES = 8192
 
 
 def last_lines(pid: int, count: int = 5) -> list[str]:
-    """What a worker process wrote last to stdout or stderr; nothing if it ran on another machine."""
+    """Return the last lines that a worker process wrote to stdout or stderr; none if it ran on another machine."""
     return [line for file in _files(pid) for line in _tail(file)][-count:]
 
 
@@ -28,5 +28,5 @@ def _tail(file: Path) -> list[str]:
     with file.open("rb") as log:
         log.seek(max(0, file.stat().st_size - _TAIL_BYTES))
         lines = log.read().decode(errors="replace").splitlines()
-    # Ray's own marks, for tools that join its files.
+    # Lines that begin with a colon are Ray's own marks.
     return [line.rstrip() for line in lines if line.strip() and not line.startswith(":")]

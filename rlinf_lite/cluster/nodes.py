@@ -12,21 +12,21 @@ from rlinf_lite.cluster.guard import guard
 
 
 def dead(node_ids: Iterable[str]) -> set[str]:
-    """Those of these nodes that Ray has declared dead, or no longer knows.
+    """Return those of these nodes that Ray has declared dead, or no longer knows.
 
-    Ray notices a killed node by missed health checks: 10-20 s with its defaults.
+    Ray notices a killed node by missed health checks: after 10-20 s with its defaults.
     """
     alive = {node["NodeID"] for node in guard.ask_head(ray.nodes) if node["Alive"]}
     return set(node_ids) - alive
 
 
 def draining(node_ids: Iterable[str]) -> dict[str, float]:
-    """Those of these nodes that are to be given up, with when (Unix time in seconds; inf: nobody said when)."""
+    """Return those of these nodes that are being drained, with their deadline in Unix seconds; inf if it has none."""
     wanted = set(node_ids)
     deadlines = _draining().items()
     return {node: deadline / 1000 if deadline else math.inf for node, deadline in deadlines if node in wanted}
 
 
 def _draining() -> dict[str, int]:
-    """Deadlines in milliseconds. Not in Ray's public interface, and not in every Ray that we support."""
+    """Return deadlines in milliseconds. Not in Ray's public interface, and not in every Ray that we support."""
     return guard.ask_head(state.get_draining_nodes) if "get_draining_nodes" in vars(GlobalState) else {}

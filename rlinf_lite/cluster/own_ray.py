@@ -83,7 +83,7 @@ def end_of(driver: int) -> None:
     while (found := roots(driver)) and time.monotonic() < deadline:
         for process in found:
             with suppress(psutil.NoSuchProcess):
-                process.suspend()  # a raylet that goes on starting workers would leave some that nobody knows of
+                process.suspend()  # a running raylet would start more workers meanwhile
         everyone = {*found, *(below for process in found for below in _below(process))}
         for process in everyone:
             with suppress(psutil.NoSuchProcess):
@@ -93,14 +93,16 @@ def end_of(driver: int) -> None:
 
 def _below(process: psutil.Process) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
-        return process.children(recursive=True)
+        below: list[psutil.Process] = process.children(recursive=True)
+        return below
     return []
 
 
 def _name(process: psutil.Process) -> str:
     """Also of one that has ended and was not reaped yet, which has no command line any more."""
     with suppress(psutil.NoSuchProcess):
-        return process.name()
+        name: str = process.name()
+        return name
     return ""
 
 

@@ -1,4 +1,4 @@
-"""``cluster.component_placement`` as slots. Pure: no Ray here."""
+"""Reads ``cluster.component_placement`` as slots. Pure functions, without Ray."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _KEY = "cluster.component_placement"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Slot numbers of each component, one process a slot."""
+    """The slots of each component, one process per slot."""
 
     slots: dict[str, tuple[int, ...]]
 
     @property
     def used(self) -> tuple[int, ...]:
-        """Every slot that some component uses, ascending."""
+        """All slots that any component uses, ascending."""
         return tuple(sorted({slot for slots in self.slots.values() for slot in slots}))
 
     def sharers(self, slot: int) -> int:
-        """Components in ``slot`` that need its device (rewards need none)."""
+        """Count the components in ``slot`` that need its device; rewards need none."""
         return sum(slot in self.slots[name] for name in COMPONENTS if name != "reward")
 
     def collocated(self) -> bool:
@@ -55,12 +55,12 @@ def parse(component_placement: Mapping[str, Any], num_available: int) -> Placeme
 
 
 def shrink(placement: Placement, num_slots: int, min_actor_ranks: int) -> Placement:
-    """The same job on the first ``num_slots`` of its slots, for ``cluster.elastic``.
+    """Place the same job on the first ``num_slots`` of its slots, for ``cluster.elastic``.
 
-    Each component keeps those of its slots that remain, in their order: actors lose ranks from the highest slot down.
-    One that would keep none moves onto what remains, its n-th slot counted modulo ``num_slots``. Slots keep their
-    numbers, and each that remains is still used, so ``used`` of the result is the first ``num_slots`` of ``used``: a
-    placement group of so many bundles fits it. Always shrink the configured placement: that is how ranks come back.
+    Each component keeps those of its slots that remain, in their order, so actors lose ranks from the highest slot
+    down. A component that would keep none moves to the remaining slots: its n-th slot to the n-th of them, modulo their
+    number. Slots keep their numbers, and each remaining one is still used, so a placement group of ``num_slots``
+    bundles fits. Always shrink the configured placement: ranks return when more slots are there again.
 
     Raises:
         ConfigError: fewer than ``min_actor_ranks`` actor ranks would remain.
@@ -72,7 +72,7 @@ def shrink(placement: Placement, num_slots: int, min_actor_ranks: int) -> Placem
     num_ranks = len(_remaining(placement.slots["actor"], used, kept))
     if num_ranks < max(min_actor_ranks, 1):
         raise ConfigError(
-            f"cluster.min_actor_ranks={min_actor_ranks}: the {len(kept)} slots that are left of {len(used)} hold "
+            f"cluster.min_actor_ranks={min_actor_ranks}: the {len(kept)} remaining slots of {len(used)} hold "
             f"{num_ranks} actor ranks; add nodes or lower it"
         )
     return Placement(slots={name: _remaining(old, used, kept) for name, old in placement.slots.items()})
@@ -96,5 +96,5 @@ def _slots(name: str, text: str, num_available: int) -> tuple[int, ...]:
     except ValueError:
         found = []
     if not found or len(set(found)) < len(found):
-        raise ConfigError(f"{_KEY}: {name}: {text!r} is no set of slots; write all, 0, 0-3 or 0,2")
+        raise ConfigError(f"{_KEY}: {name}: {text!r} is not a set of slots; write all, 0, 0-3 or 0,2")
     return tuple(found)

@@ -24,24 +24,24 @@ _FRESH_SECONDS = 0.1
 
 
 class RayPulse:
-    """Whether the Ray that this driver joined or started is still there. Cheap: to be asked about once a second.
+    """Tells whether the Ray that this driver joined or started is still there. Cheap enough to ask once per second.
 
-    What a driver sees otherwise (Ray 2.60), and why it cannot wait for Ray to tell:
+    A driver cannot wait for Ray to report its own end. This is what happens (Ray 2.60):
 
-    - GCS dead: nothing at all in ``ray.wait``; after RAY_gcs_rpc_server_reconnect_timeout_s (60) Ray ends the process
-      with exit code 1, without ``finally`` or ``atexit``.
-    - Local raylet dead: nothing in ``ray.wait`` for the 10-20 s until health checks fail, but the first ``ray.put`` of
-      anything, or ``ray.get`` of a large object, ends the process at once in the same way.
-    - Workers of a dead raylet live on, computing, until its parent has reaped it; then they end within about a second.
-      For a Ray of our own that parent is this process, so asking here reaps.
+    - GCS dead: ``ray.wait`` shows nothing; after RAY_gcs_rpc_server_reconnect_timeout_s (60) Ray ends the process with
+      exit code 1, without ``finally`` or ``atexit``.
+    - Local raylet dead: ``ray.wait`` shows nothing for the 10-20 s until health checks fail, but the first ``ray.put``
+      of anything, or ``ray.get`` of a large object, ends the process at once in the same way.
+    - Workers of a dead raylet keep computing until its parent has reaped it; then they end within about a second. The
+      parent of a Ray of our own is this process, and asking here reaps it.
     """
 
     def __init__(self, patience: float = 20.0) -> None:
-        """Remember the processes; to be made after ``ray.init``.
+        """Remember Ray's processes. Create it after ``ray.init``.
 
         Args:
-            patience: seconds that the GCS of a joined cluster may be out of reach (it may be restarted elsewhere).
-                Less than the 60 after which Ray ends this process.
+            patience: seconds that the GCS of a joined cluster may be out of reach, because it may be restarted
+                elsewhere. Less than the 60 after which Ray ends this process.
         """
         context = ray.get_runtime_context()
         node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
@@ -54,18 +54,18 @@ class RayPulse:
 
     @property
     def reachable(self) -> bool:
-        """Whether the GCS was there at the last look: questions to one that is not wait for it."""
+        """Whether the GCS answered when it was last checked: Ray's calls wait for one that does not."""
         return self._head is None or self._head.reachable
 
     def ended(self) -> str | None:
-        """What is gone of Ray's processes on this machine, if something is. Takes two microseconds on Linux."""
+        """Return which of Ray's processes on this machine is gone; None if all are there. Takes 2 us on Linux."""
         for ending, process, name in self._local:
             if ending.is_there:
                 return f"{name} (process {process.pid}) is gone"
         return None
 
     def lost(self) -> str | None:
-        """What is gone, if something is; also a joined cluster's GCS, which is asked whether it is there."""
+        """As `ended`; also asks whether the GCS of a joined cluster answers."""
         if (gone := self.ended()) is not None or self._head is None:
             return gone
         return self._head.lost()
@@ -73,15 +73,14 @@ class RayPulse:
     def end(self) -> None:
         """End what is left of a Ray of our own, by process id; does nothing to a joined cluster.
 
-        To be called before ``os.execv``: the new program would inherit a dead raylet that it does not reap.
-        Workers that a dead raylet has left may live for a second more, a stopped one (SIGSTOP) for ever.
+        Workers of a dead raylet may live for a second more, a stopped one (SIGSTOP) until it is continued.
         """
         if self.private:
             own_ray.end()
 
 
 class Head:
-    """Whether the GCS of a joined cluster is there: something accepts a connection at its address."""
+    """Tells whether something accepts connections at the address of a joined cluster's GCS."""
 
     def __init__(self, address: str, patience: float) -> None:
         """
@@ -92,10 +91,10 @@ class Head:
         self._address, self._patience = address, patience
         self._answered = time.monotonic()
         self.reachable = True
-        """Whether it was there at the last look."""
+        """Whether it answered when it was last checked."""
 
     def lost(self) -> str | None:
-        """What to say if it was out of reach for too long. Makes no connection if one was made just before."""
+        """Return a message if it was out of reach for too long, else None. Makes one connection for several calls."""
         if self.reachable and time.monotonic() - self._answered < _FRESH_SECONDS:
             return None
         self.reachable = connection_error(self._address, _PROBE_SECONDS) is None
@@ -107,7 +106,7 @@ class Head:
 
 
 class _Ending:
-    """The end of one process, whoever's child it is."""
+    """Notices the end of one process, which need not be a child of this one."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
@@ -119,7 +118,7 @@ class _Ending:
 
     @property
     def is_there(self) -> bool:
-        """Whether the process has ended; reaps it where it is a child of this one."""
+        """Whether the process has ended; reaps it if it is a child of this one."""
         return (self._file is None or bool(self._poll.poll(0))) and _gone(self._process)
 
 
@@ -132,21 +131,22 @@ def _own_gcs() -> psutil.Process:
 
 
 def _listener(path: Path) -> int:
-    """Id of the process that listens on a Unix socket: a raylet, which has it on its command line, too."""
+    """Return the id of the process that listens on a Unix socket: a raylet, whose command line names the socket."""
     if sys.platform != "linux":
         return next(process.pid for process in psutil.process_iter() if str(path) in own_ray.command(process))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(credentials)[0]
+    pid: int = _CREDENTIALS.unpack(credentials)[0]
+    return pid
 
 
 def _gone(process: psutil.Process) -> bool:
-    """Whether it ended; reaps it where it is a child of this process."""
+    """Return whether a process has ended; reaps it if it is a child of this one."""
     try:
         with suppress(psutil.TimeoutExpired):
             process.wait(timeout=0)
             return True
-        return process.status() == psutil.STATUS_ZOMBIE
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -1,4 +1,4 @@
-"""Joining the running Ray cluster, or starting a local one; and the slots that the job runs in."""
+"""The session with Ray: joins a running cluster or starts a local one, and reserves the slots that the job runs in."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from rlinf_lite.observability.notices import log_line
 
 
 class Session:
-    """A joined cluster with this job's slots reserved."""
+    """A Ray cluster with this job's slots reserved."""
 
     def __init__(self, config: ClusterConfig, address: str, device: str, watch: Watch, pulse: RayPulse) -> None:
         """
         Args:
             address: where the cluster is, or ``local``.
             device: ``cpu`` or ``cuda``.
-            watch: what looks around while the driver waits.
-            pulse: whether Ray is still there.
+            watch: runs checks while the driver waits.
+            pulse: tells whether Ray is still there.
         """
         self.config, self.address, self.device, self.watch, self.pulse = config, address, device, watch, pulse
         self.wanted = parse(config.component_placement, _available(device))
         """As configured."""
         self.placement = self.wanted
-        """As it is now: less with ``cluster.elastic``, while nodes are missing."""
+        """As it is now: fewer slots with ``cluster.elastic``, while nodes are missing."""
         self._group: PlacementGroup | None = None
         self._bundles: tuple[int, ...] = ()
         self._nodes: tuple[str, ...] = ()
@@ -49,11 +49,11 @@ class Session:
     # -- slots
 
     def reserve(self) -> None:
-        """Take this job's slots, on whatever nodes the cluster has now; what was reserved before is given back.
+        """Reserve this job's slots on the nodes that the cluster has now, and give earlier ones back.
 
         Raises:
-            ClusterError: there are not enough.
-            ConfigError: fewer than ``cluster.min_actor_ranks`` would be left.
+            ClusterError: there are not enough slots.
+            ConfigError: fewer than ``cluster.min_actor_ranks`` ranks would be left.
         """
         if self._group is not None:
             guard.ask_head(remove_placement_group, self._group)
@@ -85,15 +85,15 @@ class Session:
             time.sleep(0.5)
 
     def _fitting(self) -> Placement:
-        """What is wanted; with ``cluster.elastic`` what of it the living nodes have room for."""
+        """Return the configured placement; with ``cluster.elastic`` as much of it as the living nodes have room for."""
         need, there = len(self.wanted.used), _slots(self.config, self.device)
         if not self.config.elastic or there >= need:
             return self.wanted
         fitting = shrink(self.wanted, there, self.config.min_actor_ranks)
         ranks, wanted = len(fitting.slots["actor"]), len(self.wanted.slots["actor"])
         log_line(
-            f"!! cluster.elastic: {there} of {need} slots are there: going on with {ranks} of {wanted} actor ranks; "
-            "prompts, batches and sampling noise stay the same, sums are taken in another order"
+            f"!! cluster.elastic: {there} of {need} slots are there: continuing with {ranks} of {wanted} actor ranks; "
+            "prompts, batches and sampling seeds stay the same, sums are taken in another order"
         )
         return fitting
 
@@ -107,7 +107,7 @@ class Session:
                     f"cluster.component_placement uses {need} slots of {amount:g} {name} each, the cluster has "
                     f"{have.get(name, 0):g} {name}; use fewer slots or add nodes"
                 )
-        group = guard.ask_head(placement_group, [bundle] * need, strategy="PACK")
+        group: PlacementGroup = guard.ask_head(placement_group, [bundle] * need, strategy="PACK")
         deadline = time.monotonic() + config.start_timeout
         if not guard.ask_head(group.wait, 5):
             log_line(
@@ -124,9 +124,9 @@ class Session:
         return group
 
     def release(self) -> None:
-        """Give the slots back at the end, whatever that end is: neither waits nor raises if Ray is not there.
+        """Give the slots back at the end. Neither waits nor raises if Ray is gone.
 
-        Ray takes them back by itself once this driver is gone.
+        Ray takes them back by itself when the driver ends.
         """
         if self._group is not None and guard.head_is_there:
             with suppress(RayLost, ray_errors.RayError):
@@ -140,23 +140,24 @@ class Session:
 
     @property
     def can_grow(self) -> bool:
-        """Whether slots that were missing when they were reserved are there now."""
+        """Whether slots that were missing when `reserve` was called are free now."""
         missing = len(self.wanted.used) - len(self.placement.used)
         if missing == 0 or _slots(self.config, self.device) < len(self.wanted.used):
             return False
-        free = guard.ask_head(ray.available_resources).get("GPU" if self.device == "cuda" else "CPU", 0)
+        free: float = guard.ask_head(ray.available_resources).get("GPU" if self.device == "cuda" else "CPU", 0)
         return free >= missing * (1 if self.device == "cuda" else self.config.threads_per_worker)
 
     @property
     def nodes(self) -> frozenset[str]:
-        """Ids of the nodes that this job has slots on."""
+        """Ids of the nodes on which this job has slots."""
         return frozenset(self._nodes)
 
     def node_of_slot(self, slot: int) -> str:
+        """Return the id of the node of a slot."""
         return self._nodes[self.placement.used.index(slot)]
 
     def slot_of_node(self) -> dict[str, int]:
-        """One slot of each node."""
+        """Return one slot of each node, by the node's id."""
         return {self.node_of_slot(slot): slot for slot in reversed(self.placement.used)}
 
     # -- processes
@@ -180,13 +181,13 @@ class Session:
         return WorkerHandle(guard.ask(host.remote, *args))
 
     def _gpu_share(self, component: str, slot: int) -> float:
-        """What part of the slot's GPU a worker of ``component`` gets."""
+        """Return the fraction of the slot's GPU that a worker of ``component`` gets."""
         if self.device == "cpu" or component == "reward":
             return 0.0
         return 1.0 / self.placement.sharers(slot)
 
     def worker_env(self) -> dict[str, str]:
-        """Environment of every worker process; read by libraries when they are imported, so it must be there before."""
+        """Return the environment of every worker process; libraries read it when they are imported."""
         env = numerics.environment(self.config.threads_per_worker) | {
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
@@ -200,7 +201,7 @@ class Session:
 
 @contextmanager
 def open_session(config: ClusterConfig, watch: Watch, rejoin: str | None = None) -> Iterator[Session]:
-    """Join (or start) Ray and reserve the slots; give both back at the end.
+    """Join or start Ray and reserve the slots; leave Ray and release the slots at the end.
 
     Args:
         rejoin: as in `connect`.
@@ -248,6 +249,6 @@ def _available(device: str) -> int:
 
 
 def _slots(config: ClusterConfig, device: str) -> int:
-    """How many slots the living nodes have, whoever uses them."""
+    """Count the slots of the living nodes, used ones included."""
     name, amount = ("GPU", 1.0) if device == "cuda" else ("CPU", float(config.threads_per_worker))
     return sum(int(node["Resources"].get(name, 0) // amount) for node in guard.ask_head(ray.nodes) if node["Alive"])

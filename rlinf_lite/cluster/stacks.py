@@ -1,4 +1,4 @@
-"""Where worker processes stand: their Python stacks, also of stopped and blocked ones; and ending them by pid."""
+"""Python stacks of worker processes, also of stopped and blocked ones, and how to end such processes by pid."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import psutil
 
 _POLL_SECONDS = 0.05
 _QUIET_SECONDS = 0.25
-"""A dump carries no end mark: it is whole when its file has not grown for this long."""
+"""A dump has no end mark: it is complete when its file has not grown for this long."""
 _OUTSIDE_SECONDS = 10.0
-"""How long py-spy may take: it reads every library of the process, on a machine that may be busy."""
+"""Time limit for py-spy, which reads every library of the process, on a machine that may be busy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Process:
-    """One process of this machine, told from a later one with the same pid."""
+    """One process of this machine, distinguished from a later one with the same pid."""
 
     pid: int
     created: float
@@ -35,7 +35,7 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stack:
-    """Where one process stood."""
+    """The stacks of one process."""
 
     pid: int
     state: str
@@ -63,20 +63,20 @@ def enable() -> None:
 
 
 def me() -> Process:
-    """The process that calls this."""
+    """Return the process that calls this."""
     return Process(pid=os.getpid(), created=_created(os.getpid()))
 
 
 def collect(processes: Sequence[Process], seconds: float = 3.0, wake: bool = True) -> list[Stack]:
-    """Stacks of processes of this machine, in their order.
+    """Read the stacks of processes of this machine; returned in the order of ``processes``.
 
     A process that does not answer in time (stuck in the kernel, `enable` never called) is read with ``py-spy``, if that
     is installed and may; that takes up to 10 s more.
 
     Args:
         seconds: how long to wait for their own answers, which take about 0.3 s.
-        wake: let stopped processes go on if they called `enable`: the first thing they do is to write where they
-            stood. Otherwise they are only read from outside.
+        wake: continue stopped processes that called `enable`: they write their stacks first. Otherwise stopped ones are
+            only read from outside.
     """
     states = [_state(process) for process in processes]
     asked = {
@@ -101,7 +101,7 @@ def collect(processes: Sequence[Process], seconds: float = 3.0, wake: bool = Tru
 
 
 def end(processes: Sequence[Process]) -> None:
-    """SIGKILL; those that are gone already, also if their pid is another process's now, are left alone."""
+    """Kill processes. Does nothing to one that is gone, even if another process has its pid now."""
     for process in processes:
         _send(process, signal.SIGKILL)
 

@@ -1,12 +1,13 @@
-"""What is looked at while the driver waits for workers: every wait of the driver passes through here."""
+"""Checks that run while the driver waits for workers. Every wait of the driver goes through `Watch`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-import ray
+from ray import ObjectRef
 
 from rlinf_lite.cluster.errors import Hung
 from rlinf_lite.cluster.guard import POLL_SECONDS, guard
@@ -15,34 +16,35 @@ _RARELY_SECONDS = 1.0
 
 
 class Watch:
-    """Checks that may end a wait, by raising."""
+    """Runs checks during waits; a check ends a wait by raising."""
 
     def __init__(self, hang_timeout: float) -> None:
         """
         Args:
-            hang_timeout: seconds without any answer after which a wait raises `Hung`; 0 or less: never.
+            hang_timeout: a wait raises `Hung` after so many seconds without any answer; 0 or less: never.
         """
         self.hang_timeout = hang_timeout
         self.often: list[Callable[[], None]] = []
-        """Called at every look, and while Ray's head is waited for: must cost nothing, and ask Ray nothing."""
+        """Called at every poll, and while the driver waits for Ray's head: must be cheap, and must not call Ray."""
         self.rarely: list[Callable[[], None]] = []
         """Called about once a second."""
         self._last_progress = self._last_rarely = time.monotonic()
 
     def progress(self) -> None:
-        """Something has come to its end."""
+        """Note that a call has finished."""
         self._last_progress = time.monotonic()
 
     def wait_one(
-        self, refs: Sequence[ray.ObjectRef], whose: Callable[[ray.ObjectRef], tuple[str, int]]
-    ) -> ray.ObjectRef:
-        """The first of ``refs`` that is there, whether a value or an error.
+        self, refs: Sequence[ObjectRef[Any]], whose: Callable[[ObjectRef[Any]], tuple[str, int]]
+    ) -> ObjectRef[Any]:
+        """Wait for the first of ``refs`` that is there, as a value or as an error.
 
         Args:
-            whose: (component, rank) of the worker that makes it.
+            whose: returns (component, rank) of the worker that makes it.
 
         Raises:
-            Hung: nothing was heard for ``hang_timeout``. And whatever the checks raise.
+            Hung: none was there within ``hang_timeout``.
+            Exception: whatever a check raises.
         """
         self.progress()
         while True:
@@ -57,7 +59,7 @@ class Watch:
 
     @contextmanager
     def starting(self, seconds: float) -> Iterator[None]:
-        """Within: processes start, which may take so long, whatever ``hang_timeout`` is."""
+        """Within: a wait may take at least ``seconds``, because processes are starting."""
         before = self.hang_timeout
         self.hang_timeout = max(before, seconds) if before > 0 else before
         try:
@@ -66,12 +68,12 @@ class Watch:
             self.hang_timeout = before
 
     def look_often(self) -> None:
-        """The checks that cost nothing, once."""
+        """Run the cheap checks once."""
         for check in self.often:
             check()
 
     def look(self) -> None:
-        """Every check, once."""
+        """Run the cheap checks, and the others if a second has passed."""
         self.look_often()
         if (now := time.monotonic()) - self._last_rarely >= _RARELY_SECONDS:
             self._last_rarely = now

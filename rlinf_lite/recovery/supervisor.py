@@ -117,7 +117,7 @@ class Supervisor:
         watch = self._recovery
         if failure.actors_too:
             runner.intact = False
-            runner.saver.cut_off()
+            runner.saver.interrupt()
         self._take_down(failure)
         watch.lap("tear down")
         if failure.actors_too:

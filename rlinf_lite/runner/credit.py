@@ -1,4 +1,4 @@
-"""From the scores of a step's responses to their advantages, and to which of them the step leaves out."""
+"""Computes the advantages of a step's responses from their scores, and which responses the step leaves out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rlinf_lite.types import Rollout, Score
 
 
 def credit(rollouts: Sequence[Rollout], scores: Sequence[Score], config: AlgorithmConfig) -> tuple[Tensor, set[int]]:
-    """Whole groups are compared here, before anything is cut over ranks.
+    """Compute advantages over whole groups, before the step is sharded over ranks.
 
     Args:
         rollouts: N of them: whole groups, in canonical order.
-        scores: one a rollout.
+        scores: one per rollout.
 
     Returns:
         Advantages, float32 [N]; and the rows that are left out of statistics and loss: those without a grade, and all

@@ -1,4 +1,4 @@
-"""Rules for keeping checkpoints whose candidates never come: when saves and what a rule looks for do not meet."""
+"""Warnings about ``keep_*`` rules that never apply, because no checkpoint is saved at the steps they look for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlinf_lite.config import Config
 
 
 def never_meet(config: Config, last_step: int) -> Iterator[str]:
-    """What to print at the start of a run of ``last_step`` steps; saves by a signal or deadline cannot be foreseen."""
+    """Yield warnings for the start of a run of ``last_step`` steps. Ignores saves by signal or deadline."""
     yield from _best_without_validation(config, last_step)
     yield from _every_without_save(config, last_step)
 

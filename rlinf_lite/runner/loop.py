@@ -1,4 +1,4 @@
-"""The loop: what one step does, in order. Read this file first."""
+"""The training loop: what one step does, in order. Read this file first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
 
 @dataclass(kw_only=True)
 class Runner:
-    """Everything a run needs, built elsewhere; `run` is the training."""
+    """Holds what a run needs, which is built elsewhere; `run` trains."""
 
     config: Config
     actors: PolicyWorkers
@@ -50,13 +50,13 @@ class Runner:
     pad_id: int
     stop: Interruption
     between_steps: Callable[[], None]
-    """Called when a step is completed, logged, and its save begun."""
+    """Called when a step is completed and logged, and its save has begun."""
     intact: bool = True
-    """Whether the actors hold the state after ``progress.step``: false while an update changes it."""
+    """Whether the actors hold the state after ``progress.step``; false while an update changes it."""
 
     def __post_init__(self) -> None:
         self._made: dict[tuple[str, int, int], list[Rollout]] = {}
-        self._told_of_ungraded = False
+        self._logged_ungraded = False
 
     def run(self) -> None:
         """Train until ``last_step`` steps are completed, or the time is up."""
@@ -73,7 +73,7 @@ class Runner:
         return self.saver.stopped or (self.progress.step >= self.last_step and not self.progress.unlogged)
 
     def step(self, timer: PhaseTimer) -> None:
-        """One step: the eight acts that change the run's numbers. What comes before the update may be abandoned."""
+        """Run one step, from publishing weights to the completed update. All before the update may be abandoned."""
         step = self.progress.step + 1
         with self.stop.abandonable():
             with timer.phase("sync"):
@@ -111,7 +111,7 @@ class Runner:
         self.log_samples(step, prompts, rollouts, scores)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
-        """The step is made as soon as nothing can undo it: with replicas, when its state is held."""
+        """Complete the step; with replicas only when its state is held in memory, since nothing can undo it then."""
         if self.replicas is not None:
             with timer.phase("replica"):
                 self.replicas.take(after.step, self.state(after), self.saver.info)
@@ -119,7 +119,7 @@ class Runner:
         self.intact = True
 
     def conclude(self, timer: PhaseTimer) -> None:
-        """Validate if due, write the row of the step that was completed, begin a save if due."""
+        """Validate if due, write the row of the completed step, and begin a save if due."""
         step, metrics = self.progress.step, dict(self.progress.unlogged)
         if self.val_problems and due(step, self.config.runner.val_check_interval, self.last_step):
             with self.stop.abandonable():
@@ -131,7 +131,7 @@ class Runner:
         self.between_steps()
 
     def train_batches(self, prompts: Sequence[Prompt], step: int) -> list[GenerationBatch]:
-        """The generation batches of a training step."""
+        """Split the prompts of a training step into generation batches."""
         algorithm = self.config.algorithm
         return generation_batches(
             prompts,
@@ -164,21 +164,21 @@ class Runner:
         return join(self._made[key] for key in keyed), grading
 
     def rest(self) -> None:
-        """Engines give up their GPU memory until the next weights, where the config says so."""
+        """Let engines free their GPU memory until the next weights, if the config asks for it."""
         if self.config.rollout.enable_sleep:
             self.rollouts.sleep()
 
     def check_graded(self, scores: Sequence[Score], what: str) -> None:
-        """Stop above ``reward.max_failed_fraction``; the first time that a response is left out, print why."""
+        """Raise above ``reward.max_failed_fraction`` ungraded responses; log the first time that one is left out."""
         refuse_too_many_ungraded(scores, self.config.reward.max_failed_fraction, what)
         errors = [score.error for score in scores if not score.graded]
-        if errors and not self._told_of_ungraded:
+        if errors and not self._logged_ungraded:
             share = f"{len(errors)} of {len(scores)} responses of {what}"
             log_line(f"reward: {share} could not be graded; the first: {errors[0]}")
-            self._told_of_ungraded = True
+            self._logged_ungraded = True
 
     def logprobs(self, batch: StepBatch, timer: PhaseTimer) -> dict[str, list[Any]]:
-        """Log-probs from before the update, where the loss needs them: the reference's, and the old policy's.
+        """Compute the log-probs that the loss needs from before the update: of the reference, and of the old policy.
 
         With one mini-batch the policy does not change between a recomputation and its use, so the update's own forward
         pass (detached) is the recomputation.
@@ -194,13 +194,13 @@ class Runner:
         if not wanted:
             return found
         with timer.phase("logprob"):
-            cuts, micro_batches = batch.for_logprobs()
+            rows, micro_batches = batch.for_logprobs()
             for field, of_reference in wanted.items():
-                found[field] = batch.by_row(cuts, self.actors.logprobs(micro_batches, reference=of_reference))
+                found[field] = batch.by_row(rows, self.actors.logprobs(micro_batches, reference=of_reference))
         return found
 
     def validate(self, timer: PhaseTimer) -> Metrics:
-        """Answer every validation problem with the weights after this step."""
+        """Answer every validation problem with the weights after this step; return the metrics."""
         with timer.phase("validation"):
             self.weights.publish()
             rollouts, scores = [], []
@@ -223,17 +223,17 @@ class Runner:
         return metrics
 
     def state(self, progress: Progress | None = None) -> dict[str, Any]:
-        """What a checkpoint keeps of the driver; with ``progress`` instead of the run's own."""
+        """Return the driver's part of a checkpoint; with ``progress`` instead of the run's own, if given."""
         return {"progress": (progress or self.progress).state(), "observability": dict(self.hub.state())}
 
     def flush(self) -> None:
-        """Make every row so far durable."""
+        """Make every row written so far durable."""
         self.hub.sync()
         if self.samples is not None:
             self.samples.sync()
 
     def throughput(self, metrics: Metrics, timer: PhaseTimer) -> Metrics:
-        """Speed and memory of the step that just ended."""
+        """Return speed and memory of the step that just ended."""
         seconds = timer.metrics()["time/step"] - timer.seconds.get("validation", 0.0)
         return {
             "throughput/tokens_per_second": metrics["progress/step_tokens"] / seconds,
@@ -244,7 +244,7 @@ class Runner:
     def log_samples(
         self, step: int, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], scores: Sequence[Score]
     ) -> None:
-        """The first responses of the step, with their prompts and tokens."""
+        """Log the first responses of the step, with their prompts and tokens."""
         if self.samples is None:
             return
         limit = self.config.runner.logger.log_rollouts

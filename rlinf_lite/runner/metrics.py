@@ -1,4 +1,4 @@
-"""From what a step produced to its flat metrics. Sums are taken in canonical order, so they do not depend on ranks."""
+"""Metrics of a step. Sums are taken in canonical order, so they do not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Metrics = dict[str, float | int]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], scores: Sequence[Score], prefix: str = "") -> Metrics:
-    """Rewards of the graded responses, lengths of the generated ones; keys of which there are none are missing."""
+    """Summarize rewards of graded responses and lengths of generated ones; a key without any response is left out."""
     rewards = _rewards([score for score in scores if score.graded])
     counts: Metrics = {
         "reward/verifier_errors": sum(score.error is not None for score in scores),
@@ -51,8 +51,10 @@ def _lengths(generated: Sequence[Rollout]) -> Metrics:
 
 
 def validation_metrics(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> Metrics:
-    """As `rollout_metrics`. A response that could not be graded counts as wrong in ``val/accuracy``: a grader that
-    fails must not make a model look better.
+    """Summarize a validation, as `rollout_metrics`.
+
+    A response that could not be graded counts as wrong in ``val/accuracy``: a failing grader must not make a model look
+    better.
     """
     metrics = rollout_metrics(rollouts, scores, prefix="val/")
     metrics.pop("val/reward/accuracy", None)
@@ -60,7 +62,7 @@ def validation_metrics(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> 
 
 
 def update_metrics(reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
-    """Losses and policy statistics of a step, over the mini-batches that have loss tokens.
+    """Average losses and policy statistics over the mini-batches of a step that have loss tokens.
 
     Args:
         reports: for each mini-batch, every rank's report.

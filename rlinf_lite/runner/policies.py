@@ -1,4 +1,4 @@
-"""When a checkpoint is begun: small policies, each a pure function of the moment between two steps, and combined."""
+"""When a checkpoint is saved: small policies, each a pure function of the moment between two steps."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from rlinf_lite.runner.signals import SAVE_SIGNAL
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """What there is to know between two steps."""
+    """What the policies know between two steps."""
 
     step: int
-    """Completed."""
+    """Completed steps."""
     last_step: int
     seconds_since_start: float
-    """Since the driver's process began."""
+    """Since the driver process began."""
     seconds_since_save: float
-    """Since the last save was begun; before the first: since the first step was."""
+    """Since the last save began; before the first save: since the first step began."""
     longest_step: float = 0.0
     """Seconds, validation included."""
     longest_save: float = 0.0
-    """Seconds until durable; 0: none was measured yet."""
+    """Seconds until the save was durable; 0: none was measured yet."""
     signalled: bool = False
+    """A save was requested by signal."""
     improved: bool = False
     """The metric that checkpoints are kept by is better than ever before."""
 
@@ -39,13 +40,16 @@ class Due:
     """A save is due."""
 
     why: str = ""
-    """For the log; empty: the ordinary interval, which needs no word."""
+    """For the log; empty for the ordinary interval."""
     stop: bool = False
     """End the run after it."""
 
 
 class Policy(Protocol):
-    def due(self, moment: Moment) -> Due | None: ...
+    """Decides whether a save is due."""
+
+    def due(self, moment: Moment) -> Due | None:
+        """Return why a save is due; None if it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +91,12 @@ class OnBest:
 
 @dataclass(frozen=True, slots=True)
 class BeforeDeadline:
-    """Save and stop while there is still time for it: another step might be as long as the longest so far."""
+    """Save and stop while there is still time: another step might take as long as the longest so far."""
 
     seconds: float
     margin: float = 1.2
     first_save: float = 0.02
-    """What part of ``seconds`` a save may take, as long as none was measured."""
+    """Fraction of ``seconds`` that a save may take, until one was measured."""
 
     def due(self, moment: Moment) -> Due | None:
         left = self.seconds - moment.seconds_since_start
@@ -103,7 +107,7 @@ class BeforeDeadline:
 
 
 def decide(policies: Sequence[Policy], moment: Moment) -> Due | None:
-    """One answer of all policies: the reasons of all that say yes, unless the ordinary interval is one of them."""
+    """Combine all policies: their reasons for a save, or no reason if the ordinary interval is one of them."""
     found = [due for policy in policies if (due := policy.due(moment)) is not None]
     if not found:
         return None
@@ -113,7 +117,7 @@ def decide(policies: Sequence[Policy], moment: Moment) -> Due | None:
 
 
 def policies(config: Config) -> tuple[Policy, ...]:
-    """What the config asks for; at the last step and on the signal always."""
+    """Return the policies that the config asks for; a save at the last step and on the signal is always among them."""
     runner, best = config.runner, config.runner.checkpoint.keep_best.metric
     seconds = seconds_of(runner.max_time)
     return (
@@ -127,19 +131,19 @@ def policies(config: Config) -> tuple[Policy, ...]:
 
 
 class SaveRequest:
-    """Whether somebody asked for a save by signal since the last one began."""
+    """Whether a save was requested by signal since the last one began."""
 
     def __init__(self) -> None:
         self.pending = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+        """Handle the signal."""
         self.pending = True
 
 
 @contextmanager
 def save_requests() -> Iterator[SaveRequest]:
-    """Take `SAVE_SIGNAL` as the wish for a save, instead of dying of it. Does nothing outside of the main thread."""
+    """Take `SAVE_SIGNAL` as a request for a save instead of dying of it. Does nothing outside the main thread."""
     request = SaveRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

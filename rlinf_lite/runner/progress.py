@@ -1,4 +1,4 @@
-"""What the run has done so far: every counter in one place, all moved together, before anything is saved."""
+"""The counters of a run. All of them move together when a step completes, before anything is saved."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Progress:
     step: int = 0
     """Completed steps."""
     cursor: int = 0
-    """Prompts used: where in the stream the next step begins."""
+    """Prompts used so far: the place in the prompt stream where the next step begins."""
     num_samples: int = 0
-    """Responses of all steps, those that a step left out included."""
+    """Responses of all steps, including those that a step left out."""
     num_tokens: int = 0
-    """Their tokens, prompts included."""
+    """Tokens of these responses, prompts included."""
     best_val_accuracy: float = -1.0
     """-1 before the first validation."""
     best_val_step: int = 0
@@ -26,10 +26,10 @@ class Progress:
     """Best value so far of each metric that a save may wait for."""
 
     unlogged: dict[str, float] = field(default_factory=dict)
-    """Metrics of the last completed step while its validation and its row are still to come; empty after that."""
+    """Metrics of the last completed step until it is validated and its row is written; empty after that."""
 
     def after_step(self, *, num_prompts: int, num_samples: int, num_tokens: int) -> Progress:
-        """A copy in which one more step is completed."""
+        """Return a copy in which one more step is completed."""
         after = deepcopy(self)
         after.step += 1
         after.cursor += num_prompts
@@ -38,22 +38,22 @@ class Progress:
         return after
 
     def become(self, other: Progress) -> None:
-        """Take all counters of ``other``: whoever holds this object sees them."""
+        """Take over all counters of ``other``, in place."""
         for counter in fields(self):
             setattr(self, counter.name, deepcopy(getattr(other, counter.name)))
 
     @property
     def logged_step(self) -> int:
-        """The last step whose row is written."""
+        """The last step whose metrics row is written."""
         return self.step - bool(self.unlogged)
 
     def validated(self, accuracy: float) -> None:
-        """Remember the best validation; of equal ones the first."""
+        """Remember the best validation; the first one of equal ones."""
         if accuracy > self.best_val_accuracy:
             self.best_val_accuracy, self.best_val_step = accuracy, self.step
 
     def improved(self, metric: str, value: float, mode: str) -> bool:
-        """Whether ``value`` is better (``max`` or ``min``) than any before; remembers it. NaN is never better."""
+        """Remember a value if it is better (``max`` or ``min``) than all before; return whether. NaN never is."""
         best = self.best.get(metric)
         better = value == value if best is None else (value > best if mode == "max" else value < best)
         if better:
@@ -61,14 +61,15 @@ class Progress:
         return better
 
     def state(self) -> dict[str, Any]:
+        """Return all counters, for ``data.pt``."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Any) -> Progress:
-        """What `state` gave.
+        """Read what `state` returned.
 
         Raises:
-            ValueError: a counter is missing, unknown, or holds what a counter of a run never holds; names it.
+            ValueError: a counter is missing, unknown, or holds a value that no run writes; names the counter.
         """
         if not isinstance(state, dict):
             raise ValueError(f"progress is a {type(state).__name__}, not a dict of counters")
@@ -104,4 +105,4 @@ _KINDS: dict[Any, Callable[[Any], bool]] = {
     "float": lambda value: _is_number(value) and math.isfinite(value),
     "dict[str, float]": _is_metrics,
 }
-"""By the annotation of a field: what it may hold. Metrics of a step may be NaN, the best so far may not."""
+"""Checks the value of a field, by its annotation. Metrics of a step may be NaN, the best so far may not."""

@@ -1,4 +1,4 @@
-"""Saves of a run: begun when a policy says so, followed while the training goes on, reported when they end."""
+"""Saves of a run: begun when a policy asks for it, followed during training, and logged when they end."""
 
 from __future__ import annotations
 
@@ -24,37 +24,38 @@ from rlinf_lite.runner.progress import Progress
 
 @dataclass(kw_only=True, slots=True)
 class _InFlight:
-    """A save that was begun, and what is known of it by now."""
+    """A save that has begun, and what the ranks have reported about it."""
 
     step: int
     why: str
     save_id: str
-    """In the manifest that it commits: a checkpoint of the same step may be of another save."""
+    """Written to the manifest: a checkpoint of the same step may be of another save."""
     driver_seconds: float = 0.0
-    """That the loop waited for it."""
+    """Seconds that the loop waited for it."""
     start_seconds: Sequence[float] = ()
-    """Those of them that each rank counts too."""
+    """Those of them that each rank counts in its own stall, too."""
     outcomes: list[SaveReport | SaveError | None] = field(default_factory=list)
-    """By rank; None: not ended yet."""
+    """By rank; None for a rank on which it has not ended yet."""
 
-    def add(self, told: Sequence[SaveReport | SaveError | None]) -> None:
-        # Each rank tells once, and not all of them between the same two steps.
-        known = self.outcomes or [None] * len(told)
-        self.outcomes = [new if new is not None else old for old, new in zip(known, told, strict=True)]
+    def add(self, reported: Sequence[SaveReport | SaveError | None]) -> None:
+        """Add what the ranks report. Each reports the end once, and not all of them between the same two steps."""
+        known = self.outcomes or [None] * len(reported)
+        self.outcomes = [new if new is not None else old for old, new in zip(known, reported, strict=True)]
 
     @property
     def failure(self) -> SaveError | None:
-        """Of the lowest rank that failed."""
+        """The error of the lowest rank that failed; None if none has."""
         return next((outcome for outcome in self.outcomes if isinstance(outcome, SaveError)), None)
 
     @property
     def ended(self) -> bool:
+        """Whether every rank has reported the end."""
         return bool(self.outcomes) and None not in self.outcomes
 
 
 @dataclass(kw_only=True)
 class Saver:
-    """Every checkpoint of the run passes through here; at most one at a time."""
+    """Makes every checkpoint of the run, at most one at a time."""
 
     actors: PolicyWorkers
     policies: Sequence[Policy]
@@ -65,46 +66,46 @@ class Saver:
     None if no step that counts is saved there, as after a start from another run's checkpoint."""
     last_step: int
     info: Mapping[str, Any]
-    """For each manifest: of the run, not of the step."""
+    """What each manifest says about the run, whatever the step."""
     flush: Callable[[], None]
-    """Make the rows of the steps so far durable; a checkpoint must not be committed before them."""
+    """Makes the rows of the steps so far durable; a checkpoint must not be committed before them."""
     started: float
-    """When the driver's process began, by ``clock``."""
+    """When the driver process began, by ``clock``."""
     request: SaveRequest
     is_committed: Callable[[int, str], bool]
-    """Whether the checkpoint of this step is there, and is the one that the save of this id wrote."""
+    """Returns whether the checkpoint of a step exists and was written by the save with this id."""
     record: Callable[[str, int, str, Metrics], None] = lambda kind, step, text, figures: None
-    """`EventLog.add`: each save that ended, and how."""
+    """`EventLog.add`, called for each save that ended."""
     clock: Callable[[], float] = time.monotonic
     failed: str | None = None
-    """Why the newest checkpoint that was due is not there; None when it is."""
+    """Why the newest checkpoint that was due does not exist; None if it does."""
     stopped: bool = False
-    """The time is up: the run ends here, saved."""
+    """Whether the time is up: the run ends here, saved."""
 
     def __post_init__(self) -> None:
         self._in_flight: _InFlight | None = None
-        self._told: set[str] = set()
+        self._logged_rules: set[str] = set()
         self._owed: tuple[int, str | None] | None = None
-        """Step and id of a save that is due or was cut off; no id: it had not begun."""
+        """Step and id of a save that is due or was interrupted; the id is None if it had not begun."""
         self._metrics: Metrics = {}
         self._ended: list[Metrics] = []
         self._longest_step = self._longest_save = 0.0
         self._step_began = self._save_began = self.clock()
 
     def drain(self) -> None:
-        """Wait for the save in flight, if there is one. A failure is said, as everywhere."""
+        """Wait for the save in flight, if there is one. A failure is logged."""
         if self._in_flight is not None:
             self._follow(self._in_flight, self.actors.finish_save)
 
-    def cut_off(self) -> None:
-        """Actors were lost: nobody will hear of the save in flight any more. `settle` makes up for it."""
+    def interrupt(self) -> None:
+        """Give up following the save in flight, because actor ranks were lost. `settle` repeats it if necessary."""
         if (save := self._in_flight) is not None:
             if self._owed is None or self._owed[0] <= save.step:
                 self._owed = save.step, save.save_id
             self._in_flight = None
 
     def went_back(self, saved: int | None) -> None:
-        """The run resumes from an older state: what was saved after it, and could not be used, is saved anew.
+        """Note that the run resumes from an older state: the steps after it are saved again.
 
         Args:
             saved: as the field, for that state.
@@ -114,9 +115,9 @@ class Saver:
             self.saved = saved
 
     def settle(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Save now what was in flight when it was cut off, if it did not get there nevertheless.
+        """Repeat the save that was interrupted, unless it was committed nevertheless.
 
-        Where the run goes on from an older state there is nothing to do: it comes to that step again.
+        If the run continues from an older state there is nothing to do: it will reach that step again.
         """
         owed, self._owed = self._owed, None
         self._step_began = self.clock()  # what a recovery took is no step
@@ -127,29 +128,29 @@ class Saver:
             log_line(f"   the save of step {step} was committed before its workers were lost")
             self.saved, self.failed = step, None
         else:
-            self._begin(Due(f"that of step {step} was cut off"), state, self.progress.unlogged or self._metrics)
+            self._begin(Due(f"that of step {step} was interrupted"), state, self.progress.unlogged or self._metrics)
 
     def save_newest(self, why: str, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Wait for the save in flight; if the newest completed step is not saved by then, save it, and wait for it."""
+        """Wait for the save in flight; if the newest completed step is not saved by then, save it and wait."""
         self.drain()
         if self.progress.step != self.saved:
             self._begin(Due(why), state, self.progress.unlogged or self._metrics)
             self.drain()
 
     def drain_after_error(self) -> None:
-        """The run ends with an error: what is nearly written is worth some seconds."""
+        """Wait for the save in flight although the run ends with an error: it may be nearly written."""
         if (save := self._in_flight) is None:
             return
         log_line(f"waiting for the save of step {save.step}, which is still in flight ...")
         try:
             self.drain()
-        except Exception as error:  # the error that ended the run is the one to be told; this one is its echo
+        except Exception as error:  # a consequence of the error that ended the run, which is reported
             log_line(
                 f"!! the save of step {save.step} ended with the run: {(str(error) or repr(error)).splitlines()[0]}"
             )
 
     def poll(self) -> Metrics:
-        """Called between the update and its metrics row. Returns what the row tells of a save that has ended."""
+        """Return the metrics of a save that has ended. Called between the update and its metrics row."""
         if self._in_flight is not None:
             self._follow(self._in_flight, self.actors.poll_save)
         return self._ended.pop(0) if self._ended else {}
@@ -159,7 +160,7 @@ class Saver:
 
         Args:
             metrics: of the step that just ended.
-            state: makes the values for ``data.pt``.
+            state: returns the values for ``data.pt``.
         """
         improved, now = self._improved(metrics), self.clock()
         self._metrics = metrics
@@ -185,7 +186,7 @@ class Saver:
     def _improved(self, metrics: Metrics) -> bool:
         best = self.checkpoint.keep_best
         value = float(metrics.get(best.metric or "", math.nan))
-        # An infinite one is not saved with the checkpoint (`comparable`), so it must not be the one to beat.
+        # An infinite value is not saved with the checkpoint (`comparable`), so it must not become the best.
         if best.metric is None or not self.checkpoint.save_on_best or not math.isfinite(value):
             return False
         return self.progress.improved(best.metric, value, best.mode)
@@ -196,7 +197,7 @@ class Saver:
         self.drain()
         self._owed = None
         if step == self.saved:
-            return  # by a signal, before its validation: what is committed is not written again
+            return  # it was saved by a signal, before its validation
         began, info = self.clock(), {**self.info, METRICS: comparable(metrics), SAVE_ID: save_id}
         save = self._in_flight = _InFlight(step=step, why=due.why, save_id=save_id)
         try:
@@ -207,7 +208,7 @@ class Saver:
                 save.start_seconds = self.actors.start_save(step, state(), info)
         except (SaveError, OSError) as error:
             if lost := self.actors.gone(0.5):
-                raise lost[0] from None  # no failure of the storage: it can be made up for
+                raise lost[0] from None  # the storage did not fail: the save can be repeated
             self._fail(save, error)
             return
         save.driver_seconds = self.clock() - began
@@ -219,7 +220,7 @@ class Saver:
         began = self.clock()
         save.add(ask())
         if save.failure is not None and not save.ended:
-            save.add(self.actors.finish_save())  # the others are about to fail too
+            save.add(self.actors.finish_save())  # the other ranks are about to fail too
         save.driver_seconds += self.clock() - began
         if save.failure is not None:
             self._fail(save, save.failure)
@@ -241,18 +242,18 @@ class Saver:
         for line in report_lines(reports[0], measured, save.why):
             log_line(line)
         for reason in reports[0].idle:
-            if (rule := reason.partition(":")[0]) not in self._told:
-                self._told.add(rule)
+            if (rule := reason.partition(":")[0]) not in self._logged_rules:
+                self._logged_rules.add(rule)
                 log_line(f"!! runner.checkpoint.{reason}")
 
 
 def save_metrics(reports: Sequence[SaveReport], driver_seconds: float, start_seconds: Sequence[float]) -> Metrics:
-    """What one save cost.
+    """Compute the metrics of one save.
 
     Args:
         reports: by rank.
-        driver_seconds: that the loop waited for calls about this save.
-        start_seconds: by rank, of these calls, what the rank counts as its stall too; empty: all of it.
+        driver_seconds: how long the loop waited for calls about this save.
+        start_seconds: by rank, what of these calls the rank counts as its own stall, too; empty: all.
     """
     durable = max(report.durable_seconds for report in reports)
     held = [report.stall_seconds - start for report, start in zip(reports, start_seconds, strict=False)]
@@ -265,7 +266,7 @@ def save_metrics(reports: Sequence[SaveReport], driver_seconds: float, start_sec
 
 
 def report_lines(report: SaveReport, measured: Metrics, why: str) -> Iterator[str]:
-    """What a user reads of a save that ended."""
+    """Yield the log lines of a save that ended."""
     if report.superseded is not None:
         yield f"   an older directory of the same name is now {report.superseded.name}"
     yield (
@@ -279,7 +280,7 @@ def report_lines(report: SaveReport, measured: Metrics, why: str) -> Iterator[st
 
 
 def comparable(metrics: Metrics) -> dict[str, float]:
-    """The metrics of a step that belong to its checkpoint: numbers that say something about the model."""
+    """Return the metrics to store with a checkpoint: finite numbers about the model, not about the machine."""
     return {
         name: float(value)
         for name, value in metrics.items()

@@ -1,4 +1,4 @@
-"""How long a run is, and when something is due. Pure functions of the step."""
+"""The number of steps of a run, and when validation is due. Pure functions of config and step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rlinf_lite.config import Config, ConfigError
 
 
 def total_steps(config: Config, num_problems: int) -> int:
-    """Steps of the whole run: the nearer of ``max_steps`` and ``max_epochs``.
+    """Return the steps of the whole run: the smaller of what ``max_steps`` and ``max_epochs`` allow.
 
     Raises:
         ConfigError: the epochs are less than one batch.
@@ -24,10 +24,10 @@ def total_steps(config: Config, num_problems: int) -> int:
 
 
 def total_updates(config: Config, steps: int) -> int:
-    """Optimizer steps over which the learning rate decays."""
+    """Return the optimizer steps over which the learning rate decays."""
     return config.actor.optim.total_training_steps or steps * config.algorithm.n_minibatches
 
 
 def due(step: int, interval: int, last: int) -> bool:
-    """Whether something every ``interval`` steps (-1: only at the end) is due after ``step``."""
+    """Return whether something that happens every ``interval`` steps (-1: only at the end) is due after ``step``."""
     return step == last or (interval > 0 and step % interval == 0)

@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_does_not_pass_for_the_save_that_was_cut_off(straig
         time.sleep(0.01)
     kill(run, "actor", 1)
     printed += finish(run, process)
-    assert printed.count("stepped over a damaged checkpoint") == 1 and "that of step 8 was cut off" in printed
+    assert printed.count("stepped over a damaged checkpoint") == 1 and "that of step 8 was interrupted" in printed
     assert "was committed before its workers were lost" not in printed
     manifests.read_verified(run.checkpoints / "global_step_8", "full")
     assert len(list(run.checkpoints.glob("global_step_8.damaged-*"))) == 1

@@ -1,4 +1,4 @@
-"""Whole nodes die under a run: it goes on with what the cluster has, and takes in what comes back."""
+"""Whole nodes die during a run: it continues with what the cluster has, and uses nodes that come back."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_fewer_ranks_and_more_again(three_ranks, new_run, ray_nodes, joined):
         printed = run.read_until(process, "step    3/60")
         kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
         printed += run.read_until(process, "step    8/60")
-        assert "going on with 2 of 3 actor ranks" in printed
+        assert "continuing with 2 of 3 actor ranks" in printed
         cluster.add_node()
         rest, _ = process.communicate(timeout=600)
         assert process.returncode == 0, printed + rest

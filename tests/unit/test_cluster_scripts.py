@@ -192,7 +192,7 @@ def test_nothing_listens():
 def test_addresses():
     assert membership.resolve("127.0.0.1") == "127.0.0.1:6379"
     assert membership.resolve("127.0.0.1:80") == "127.0.0.1:80"
-    with pytest.raises(ValueError, match="is no host:port"):
+    with pytest.raises(ValueError, match="is not host:port"):
         membership.resolve("127.0.0.1:http")
 
 

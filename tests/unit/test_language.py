@@ -122,7 +122,6 @@ PENDING = {
     "README.md",
     "docs",
     "rlinf_lite/__init__",
-    "rlinf_lite/cluster",
     "rlinf_lite/eval",
     "rlinf_lite/faults",
     "rlinf_lite/driver",
@@ -130,19 +129,16 @@ PENDING = {
     "rlinf_lite/recovery",
     "rlinf_lite/report",
     "rlinf_lite/rewards",
-    "rlinf_lite/runner",
     "tests",
     "tests/e2e",
     "tests/soak",
     "tests/unit",
-    "tests/unit/cluster",
     "tests/unit/data",
     "tests/unit/eval",
     "tests/unit/observability",
     "tests/unit/recovery",
     "tests/unit/rewards",
     "tests/unit/runner",
-    "toolkits/cluster",
 }
 
 

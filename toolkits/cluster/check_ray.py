@@ -1,4 +1,4 @@
-"""Waits until a Ray cluster has so many nodes, prints them, or says what is missing."""
+"""Waits until a Ray cluster has a given number of nodes, and prints them and what is missing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def known_address(env: Mapping[str, str]) -> str:
-    """Raises LookupError where no cluster is named and none was left here."""
+    """Return the address of the cluster. Raises LookupError if none is named and none was started here."""
     if (address := env.get("RAY_ADDRESS", "auto")) not in ("auto", "local"):
         return address
     if host := env.get("MASTER_ADDR"):
@@ -48,11 +48,11 @@ def known_address(env: Mapping[str, str]) -> str:
 
 
 def wait_for(number: int, address: str, seconds: float) -> list[Node]:
-    """The nodes as soon as ``number`` of them are alive, or as they are after ``seconds``.
+    """Return the nodes as soon as ``number`` of them are alive, or as they are after ``seconds``.
 
     Raises:
-        NoAnswerError: the head did not answer in all that time.
-        TokenError: at once: waiting does not help.
+        NoAnswerError: the head did not answer in this time.
+        TokenError: raised at once, because waiting does not help.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -67,7 +67,7 @@ def wait_for(number: int, address: str, seconds: float) -> list[Node]:
 
 
 def report(number: int, address: str, nodes: Sequence[Node]) -> list[str]:
-    """One line a living node; where some are missing also those that died, and what to do."""
+    """Return one line per living node; if some are missing, also the dead ones and what to do."""
     alive = [node for node in nodes if node.alive]
     lines = [f"{len(alive)} of {number} nodes are alive at {address}", *(f"  {node.line()}" for node in alive)]
     if len(alive) >= number:

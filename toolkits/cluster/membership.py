@@ -1,4 +1,4 @@
-"""What a cluster's GCS says of its nodes, asked from outside: no driver, no ``ray.init``."""
+"""The nodes of a Ray cluster, as its GCS lists them; needs no driver and no ``ray.init``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.exceptions import AuthenticationError, RpcError
 from ray_token import HOW, TokenError
 
+from rlinf_lite.ports import connection_error
+
 DEFAULT_PORT = 6379
 _PROBE_SECONDS = 5.0
 
 
 class NoAnswerError(ConnectionError):
-    """Nothing answers at the address; the message says in what way."""
+    """Nothing answers at the address; the message says what happened instead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +38,15 @@ class Node:
 
 
 def resolve(address: str) -> str:
-    """``host[:port]`` as ``ip:port``, the way Ray writes it.
+    """Return ``host[:port]`` as ``ip:port``, as Ray writes it.
 
     Raises:
         NoAnswerError: the name is not known (yet).
-        ValueError: the port is no number.
+        ValueError: the port is not a number.
     """
     host, _, port = address.partition(":")
     if port and not port.isdigit():
-        raise ValueError(f"{address}: is no host:port")
+        raise ValueError(f"{address} is not host:port")
     try:
         return f"{socket.gethostbyname(host)}:{port or DEFAULT_PORT}"
     except OSError as error:
@@ -52,22 +54,21 @@ def resolve(address: str) -> str:
 
 
 def knock(address: str) -> None:
-    """Raises NoAnswerError unless something listens at ``ip:port``. Ray's own clients would try for 40 s."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
-    except TimeoutError:
-        raise NoAnswerError("no answer: wrong address, or a firewall") from None
-    except OSError as error:
-        raise NoAnswerError(f"{error.strerror}: no Ray head listens there") from None
+    """Raise NoAnswerError unless something listens at ``ip:port``. Ray's own clients would try for 40 s."""
+    error = connection_error(address, _PROBE_SECONDS)
+    if isinstance(error, TimeoutError):
+        raise NoAnswerError("no answer: wrong address, or a firewall")
+    if error is not None:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise NoAnswerError(f"{reason}: no Ray head listens there")
 
 
 def ask(address: str) -> list[Node]:
-    """Every node that the cluster at ``ip:port`` knows, dead ones included, heads first.
+    """Return every node that the cluster at ``ip:port`` knows, dead ones included, heads first.
 
     Raises:
-        NoAnswerError: nothing listens there, or it is no Ray.
-        TokenError: it does not take this process's token.
+        NoAnswerError: nothing listens there, or it is not Ray.
+        TokenError: it refuses this process's token.
     """
     knock(address)
     try:
@@ -75,7 +76,7 @@ def ask(address: str) -> list[Node]:
     except AuthenticationError:
         raise TokenError(f"the cluster at {address} refuses this token; {HOW}") from None
     except RpcError as error:
-        raise NoAnswerError(f"something listens there, but it is no Ray that answers: {error}") from None
+        raise NoAnswerError(f"something listens there, but it does not answer as Ray does: {error}") from None
     return sorted((_node(info) for info in found.values()), key=lambda node: (not node.is_head, node.address))
 
 

@@ -1,4 +1,4 @@
-"""What this node of a Ray cluster is to be, read from arguments and variables."""
+"""Whether this node is the head or a worker of a Ray cluster, from arguments and environment variables."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class StartError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What this node is to be."""
+    """Head or worker, and how to start Ray on it."""
 
     head: str | None
     """``host[:port]`` that a worker joins; None: this is the head."""
     port: int
-    """Of the head."""
+    """Port of the head."""
     own_ip: str | None
-    """As which Ray is to know this node; None: the address that leads to the head."""
+    """IP address by which Ray knows this node; None: that of the interface towards the head."""
     timeout: float
     block: bool
     rest: tuple[str, ...]
-    """For ``ray start``."""
+    """Further arguments for ``ray start``."""
 
 
 def read_plan(argv: Sequence[str], env: Mapping[str, str]) -> Plan:
     """Read arguments and variables.
 
     Raises:
-        StartError: they do not say whether this is the head, or where the head is.
+        StartError: they do not tell whether this is the head, or where the head is.
     """
     parser = argparse.ArgumentParser(
         "start_ray.sh [head|worker]",
@@ -97,11 +97,13 @@ def _is_head(role: str | None, flag: bool, address: str | None, env: Mapping[str
     for name in RANKS:
         if rank := env.get(name):
             return int(rank) == 0
-    raise StartError("is this the head or a worker? say head or worker, or set RANK (0 is the head)")
+    raise StartError(
+        "is this the head or a worker? Give head or worker as the first argument, or set RANK (0 is the head)"
+    )
 
 
 def _own_address(host: str | None) -> str | None:
-    """``host`` as an address of this machine that others can reach; None if it is not one (but a service's, say)."""
+    """Return ``host`` as an address of this machine that others can reach; None if it is not this machine."""
     try:
         ip = socket.gethostbyname(host) if host else ""
     except OSError:
@@ -110,6 +112,6 @@ def _own_address(host: str | None) -> str | None:
 
 
 def interfaces() -> dict[str, str]:
-    """The network interface of each IPv4 address of this machine."""
+    """Return the network interface of each IPv4 address of this machine."""
     found = psutil.net_if_addrs().items()
     return {entry.address: name for name, entries in found for entry in entries if entry.family == socket.AF_INET}

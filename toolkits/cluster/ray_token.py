@@ -1,4 +1,4 @@
-"""The token that every process of a Ray cluster shows: who brings it, and where it must lie."""
+"""The authentication token of a Ray cluster: who creates it, and where every process finds it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class TokenError(RuntimeError):
 
 
 def need_token(*, make: bool = False) -> None:
-    """See that there is a token, where RAY_AUTH_MODE asks for one; start_ray.sh and check_ray.sh set it to ``token``.
+    """Make sure that there is a token if RAY_AUTH_MODE asks for one; start_ray.sh and check_ray.sh set it to ``token``.
 
-    Left to itself, ``ray start`` of Ray 2.60 has authentication exactly if a token happens to lie in the home of the
-    head, and a worker or driver without the variable is then refused. Without authentication, whoever reaches the
-    cluster can run code on it.
+    By default ``ray start`` of Ray 2.60 uses authentication only if the home directory of the head holds a token, and
+    then refuses a worker or driver without the variable. Without authentication, everybody who
+    reaches the cluster can run code on it.
 
     Args:
-        make: write a new token where there is none: the head's part.
+        make: write a new token if there is none, as the head does.
 
     Raises:
-        TokenError: there is none and none is made; Ray itself would abort.
+        TokenError: there is none, and none is made; Ray itself would abort.
     """
     if not is_on() or os.environ.get(TOKEN):
         return

@@ -250,7 +250,7 @@ class PolicyWorker:
     def _check_loaded(self, path: str, problem: str | None) -> None:
         # No collective call follows, so one rank alone may raise.
         if problem is not None:
-            raise DamagedCheckpoint(f"{path}: {problem} (rank {self.rank}): no run can go on from it")
+            raise DamagedCheckpoint(f"{path}: {problem} (rank {self.rank}): no run can continue from it")
 
     # -- facts
 

@@ -27,9 +27,9 @@ def test_sharing():
         ({"critic": 0}, "unknown component 'critic'"),
         ({"actor": 0, "rollout": 0}, "reward has no slots"),
         ({"actor,rollout,reward": 0, "actor": 1}, "actor is placed twice"),
-        ({"actor,rollout,reward": "0-3:0-7"}, "is no set of slots"),
-        ({"actor,rollout,reward": "1,1"}, "is no set of slots"),
-        ({"actor,rollout,reward": "3-1"}, "is no set of slots"),
+        ({"actor,rollout,reward": "0-3:0-7"}, "is not a set of slots"),
+        ({"actor,rollout,reward": "1,1"}, "is not a set of slots"),
+        ({"actor,rollout,reward": "3-1"}, "is not a set of slots"),
     ],
 )
 def test_refusals(given, said):

@@ -59,5 +59,5 @@ def test_too_few_actor_ranks(num_slots, min_actor_ranks):
 
 
 def test_enough_slots_but_few_of_them_actors():
-    with pytest.raises(ConfigError, match="the 2 slots that are left of 4 hold 1 actor ranks"):
+    with pytest.raises(ConfigError, match="the 2 remaining slots of 4 hold 1 actor ranks"):
         shrink(_placed("1-3", "0", "0"), 2, 2)

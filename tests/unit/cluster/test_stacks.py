@@ -26,7 +26,7 @@ def spins():
 
 
 class Starter:
-    """Starts Python processes; the test goes on when they have nothing left to do but the last call."""
+    """Starts Python processes; the test continues when they have nothing left to do but the last call."""
 
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[str]] = []
@@ -80,15 +80,15 @@ def stop(process: stacks.Process) -> stacks.Process:
     return process
 
 
-def test_all_threads_of_a_running_process_which_goes_on(start):
-    aside = "import threading, time\ndef waits_aside(): time.sleep(60)\n"
-    process = start.enabled(SPIN + aside + "threading.Thread(target=waits_aside, daemon=True).start()")
+def test_all_threads_of_a_running_process_which_continues(start):
+    beside = "import threading, time\ndef waits_beside(): time.sleep(60)\n"
+    process = start.enabled(SPIN + beside + "threading.Thread(target=waits_beside, daemon=True).start()")
     (first,), (second,) = stacks.collect([process]), stacks.collect([process])
     for stack in (first, second):
         assert (stack.pid, stack.state) == (process.pid, "running")
         assert "most recent call first" in stack.text
         # each signal's dump alone, and whole: the main thread comes last
-        assert stack.text.count("in spins") == stack.text.count("in waits_aside") == 1
+        assert stack.text.count("in spins") == stack.text.count("in waits_beside") == 1
     assert state_of(process) in "RS"
 
 

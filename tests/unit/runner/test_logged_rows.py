@@ -139,7 +139,7 @@ def toy(tmp_path, monkeypatch) -> Toy:
 LR = ("actor.optim.lr=0.5", "runner.resume_allow_changes=[actor.optim.lr]")
 
 
-def test_equal_rows_go_on_in_the_same_run(toy, capsys):
+def test_equal_rows_continue_the_same_run(toy, capsys):
     first = toy.run(None, 8)
     assert toy.run("4", 8) == first, "a rollback without a change"
     assert toy.run("auto", 10) == first
@@ -261,7 +261,7 @@ def test_fewer_ranks_and_more_again_in_mid_run(toy):
         hub, samples = open_sinks(config, toy.log, start, 9, sinks, made_with=build._recipe)
         runner = SimpleNamespace(progress=Progress(), hub=hub, samples=samples, saver=saver, replicas=None)
         runs = [hub.state()["wandb_run_id"]]
-        for ranks, until, next_ranks, goes_on_from in (
+        for ranks, until, next_ranks, resumes_from in (
             (2, 1, 2, 0),
             (2, 5, 1, 4),
             (1, 7, 1, 6),
@@ -272,7 +272,7 @@ def test_fewer_ranks_and_more_again_in_mid_run(toy):
             runner.progress.step = until
             if next_ranks:
                 build.restore(runner, SimpleNamespace(actors=Ranks(next_ranks)), sinks)
-                assert runner.progress.step == goes_on_from
+                assert runner.progress.step == resumes_from
                 runs.append(runner.hub.state()["wandb_run_id"])
     assert runs[0] == runs[1] != runs[2] == runs[3] == runs[4]
     assert toy.check(runner.hub) == runs[4]

@@ -57,7 +57,7 @@ def test_a_step_whose_row_is_still_to_come():
 def test_total_steps_is_the_nearer_limit():
     config = load(["runner.max_steps=10", "runner.max_epochs=2"])
     assert total_steps(config, num_problems=2048) == 10
-    assert total_steps(config, num_problems=100) == 3  # 200 prompts, 64 a step
+    assert total_steps(config, num_problems=100) == 3  # 200 prompts, 64 per step
     with pytest.raises(ConfigError, match=r"raise runner\.max_epochs to 64"):
         total_steps(config, num_problems=1)
 

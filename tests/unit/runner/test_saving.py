@@ -221,11 +221,11 @@ def test_the_error_that_ended_the_run_is_told_not_its_echo(make, capsys):
     [(1, set(), [1]), (2, set(), [2]), (1, {1}, []), (0, set(), [])],
     ids=["the same step", "a later one", "it got there", "an older state"],
 )
-def test_a_save_that_was_cut_off_is_made_up_for(make, step, committed, saved):
+def test_a_save_that_was_interrupted_is_repeated(make, step, committed, saved):
     ranks = TwoRanks({"start_save": [(0.0, 0.0)] * 2})
     saver = make(ranks)
     end_step(saver)
-    saver.cut_off()
+    saver.interrupt()
     saver.is_committed = lambda step, save_id: step in committed and save_id == ranks.asked[0][3]["save_id"]
     saver.progress.step = step
     saver.settle(lambda: {})
@@ -233,7 +233,7 @@ def test_a_save_that_was_cut_off_is_made_up_for(make, step, committed, saved):
     assert [args[1] for args in ranks.asked[1:]] == saved
 
 
-def test_a_checkpoint_that_another_save_wrote_is_not_taken_for_the_one_that_was_cut_off(make, tmp_path, capsys):
+def test_a_checkpoint_that_another_save_wrote_is_not_taken_for_the_one_that_was_interrupted(make, tmp_path, capsys):
     """It has the same step: damaged, and stepped over by `auto`, or of a run that went back."""
     ranks, state = TwoRanks({"start_save": [(0.0, 0.0)] * 3}), {"w": torch.zeros(3)}
     saver = make(ranks)
@@ -243,12 +243,12 @@ def test_a_checkpoint_that_another_save_wrote_is_not_taken_for_the_one_that_was_
     ).is_committed  # fmt: skip
     Checkpointer(tmp_path).save(1, state, info={"save_id": "of another save"})
     end_step(saver)
-    saver.cut_off()
+    saver.interrupt()
     saver.settle(dict)
     assert ranks.methods() == ["start_save", "start_save"] and "was committed" not in capsys.readouterr().out
     assert ranks.asked[0][3]["save_id"] != ranks.asked[1][3]["save_id"]
     Checkpointer(tmp_path).save(1, state, info=ranks.asked[1][3])
-    saver.cut_off()
+    saver.interrupt()
     saver.settle(dict)
     assert len(ranks.asked) == 2 and "was committed before its workers were lost" in capsys.readouterr().out
 
@@ -258,7 +258,7 @@ def test_nothing_in_flight_nothing_owed(make):
     saver = make(ranks)
     end_step(saver)
     saver.drain()
-    saver.cut_off()
+    saver.interrupt()
     saver.settle(lambda: {})
     assert ranks.methods() == ["start_save", "finish_save"]
 
@@ -327,13 +327,13 @@ def test_after_going_back_a_step_is_saved_anew(make):
     assert ranks.methods() == ["save", "save"]
 
 
-def test_a_save_that_is_due_while_the_one_before_is_cut_off(make):
+def test_a_save_that_is_due_while_the_one_before_is_interrupted(make):
     ranks = TwoRanks({"start_save": [(0.0, 0.0)] * 2, "poll_save": [NOTHING], "finish_save": [WorkerLost("A", 1, "")]})
     saver = make(ranks)
     end_step(saver)
     with pytest.raises(WorkerLost):
         end_step(saver)
-    saver.cut_off()
+    saver.interrupt()
     saver.is_committed = lambda step, save_id: step == 1
     saver.settle(dict)
     assert [args[1] for args in ranks.asked if args[0] == "start_save"] == [1, 2]
@@ -345,7 +345,7 @@ def test_a_save_that_failed_because_a_rank_died_is_no_failure_of_the_storage(mak
     with pytest.raises(WorkerLost):
         end_step(saver)
     ranks.dead = []
-    saver.cut_off()
+    saver.interrupt()
     saver.settle(dict)
     assert ranks.methods() == ["save", "save"] and "FAILED" not in capsys.readouterr().out
 
