@@ -83,7 +83,7 @@ def load_and_train_on(rank, world_size, root):
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_fully_sharded_models_go_on_to_the_same_bits(run_ranks, tmp_path, mode):
+def test_fully_sharded_models_resume_bit_exactly(run_ranks, tmp_path, mode):
     straight = run_ranks(save_and_train_on, 2, root=tmp_path, mode=mode)
     resumed = run_ranks(load_and_train_on, 2, root=tmp_path)
     for kind in KINDS:

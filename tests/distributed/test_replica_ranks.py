@@ -179,7 +179,7 @@ def test_files_of_different_replicas_or_too_few(replicas, run_ranks):
     (first, second), later = shards_of(replicas, 0), shards_of(replicas, 1)[1]
     cases = {
         "__1_0.distcp: its sha256 is not the one in the manifest on rank 1": [small | first, small | later],
-        "actor/__1_0.distcp is missing among the files that rank 1 was given on rank 1": [small | first, small | first],
+        "actor/__1_0.distcp is missing from the files that rank 1 was given on rank 1": [small | first, small | first],
         "the directory says step 3, its manifest says 4 on rank 1": [small | first, other_small | second],
     }
     for heard in run_ranks(load_each, 2, cases=list(cases.values())):
@@ -263,7 +263,7 @@ def takes_with_failures(rank, world_size):
     return heard
 
 
-def test_a_failure_on_one_rank_is_heard_by_all_and_takes_go_on(run_ranks):
+def test_a_failure_on_one_rank_is_raised_on_all_and_later_takes_work(run_ranks):
     first, second = run_ranks(takes_with_failures, 2)
     assert first[1] == second[1] == "state rate is a float, but may hold tensors only on rank 1"
     for step in (2, 4):
