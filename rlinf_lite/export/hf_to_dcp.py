@@ -60,7 +60,7 @@ def convert(
         UserError, OSError: nothing was committed.
     """
     names = WeightNames.of(build_on_meta(load_config(directory, None), "fp32"))
-    source = HfWeights(directory, names, key="--hf_path ")
+    source = HfWeights(directory, names, where=f"--hf_path {directory}")
     source.check_ties()
     tensors = {name: _meta(source, name, dtype) for name in names.shapes}
 

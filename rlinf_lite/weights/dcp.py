@@ -27,7 +27,7 @@ class DcpWeights:
         names: WeightNames,
         *,
         tied: Mapping[str, str] | None = None,
-        base: str = "--base_model",
+        base: str = "the base model",
     ) -> None:
         """
         Args:

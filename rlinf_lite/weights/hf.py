@@ -34,16 +34,16 @@ DTYPES = {
 class HfWeights:
     """A `WeightSource` over a Hugging Face directory. Tensors have the shapes that the architecture wants."""
 
-    def __init__(self, directory: Path, names: WeightNames, key: str = "actor.model.model_path=") -> None:
+    def __init__(self, directory: Path, names: WeightNames, *, where: str | None = None) -> None:
         """
         Args:
             names: of the model that ``config.json`` describes.
-            key: what names ``directory`` in messages: ``"actor.model.model_path="`` or ``"--hf_path "``.
+            where: how messages name ``directory``; None: as ``actor.model.model_path``.
 
         Raises:
             ConfigError: there are no safetensors files, one cannot be read, or weights are missing.
         """
-        self.directory, self._where = directory, f"{key}{directory}"
+        self._where = f"actor.model.model_path={directory}" if where is None else where
         self.shapes: Mapping[str, tuple[int, ...]] = names.shapes
         self._files = _tensor_files(directory, self._where)
         self._stored = {

@@ -32,7 +32,7 @@ def builtin():
     return BuiltinEngine(load_model(), tokenizer, eos_ids=eos_ids, return_logprobs=True)
 
 
-def told(rollouts):
+def compared(rollouts):
     rows = [(r.prompt_ids.tolist(), r.response_ids.tolist(), r.finished, r.text) for r in rollouts]
     return [(r.prompt_index, r.sample_index, *row) for r, row in zip(rollouts, rows, strict=True)]
 
@@ -42,7 +42,7 @@ def test_greedy_tokens_equal_those_of_the_builtin_engine(loaded, builtin, max_ne
     """Tokens, end tokens, which responses were truncated, order and text."""
     batch = make_batch(sums(*TEXTS), do_sample=False, max_new_tokens=max_new_tokens, group_size=2)
     ours = loaded.generate(batch)
-    assert told(ours) == told(builtin.generate(batch))
+    assert compared(ours) == compared(builtin.generate(batch))
     finished = {r.finished for r in ours}
     assert finished == ({False} if max_new_tokens == 1 else {True} if max_new_tokens == 8 else {True, False})
     assert all((r.response_ids[-1] == 2) == r.finished for r in ours)
@@ -50,7 +50,7 @@ def test_greedy_tokens_equal_those_of_the_builtin_engine(loaded, builtin, max_ne
 
 def test_greedy_tokens_with_a_repetition_penalty_equal_those_of_the_builtin_engine(loaded, builtin):
     batch = make_batch(sums(*TEXTS), do_sample=False, max_new_tokens=8, repetition_penalty=1.5)
-    assert told(loaded.generate(batch)) == told(builtin.generate(batch))
+    assert compared(loaded.generate(batch)) == compared(builtin.generate(batch))
 
 
 def test_a_batch_gives_the_same_whatever_came_before_it(loaded):

@@ -1,8 +1,8 @@
-"""Makes `tiny-arithmetic`, the embedded default model: 0.1M parameters and a character tokenizer for two-digit sums.
+"""Train `tiny-arithmetic`, the embedded default model: 0.1M parameters and a character tokenizer for two-digit sums.
 
-It is taught the sums, then most of that is hidden under wrong answers: GRPO starts at a sampled accuracy of 0.35 and
-brings back what the noise hid. Same seed, same machine, same library versions: same bytes.
-`tiny-arithmetic-2heads` is the same with two heads of 32: vLLM on a CPU has no kernels for heads of 16.
+It is first trained on correct sums, then on mostly wrong ones, so that GRPO starts at a sampled accuracy of 0.35 and
+has something to learn. The same seed, machine and library versions give the same bytes. `tiny-arithmetic-2heads` has
+two heads of size 32, because vLLM on a CPU has no kernels for head size 16.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_NEW_TOKENS = 4
 """Three digits and the end of the sequence: the longest answer is 198."""
 
 LEARN_STEPS, LEARN_BATCH, LEARN_LR, LEARN_ACCURACY = 3000, 256, 2.0e-3, 0.90
-HIDE_STEPS, HIDE_BATCH, HIDE_LR, WRONG_SHARE = 300, 256, 5.0e-5, 0.8
+HIDE_STEPS, HIDE_BATCH, HIDE_LR, WRONG_FRACTION = 300, 256, 5.0e-5, 0.8
 HIDE_ACCURACY, ACCURACY_TOLERANCE = 0.35, 0.02
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; ``<bos>`` is put in front, and decoding joins the characters again."""
+    """One token per character; encoding adds ``<bos>``, decoding joins the characters."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
@@ -70,7 +70,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, num_heads: int = 4) -> Llama
 
 
 class Sums:
-    """Every sum of two operands of two digits as rows of tokens: prompt, answer, ``<eos>``, padding on the right."""
+    """Every sum of two two-digit operands as a row of tokens: prompt, answer, ``<eos>``, padding on the right."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         operands = torch.arange(MIN_OPERAND, MAX_OPERAND + 1)
@@ -92,10 +92,10 @@ class Sums:
         return self.pairs_N2[indices_B].sum(dim=1)
 
     def some_wrong_answers(self, indices_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The right answers, but ``WRONG_SHARE`` of them replaced by any number that a sum can be."""
+        """The correct answers, a fraction ``WRONG_FRACTION`` of them replaced by random sums."""
         smallest, largest = 2 * MIN_OPERAND, 2 * MAX_OPERAND
         drawn_B = torch.randint(smallest, largest + 1, indices_B.shape, generator=generator)
-        wrong_B = torch.rand(indices_B.shape, generator=generator) < WRONG_SHARE
+        wrong_B = torch.rand(indices_B.shape, generator=generator) < WRONG_FRACTION
         return torch.where(wrong_B, drawn_B, self.right_answers(indices_B))
 
     def answer_logprobs(self, model: LlamaForCausalLM, rows_BT: torch.Tensor) -> torch.Tensor:
@@ -107,8 +107,8 @@ class Sums:
 
     @torch.no_grad()
     def sampled_accuracy(self, model: LlamaForCausalLM) -> float:
-        """The expected share of right answers at temperature 1, over all sums. Exact, because nothing is sampled: it
-        is the mean probability that the model gives to a right answer."""
+        """Expected fraction of correct answers at temperature 1, over all sums. Exact, as nothing is sampled: the
+        mean probability of the correct answer."""
         total = 0.0
         for indices_B in torch.arange(len(self)).split(900):
             rows_BT = self.rows(indices_B, self.right_answers(indices_B))
@@ -128,7 +128,7 @@ def train_until(
     lr: float,
     check_interval: int,
 ) -> float:
-    """Supervised steps on random sums until `reached` likes the sampled accuracy, which is returned.
+    """Train on random sums until `reached` accepts the sampled accuracy, which is returned.
 
     Raises:
         RuntimeError: `max_steps` were not enough.

@@ -120,11 +120,11 @@ def to_dcp(tool):
 def assert_refused():
     def check(answer, *texts):
         """One line, exit code 2."""
-        code, said = answer
+        code, printed = answer
         assert code == 2
-        assert said.count("\n") == 1
+        assert printed.count("\n") == 1
         for text in ("error: ", *texts):
-            assert text in said
+            assert text in printed
 
     return check
 

@@ -57,10 +57,10 @@ def test_help_as_a_command():
     commands = [[sys.executable, script, "-h"] for script in (TO_HF, TO_DCP)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     for process in started:
-        said, _ = process.communicate()
+        printed, _ = process.communicate()
         assert process.returncode == 0
-        assert "example:" in said
-        assert "--output_path" in said
+        assert "example:" in printed
+        assert "--output_path" in printed
 
 
 def peak_bytes(script, **flags):

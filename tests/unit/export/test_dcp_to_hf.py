@@ -32,21 +32,21 @@ def test_every_architecture_there_and_back(
 ):
     model = make_model(family, tied)
     out = tmp_path / "out"
-    code, said = to_hf(dcp_path=checkpoint_of(model), output_path=out, base_model=base_of(model))
-    assert code == 0, said
-    assert str(out) in said
+    code, printed = to_hf(dcp_path=checkpoint_of(model), output_path=out, base_model=base_of(model))
+    assert code == 0, printed
+    assert str(out) in printed
     assert_same_model(out, model)
     assert ("lm_head.weight" in stored(out)) != tied
 
-    code, said = to_dcp(hf_path=out, output_path=tmp_path / "weights")
-    assert code == 0, said
+    code, printed = to_dcp(hf_path=out, output_path=tmp_path / "weights")
+    assert code == 0, printed
     actor = tmp_path / "weights" / "global_step_0" / "actor"
     held = read_tensors(actor, lambda name: name.startswith("model."))
     assert held.keys() == {f"model.{name}" for name, _ in named_weights(model)}
     assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_weights(model))
 
-    code, said = to_hf(dcp_path=actor.parent, output_path=tmp_path / "again")  # it knows the directory it came from
-    assert code == 0, said
+    code, printed = to_hf(dcp_path=actor.parent, output_path=tmp_path / "again")  # it knows the directory it came from
+    assert code == 0, printed
     assert_same_model(tmp_path / "again", model)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
@@ -172,8 +172,8 @@ def test_directories_of_other_projects(form, tied, make_model, base_of, to_hf, a
         "rlinf": {"fsdp_checkpoint": {"model": state, "rng": {"python": (3, (1, 2), None)}}},
     }[form]
     dcp.save(everything, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    code, said = to_hf(dcp_path=tmp_path / "dcp", output_path=out, base_model=base_of(model))
-    assert code == 0, said
+    code, printed = to_hf(dcp_path=tmp_path / "dcp", output_path=out, base_model=base_of(model))
+    assert code == 0, printed
     assert_same_model(out, model)
 
 
@@ -206,9 +206,9 @@ def test_a_base_model_is_needed(make_model, checkpoint_of, to_hf, assert_refused
 def test_another_tokenizer_than_the_run_had_is_noted(make_model, base_of, checkpoint_of, to_hf, tmp_path):
     model = make_model()
     path = checkpoint_of(model, identity={"actor.tokenizer (files)": "0" * 64})
-    code, said = to_hf(dcp_path=path, output_path=tmp_path / "out", base_model=base_of(model))
+    code, printed = to_hf(dcp_path=path, output_path=tmp_path / "out", base_model=base_of(model))
     assert code == 0
-    assert "note: the tokenizer files are those of" in said
+    assert "note: the tokenizer files are those of" in printed
 
 
 def damage(path):

@@ -103,9 +103,9 @@ def assert_same_model(file, model, other):
 @pytest.mark.parametrize("inside", ["", "actor"])
 def test_our_checkpoint(make_model, checkpoint_of, convert, tmp_path, tied, inside):
     model = make_model(tied)
-    code, said = convert(checkpoint_of(model) / inside, tmp_path / "out.pt")
+    code, printed = convert(checkpoint_of(model) / inside, tmp_path / "out.pt")
     assert code == 0
-    assert str(tmp_path / "out.pt") in said
+    assert str(tmp_path / "out.pt") in printed
     state = assert_same_model(tmp_path / "out.pt", model, make_model(tied, seed=1))
     shared = state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
     assert shared == tied
@@ -224,9 +224,9 @@ def test_help_shows_an_example(convert, capsys):
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(SCRIPT))["main"](["-h"])
     assert caught.value.code == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for text in ("--dcp_path", "--output_path", "--overwrite", "example:", "global_step_50"):
-        assert text in said
+        assert text in printed
 
 
 def torchtitan(model, **more):
@@ -249,7 +249,7 @@ def test_torchtitan_with_optimizer_gives_the_model_alone(make_model, convert, tm
     if tied:
         del state["lm_head.weight"]
     dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    code, said = convert(tmp_path / "dcp", tmp_path / "out.pt")
+    code, printed = convert(tmp_path / "dcp", tmp_path / "out.pt")
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     assert code == 0 and found.keys() == wanted.keys()
@@ -257,8 +257,8 @@ def test_torchtitan_with_optimizer_gives_the_model_alone(make_model, convert, tm
     num_adam_tensors = 3 * len(model.state_dict())
     left_out = "dataloader (1 tensors), lr_scheduler (1 tensors), "
     left_out += f"optimizer ({num_adam_tensors} tensors), train_state (2 tensors)"
-    assert f"note: not of the model, so not written: {left_out}" in said
-    assert f"wrote {len(wanted)} tensors, {readable.size((tmp_path / 'out.pt').stat().st_size)}: " in said
+    assert f"note: not of the model, so not written: {left_out}" in printed
+    assert f"wrote {len(wanted)} tensors, {readable.size((tmp_path / 'out.pt').stat().st_size)}: " in printed
 
 
 def test_torchtitan_with_its_own_names(make_model, convert, tmp_path):

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 @pytest.mark.parametrize("given", ["weights", "weights/global_step_0"])
 def test_what_a_checkpoint_of_weights_holds(given, to_dcp, tmp_path):
-    code, said = to_dcp(hf_path=EMBEDDED, output_path=tmp_path / given, dtype="bf16")
+    code, printed = to_dcp(hf_path=EMBEDDED, output_path=tmp_path / given, dtype="bf16")
     path = tmp_path / "weights" / "global_step_0"
-    assert code == 0, said
-    assert str(path) in said
+    assert code == 0, printed
+    assert str(path) in printed
     manifest = manifests.read_verified(path, "full")
     assert (manifest.step, manifest.world_size) == (0, 1)
     assert manifest.info["model_path"] == EMBEDDED
@@ -55,9 +55,9 @@ def test_names_of_a_bare_base_model_and_of_a_tie(make_model, to_dcp, tmp_path):
     tensors = {name.removeprefix("transformer."): tensor.detach() for name, tensor in named_weights(model)}
     tensors["lm_head.weight"] = tensors.pop("wte.weight")
     save_file({**tensors, "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, tmp_path / "hf" / "model.safetensors")
-    code, said = to_dcp(hf_path=tmp_path / "hf", output_path=tmp_path)
-    assert code == 0, said
-    assert "note: not in the model, so not written: h.0.attn.bias" in said
+    code, printed = to_dcp(hf_path=tmp_path / "hf", output_path=tmp_path)
+    assert code == 0, printed
+    assert "note: not in the model, so not written: h.0.attn.bias" in printed
     held = read_tensors(tmp_path / "global_step_0" / "actor", lambda name: name.startswith("model."))
     assert held.keys() == {f"model.{name}" for name, _ in named_weights(model)}
     assert all(torch.equal(held[f"model.{name}"], tensor) for name, tensor in named_weights(model))
@@ -96,6 +96,6 @@ def test_checkpoints_behind_a_url(make_model, base_of, to_hf, to_dcp, assert_ref
     root = f"memory://{tmp_path.name}"
     assert to_dcp(hf_path=tmp_path / "hf", output_path=root)[0] == 0
     assert_refused(to_dcp(hf_path=tmp_path / "hf", output_path=root), f"{root}/global_step_0", "exists already")
-    code, said = to_hf(dcp_path=f"{root}/global_step_0", output_path=tmp_path / "out", base_model=base_of(model))
-    assert code == 0, said
+    code, printed = to_hf(dcp_path=f"{root}/global_step_0", output_path=tmp_path / "out", base_model=base_of(model))
+    assert code == 0, printed
     assert_same_model(tmp_path / "out", model)

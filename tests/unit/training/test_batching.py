@@ -180,7 +180,7 @@ def test_logprobs_find_their_way_back(shuffle, dynamic):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_rows_left_out_stay_in_the_batch_without_loss_tokens(dynamic):
-    """Row 1 is left out: tokens and cuts are those of the whole batch, what is counted is not."""
+    """Row 1 is left out: tokens and cuts are those of the whole batch, the counts are not."""
     given = {"shuffle_rollout": True, "training_batch_size_per_gpu": 2}
     whole, partly = step_batch(**given), step_batch(left_out={1}, **given)
     if dynamic:

@@ -80,7 +80,7 @@ def test_a_tie_stored_twice_must_be_equal(make_model, tmp_path):
     source.check_ties()
     stored = load_file(tmp_path / "model.safetensors")
     save_file({**stored, "lm_head.weight": torch.ones(20, 16), "more": torch.ones(1)}, tmp_path / "model.safetensors")
-    source = HfWeights(tmp_path, WeightNames.of(model), key="--hf_path ")
+    source = HfWeights(tmp_path, WeightNames.of(model), where=f"--hf_path {tmp_path}")
     with pytest.raises(ConfigError, match=r"^--hf_path .*: lm_head\.weight differs from transformer\.wte\.weight"):
         source.check_ties()
     assert source.unused == ["more"]
