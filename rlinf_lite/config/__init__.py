@@ -14,8 +14,9 @@ from rlinf_lite.config.cluster import ClusterConfig
 from rlinf_lite.config.critic import CriticConfig
 from rlinf_lite.config.data import ArithmeticConfig, DataConfig, ReasoningGymConfig
 from rlinf_lite.config.errors import ConfigError, nearest
+from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import flatten, to_yaml
-from rlinf_lite.config.load import build
+from rlinf_lite.config.load import build, build_evaluation
 from rlinf_lite.config.reward import RewardConfig
 from rlinf_lite.config.rollout import RolloutConfig, RolloutModelConfig
 from rlinf_lite.config.rules import check
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "CriticConfig",
     "DataConfig",
+    "EvalConfig",
     "FsdpConfig",
     "GradScalerConfig",
     "KeepBestConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "SamplingConfig",
     "TokenizerConfig",
     "build",
+    "build_evaluation",
     "check",
     "flatten",
     "keys",

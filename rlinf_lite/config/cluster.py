@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Le
 
 from rlinf_lite.config.fields import Count, CountOrZero, Neutral, Seconds, Section
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Threads: TypeAlias = Annotated[int, Ge(1), Le(1024)]
 
 
 class ClusterConfig(Section):
@@ -16,9 +19,9 @@ class ClusterConfig(Section):
     """Slots of each component, one process per slot: ``{"actor": "0-1", "rollout": "2,3", "reward": "0"}``. Empty: one
     slot for all. A slot is a GPU on a GPU cluster and a CPU core otherwise; ``all`` means every one of them.
     Components with the same slot share it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """``auto``: cuda if the cluster has GPUs, otherwise cpu."""
-    threads_per_worker: Annotated[int, Ge(1), Le(1024)] = 1
+    threads_per_worker: Threads = 1
     """Threads of each worker process. Another number of threads gives other results."""
     deterministic: bool = True
     """Actors and the builtin engine use only kernels that torch calls deterministic. An operation without one on this

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from rlinf_lite.config import rules
 from rlinf_lite.config.errors import ConfigError, nearest
+from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.fields import Section
 from rlinf_lite.config.schema import Config, Key, is_section, keys, known_keys, sections
 from rlinf_lite.config.written import problems_of, shown, typed
@@ -41,6 +42,21 @@ def build(raw: Mapping[str, Any] | DictConfig) -> Config:
         misfits += rules.problems(_unchecked(Config, nested(values)))
     if config is None or problems:
         raise ConfigError("\n".join([*problems, *misfits]))
+    return config
+
+
+def build_evaluation(raw: Mapping[str, Any] | DictConfig) -> EvalConfig:
+    """An evaluation's config, checked like a run's by `build` and `rules.check`.
+
+    Raises:
+        ConfigError: every problem, one line each.
+    """
+    values, problems = read(raw, EvalConfig)
+    config, misfits = validate(values, EvalConfig)
+    if config is None or problems:
+        raise ConfigError("\n".join([*problems, *misfits]))
+    if found := rules.evaluation_problems(config):
+        raise ConfigError("\n".join(found))
     return config
 
 

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlinf_lite.config.algorithm import AlgorithmConfig
+from rlinf_lite.config.actor import ModelConfig
+from rlinf_lite.config.algorithm import AlgorithmConfig, SamplingConfig
+from rlinf_lite.config.data import DataConfig
 from rlinf_lite.config.errors import ConfigError
+from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import value_of
 from rlinf_lite.config.metric_names import MACHINE_METRICS, why_never
+from rlinf_lite.config.reward import RewardConfig
+from rlinf_lite.config.rollout import RolloutConfig
 from rlinf_lite.config.schema import Config, keys
 from rlinf_lite.config.written import shown
 
@@ -45,8 +50,20 @@ def problems(config: Config) -> list[str]:
         *_precision(config),
         *_rollout(config),
         *_data(config),
-        *_reward(config),
+        *_reward(config.reward, config.data),
         *_checkpoint(config),
+    ]
+
+
+def evaluation_problems(config: EvalConfig) -> list[str]:
+    """What does not fit together in an evaluation, one line each."""
+    rollout, sampling = config.rollout, config.algorithm.val_sampling_params
+    return [
+        *_temperature("algorithm.val_sampling_params", sampling, rollout),
+        *_model_precision(config.actor.model),
+        *_engine(rollout, config.cluster.device),
+        *_problems_and_prompts(config.data),
+        *_reward(config.reward, config.data),
     ]
 
 
@@ -93,23 +110,23 @@ def _lengths(config: Config) -> Iterator[str]:
 
 def _sampling(config: Config) -> Iterator[str]:
     algorithm = config.algorithm
-    for name, params in (
-        ("sampling_params", algorithm.sampling_params),
-        ("val_sampling_params", algorithm.val_sampling_params),
-    ):
-        key, temperature = f"algorithm.{name}", params.temperature
-        if params.do_sample and temperature <= 0:
-            yield f"{key}.temperature={temperature}: must be above 0; for greedy decoding set {key}.do_sample=false"
-        elif (params.do_sample and not 0.001 <= temperature <= 100) or temperature < 0:
-            yield f"{key}.temperature={temperature}: must be 0.001 to 100; 1 samples from the model as it is"
-        vllm = config.rollout.rollout_backend == "vllm"
-        if vllm and params.do_sample and not 0.01 <= temperature <= 2:
-            yield f"{key}.temperature={temperature}: vLLM samples at 0.01 to 2; choose one of these"
+    yield from _temperature("algorithm.sampling_params", algorithm.sampling_params, config.rollout)
+    yield from _temperature("algorithm.val_sampling_params", algorithm.val_sampling_params, config.rollout)
     if not algorithm.sampling_params.do_sample and algorithm.group_size > 1:
         yield (
             "algorithm.sampling_params.do_sample=false: every response of a group would be the same, so nothing "
             "could be learned; set it to true"
         )
+
+
+def _temperature(key: str, params: SamplingConfig, rollout: RolloutConfig) -> Iterator[str]:
+    temperature = params.temperature
+    if params.do_sample and temperature <= 0:
+        yield f"{key}.temperature={temperature}: must be above 0; for greedy decoding set {key}.do_sample=false"
+    elif (params.do_sample and not 0.001 <= temperature <= 100) or temperature < 0:
+        yield f"{key}.temperature={temperature}: must be 0.001 to 100; 1 samples from the model as it is"
+    if rollout.rollout_backend == "vllm" and params.do_sample and not 0.01 <= temperature <= 2:
+        yield f"{key}.temperature={temperature}: vLLM samples at 0.01 to 2; choose one of these"
 
 
 def _algorithm(config: Config) -> Iterator[str]:
@@ -157,11 +174,7 @@ def _optimizer(config: Config) -> Iterator[str]:
 
 
 def _precision(config: Config) -> Iterator[str]:
-    if config.actor.model.precision == "fp16":
-        yield (
-            "actor.model.precision=fp16: parameters in fp16 cannot be trained (Adam's eps is 0 there); set it to fp32 "
-            "and actor.fsdp_config.mixed_precision.param_dtype=fp16"
-        )
+    yield from _model_precision(config.actor.model)
     fp16 = config.actor.fsdp_config.mixed_precision.param_dtype == "fp16"
     if config.actor.fsdp_config.grad_scaler.enabled and not fp16:
         yield (
@@ -170,11 +183,31 @@ def _precision(config: Config) -> Iterator[str]:
         )
 
 
+def _model_precision(model: ModelConfig) -> Iterator[str]:
+    if model.precision == "fp16":
+        yield (
+            "actor.model.precision=fp16: parameters in fp16 cannot be trained (Adam's eps is 0 there); set it to fp32 "
+            "and actor.fsdp_config.mixed_precision.param_dtype=fp16"
+        )
+
+
 def _rollout(config: Config) -> Iterator[str]:
     rollout, params = config.rollout, config.algorithm.sampling_params
+    yield from _engine(rollout, config.cluster.device)
+    restricted = params.top_p < 1 or params.top_k > 0 or params.repetition_penalty != 1
+    reported = rollout.rollout_backend == "vllm" and rollout.return_logprobs
+    if reported and restricted and params.do_sample and params.temperature != 1:
+        yield (
+            f"rollout.return_logprobs=true: with algorithm.sampling_params.temperature={params.temperature} and top_k, "
+            "top_p or repetition_penalty vLLM cannot report the log-probs that training needs (with the temperature, "
+            "without the others); set temperature=1, or turn the others off, or return_logprobs=false"
+        )
+
+
+def _engine(rollout: RolloutConfig, device: str) -> Iterator[str]:
     if rollout.rollout_backend != "vllm":
         for key in _VLLM_ONLY:
-            value, unused = value_of(config, key), keys()[key].default
+            value, unused = value_of(rollout, key.removeprefix("rollout.")), keys()[key].default
             if value != unused:
                 yield (
                     f"{key}={shown(value)}: is for vLLM only; set it to {shown(unused)}, or set "
@@ -187,21 +220,17 @@ def _rollout(config: Config) -> Iterator[str]:
             f"rollout.kv_cache_gb={rollout.kv_cache_gb}: rollout.gpu_memory_utilization={fraction} also sets the size "
             "of the cache; set one of them to null"
         )
-    if rollout.tensor_parallel_size > 1 and config.cluster.device == "cuda":
+    if rollout.tensor_parallel_size > 1 and device == "cuda":
         yield (
             f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: a rollout worker has one GPU, that of its "
             "slot in cluster.component_placement; set it to 1 and use more rollout workers"
         )
-    for key in ("rollout.enable_sleep", "rollout.batch_invariant"):
-        if value_of(config, key) and config.cluster.device == "cpu":
+    for key, wanted in (
+        ("rollout.enable_sleep", rollout.enable_sleep),
+        ("rollout.batch_invariant", rollout.batch_invariant),
+    ):
+        if wanted and device == "cpu":
             yield f"{key}=true: vLLM can do that on GPUs only, and cluster.device=cpu; set it to false"
-    restricted = params.top_p < 1 or params.top_k > 0 or params.repetition_penalty != 1
-    if rollout.return_logprobs and restricted and params.do_sample and params.temperature != 1:
-        yield (
-            f"rollout.return_logprobs=true: with algorithm.sampling_params.temperature={params.temperature} and top_k, "
-            "top_p or repetition_penalty vLLM cannot report the log-probs that training needs (with the temperature, "
-            "without the others); set temperature=1, or turn the others off, or return_logprobs=false"
-        )
 
 
 def _data(config: Config) -> Iterator[str]:
@@ -213,6 +242,10 @@ def _data(config: Config) -> Iterator[str]:
             f"runner.val_check_interval={config.runner.val_check_interval}: there is nothing to validate on; set "
             "data.val_data_paths, or the interval to -1"
         )
+    yield from _problems_and_prompts(data)
+
+
+def _problems_and_prompts(data: DataConfig) -> Iterator[str]:
     generated = {"arithmetic": "sums", "reasoning_gym": "items"}.get(data.type)
     if generated and (data.train_data_paths or data.val_data_paths):
         yield (
@@ -227,8 +260,7 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.metadata_keys={data.metadata_keys}: data.type={data.type} has no rows of files; remove it"
 
 
-def _reward(config: Config) -> Iterator[str]:
-    reward, data = config.reward, config.data
+def _reward(reward: RewardConfig, data: DataConfig) -> Iterator[str]:
     if reward.reward_type == "custom" and reward.path is None:
         yield "reward.reward_type=custom: needs a function; set reward.path=my_pkg.my_reward:score"
     if reward.reward_type != "custom" and reward.path is not None:

@@ -6,19 +6,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rlinf_lite import __version__
 from rlinf_lite.config.errors import ConfigError
-from rlinf_lite.config.schema import Config
+from rlinf_lite.config.rollout import RolloutConfig
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
 
 
-def versions(config: Config) -> dict[str, str]:
+def versions(rollout: RolloutConfig) -> dict[str, str]:
     """``{"versions.torch": "2.13.0", ...}``.
 
     Raises:
         ConfigError: ``rollout.rollout_backend`` is vllm, and vLLM is not installed.
     """
     found = {"rlinf_lite": __version__} | {name: version(name) for name in _PACKAGES}
-    if config.rollout.rollout_backend == "vllm":
+    if rollout.rollout_backend == "vllm":
         found["vllm"] = vllm_version()
     return {f"versions.{name}": number for name, number in found.items()}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlinf_lite import errors, numerics
-from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.config import ConfigError, EvalConfig
 from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from rlinf_lite.eval import settings, text
@@ -60,7 +60,9 @@ def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def batches_of(config: Config, problems: Sequence[Problem], *, step: int, num_samples: int) -> list[GenerationBatch]:
+def batches_of(
+    config: EvalConfig, problems: Sequence[Problem], *, step: int, num_samples: int
+) -> list[GenerationBatch]:
     """The generation batches of the evaluation; with one sample per problem, those of the run's own validation."""
     parts = validation_batches(
         problems,
@@ -74,7 +76,7 @@ def batches_of(config: Config, problems: Sequence[Problem], *, step: int, num_sa
     return [batch for part in parts for batch in part]
 
 
-def _check_samples(config: Config, num_samples: int) -> None:
+def _check_samples(config: EvalConfig, num_samples: int) -> None:
     if num_samples < 1:
         raise ConfigError(f"--num-samples {num_samples}: must be at least 1")
     if num_samples > 1 and not config.algorithm.val_sampling_params.do_sample:
@@ -83,25 +85,25 @@ def _check_samples(config: Config, num_samples: int) -> None:
         )
 
 
-def _check_length(config: Config) -> None:
+def _check_length(config: EvalConfig) -> None:
     model = config.rollout.model
     model_dir = hf_directory.resolve(model.model_path, "rollout.model.model_path")
     check_files(model_dir, "rollout.model.model_path")
     hf_directory.check_length(
         hf_directory.load_config(model_dir, model.model_type),
-        config.runner.seq_length,
+        config.seq_length,
         f"data.max_prompt_length={config.data.max_prompt_length} and --max-new-tokens "
         f"{config.algorithm.val_sampling_params.max_new_tokens}",
     )
 
 
-def _problems(config: Config) -> ProblemSet:
+def _problems(config: EvalConfig) -> ProblemSet:
     tokenizer_dir = hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
     check_files(tokenizer_dir, "actor.tokenizer.tokenizer_model")
     return load_problems(config.data, "val", hf_directory.load_tokenizer(tokenizer_dir))
 
 
-def _check_vocabulary(config: Config, problems: ProblemSet) -> None:
+def _check_vocabulary(config: EvalConfig, problems: ProblemSet) -> None:
     tokenizer_dir = hf_directory.resolve(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
     model_dir = hf_directory.resolve(config.rollout.model.model_path, "rollout.model.model_path")
     model_config = hf_directory.load_config(model_dir, config.rollout.model.model_type)
@@ -110,7 +112,7 @@ def _check_vocabulary(config: Config, problems: ProblemSet) -> None:
 
 def _open_log(
     options: argparse.Namespace,
-    config: Config,
+    config: EvalConfig,
     source: Source,
     device: torch.device,
     problems: ProblemSet,
@@ -135,7 +137,7 @@ def _open_log(
 
 
 def _answer(
-    config: Config, source: Source, device: torch.device, batches: Sequence[GenerationBatch], log: MemoryLog
+    config: EvalConfig, source: Source, device: torch.device, batches: Sequence[GenerationBatch], log: MemoryLog
 ) -> None:
     num_problems = sum(len(batch.prompts) for batch in batches)
     if len(log.rows) == num_problems:
@@ -152,7 +154,7 @@ def _answer(
 
 
 def _print_head(
-    source: Source, config: Config, device: torch.device, problems: ProblemSet, num_samples: int, log: MemoryLog
+    source: Source, config: EvalConfig, device: torch.device, problems: ProblemSet, num_samples: int, log: MemoryLog
 ) -> None:
     left_out = f", {problems.num_filtered} over data.max_prompt_length left out" if problems.num_filtered else ""
     rollout = config.rollout

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlinf_lite import numerics
-from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.config import ConfigError, EvalConfig
 from rlinf_lite.eval.source import Source
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine as build_empty
@@ -17,7 +17,7 @@ from rlinf_lite.weights.names import WeightNames
 from rlinf_lite.weights.source import WeightSource, whole_pieces
 
 
-def prepare_device(config: Config) -> torch.device:
+def prepare_device(config: EvalConfig) -> torch.device:
     """Fix threads and kernels as a rollout worker does; returns the device.
 
     Raises:
@@ -31,7 +31,7 @@ def prepare_device(config: Config) -> torch.device:
     return numerics.fix(device, threads=settings.threads_per_worker, deterministic=settings.deterministic)
 
 
-def build_engine(config: Config, source: Source, device: torch.device) -> RolloutEngine:
+def build_engine(config: EvalConfig, source: Source, device: torch.device) -> RolloutEngine:
     """The engine that ``rollout.rollout_backend`` names, its weights those of ``source``.
 
     Raises:
@@ -44,9 +44,11 @@ def build_engine(config: Config, source: Source, device: torch.device) -> Rollou
     tokenizer = hf_directory.load_tokenizer(tokenizer_dir)
     stored = stored_weights(model, source)
     engine = build_empty(
-        config,
+        config.rollout,
         model,
         tokenizer,
+        seq_length=config.seq_length,
+        sampling=config.algorithm.val_sampling_params,
         model_dir=model_dir,
         shapes=dict(stored.shapes),
         eos_ids=vocabulary.eos_ids(model_dir, tokenizer),

@@ -1,4 +1,4 @@
-"""The config of an evaluation: the run's own where MODEL is of a run, else defaults; then what the user says."""
+"""Makes an evaluation's config: settings of the run that MODEL belongs to, or defaults; then what the user sets."""
 
 from __future__ import annotations
 
@@ -15,27 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.identify import located
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.config import Config, ConfigError, build, flatten, keys, known_keys, nearest
-from rlinf_lite.config.rules import check
+from rlinf_lite.config import ConfigError, EvalConfig, build_evaluation, flatten, keys, known_keys, nearest
 from rlinf_lite.config.schema import is_text
 from rlinf_lite.config.versions import versions
 from rlinf_lite.eval.source import Source
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config
 
 SAMPLING = "algorithm.val_sampling_params"
-KEYS = (
-    "actor.model.",
-    "actor.seed",
-    "actor.tokenizer.",
-    f"{SAMPLING}.",
-    "cluster.deterministic",
-    "cluster.device",
-    "cluster.threads_per_worker",
-    "data.",
-    "reward.",
-    "rollout.",
-)
-"""What an evaluation depends on, by how the keys begin; the rest of a run's config is not read."""
 _OF_MODEL = ("actor.model.model_path", "actor.model.model_type", "rollout.model.model_path", "rollout.model.model_type")
 _OF_ANY_ENGINE = ("rollout.model.", "rollout.max_running_requests")
 _PLAIN_ARITHMETIC = {
@@ -48,8 +34,8 @@ _PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
 _FROM_STEP = re.compile(r"config\.from_step_(\d+)\.yaml")
 
 
-def configure(source: Source, given: Mapping[str, Any], *, of_run: str | None = None) -> Config:
-    """The whole config.
+def configure(source: Source, given: Mapping[str, Any], *, of_run: str | None = None) -> EvalConfig:
+    """The config of an evaluation.
 
     Args:
         given: what the user says, by dotted key.
@@ -92,12 +78,12 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def identity(
-    config: Config, *, device: str, num_samples: int, fingerprints: Mapping[str, str | None]
+    config: EvalConfig, *, device: str, num_samples: int, fingerprints: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """Everything that makes the numbers, as JSON values: rows of two evaluations that differ here do not mix."""
-    made = {key: value for key, value in flatten(config, neutral_keys=False).items() if key.startswith(KEYS)}
+    made = flatten(config, neutral_keys=False)
     made |= {"cluster.device": device, "--num-samples": num_samples} | dict(fingerprints)
-    made |= versions(config)
+    made |= versions(config.rollout)
     read_back: dict[str, Any] = json.loads(json.dumps(made))
     return read_back
 
@@ -124,9 +110,8 @@ def _settings_of_checkpoint(source: Source) -> dict[str, Any]:
     run = source.directory.parent.parent
     file = max(_yamls(run, source.step), default=None)
     settings = _flat(file[1]) if file else {}
-    known = {*known_keys()}
     made = source.manifest.info.get("identity", {})
-    return settings | {key: value for key, value in made.items() if key in known and key.startswith(KEYS)}
+    return settings | {key: value for key, value in made.items() if key in keys(EvalConfig)}
 
 
 def _yamls(run: StoragePath, step: int) -> Iterator[tuple[int, StoragePath]]:
@@ -162,9 +147,7 @@ def _flat(file: StoragePath) -> dict[str, Any]:
         raise ConfigError(f"{file}: not a config")
     if "defaults" in raw:
         raise ConfigError(f"{file}: to be composed with others; give the config.yaml that a run wrote")
-    known = [key for key in known_keys() if key.startswith(KEYS)]
-    sections = {key.rpartition(".")[0] for key in known}
-    chosen = {key: OmegaConf.select(raw, key) for key in known if key not in sections and _has(raw, key)}
+    chosen = {key: OmegaConf.select(raw, key) for key in keys(EvalConfig) if _has(raw, key)}
     return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in chosen.items()}
 
 
@@ -204,28 +187,23 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
     for key in given:
         if key not in known and not key.startswith(open_ended):
             raise ConfigError(f"{key}: unknown key{nearest(key, known)}")
-        if not key.startswith(KEYS):
+        if key not in known_keys(EvalConfig) and not key.startswith(tuple(f"{name}." for name in keys(EvalConfig))):
             near = key.replace("algorithm.sampling_params", SAMPLING)
             hint = f"; {near} does" if near != key else ""
             raise ConfigError(f"{key}: plays no part in an evaluation{hint}")
 
 
-def _typed(settings: Mapping[str, Any], source: Source) -> Config:
+def _typed(settings: Mapping[str, Any], source: Source) -> EvalConfig:
     if "actor.model.model_path" not in settings:
         raise ConfigError(
             f"actor.model.model_path: {source.name} does not say which model it was made of; give the Hugging Face "
             "directory of its base model, actor.model.model_path=..."
         )
-    raw = OmegaConf.create({"runner": {"experiment_name": "eval", "max_steps": 1}})
+    raw = OmegaConf.create({})
     for key, value in settings.items():
-        OmegaConf.update(raw, key, value)
-    config = build(raw)
+        if key != "data.train_data_paths":  # of the run; not read here
+            OmegaConf.update(raw, key, value)
+    config = build_evaluation(raw)
     if config.data.type == "math" and not config.data.val_data_paths:
         raise ConfigError(f"nothing to evaluate: {source.name} comes with no validation data; give --data FILE ...")
-    # What only a training needs is made to fit: nobody reads it.
-    config.data.train_data_paths = config.data.val_data_paths
-    longest = config.algorithm.val_sampling_params.max_new_tokens
-    config.algorithm.sampling_params.max_new_tokens = longest
-    config.runner.seq_length = config.data.max_prompt_length + longest
-    check(config)
     return config

@@ -46,7 +46,7 @@ def identity(
         "data (training problems)": train_data,
         _VAL_DATA: val_data,
         "reward (source)": reward,
-        **versions(config),
+        **versions(config.rollout),
     }
 
 

@@ -51,7 +51,7 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     tokenizer = hf_directory.load_tokenizer(tokenizer_dir)
     engine_config = hf_directory.load_config(engine_dir, config.rollout.model.model_type)
     reward = rewards.fingerprint(config.reward)
-    versions(config)
+    versions(config.rollout)
     eos_ids = vocabulary.eos_ids(engine_dir, tokenizer)
     train = load_problems(config.data, "train", tokenizer, stop=stop)
     val = load_problems(config.data, "val", tokenizer, stop=stop) if config.runner.val_check_interval > 0 else None

@@ -37,9 +37,11 @@ class RolloutWorker:
             hf_directory.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
         )
         self.engine: RolloutEngine = build_engine(
-            self.config,
+            self.config.rollout,
             self.model,
             tokenizer,
+            seq_length=self.config.runner.seq_length,
+            sampling=self.config.algorithm.sampling_params,
             model_dir=model_dir,
             shapes=shapes,
             eos_ids=vocabulary.eos_ids(model_dir, tokenizer),

@@ -98,7 +98,7 @@ def test_a_directory_is_computed_as_it_is_stored(exported, configured):
             "algorithm.sampling_params.temperature: plays no part in an evaluation; "
             "algorithm.val_sampling_params.temperature does",
         ),
-        ("rollout.max_running_requests", "many", "rollout.max_running_requests: "),
+        ("rollout.max_running_requests", "many", "rollout.max_running_requests=many: takes a whole number"),
         ("rollout.max_running_requests", 0, "rollout.max_running_requests=0: must be at least 1"),
         ("algorithm.val_sampling_params.top_p", 1.5, "algorithm.val_sampling_params.top_p=1.5: must be"),
     ],
