@@ -30,8 +30,9 @@ def plan(monkeypatch):
     return _plan
 
 
-SEED = 14326
-"""Its first case has one kill of each kind, one of them during the start, none near the end."""
+SEED = 10554
+"""Its first case has one kill of each kind, three of them during a start, none near the end. One in some ten thousand
+seeds is such a one; with other kinds, look for another."""
 
 
 def test_each_kind_of_kill_once(plan, tmp_path):
