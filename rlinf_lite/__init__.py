@@ -1,3 +1,3 @@
-"""rlinf_lite: distributed RL for language models that resumes to the same bits."""
+"""rlinf_lite: distributed RL for language models with bit-exact resume."""
 
 __version__ = "0.1.0"

@@ -1,12 +1,12 @@
-"""Faults as data: tests name a phase, rank and step, and the process fails there. Does nothing unless asked to.
+"""Fault injection for tests: the process fails in a given phase, rank and step. Does nothing by default.
 
 ``RLINF_LITE_FAULTS='[{"phase": "save.manifest", "step": 4, "action": "kill"}]'``; actions: ``kill`` (SIGKILL to
 itself), ``hang``, ``wait`` (three seconds), or the name of an errno (``ENOSPC``). A fault without ``rank`` strikes
-every rank. With ``"mark": PATH`` that file is made first: who waits for it knows that the phase was reached. With
-``"armed": PATH`` the fault strikes only where that file is, and removes it: once, and whenever a test wants it to.
+every rank. With ``"mark": PATH`` it creates that file first, so that a test can wait for the phase. With
+``"armed": PATH`` it strikes only if that file exists, and removes it, so that a test decides when.
 
-Phases of a start, a resume or a rollback, in order: each is reached right before one change of what is on the disk. The
-step is the one that the run goes on from (0: a new run).
+Phases of a start, a resume or a rollback, in order. Each is reached right before one change on disk. The step is the
+one to resume from (0 for a new run).
 
 ==========================  ======================================================================================
 phase                       the change that comes next
@@ -16,7 +16,7 @@ phase                       the change that comes next
                             there ``step`` is the step of that checkpoint
 ``resume.config``           the config is written
 ``resume.event``            the start (or the way back) is appended to ``events.jsonl``
-``resume.rollouts``         rows after the step are dropped from ``rollouts.jsonl`` (a new run: the file is moved aside)
+``resume.rollouts``         rows after the step are dropped from ``rollouts.jsonl`` (a new run: the file is renamed)
 ``resume.metrics``          the same for ``metrics.jsonl``
 ``resume.tensorboard``      a new event file hides the rows after the step
 ``resume.wandb``            the wandb run is opened, and is sent what it lacks

@@ -1,4 +1,4 @@
-"""From a config and running workers to a `Runner`; and back to its last completed step after workers were replaced."""
+"""Build a `Runner` from a config and running workers, and rebuild it at its last completed step after a failure."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class Build:
         self._log_from(start, runner, sinks, same_recipe=self._recipe == before)
 
     def _log_from(self, start: Start, runner: Runner, sinks: ExitStack, *, same_recipe: bool) -> None:
-        """Let progress and sinks go on from ``start``, where they are not there already."""
+        """Set progress and sinks to ``start``, if they are not there already."""
         if start.progress.step != runner.progress.step:
             self._go_back(runner, start)
         elif same_recipe:
@@ -279,11 +279,11 @@ def open_sinks(
     made_with: str,
     again: bool = False,
 ) -> tuple[MetricHub, JsonlSink | None]:
-    """The hub and the rollout rows, both cut back to the committed step, closed with ``sinks``.
+    """Open the hub and the rollout rows, both truncated to the committed step. They close with ``sinks``.
 
     Args:
         made_with: `recipe` of the rows to come.
-        again: the run has written there before: what it wrote is cut back even to nothing, instead of moved aside.
+        again: whether this run has written to them before. Its rows are then truncated, even to none, instead of renamed.
     """
     logger, progress = config.runner.logger, start.progress
     new = start.committed_step is None and not again

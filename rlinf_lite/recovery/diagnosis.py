@@ -1,4 +1,4 @@
-"""From an error to what has failed: who died, what hangs, and what is not ours to try again."""
+"""Find out from an error what failed: which workers died or hang, and whether the run can recover."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pi
 
 
 class Regrow(Exception):
-    """Nothing is wrong: nodes that were missing are back, and the run can have all of its actor ranks again."""
+    """Not an error: missing nodes are back, so the run can use all of its actor ranks again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Why the loop was left, where going on is possible."""
+    """Why the loop ended, if the run can recover from it."""
 
     text: str
     """For the user."""
     cause: str
-    """The same without what differs from time to time; empty: nothing failed."""
+    """The same without varying details, to recognise repetitions; empty if nothing failed."""
     losses: Sequence[WorkerLost] = ()
     hung: Hung | None = None
     new_nodes: bool = False
-    """The slots must be reserved anew."""
+    """Whether the slots must be reserved again."""
     actors_too: bool = True
     """Whether the actors' process group, or their state, was touched."""
 
@@ -42,7 +42,7 @@ class Failure:
 
 
 def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
-    """What has failed, if the run can go on without it.
+    """What failed, if the run can recover from it.
 
     When a worker dies, those that were talking to it fail too, and may be heard first: the dead are looked for before
     anybody is believed.

@@ -1,4 +1,4 @@
-"""What a run's numbers follow from. A resume that would change it is refused by name, unless allowed by name."""
+"""The identity of a run: everything that determines its numbers. A resume that changes it is refused, unless allowed."""
 
 from __future__ import annotations
 

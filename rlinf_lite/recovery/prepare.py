@@ -1,4 +1,4 @@
-"""What a run can know, and refuse, before a single worker is started: checkpoint, model directory, data, identity."""
+"""Checks before workers start: checkpoint, model directory, data, and the identity of the run."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
         total_updates=total_updates,
     )
     start = check_identity(start, made_of, config)
-    _say_data(train, val, last_step, config)
+    _log_data(train, val, last_step, config)
     for line in never_meet(config, last_step):
         log_line(f"!! {line}")
-    _say_if_never_warm(config, total_updates)
+    _log_if_never_warm(config, total_updates)
     return Prepared(
         start=start,
         train=train,
@@ -95,7 +95,7 @@ def _model_dir(path: str, key: str) -> Path:
 
 
 def slow_precision(config: Config, device: str, capability: str) -> str | None:
-    """What to say when a CPU that cannot multiply bf16 is asked to, which costs several times the speed of fp32.
+    """A warning if a CPU without bf16 instructions is asked to compute in bf16, which is several times slower; else None.
 
     Args:
         capability: `torch.backends.cpu.get_cpu_capability` of the driver, which stands for the workers' nodes.
@@ -112,7 +112,7 @@ def slow_precision(config: Config, device: str, capability: str) -> str | None:
     return f"{' and '.join(low)}: this processor has no instructions for it, and fp32 is several times faster here"
 
 
-def _say_if_never_warm(config: Config, total_updates: int) -> None:
+def _log_if_never_warm(config: Config, total_updates: int) -> None:
     warmup = config.actor.optim.lr_warmup_steps
     if warmup >= total_updates and config.actor.optim.total_training_steps is None:
         log_line(
@@ -121,7 +121,7 @@ def _say_if_never_warm(config: Config, total_updates: int) -> None:
         )
 
 
-def _say_data(train: ProblemSet, val: ProblemSet | None, last_step: int, config: Config) -> None:
+def _log_data(train: ProblemSet, val: ProblemSet | None, last_step: int, config: Config) -> None:
     left_out = f", {train.num_filtered} over data.max_prompt_length left out" if train.num_filtered else ""
     held_out = f", {len(val.problems)} to validate on" if val else ""
     rows = config.data.rollout_batch_size * config.algorithm.group_size

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the driver, read strictly: what no run writes is refused by field, not believed."""
+"""The driver's records in a checkpoint, checked field by field when they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From ``resume_dir`` to a run that goes on: what is chosen, what is refused, what is restored, and saying so."""
+"""Resume a run from ``runner.resume_dir``: choose the checkpoint, check it, restore it, and log what was done."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Start:
     """Whether an older checkpoint will do if this one turns out to be damaged."""
 
     def is_done(self, last_step: int) -> bool:
-        """Whether nothing is left to do; a validation and a row may be still to come after the last step."""
+        """Whether nothing is left to do. After the last step, a validation and a row may still be missing."""
         return self.committed_step is not None and self.progress.step >= last_step and not self.progress.unlogged
 
     @property
     def committed_step(self) -> int | None:
-        """Step of the checkpoint that the run goes on from; None: a new run."""
+        """Step of the checkpoint to resume from, or None for a new run."""
         return None if self.selection.path is None else self.progress.step
 
     def is_own(self, checkpoints: StoragePath) -> bool:
@@ -62,17 +62,17 @@ class Start:
 
 
 def choose_start(config: Config, checkpoints: StoragePath, damaged: Mapping[StoragePath, str] | None = None) -> Start:
-    """Find the checkpoint that ``runner.resume_dir`` asks for, and read its counters.
+    """Find the checkpoint that ``runner.resume_dir`` names, and read its counters.
 
-    Nothing is hashed here: the ranks hash what they read, in `restore`.
+    Hashes are checked later: in `restore`, each rank hashes what it reads.
 
     Args:
         checkpoints: the run's own directory.
-        damaged: what `auto` does not look at (again), with the reason, which the user has read if it is of interest.
+        damaged: checkpoints that `auto` skips, with the reason, which was logged before.
 
     Raises:
         CheckpointError: as `checkpoint.select`; or its ``data.pt`` is not what this version writes.
-        ConfigError: as `refuse_to_mix`.
+        ConfigError: see `refuse_to_mix`.
     """
     wanted, verify = config.runner.resume_dir, config.runner.checkpoint.verify
     level = "size" if verify == "full" else verify
@@ -83,7 +83,7 @@ def choose_start(config: Config, checkpoints: StoragePath, damaged: Mapping[Stor
             )
         if not damaged:
             log_line(
-                "runner.resume_mode=weights: this run has checkpoints of its own, and goes on from the newest of them; "
+                "runner.resume_mode=weights: this run has its own checkpoints and resumes from the newest one; "
                 "runner.resume_dir is not read again"
             )
         wanted = AUTO
@@ -104,7 +104,7 @@ def choose_start(config: Config, checkpoints: StoragePath, damaged: Mapping[Stor
 
 
 def step_over(selection: Selection, error: CheckpointError) -> dict[StoragePath, str]:
-    """Print that a checkpoint that `auto` has chosen is no good after all; returns all that are known not to be."""
+    """Log that the checkpoint that `auto` chose is damaged. Returns all damaged ones."""
     assert selection.path is not None
     log_line(f"!! stepped over a damaged checkpoint: {error}")
     return {**selection.damaged, selection.path: str(error)}
@@ -118,7 +118,7 @@ def _start(selection: Selection, checkpoints: StoragePath, *, automatic: bool) -
             log_line(f"runner.resume_dir=auto: no checkpoint in {checkpoints} yet, so this is a new run")
             if aside := layout.set_aside_in(checkpoints):
                 names = ", ".join(found.name for found in aside)
-                log_line(f"!! {checkpoints} holds {names}, set aside: to go on from one, rename it to global_step_N")
+                log_line(f"!! {checkpoints} holds {names}, set aside: to resume from one, rename it to global_step_N")
         return Start(selection=selection, progress=Progress())
     try:
         check_info(manifest.info)
@@ -199,13 +199,13 @@ def recipe(made_of: Mapping[str, Any], num_ranks: int, compute: str) -> str:
 
 
 def saved_identity(start: Start) -> Mapping[str, Any]:
-    """The identity in the checkpoint that the run goes on from; empty for a new run."""
+    """The identity in the checkpoint to resume from; empty for a new run."""
     manifest = start.selection.manifest
     return {} if manifest is None else manifest.info.get("identity", {})
 
 
 def sweep(checkpoints: StoragePath) -> None:
-    """Remove what killed saves left aside; late in a start, when workers of the killed run have had time to end."""
+    """Remove incomplete saves. Called late in a start, so that workers of a killed run have ended."""
     try:
         swept = layout.sweep(checkpoints)
     except OSError as error:
@@ -224,15 +224,15 @@ def restore(
     compute: str,
     others: Mapping[StoragePath, str] | None = None,
 ) -> Start:
-    """Load the chosen checkpoint into the actors, and say what is exact and what is not.
+    """Load the chosen checkpoint into the actors, and log what will not be bit-exact.
 
     Args:
         now: the identity as configured.
         compute: what the workers compute on.
-        others: checkpoints that `auto` does not look at, with the reason.
+        others: checkpoints that `auto` skips, with the reason.
 
     Returns:
-        Where the run really begins: with ``resume_dir=auto``, a checkpoint that the ranks find damaged is stepped over.
+        The checkpoint that was loaded: with ``resume_dir=auto``, one that the ranks find damaged is skipped.
 
     Raises:
         CheckpointError: the given checkpoint does not verify, or none does.
@@ -244,14 +244,14 @@ def restore(
         try:
             report = actors.load(str(absolute(path)), config.runner.checkpoint.verify)
         except (DamagedCheckpoint, StateMismatch) as error:
-            # Its identity is ours, so state of another form means that it is not what it says.
+            # Its identity matches, so a state of another form means that its content does not match its manifest.
             allowed = isinstance(error, StateMismatch) and bool(config.runner.resume_allow_changes)
             if not start.automatic or allowed:
                 raise
             known = {**(others or {}), **step_over(start.selection, error)}
             start = check_identity(choose_start(config, checkpoints, known), now, config)
         else:
-            _say_restored(report, actors.size, compute)
+            _log_restored(report, actors.size, compute)
             changes = (*start.changes, *what_differs(report, actors.size, compute))
             return replace(start, changes=tuple(dict.fromkeys(changes)))
     return start
@@ -264,31 +264,33 @@ def _load_weights(weights: Selection, actors: PolicyWorkers, config: Config) -> 
     log_line(f"a new run, with the model weights of step {manifest.step} of {path} ({report.load_seconds:.2f} s)")
 
 
-def _say_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
+def _log_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
     path, manifest = report.path, report.manifest
-    log_line(f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); going on with step {manifest.step + 1}")
+    log_line(
+        f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); continuing with step {manifest.step + 1}"
+    )
     log_what_differs(report, num_ranks, compute)
 
 
 def what_differs(report: LoadReport, num_ranks: int, compute: str) -> list[str]:
-    """Why numbers from here on will not be those of a run that was never ended, in short; empty where they will."""
+    """Short reasons why later numbers will differ from an uninterrupted run's; empty if they will not."""
     saved_ranks, saved_compute = report.manifest.world_size, report.manifest.info.get("compute")
     ranks = f"actor ranks: {saved_ranks} -> {num_ranks}" if saved_ranks != num_ranks else ""
     device = f"devices: {saved_compute} -> {compute}" if saved_compute != compute else ""
-    generators = "RNG state not restored" if not report.rng_restored and not (ranks or device) else ""
-    return [text for text in (ranks, device, generators) if text]
+    rng = "RNG state not restored" if not report.rng_restored and not (ranks or device) else ""
+    return [text for text in (ranks, device, rng) if text]
 
 
 def log_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
     """The same in full, for the log."""
     manifest = report.manifest
     if not report.rng_restored and manifest.world_size == num_ranks:
-        log_line("!! saved on another kind of device: each rank's RNG state starts anew from (seed, step, rank)")
+        log_line("!! saved on another kind of device: each rank's RNG state is derived from (seed, step, rank)")
     elif not report.rng_restored:
         log_line(
             f"!! saved by {manifest.world_size} actor ranks, now {num_ranks}: weights, optimizer state, data "
-            "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state starts "
-            "anew from (seed, step, rank)"
+            "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state is "
+            "derived from (seed, step, rank)"
         )
     if manifest.info.get("compute") != compute:
         log_line(
@@ -298,11 +300,11 @@ def log_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
 
 
 def set_newer_aside(start: Start, checkpoints: StoragePath) -> None:
-    """Rename the checkpoints that are newer than the one that the run goes on from.
+    """Rename the checkpoints that are newer than the one to resume from.
 
-    To be done before a row of a later step is dropped: from then on `auto` must not choose them, whether the run was
-    sent back (they belong to another future), or they did not verify (they may do so next time). Newest first: whatever
-    is left when this is killed, `auto` goes on from the newest that is left, whose rows are all there.
+    Call it before rows of later steps are dropped, because `auto` must not choose these checkpoints afterwards: after a
+    rollback they belong to abandoned steps, and a damaged one may verify next time. The newest is renamed first, so that
+    after a kill `auto` chooses the newest one that is left, whose rows are all there.
     """
     path, step = start.selection.path, start.progress.step
     for newer in layout.committed(checkpoints):
@@ -314,7 +316,7 @@ def set_newer_aside(start: Start, checkpoints: StoragePath) -> None:
         aside = layout.set_aside(newer, layout.DAMAGED if damaged else layout.SUPERSEDED)
         storage.sync_dir(checkpoints)
         begins = f"step {step}" if step else "the beginning"
-        what = "did not verify" if damaged else f"is newer than {begins}, from which this run goes on"
+        what = "did not verify" if damaged else f"is newer than {begins}, from which this run resumes"
         log_line(
             f"!! {newer.name} {what}; it is now {aside.name} (nothing reads it; remove it with "
             "python -m rlinf_lite.checkpoint prune)"
@@ -322,10 +324,10 @@ def set_newer_aside(start: Start, checkpoints: StoragePath) -> None:
 
 
 def log_missing_rows(start: Start, metrics_file: Path, checkpoints: StoragePath) -> None:
-    """Print which rows up to the step that the run goes on from are not in ``metrics.jsonl``, and how to get them.
+    """Log which rows before the resumed step are missing in ``metrics.jsonl``, and how to get them.
 
-    The run goes on: its later numbers are right, and the rows may be kept elsewhere. They do not come by themselves.
-    Rows before the first one are not missed: the run may have begun from a checkpoint of another one.
+    The run continues: its later numbers are right, and the rows may be stored elsewhere. Rows before the first step of
+    the run do not count as missing: it may have started from another run's checkpoint.
     """
     last = start.progress.logged_step
     if start.committed_step is None or last <= 0 or not start.is_own(checkpoints):
@@ -338,8 +340,8 @@ def log_missing_rows(start: Start, metrics_file: Path, checkpoints: StoragePath)
     older = [path.name for path in layout.committed(checkpoints) if (layout.step_of(path) or 0) < first]
     again = f"runner.resume_dir={checkpoints / older[0]}" if older else "a new run under another runner.experiment_name"
     log_line(
-        f"!! {metrics_file}: the rows of {_ranges(missing)} are not there, each once, though the run goes on after "
-        f"step {last}. They were removed, or are in another file, and do not come again. To make them again: {again}"
+        f"!! {metrics_file}: the rows of {_ranges(missing)} are missing or repeated, but the run continues after "
+        f"step {last}. They were removed or are in another file, and are not written again. To get them: {again}"
     )
 
 

@@ -12,7 +12,7 @@ from rlinf_lite.paths import argument
 
 DESCRIPTION = """\
 Write report.html, one self-contained page: curves, time by phase, checkpoints and restarts, sample rollouts, config.
-The run may still be going on."""
+The run may still be in progress."""
 
 
 def parser() -> argparse.ArgumentParser:

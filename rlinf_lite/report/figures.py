@@ -15,7 +15,7 @@ _MOST_BARS = 160
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """A chart that a run may have: one curve a metric, those that were logged."""
+    """A chart that a run may have: one curve per logged metric."""
 
     title: str
     metrics: Mapping[str, str]
@@ -41,7 +41,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bars:
-    """Seconds by phase, stacked: one bar a step, or the mean of several."""
+    """Seconds by phase, stacked: one bar per step, or the mean of several."""
 
     title: str
     steps: np.ndarray
@@ -164,7 +164,7 @@ def _different(run: Run, metrics: Mapping[str, str]) -> dict[str, str]:
 
 
 def _curves(chart: Chart, metrics: Mapping[str, str], runs: Sequence[Run]) -> Iterator[Curve]:
-    """One run: a colour a metric. Several: a colour a run, of the first metric."""
+    """One run: one colour per metric. Several runs: the first metric, one colour per run."""
     if len(runs) == 1:
         wanted = [(runs[0].column(key), label, colour) for colour, (key, label) in enumerate(metrics.items())]
     else:

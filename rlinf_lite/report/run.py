@@ -111,7 +111,7 @@ class Run:
 
     @property
     def restarts(self) -> list[Mark]:
-        """Where the run went on after it had ended or lost something."""
+        """Where the run was resumed or recovered."""
         found = [Mark(step=e.step, text=_restart_text(e)) for e in self.events if e.kind in (RESTART, RESUME)]
         resumes = [(_step_of_config(config.name), config.name) for config in self.configs[1:]]
         return found if self.events else [Mark(step=step, text=name) for step, name in resumes]

@@ -52,14 +52,14 @@ def _of_step(path: Path, step: int) -> Iterator[Sample]:
                 step=step,
                 prompt_id=int(row["prompt_id"]),
                 index=int(row["sample"]),
-                prompt=_cut(prompt_of(row)),
-                response=_cut(row["text"]),
+                prompt=_shortened(prompt_of(row)),
+                response=_shortened(row["text"]),
                 reward=None if row["reward"] is None else float(row["reward"]),
                 error=row.get("error"),
             )
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
 
 

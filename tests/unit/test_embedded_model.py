@@ -12,17 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlinf_lite.models.embedded
 from rlinf_lite.models.embedded import make_tiny_arithmetic
 
-FOLDER = Path(rlinf_lite.models.embedded.__file__).parent / "tiny-arithmetic"
+DIRECTORY = Path(rlinf_lite.models.embedded.__file__).parent / "tiny-arithmetic"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER)
+    return AutoTokenizer.from_pretrained(DIRECTORY)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+    return AutoModelForCausalLM.from_pretrained(DIRECTORY).eval()
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +94,16 @@ def test_sampling_agrees_with_the_exact_accuracy(model, tokenizer) -> None:
 
 
 def test_every_user_may_read_the_files() -> None:
-    for path in FOLDER.iterdir():
+    for path in DIRECTORY.iterdir():
         assert path.stat().st_mode & 0o444 == 0o444, path
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 600_000
+    assert sum(path.stat().st_size for path in DIRECTORY.iterdir()) < 600_000
 
 
 def test_the_script_writes_the_committed_tokenizer_and_config(tmp_path) -> None:
     tokenizer = make_tiny_arithmetic.build_tokenizer()
     make_tiny_arithmetic.write(make_tiny_arithmetic.build_model(tokenizer), tokenizer, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FOLDER.iterdir()}
-    assert (tmp_path / "tokenizer.json").read_text() == (FOLDER / "tokenizer.json").read_text()
-    made, committed = (json.loads((directory / "config.json").read_text()) for directory in (tmp_path, FOLDER))
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in DIRECTORY.iterdir()}
+    assert (tmp_path / "tokenizer.json").read_text() == (DIRECTORY / "tokenizer.json").read_text()
+    made, committed = (json.loads((directory / "config.json").read_text()) for directory in (tmp_path, DIRECTORY))
     assert made | {"transformers_version": ""} == committed | {"transformers_version": ""}
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}

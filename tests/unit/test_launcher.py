@@ -1,4 +1,4 @@
-"""The launcher hands every argument on as it got it, explains itself, and chooses the right environment."""
+"""The launcher passes every argument on unchanged, explains itself, and chooses the right environment."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def lose_everything(root: Path, actor: OneActor, lost: str, *overrides: str) -> 
     """Two steps, and then a restart that finds only what is damaged.
 
     Returns:
-        The whole state when the run began, when it began again, and the step that it goes on after.
+        The whole state when the run began, when it began again, and the step that it resumes after.
     """
     made = build(root, actor, *overrides)
     made.bring_up(actor)

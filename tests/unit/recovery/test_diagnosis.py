@@ -34,7 +34,7 @@ class Workers:
 @pytest.fixture(autouse=True)
 def no_long_search(monkeypatch):
     monkeypatch.setattr(diagnosis, "_BLAME_SECONDS", 0.05)
-    monkeypatch.setattr(diagnosis, "last_lines", lambda pid: [f"last words of {pid}"])
+    monkeypatch.setattr(diagnosis, "last_lines", lambda pid: [f"last line of {pid}"])
 
 
 ACTOR = WorkerLost("ActorGroup", 1, "process 12 on 10.0.0.1: End of file.", pid=12)
@@ -44,7 +44,7 @@ ROLLOUT = WorkerLost("RolloutGroup", 0, "process 13 on 10.0.0.1: End of file.", 
 def test_the_dead_are_blamed_not_those_who_cried_first():
     cry = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]:4242")
     failure = diagnose(cry, Workers([[], [ACTOR]]), intact=True)
-    assert failure.text == f"{ACTOR}\n      last words of 12"
+    assert failure.text == f"{ACTOR}\n      last line of 12"
     assert (failure.cause, failure.death, failure.actors_too) == ("ActorGroup rank 1 was lost", True, True)
 
 

@@ -1,4 +1,4 @@
-"""One driver a run directory: who is refused, who takes over, and what outlives the holder; with real processes."""
+"""One driver per run directory: who is refused, who takes over, and what outlives the holder; with real processes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ DATA = {
     "step null": (counters(step=None), "progress.step=None"),
     "another step": (counters(step=4), "says step 4, the manifest 3"),
     "tokens NaN": (counters(num_tokens=math.nan), "progress.num_tokens=nan"),
-    "samples a tensor": (counters(num_samples=torch.tensor(3)), "progress.num_samples=tensor"),
+    "samples as a tensor": (counters(num_samples=torch.tensor(3)), "progress.num_samples=tensor"),
     "best accuracy NaN": (counters(best_val_accuracy=math.nan), "progress.best_val_accuracy=nan"),
     "best accuracy infinite": (counters(best_val_accuracy=math.inf), "progress.best_val_accuracy=inf"),
     "best step to come": (counters(best_val_step=9), "best_val_step=9 is after step 3"),

@@ -124,7 +124,7 @@ def test_json_from_before_a_reboot_admits(clock):
     assert RestartBudget.from_json(restarts.to_json(), clock=clock).admit(step=2, cause=KILLED, death=True) == 1
 
 
-def test_the_clock_goes_on_in_another_process():
+def test_the_clock_continues_in_another_process():
     mine = RestartBudget(max_restarts=1, window_seconds=3600)
     mine.admit(step=1, cause=KILLED, death=True)
     code = (

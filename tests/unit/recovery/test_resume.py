@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, over real checkpoints of one process; the ranks' part is played by hand."""
+"""Which checkpoint a run resumes from, with real checkpoints of one process; the test plays the ranks."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_an_older_checkpoint_must_be_of_the_same_run_too(checkpoints):
         resume(asks(), checkpoints, Ranks(damaged=("global_step_4",)), {**IDENTITY, "lr": 2.0})
 
 
-def test_weights_start_a_new_run_once_and_then_it_goes_on_with_its_own(checkpoints, tmp_path, capsys):
+def test_weights_start_a_new_run_once_and_then_it_resumes_its_own(checkpoints, tmp_path, capsys):
     own = tmp_path / "own"
     config = asks("runner.resume_mode=weights", f"runner.resume_dir={checkpoints / 'global_step_2'}")
     ranks = Ranks()
@@ -143,7 +143,7 @@ def test_weights_start_a_new_run_once_and_then_it_goes_on_with_its_own(checkpoin
     save(own, (1, 2), began)
     again = resume(config, own, Ranks(damaged=("global_step_2",)), began)
     assert again.committed_step == 1
-    assert "and goes on from the newest of them" in capsys.readouterr().out
+    assert "and resumes from the newest one" in capsys.readouterr().out
 
     with pytest.raises(DamagedCheckpoint):
         resume(config, tmp_path / "third", Ranks(damaged=("global_step_2",)))
