@@ -283,7 +283,7 @@ def open_sinks(
 
     Args:
         made_with: `recipe` of the rows to come.
-        again: whether this run has written to them before. Its rows are then truncated, even to none, instead of renamed.
+        again: whether this run has written to them before: its files are then truncated, even to nothing, not renamed.
     """
     logger, progress = config.runner.logger, start.progress
     new = start.committed_step is None and not again

@@ -1,4 +1,4 @@
-"""The identity of a run: everything that determines its numbers. A resume that changes it is refused, unless allowed."""
+"""The identity of a run: everything that determines its numbers. A resume that changes it is refused by name."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _model_dir(path: str, key: str) -> Path:
 
 
 def slow_precision(config: Config, device: str, capability: str) -> str | None:
-    """A warning if a CPU without bf16 instructions is asked to compute in bf16, which is several times slower; else None.
+    """A warning if a CPU without bf16 instructions shall compute in bf16, which is several times slower; else None.
 
     Args:
         capability: `torch.backends.cpu.get_cpu_capability` of the driver, which stands for the workers' nodes.

@@ -303,8 +303,8 @@ def set_newer_aside(start: Start, checkpoints: StoragePath) -> None:
     """Rename the checkpoints that are newer than the one to resume from.
 
     Call it before rows of later steps are dropped, because `auto` must not choose these checkpoints afterwards: after a
-    rollback they belong to abandoned steps, and a damaged one may verify next time. The newest is renamed first, so that
-    after a kill `auto` chooses the newest one that is left, whose rows are all there.
+    rollback they belong to abandoned steps, and a damaged one may verify next time. The newest is renamed first: after
+    a kill `auto` then chooses the newest one that is left, whose rows are all there.
     """
     path, step = start.selection.path, start.progress.step
     for newer in layout.committed(checkpoints):

@@ -71,7 +71,7 @@ def notices(run: Run) -> Iterator[str]:
     if not len(run.steps):
         yield "No step is completed yet: there is nothing to draw."
     if run.num_torn:
-        yield f"{run.num_torn} line(s) of metrics.jsonl could not be read and are left out; a kill truncates the last line."
+        yield f"{run.num_torn} line(s) of metrics.jsonl are unreadable and left out; a kill truncates the last line."
     for key, (_, values) in run.columns.items():
         if broken := int((~drawable(values)).sum()):
             yield f"{key} was NaN or infinite in {broken} of {len(values)} rows."

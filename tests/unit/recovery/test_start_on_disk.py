@@ -219,7 +219,7 @@ def test_a_last_step_whose_row_is_still_to_come_is_something_to_do(run):
     assert Start(selection=chosen, progress=Progress(step=4)).is_done(4)
 
 
-def test_rows_that_are_gone_are_said_with_the_way_to_make_them_again(run, capsys):
+def test_missing_rows_are_logged_with_the_way_to_get_them(run, capsys):
     def keep(*steps: int) -> None:
         lines = [f'{{"step": {step}, "reward/mean": {step / 3}}}\n' for step in steps]
         (run.directory / "metrics.jsonl").write_text("".join(lines))
@@ -233,7 +233,7 @@ def test_rows_that_are_gone_are_said_with_the_way_to_make_them_again(run, capsys
         capsys.readouterr()
         run.train("auto", 9)
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("!!")]
-        assert f"the rows of {missing} are not there" in line and line.endswith(again), line
+        assert f"the rows of {missing} are missing" in line and line.endswith(again), line
     keep(4, 5, 6, 7, 8)  # a run that began from a checkpoint of another one
     run.train("auto", 9)
     assert "!!" not in capsys.readouterr().out
