@@ -118,11 +118,7 @@ def test_the_optimizer_waits_until_everything_is_read(run_ranks, tmp_path):
         assert 2.5 <= stall <= seconds
 
 
-<<<<<<< HEAD
 def test_the_fence_copies_the_rest_and_returns(run_ranks, tmp_path):
-=======
-def test_or_has_the_rest_copied_and_continues(run_ranks, tmp_path):
->>>>>>> e958a5f (recovery/ and report/ in plain English: openings, docstrings, messages; retired words leave more tests)
     for as_before, as_after, seconds, in_flight, stall in run_ranks(
         step_during_a_slow_save, 2, root=tmp_path, staged_fraction=1.0, fenced=True, environment=SLOW
     ):

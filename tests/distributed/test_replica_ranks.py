@@ -263,11 +263,7 @@ def takes_with_failures(rank, world_size):
     return heard
 
 
-<<<<<<< HEAD
 def test_a_failure_on_one_rank_is_raised_on_all_and_later_takes_work(run_ranks):
-=======
-def test_a_failure_on_one_rank_reaches_all_and_takes_continue(run_ranks):
->>>>>>> e958a5f (recovery/ and report/ in plain English: openings, docstrings, messages; retired words leave more tests)
     first, second = run_ranks(takes_with_failures, 2)
     assert first[1] == second[1] == "state rate is a float, but may hold tensors only on rank 1"
     for step in (2, 4):

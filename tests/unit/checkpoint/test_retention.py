@@ -263,11 +263,7 @@ def test_a_link_to_a_checkpoint_elsewhere_stays(save, root, tmp_path):
     assert (tmp_path / "global_step_10" / "manifest.json").is_file()
 
 
-<<<<<<< HEAD
 def test_a_failure_to_delete_is_reported_and_the_others_are_deleted(save, root, monkeypatch):
-=======
-def test_a_failure_to_delete_is_logged_and_the_rest_is_deleted(save, root, monkeypatch):
->>>>>>> e958a5f (recovery/ and report/ in plain English: openings, docstrings, messages; retired words leave more tests)
     save(10), save(20), save(30)
     delete = layout.delete
 

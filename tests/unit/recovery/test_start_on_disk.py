@@ -165,7 +165,7 @@ def test_a_kill_after_a_damaged_checkpoint_was_stepped_over_which_heals(run, pha
     assert_rows_reach_the_newest(run)
     run.train("auto", 10)
     assert_whole(run, 10)
-    assert "are not there" not in capsys.readouterr().out
+    assert "are missing or repeated" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("phase", ["sweep", "config", "event", "rollouts", "metrics", "tensorboard", "ready"])
@@ -198,7 +198,7 @@ def test_a_kill_while_a_run_that_lost_its_ranks_goes_back(run, phase, capsys):
     capsys.readouterr()
     run.train("auto", 10)
     assert_whole(run, 10)
-    assert "are not there" not in capsys.readouterr().out
+    assert "are missing or repeated" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("resume_dir", ["auto", "global_step_4"])
@@ -320,7 +320,7 @@ def test_stopped_before_its_first_step_a_run_can_be_resumed_as_printed(run, tmp_
     assert printed == ("the same command with runner.resume_dir=auto" if saved else "the same command")
     capsys.readouterr()
     assert here.train("auto" if saved else "null", 6).progress.step == (4 if saved else 0)
-    assert "are not there" not in capsys.readouterr().out
+    assert "are missing or repeated" not in capsys.readouterr().out
     build.config.runner.resume_mode = "weights"
     assert not supervisor.has_saved
 
