@@ -1,6 +1,6 @@
-"""The run goes on by itself: the loop is left when something died, and entered again when that is replaced.
+"""Supervises the step loop: when something dies, ends the loop, replaces what died, and enters the loop again.
 
-What counts as a failure is decided in `diagnosis`, how often is too often in `restarts`, processes are the `workers`'s.
+`diagnosis` decides what counts as a failure, `restarts` how many are too many; `workers` starts and ends processes.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Supervisor:
                     runner = self._ready(failure)
                     runner.run()
                     return runner
-                except Interrupted as wish:
-                    self._save_before_leaving(wish)
+                except Interrupted as request:
+                    self._save_before_leaving(request)
                     raise
                 except Exception as error:
                     failure = self._failure(error)
@@ -154,7 +154,7 @@ class Supervisor:
     # -- failures
 
     def _failure(self, error: Exception) -> Failure:
-        """What can be gone on from; anything else is raised, after the save in flight was given its time."""
+        """The failure, if the run can recover from it. Otherwise waits for the save in flight and raises."""
         runner = self.runner
         step = self.build.first_step if runner is None else runner.progress.step
         try:
@@ -166,7 +166,7 @@ class Supervisor:
             raise  # the workers end with it: there is nobody to wait for
         except GaveUp:
             self._leave_nothing_behind()
-            if self.stop.reason is not None:  # whoever asked may have ended the workers, too
+            if self.stop.reason is not None:  # the sender of the signal may have ended the workers, too
                 raise Interrupted(self.stop.reason, self.stop.code) from None
             raise
         except Exception:
@@ -199,7 +199,7 @@ class Supervisor:
         self.build.events.add(events.RESTART, step, text)
 
     def _admit_loss(self, lost: WorkerLost) -> None:
-        """A rollout or reward worker that is replaced while the step goes on."""
+        """Admit the loss of a rollout or reward worker, which is replaced while the step continues."""
         self._recovery = self._recovery or Stopwatch()
         if isinstance(lost, WorkerHung):
             component = "rollout" if lost.group == self.workers.rollouts.name else "reward"
@@ -261,16 +261,16 @@ class Supervisor:
             runner.saver.save_newest("before nodes that are back are taken in", runner.state)
         raise Regrow("cluster.elastic: there is room for all actor ranks again; they are taken in")
 
-    def _save_before_leaving(self, wish: Interrupted) -> None:
-        """Within the grace that is left: whoever asked will not wait longer."""
+    def _save_before_leaving(self, request: Interrupted) -> None:
+        """Save the newest completed step within the remaining grace period."""
         if self.runner is None:
             return
-        self.build.events.add(events.STOP, self.runner.progress.step, wish.reason)
-        self.workers.session.watch.often.clear()  # the wish was heard
+        self.build.events.add(events.STOP, self.runner.progress.step, request.reason)
+        self.workers.session.watch.often.clear()  # the stop request was noticed
         self.workers.session.watch.rarely.clear()
         if self.runner.intact:
             try:
-                self.runner.saver.save_newest(f"on {wish.reason}", self.runner.state)
+                self.runner.saver.save_newest(f"on {request.reason}", self.runner.state)
             except Exception as error:
                 log_line(
                     f"!! the newest completed step could not be saved: {(str(error) or repr(error)).splitlines()[0]}"

@@ -26,8 +26,8 @@ UNIT = (
 )
 AMOUNT = (
     r"(?:\b(?:one|two|lines?|rows?|seconds?|bytes?|[kmg]i?b|tokens|losses|loss|responses|prompts|samples|steps|bits"
-    r"|scalar|product|counter|curve|colour|bar|page|yaml|idea|process|processes|driver|object|objects|state"
-    r"|docstring|repeats|lines|numbers|threads|workers)`*|(?<!step )(?<![.\w])\d+(?:\.\d+)?(?:e-\d+)?)"
+    r"|scalar|product|counter|curve|colour|bar|page|yaml|idea|process|driver|object|objects|state"
+    r"|docstring|lines|numbers|threads|workers)`*|(?<!step )(?<![.\w])\d+(?:\.\d+)?(?:e-\d+)?)"
 )
 
 
@@ -92,7 +92,9 @@ RETIRED = [
         "optimizer state; first and second moments",
         (*PROSE, "rlinf_lite", "tests/soak", "tests/conftest"),
     ),
-    Retired(r"\bparameters, moments\b|\b(weights|parameters) and moments\b", "optimizer state; first and second moments"),
+    Retired(
+        r"\bparameters, moments\b|\b(weights|parameters) and moments\b", "optimizer state; first and second moments"
+    ),
     Retired(
         r"\b_?say(_\w+)?\(|\bimport _?say_|\b_said\b|\b(is|are|was) said (once|aloud|in|while|with)\b",
         "log, print, warn",
@@ -119,10 +121,8 @@ ALLOWED = [
 
 # Rooms whose words are being replaced. A room that is clean must not be listed.
 PENDING = {
-    "docs",
     "rlinf_lite/eval",
     "rlinf_lite/observability",
-    "rlinf_lite/recovery",
     "tests",
     "tests/e2e",
     "tests/soak",
