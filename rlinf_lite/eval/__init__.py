@@ -1,1 +1,1 @@
-"""Evaluation: how often a checkpoint, an export or a base model answers right. No Ray: one process, one engine."""
+"""Evaluates a checkpoint, an export or a base model on a data set, in one process, without Ray."""

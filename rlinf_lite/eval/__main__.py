@@ -1,4 +1,4 @@
-"""``python -m rlinf_lite.eval MODEL``: the command line."""
+"""The command line ``python -m rlinf_lite.eval MODEL``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rlinf_lite import numerics
 from rlinf_lite.paths import argument
 
 DESCRIPTION = """\
-How often a model answers right: accuracy, pass@k and maj@k on the problems of a data set.
+Evaluate a model on a data set: accuracy, pass@k and maj@k.
 
 MODEL is a global_step_N directory, the directory of a run (its newest checkpoint that verifies), a Hugging Face
-directory (an export, a base model), or embedded:tiny-arithmetic. A checkpoint is evaluated as its run validates: the
-same data, template, reward, batches and sampling seeds, so greedy accuracy is the run's own val/accuracy of that
-step. Any key of the training config that an evaluation depends on may follow as key=value, data.prompt_key=question
-for example."""
+directory (an export, a base model), or embedded:tiny-arithmetic. A checkpoint is evaluated as its run validates, with
+the same data, template, reward, batches and sampling seeds, so the accuracy equals the run's own val/accuracy of that
+step. Keys of the training config that matter to an evaluation may follow as key=value, for example
+data.prompt_key=question."""
 
 EPILOG = """\
 examples:
@@ -29,7 +29,7 @@ examples:
   python -m rlinf_lite.eval exported --data test.jsonl data.prompt_key=question data.apply_chat_template=true"""
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
-# Read when libraries are imported: what workers of a run get too. More threads are set where the config says so.
+# Read when libraries are imported; the workers of a run get the same. The config may set more threads later.
 _ENVIRONMENT = numerics.environment() | {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -47,12 +47,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--config", metavar="RUN", help="take the settings of this run (its directory or config.yaml) for another model"
     )
-    add("--num-samples", type=int, default=1, metavar="N", help="responses a problem; above 1: pass@k and maj@k too")
-    add("--temperature", type=float, metavar="T", help="0: greedy, which is the default for one response")
+    add("--num-samples", type=int, default=1, metavar="N", help="responses per problem; with 2 or more: pass@k, maj@k")
+    add("--temperature", type=float, metavar="T", help="0 is greedy, the default for one response per problem")
     add("--top-p", type=float, metavar="P")
     add("--top-k", type=int, metavar="K")
     add("--max-new-tokens", type=int, metavar="N")
-    add("--seed", type=int, metavar="N", help="of the sampling noise; default: the run's")
+    add("--seed", type=int, metavar="N", help="seed of sampling; default: the run's")
     add("--batch-size", type=int, metavar="N", help="responses generated together; default: as the run does")
     add("--engine", metavar="NAME", help="rollout.rollout_backend; default: the run's, or builtin")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="default: the run's, or as the directory is stored")
@@ -62,15 +62,15 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         type=argument,
         metavar="FILE",
-        help="write a JSON row a problem; the same command goes on from there",
+        help="write one JSON row per problem; if interrupted, the same command continues after them",
     )
-    add("--overwrite", action="store_true", help="begin FILE again")
+    add("--overwrite", action="store_true", help="delete the rows in FILE and start again")
     add("--json", action="store_true", help="print the results as JSON")
     return top
 
 
-def given(options: argparse.Namespace) -> dict[str, Any]:
-    """Flags as keys of the config."""
+def config_keys(options: argparse.Namespace) -> dict[str, Any]:
+    """The config keys that the flags set, with their values."""
     sampling = "algorithm.val_sampling_params"
     flags = {
         f"{sampling}.temperature": options.temperature or None,
@@ -94,12 +94,12 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 after a message for the user, 130 when interrupted."""
+    """Returns the exit code: 0, 2 after an error message, 130 after Ctrl-C."""
     options = parse(arguments)
     from rlinf_lite.eval.command import explain, run
 
     try:
-        run(options, given(options))
+        run(options, config_keys(options))
     except BaseException as error:
         message, code = explain(error)
         if message is None:
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser().parse_intermixed_args(arguments)
-    # --data takes what follows it; an override among that is one all the same.
+    # --data takes every word that follows it, overrides too.
     options.overrides += [word for word in options.data or () if _OVERRIDE.match(word)]
     if options.data is not None:
         options.data = [word for word in options.data if not _OVERRIDE.match(word)]

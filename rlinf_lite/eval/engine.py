@@ -1,4 +1,4 @@
-"""One rollout engine in this process, with the weights of a checkpoint or of a Hugging Face directory."""
+"""Builds a rollout engine in this process, with the weights of a checkpoint or of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepare_device(config: EvalConfig) -> torch.device:
     """Fix threads and kernels as a rollout worker does; returns the device.
 
     Raises:
-        ConfigError: a GPU is asked for, and there is none.
+        ConfigError: ``cluster.device=cuda`` and there is no GPU.
     """
     settings = config.cluster
     wanted, found = settings.device, torch.cuda.is_available()
@@ -32,10 +32,10 @@ def prepare_device(config: EvalConfig) -> torch.device:
 
 
 def build_engine(config: EvalConfig, source: Source, device: torch.device) -> RolloutEngine:
-    """The engine that ``rollout.rollout_backend`` names, its weights those of ``source``.
+    """The engine that ``rollout.rollout_backend`` names, with the weights of ``source``.
 
     Raises:
-        ConfigError, CheckpointError: the model cannot be built, or the weights are of another one.
+        ConfigError, CheckpointError: the model cannot be built, or the weights belong to another model.
     """
     settings = config.rollout.model
     model_dir = hf_directory.resolve(settings.model_path, "rollout.model.model_path")
@@ -63,7 +63,7 @@ def stored_weights(model: PreTrainedModel, source: Source) -> WeightSource:
     """Every weight of ``model``, from a checkpoint or a Hugging Face directory.
 
     Raises:
-        ConfigError, StateMismatch: ``source`` holds another model.
+        ConfigError, StateMismatch: ``source`` holds the weights of another model.
     """
     names = WeightNames.of(model)
     if source.manifest is None:

@@ -1,7 +1,8 @@
-"""The rows of an evaluation on the disk: a line a problem, durable chunk by chunk, and beside them what they are of.
+"""Stores the rows of an evaluation in a file, so that an interrupted evaluation can be continued.
 
-``FILE`` holds the rows, ``FILE.summary.json`` the settings (from the start) and the results (at the end). The same
-command goes on after the last whole chunk; another evaluation is refused with what differs.
+``FILE`` holds one JSON line per problem, durable after each generation batch. ``FILE.summary.json`` holds the settings
+from the start, and the results at the end. The same command continues after the last complete batch; another evaluation
+is refused, with the settings that differ.
 """
 
 from __future__ import annotations
@@ -20,36 +21,37 @@ Row = dict[str, Any]
 
 
 class MemoryLog:
-    """Rows of an evaluation that nobody asked to be kept."""
+    """Rows that are held in memory only, because no ``--output`` was given."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
     def append(self, rows: Sequence[Row]) -> None:
-        """The rows of one chunk."""
+        """Add the rows of one generation batch."""
         self.rows += rows
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Nothing to write."""
+        """Record the results."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Close the file, if there is one."""
 
 
 class EvalLog(MemoryLog):
-    """Rows in ``path``."""
+    """Rows that are also written to ``path``."""
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], chunk_sizes: Sequence[int], *, overwrite: bool = False
+        self, path: Path, settings: Mapping[str, Any], batch_sizes: Sequence[int], *, overwrite: bool = False
     ) -> None:
-        """
+        """Open ``path``, and read the rows that an interrupted evaluation left in it.
+
         Args:
-            settings: what makes the numbers, as JSON values.
-            chunk_sizes: problems in each chunk: rows of a chunk that is not whole are dropped.
-            overwrite: begin again, whatever is there.
+            settings: everything that decides the numbers, as JSON values.
+            batch_sizes: problems in each generation batch. Rows of an incomplete batch are dropped.
+            overwrite: delete what the file holds.
 
         Raises:
-            ConfigError: ``path`` holds something else, or rows of another evaluation; or is being written.
+            ConfigError: ``path`` holds something else or the rows of another evaluation, or another process writes it.
         """
         super().__init__()
         self.path, self.settings = path, dict(settings)
@@ -57,21 +59,21 @@ class EvalLog(MemoryLog):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _open_locked(path)
         try:
-            self._go_on(chunk_sizes, overwrite)
+            self._continue(batch_sizes, overwrite)
         except BaseException:
             self._file.close()
             raise
 
-    def _go_on(self, chunk_sizes: Sequence[int], overwrite: bool) -> None:
+    def _continue(self, batch_sizes: Sequence[int], overwrite: bool) -> None:
         size = os.fstat(self._file.fileno()).st_size
         if size and not overwrite:
-            self._refuse_another()
-            size = self._read_rows(chunk_sizes)
+            self._refuse_other_evaluation()
+            size = self._read_rows(batch_sizes)
         self._file.truncate(0 if overwrite else size)
         self._write_summary(None)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Durable when this returns."""
+        """Add the rows of one generation batch; they are durable when this returns."""
         super().append(rows)
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         while data:
@@ -84,13 +86,14 @@ class EvalLog(MemoryLog):
     def close(self) -> None:
         self._file.close()
 
-    def _refuse_another(self) -> None:
-        remedy = "give another --output, or --overwrite to begin again"
+    def _refuse_other_evaluation(self) -> None:
+        remedy = "give another --output, or --overwrite to start again"
         try:
             before = json.loads(self.summary_path.read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(
-                f"--output {self.path}: is there already, and no {self.summary_path.name} says what it is of; {remedy}"
+                f"--output {self.path}: exists, but there is no {self.summary_path.name} with the settings of its "
+                f"evaluation; {remedy}"
             ) from None
         changes = [
             f"{key}: {before.get(key, '(absent)')} -> {self.settings.get(key, '(absent)')}"
@@ -99,19 +102,19 @@ class EvalLog(MemoryLog):
         ]
         if changes:
             listed = "\n  ".join(changes)
-            raise ConfigError(f"--output {self.path}: is of another evaluation:\n  {listed}\n{remedy}")
+            raise ConfigError(f"--output {self.path}: holds another evaluation:\n  {listed}\n{remedy}")
 
-    def _read_rows(self, chunk_sizes: Sequence[int]) -> int:
-        """Take over the rows of all whole chunks; returns where they end."""
+    def _read_rows(self, batch_sizes: Sequence[int]) -> int:
+        """Read the rows of all complete batches; returns the byte where they end."""
         rows: list[Row] = []
         ends = [0]
         for line in self.path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
-                break  # torn by a kill
+                break  # a kill interrupted the write
             rows.append(_row(line, len(rows), self.path))
             ends.append(ends[-1] + len(line))
         num_kept = 0
-        for size in chunk_sizes:
+        for size in batch_sizes:
             if num_kept + size > len(rows):
                 break
             num_kept += size

@@ -1,4 +1,4 @@
-"""What MODEL on the command line is: a checkpoint, a run, a Hugging Face directory, or the embedded model."""
+"""Resolves MODEL on the command line: a checkpoint, a run, a Hugging Face directory, or the embedded model."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ WHAT = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where the weights come from."""
+    """The model to evaluate."""
 
     name: str
-    """For people."""
+    """For messages."""
     directory: StoragePath
     manifest: Manifest | None
-    """Of a checkpoint; None: a Hugging Face directory."""
+    """Manifest of the checkpoint; None for a Hugging Face directory."""
 
     @property
     def step(self) -> int:
-        """Steps that were completed when the weights were saved; 0 where nobody knows."""
+        """Completed steps when the weights were saved; 0 if not known."""
         return self.manifest.step if self.manifest else 0
 
     @property
     def actor_dir(self) -> StoragePath:
-        """The shards of a checkpoint."""
+        """The directory with the shards of a checkpoint."""
         return self.directory / layout.ACTOR
 
     def fingerprint(self) -> str:
-        """What identifies the weights."""
+        """Identifies the weights."""
         if self.manifest is None:
             assert isinstance(self.directory, Path)
             return models.fingerprint(self.directory)
@@ -50,14 +50,14 @@ class Source:
 
 @contextmanager
 def opened(model: str, verify: str) -> Iterator[Source]:
-    """What ``model`` means. A checkpoint is verified, and kept from being deleted meanwhile.
+    """Resolve ``model``. A checkpoint is verified, and protected from deletion until the context ends.
 
     Args:
         verify: ``full``, ``size`` or ``off``.
 
     Raises:
-        NoCheckpoint: there is nothing that can be evaluated.
-        DamagedCheckpoint, UnsafeCheckpoint: the checkpoint, or every one of the run, does not verify.
+        NoCheckpoint: there is nothing to evaluate.
+        DamagedCheckpoint, UnsafeCheckpoint: the checkpoint, or each checkpoint of the run, does not verify.
     """
     if model.startswith(models.EMBEDDED):
         yield Source(name=model, directory=models.resolve(model, "MODEL"), manifest=None)
@@ -67,7 +67,7 @@ def opened(model: str, verify: str) -> Iterator[Source]:
     except ValueError as error:
         raise NoCheckpoint(str(error)) from None
     if not path.is_dir():
-        hint = "" if "://" in model else "; models are read from the disk, so download a hub's first"
+        hint = "" if "://" in model else "; models are read from disk, so download a model of a hub first"
         raise NoCheckpoint(f"{model}: no such directory{hint}")
     if is_checkpoint(path):
         with in_use(path / layout.MANIFEST):

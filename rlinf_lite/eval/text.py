@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation: a line of progress, and a table at the end."""
+"""Console output of an evaluation: progress, and the table of results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from rlinf_lite.eval.log import Row
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line whenever another tenth is done."""
+    """A bar on a terminal; elsewhere a line whenever another tenth of the problems is done.
+
+    Args:
+        rows: those of an earlier, interrupted process.
+    """
 
     def __init__(self, rows: Sequence[Row], num_problems: int) -> None:
         self._num_problems, self._num_done, self._num_tokens = num_problems, 0, 0
@@ -28,9 +32,10 @@ class Progress:
             disable=not sys.stderr.isatty(),
         )
         self._count(rows)
-        self._num_tokens = 0  # of this process
+        self._num_tokens = 0  # the speed is that of this process
 
     def __call__(self, rows: Sequence[Row]) -> None:
+        """Add the rows of one generation batch."""
         before = self._num_done
         self._count(rows)
         self._bar.set_postfix_str(self._so_far())
@@ -58,18 +63,23 @@ class Progress:
 
 
 def sampling_text(params: SamplingConfig, num_samples: int) -> str:
-    """``greedy, at most 256 new tokens``."""
-    if not params.do_sample:
-        how = "greedy"
+    """Describe the decoding: ``greedy, at most 256 new tokens``."""
+    if params.do_sample:
+        samples = "1 sample" if num_samples == 1 else f"{num_samples} samples"
+        parts = [f"{samples} per problem", f"temperature {params.temperature:g}"]
+        if params.top_p < 1:
+            parts.append(f"top_p {params.top_p:g}")
+        if params.top_k > 0:
+            parts.append(f"top_k {params.top_k}")
     else:
-        limits = f", top_p {params.top_p:g}" * (params.top_p < 1) + f", top_k {params.top_k}" * (params.top_k > 0)
-        how = f"{num_samples} sample{'s' * (num_samples > 1)} a problem, temperature {params.temperature:g}{limits}"
-    penalty = f", repetition penalty {params.repetition_penalty:g}" * (params.repetition_penalty != 1)
-    return f"{how}{penalty}, at most {params.max_new_tokens} new tokens"
+        parts = ["greedy"]
+    if params.repetition_penalty != 1:
+        parts.append(f"repetition penalty {params.repetition_penalty:g}")
+    return ", ".join([*parts, f"at most {params.max_new_tokens} new tokens"])
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """The results, a line each."""
+    """The results as lines of text."""
     num_responses = found["num_problems"] * found["num_samples"]
     error = f" +- {found['accuracy_stderr']:.4f}" if found["accuracy_stderr"] is not None else ""
     share = f"{round(found['accuracy'] * num_responses)} of {num_responses} responses"
@@ -80,7 +90,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name:<12}" + "".join(f"{value:>9.4f}" for value in found[name].values()))
     lines.append(
         f"responses   {found['response_tokens_mean']:.1f} tokens on average, {found['response_tokens_max']} at most; "
-        f"{found['cut_fraction']:.1%} cut"
+        f"{found['cut_fraction']:.1%} truncated"
     )
     if found["ungraded"]:
         lines.append(f"ungraded    {found['ungraded']} could not be generated or graded, and count as wrong")

@@ -1,4 +1,4 @@
-"""Checkpoints, runs and directories to evaluate, made of the embedded model in a moment; and the command."""
+"""Fixtures: runs, checkpoints and exports of the embedded model to evaluate, and the evaluation command."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def settings() -> dict:
 
 @pytest.fixture
 def trained_model():
-    """The embedded model, a little worse than it is."""
+    """The embedded model with small random changes."""
 
-    def make(seed: int = 0, noise: float = 0.004):
+    def make(seed: int = 0, scale: float = 0.004):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(resolve(EMBEDDED)).eval()
         with torch.no_grad():
             for param in model.parameters():
-                param.add_(torch.randn_like(param) * noise)
+                param.add_(torch.randn_like(param) * scale)
         return model
 
     return make
@@ -57,7 +57,7 @@ def trained_model():
 
 @pytest.fixture
 def make_run(tmp_path, trained_model, settings):
-    """``make_run(steps=[2, 4])``: the directory that a run leaves, with its config and checkpoints."""
+    """``make_run(steps=[2, 4])``: the directory of a run, with its config and checkpoints."""
 
     def make(steps: list[int], changes: dict | None = None, *, with_yaml: bool = True) -> Path:
         directory = tmp_path / "logs" / "tried"
@@ -81,7 +81,7 @@ def make_run(tmp_path, trained_model, settings):
 
 @pytest.fixture
 def exported(tmp_path, trained_model):
-    """The model of a run's checkpoint of step 4 as a Hugging Face directory."""
+    """The model of a run's checkpoint of step 4, as a Hugging Face directory."""
     directory = tmp_path / "exported"
     trained_model(seed=4).save_pretrained(directory)
     for file in resolve(EMBEDDED).glob("tokenizer*"):
@@ -91,7 +91,7 @@ def exported(tmp_path, trained_model):
 
 @pytest.fixture
 def command(capsys):
-    """``command("MODEL", "--json")``: exit code, what was printed, what was said on stderr."""
+    """``command("MODEL", "--json")``: exit code, standard output, standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Whole evaluations: the numbers of a run's own validation, rows that survive an interruption, and clear errors."""
+"""Whole evaluations: the numbers of the run's own validation, rows that survive an interruption, and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EMBEDDED = "embedded:tiny-arithmetic"
 
 @pytest.fixture
 def validated(settings, trained_model):
-    """The rollouts and scores of a run's validation after ``step``, from its parts."""
+    """The rollouts and scores of a run's validation after ``step``, computed step by step."""
 
     def run(step: int, **sampling):
         config = build(settings)
@@ -60,7 +60,7 @@ def rows_of(file):
 
 
 @pytest.mark.parametrize("flags", [[], ["--temperature", "1.3"]], ids=["greedy", "sampled"])
-def test_the_numbers_are_those_of_the_runs_validation(make_run, validated, results, tmp_path, flags):
+def test_the_numbers_equal_those_of_the_runs_validation(make_run, validated, results, tmp_path, flags):
     run, file = make_run([2, 4]), tmp_path / "rows.jsonl"
     rollouts, scores = validated(4, **({"do_sample": True, "temperature": 1.3} if flags else {}))
     found = results(run, *flags, "--output", file)
@@ -77,7 +77,7 @@ def test_the_numbers_are_those_of_the_runs_validation(make_run, validated, resul
         )
 
 
-def test_an_export_answers_as_its_checkpoint(make_run, exported, results):
+def test_an_export_has_the_results_of_its_checkpoint(make_run, exported, results):
     run = make_run([4])
     of_run, of_export = results(run), results(exported, "--config", run)
     same = of_run.keys() - {"model", "step"}
@@ -102,7 +102,7 @@ def test_samples(make_run, results, tmp_path):
 
 
 def test_a_response_that_cannot_be_graded_counts_as_wrong(make_run, command, tmp_path):
-    """Every other problem is not graded, the others are called right: half are right, and the mean reward is theirs."""
+    """Half of the problems are ungraded and count as wrong; the mean reward is that of the others."""
     (tmp_path / "half.py").write_text(
         "def score(answer):\n    return {'reward': -0.5, 'correct': True} if int(answer) % 2 else None\n"
     )
@@ -143,13 +143,13 @@ def test_an_interrupted_evaluation_continues(make_run, command, results, tmp_pat
     assert results(run, "--temperature", 1, "--output", file) == uninterrupted
     assert file.read_bytes() == whole.read_bytes()
 
-    with monkeypatch.context() as patch:  # all rows are there: no engine is needed any more
+    with monkeypatch.context() as patch:  # all rows exist, so no engine is built
         patch.setattr(commands, "build_engine", None)
         code, out, _ = command(run, "--temperature", 1, "--output", file)
     assert code == 0 and "20 were written before" in out and "accuracy" in out
 
 
-def test_rows_of_a_file(exported, results, tmp_path):
+def test_data_from_a_file(exported, results, tmp_path):
     data = tmp_path / "sums.jsonl"
     data.write_text('{"q": "12+30=", "a": "42"}\n{"q": "2+2=", "a": 4}\n{"q": "11111111111+1=", "a": "x"}\n')
     keys = "data.prompt_key=q", "data.answer_key=a"
@@ -161,7 +161,7 @@ def test_rows_of_a_file(exported, results, tmp_path):
     assert (found["num_problems"], found["response_tokens_max"] <= 4) == (6, True)
 
 
-def test_the_embedded_model_needs_nothing(command):
+def test_the_embedded_model_needs_no_options(command):
     code, out, err = command(EMBEDDED, "data.arithmetic.num_val_problems=40")
     assert code == 0, err
     assert "40 from arithmetic; reward exact" in out and "greedy, at most 4 new tokens" in out
@@ -183,7 +183,7 @@ def test_the_embedded_model_needs_nothing(command):
         ([EMBEDDED, "--config", "gone"], "error: --config gone: there is no "),
     ],
 )
-def test_users_errors(command, arguments, message):
+def test_errors(command, arguments, message):
     code, _, err = command(*arguments)
     assert (code, message in err, "Traceback" in err) == (2, True, False), err
 

@@ -1,4 +1,4 @@
-"""pass@k against all subsets; majorities, ties, numbers."""
+"""pass@k against all subsets; majority votes, ties, numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_reported_ks(n, expected):
 
 @pytest.mark.parametrize("num_correct", range(7))
 @pytest.mark.parametrize("k", range(1, 7))
-def test_pass_at_k_is_the_share_of_subsets_with_a_correct_one(num_correct, k):
+def test_pass_at_k_is_the_fraction_of_subsets_with_a_correct_one(num_correct, k):
     subsets = list(combinations([True] * num_correct + [False] * (6 - num_correct), k))
     assert pass_at_k(6, num_correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
 
@@ -34,7 +34,7 @@ def test_the_most_frequent_answer_counts():
     assert not majority_is_correct(votes("7", "5", "5"))
 
 
-def test_of_a_tie_the_first_wins():
+def test_the_first_answer_wins_a_tie():
     assert majority_is_correct(votes("7", "5", "5", "7"))
     assert not majority_is_correct(votes("5", "7", "7", "5"))
 
@@ -44,7 +44,7 @@ def test_a_response_without_answer_does_not_vote():
     assert not majority_is_correct(votes("", ""))
 
 
-def test_numbers_are_one_answer_however_written():
+def test_spellings_of_a_number_are_one_answer():
     assert majority_is_correct(votes("5", "1,000", "1000.0", right="1000.0"))
     assert not majority_is_correct(votes("x", "x", "50%", "0.5", "0.50", "x", right="0.5"))
 
@@ -61,7 +61,7 @@ def test_blocks():
     assert maj_at_k(seven, 7) == 1.0  # three of each: 7 came first
 
 
-def test_an_answer_of_endless_digits_is_a_text():
+def test_an_answer_of_too_many_digits_is_a_text():
     endless = "1" * 5000  # Python itself refuses to read it
     assert majority_is_correct(votes(endless, endless, "7", right=endless))
     assert not majority_is_correct(votes(endless, endless, "7"))

@@ -1,4 +1,4 @@
-"""Rows on the disk: whole chunks stay, torn ones go, another evaluation is refused by name."""
+"""Rows on disk: complete batches stay, incomplete ones are dropped, another evaluation is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def written(path):
-    """Two chunks of three, then a kill."""
+    """The file after two of three batches and a kill."""
     log = EvalLog(path, {"seed": 1}, SIZES)
     log.append([row(0), row(1)])
     log.append([row(2), row(3)])
@@ -32,7 +32,7 @@ def written(path):
     return path
 
 
-def test_it_goes_on_after_the_last_whole_chunk(written):
+def test_it_continues_after_the_last_complete_batch(written):
     whole = written.read_bytes()
     lines = whole.splitlines(keepends=True)
     for torn, num_rows in [(b"", 4), (lines[0][:9], 4), (b'{"problem_id": 4', 4)]:
@@ -64,23 +64,23 @@ def test_another_evaluation_is_refused_and_nothing_is_lost(written):
     EvalLog(written, {"seed": 2}, SIZES).close()
 
 
-def test_a_file_of_something_else_is_refused(path):
+def test_another_file_is_refused(path):
     path.parent.mkdir()
     path.write_text("notes\n")
-    with pytest.raises(ConfigError, match=r"eval\.jsonl: is there already, and no eval\.jsonl\.summary\.json says"):
+    with pytest.raises(ConfigError, match=r"eval\.jsonl: exists, but there is no eval\.jsonl\.summary\.json with"):
         EvalLog(path, {}, SIZES)
     assert path.read_text() == "notes\n"
 
 
 @pytest.mark.parametrize("line", ["notes\n", '{"problem_id": 7}\n', "[]\n"])
-def test_a_foreign_line_is_named(written, line):
+def test_a_line_that_is_no_row_is_named(written, line):
     with written.open("a") as file:
         file.write(line)
     with pytest.raises(ConfigError, match=re.escape("line 5 is not the row of problem 4")):
         EvalLog(written, {"seed": 1}, SIZES)
 
 
-def test_two_at_a_time_are_refused(path):
+def test_two_processes_at_a_time_are_refused(path):
     first = EvalLog(path, {"seed": 1}, SIZES)
     with pytest.raises(ConfigError, match=r"another evaluation is writing to it"):
         EvalLog(path, {"seed": 1}, SIZES)

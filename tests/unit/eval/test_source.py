@@ -1,4 +1,4 @@
-"""What MODEL may be, and what is said when it is nothing."""
+"""Resolving MODEL, and the errors when there is nothing to evaluate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_damaged_checkpoint_is_refused(make_run):
         pass
 
 
-def test_nothing_there(tmp_path):
+def test_nothing_to_evaluate(tmp_path):
     for model, message in [
         ("Qwen/Qwen3-8B", "no such directory; .*download"),
         (tmp_path, "neither .* give a global_step_N"),
@@ -55,7 +55,7 @@ def test_nothing_there(tmp_path):
             pass
 
 
-def test_fingerprints_tell_weights_apart(make_run, exported):
+def test_different_weights_have_different_fingerprints(make_run, exported):
     run = make_run([2, 4])
     found = []
     for model in (run / "checkpoints" / "global_step_2", run, exported, "embedded:tiny-arithmetic"):
