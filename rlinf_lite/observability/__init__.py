@@ -1,4 +1,4 @@
-"""Where metrics go: console, ``metrics.jsonl``, TensorBoard, wandb; and how long a step's phases took."""
+"""Records what a run does: metrics (console, ``metrics.jsonl``, TensorBoard, wandb), events, and phase timings."""
 
 from rlinf_lite.observability.events import Event, EventLog, read_events
 from rlinf_lite.observability.hub import BACKENDS, HubState, MetricHub, build_hub, check_backends

@@ -1,4 +1,4 @@
-"""The console: one aligned line a step and, on a terminal, a progress bar below the lines."""
+"""Prints one aligned line per step and, on a terminal, a progress bar below the lines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ConsoleSink:
     """Lines go to standard output, the bar to standard error.
 
     Args:
-        num_steps: steps of the whole run; None where there is no limit.
-        committed_step: where the bar starts; None: a new run.
+        num_steps: steps of the whole run; None if there is no limit.
+        committed_step: step that the run resumes from; None for a new run.
     """
 
     def __init__(self, *, num_steps: int | None, committed_step: int | None) -> None:

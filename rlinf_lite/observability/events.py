@@ -1,6 +1,6 @@
-"""What happens to a run besides its steps (starts, restarts, saves), one JSON line each in ``events.jsonl``.
+"""Records the events of a run (starts, restarts, saves) in ``events.jsonl``, one JSON line per event.
 
-A history, not a state: lines are only ever appended. Those of steps that are done again after a restart stay.
+It is a history: lines are only appended, and the events of steps that a restart repeats stay.
 """
 
 from __future__ import annotations
@@ -17,42 +17,43 @@ from rlinf_lite.paths import open_fixed
 
 EVENTS_FILE = "events.jsonl"
 START, RESUME, RESTART, RECOVERED, BACK, STOP = "start", "resume", "restart", "recovered", "back", "stop"
-"""A new run begins; one goes on from a checkpoint; goes on by itself; has come back to its next step; does steps again;
-somebody asked it to stop."""
+"""In this order: a new run; a resume from a checkpoint; an automatic restart; the end of a recovery, before the next
+step; steps that are repeated; a stop request."""
 SAVE, SAVE_FAILED = "save", "save failed"
-"""A checkpoint is committed, with what it cost as figures; or it is not there."""
+"""A checkpoint was committed, with its cost as figures; or it could not be saved."""
 
 
 RESTARTS = "events/restarts"
-"""The metric under which TensorBoard and wandb count them. Not in ``metrics.jsonl``, which no kill changes."""
+"""The metric that counts restarts in TensorBoard and wandb. Not in ``metrics.jsonl``, which a kill must not change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     kind: str
     step: int
-    """Completed steps when it happened; of a save: of the checkpoint."""
+    """Completed steps when it happened; of a save, the step of the checkpoint."""
     time: float
     """Seconds since 1970."""
     text: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """What was measured, for example ``{"time/save_stall": 0.03}``."""
+    """Measurements, for example ``{"time/save_stall": 0.03}``."""
 
 
 class EventLog:
-    """Appends events. Each is with the operating system when `add` returns; a full disk costs events, not the run."""
+    """Appends events. On a full disk events are lost, but the run continues."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._path, self._clock, self._complained = path, clock, False
+        self._path, self._clock, self._warned = path, clock, False
 
     def add(self, kind: str, step: int, text: str = "", figures: Mapping[str, float] | None = None) -> None:
+        """Append an event; it has reached the operating system when this returns."""
         event = {"step": step, "kind": kind, "time": self._clock(), "text": text, "figures": dict(figures or {})}
         try:
             self._append(json.dumps(event).encode() + b"\n")
         except OSError as error:
-            if not self._complained:
-                log_line(f"!! {self._path}: {error.strerror}; the run goes on without this record of its restarts")
-            self._complained = True
+            if not self._warned:
+                log_line(f"!! {self._path}: {error.strerror}; the run continues without a record of this event")
+            self._warned = True
 
     def _append(self, line: bytes) -> None:
         with open(self._path, "ab+", buffering=0, opener=open_fixed) as file:
@@ -64,9 +65,9 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events since the run in this directory began (a new run in the same directory begins anew), oldest first.
+    """The events of the last run in this directory, oldest first; none if there is no file.
 
-    Lines that a kill or a full disk has torn are left out; no file, no events.
+    Lines that a kill or a full disk damaged are left out.
     """
     if not path.exists():
         return []
@@ -76,10 +77,10 @@ def read_events(path: Path) -> list[Event]:
 
 
 class History:
-    """The restarts that a sink shows, each beside the first row that was completed after it.
+    """The restarts that a metric sink shows, each with the first row completed after it.
 
     Args:
-        committed_step: the run goes on from there: restarts before it were shown then; None: a new run.
+        committed_step: step that the run resumes from: earlier restarts were shown before. None for a new run.
     """
 
     def __init__(self, path: Path, *, committed_step: int | None) -> None:
@@ -88,7 +89,7 @@ class History:
         self._waiting: list[Event] = []
 
     def new(self, step: int) -> list[Event]:
-        """Those before ``step`` that were not given yet; costs a look at the file's size where nothing happened."""
+        """The events before ``step`` that were not returned yet. Reads the file only if its size has changed."""
         num_bytes = self._path.stat().st_size if self._path.exists() else 0
         if num_bytes != self._num_bytes:
             read = read_events(self._path)
@@ -100,7 +101,7 @@ class History:
         return ready
 
     def num_restarts(self, step: int) -> int:
-        """How many there were before ``step``."""
+        """The number of restarts before ``step``."""
         return num_restarts(event for event in read_events(self._path) if event.step < step)
 
 
@@ -115,5 +116,5 @@ def _event(line: bytes) -> Event | None:
 
 
 def num_restarts(events: Iterable[Event]) -> int:
-    """How often the run went on after it had ended or lost something."""
+    """How often the run was resumed or restarted."""
     return sum(event.kind in (RESUME, RESTART) for event in events)

@@ -1,4 +1,4 @@
-"""One call a step to every place where metrics go; which places those are, and what a checkpoint keeps of them."""
+"""Builds the metric sinks of a run, passes them each step's metrics, and keeps their state for checkpoints."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class HubState(TypedDict):
-    """What a checkpoint keeps; JSON."""
+    """The part of a checkpoint that belongs to the sinks, as JSON."""
 
     wandb_run_id: str | None
     last_step: int
 
 
 class MetricHub:
-    """Hands each step's metrics to all ``sinks``, in order; steps rise, none comes twice."""
+    """Passes each step's metrics to all ``sinks``, in order. Steps must increase."""
 
     def __init__(
         self, sinks: Sequence[MetricSink], *, committed_step: int | None = None, wandb_run_id: str | None = None
@@ -37,12 +37,13 @@ class MetricHub:
         self._sinks = list(sinks)
         self._last_step = -1 if committed_step is None else committed_step
         self._wandb_run_id = wandb_run_id
-        self._complained: set[str] = set()
+        self._warned: set[str] = set()
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """
+        """Pass the metrics of a step to all sinks.
+
         Raises:
-            ValueError: ``step`` is not after the last one: a row would be doubled.
+            ValueError: ``step`` is not after the last one, so a row would appear twice.
         """
         if step <= self._last_step:
             last = self._last_step
@@ -50,41 +51,41 @@ class MetricHub:
         for sink in self._sinks:
             try:
                 sink.log(step, metrics)
-            except OSError as error:  # a full disk: no reason to lose the training, and metrics.jsonl keeps the rows
-                self._complain(sink, error)
+            except OSError as error:  # a full disk must not end the training; metrics.jsonl keeps the rows
+                self._warn(sink, error)
         self._last_step = step
 
-    def _complain(self, sink: MetricSink, error: OSError) -> None:
+    def _warn(self, sink: MetricSink, error: OSError) -> None:
         name = type(sink).__name__
-        if name not in self._complained:
-            self._complained.add(name)
-            log_line(f"!! {name}: {error.strerror or error}; the run goes on, metrics.jsonl keeps every row")
+        if name not in self._warned:
+            self._warned.add(name)
+            log_line(f"!! {name}: {error.strerror or error}; the run continues, metrics.jsonl keeps every row")
 
     def sync(self) -> None:
-        """Make ``metrics.jsonl`` durable up to the last step; called before a checkpoint is begun.
+        """Make ``metrics.jsonl`` durable up to the last step; called before each save.
 
         Raises:
-            OSError: it cannot.
+            OSError: a row cannot be written.
         """
         for sink in self._sinks:
             if isinstance(sink, JsonlSink):
                 sink.sync()
 
     def state(self) -> HubState:
-        """For the checkpoint; `build_hub` takes it back."""
+        """The state to save in a checkpoint; `build_hub` restores it."""
         for sink in self._sinks:
             if isinstance(sink, WandbSink):
-                self._wandb_run_id = sink.run_id  # it may have left the run that it began with
+                self._wandb_run_id = sink.run_id  # it may have branched off to a new run
         return {"wandb_run_id": self._wandb_run_id, "last_step": self._last_step}
 
     def close(self) -> None:
         """Close every sink, then raise the first error that one of them raised."""
-        self.state()
+        self._wandb_run_id = self.state()["wandb_run_id"]
         failures: list[Exception] = []
         for sink in self._sinks:
             try:
                 sink.close()
-            except Exception as error:  # whatever one sink dies of, the others hold rows that still have to be written
+            except Exception as error:  # the other sinks still have rows to write
                 failures.append(error)
         self._sinks = []
         if failures:
@@ -100,14 +101,14 @@ def build_hub(
     state: HubState | None = None,
     origin: Origin | None = None,
 ) -> MetricHub:
-    """The hub of a run: ``metrics.jsonl`` and the console always, and what ``logger_backends`` names.
+    """Build the hub of a run: ``metrics.jsonl``, the console, and the sinks that ``logger_backends`` names.
 
     Args:
-        committed_step: step of the checkpoint that the run goes on from; None: a new run.
+        committed_step: step of the checkpoint that the run resumes from; None for a new run.
         config_dict: the resolved config, for wandb.
-        num_steps: steps of the whole run, for the console; None: no limit.
-        state: what ``MetricHub.state`` gave when that checkpoint was saved.
-        origin: what makes the rows, for sinks that cannot take rows back; None: not known.
+        num_steps: steps of the whole run, for the console; None if there is no limit.
+        state: that of ``MetricHub.state`` in that checkpoint.
+        origin: what decides the numbers of the next rows, for sinks that cannot drop rows; None if not known.
 
     Raises:
         ConfigError: an unknown backend, or one whose package is missing.

@@ -1,6 +1,6 @@
-"""JSON rows by step in a file that a resume leaves neither doubled nor short: metrics, rollouts, validation rows.
+"""JSON lines by step (metrics, rollouts) in a file in which each step's rows appear exactly once, across resumes.
 
-Floats are written so that they read back to the same bits; NaN and infinities as Python's json writes them.
+Floats are read back exactly. NaN and infinities are written as Python's json module does.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class JsonlSink:
     """Appends rows ``{"step": 7, ...}``; a step may have several.
 
     Args:
-        path: the file; its directory is made where it is missing.
-        committed_step: rows of later steps, and a last line torn by a kill, are dropped. None (a new run): an existing
-            file is moved aside.
+        path: the file; missing directories are created.
+        committed_step: step that the run resumes from; rows of later steps, and an incomplete last line, are dropped.
+            None for a new run: an existing file is renamed.
     """
 
     def __init__(self, path: Path, *, committed_step: int | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if committed_step is None:
-            _move_aside(path)
+            _rename_existing(path)
         else:
             _drop_after(path, committed_step)
         self._path = path
@@ -44,9 +44,9 @@ class JsonlSink:
         self.log_rows(step, [metrics])
 
     def log_rows(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Several rows of one step, handed to the operating system before this returns.
+        """Append several rows of one step; they have reached the operating system when this returns.
 
-        A full disk does not end the run: the rows wait in memory, and are written with the next ones.
+        On a full disk the rows stay in memory and are written with the next ones.
         """
         for row in rows:
             assert "step" not in row, "the step is the first argument"
@@ -54,10 +54,10 @@ class JsonlSink:
         try:
             self._write()
         except OSError as error:
-            log_line(f"!! {self._path}: {error.strerror}; its rows wait in memory from step {step} on")
+            log_line(f"!! {self._path}: {error.strerror}; its rows are kept in memory from step {step} on")
 
     def _write(self) -> None:
-        # What gets through may end within a row; the rest of it is what is written next, so the file stays whole.
+        # A write may end within a row. The rest of the row is written next, so the file stays complete.
         try:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
@@ -65,18 +65,19 @@ class JsonlSink:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def sync(self) -> None:
-        """Make every row durable, so that a checkpoint committed after this finds its rows even after a power loss.
+        """Make every row durable, so that the rows of the next checkpoint survive a power loss.
 
         Raises:
-            OSError: it cannot.
+            OSError: a row cannot be written.
         """
         self._write()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """
+        """Write what is still in memory, and close the file.
+
         Raises:
-            OSError: rows are still waiting, and cannot be written.
+            OSError: a row cannot be written.
         """
         if not self._file.closed:
             try:
@@ -107,19 +108,19 @@ def rows_of_step(path: Path, step: int, limit: int) -> list[dict[str, Any]]:
             if len(rows) == limit or (found is not None and found > step):
                 break
             if found == step:
-                with suppress(ValueError):  # whoever damaged it, the others stay readable
+                with suppress(ValueError):  # a damaged row; the others stay readable
                     rows.append(json.loads(line))
     return rows
 
 
 def seek_step(file: BinaryIO, step: int) -> int:
-    """Where the first line of ``step`` or a later one begins: the file's steps rise."""
+    """The byte where the first line of ``step``, or of a later step, begins. Steps must increase in the file."""
     low, high = 0, file.seek(0, os.SEEK_END)
     while low < high:
         middle = (low + high) // 2
         file.seek(max(middle - 1, 0))
         if middle:
-            file.readline()  # to the end of the line that the byte before is in
+            file.readline()  # to the end of the line that holds the byte before
         begin, line = file.tell(), file.readline()
         found = step_of(line) if line.endswith(b"\n") else None
         if found is None or found >= step:
@@ -130,7 +131,7 @@ def seek_step(file: BinaryIO, step: int) -> int:
 
 
 def first_step(path: Path) -> int | None:
-    """The step of the first row; None if there is none."""
+    """The step of the first row; None if there is no row."""
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -138,7 +139,7 @@ def first_step(path: Path) -> int | None:
 
 
 def missing_steps(path: Path, last: int) -> list[int]:
-    """Which steps up to ``last`` have no row, or several; those before the first row are left out if there is one."""
+    """The steps up to ``last`` that have no row or several. Steps before the first row do not count."""
     found: Counter[int] = Counter()
     if path.exists():
         with path.open("rb") as file:
@@ -147,14 +148,14 @@ def missing_steps(path: Path, last: int) -> list[int]:
     return [step for step in range(first, last + 1) if found[step] != 1]
 
 
-def _move_aside(path: Path) -> None:
-    if not path.exists() or path.stat().st_size == 0:  # empty: what a start left that was killed before its first row
+def _rename_existing(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:  # a start that was killed before its first row leaves it empty
         return
     number = 1
-    while (aside := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():
+    while (old := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():
         number += 1
-    path.rename(aside)
-    log_line(f"{path.name}: a new run starts here; the rows of an earlier one are now in {aside.name}")
+    path.rename(old)
+    log_line(f"{path.name}: a new run starts here; the rows of an earlier run are now in {old.name}")
 
 
 def _drop_after(path: Path, committed_step: int) -> None:
@@ -175,8 +176,8 @@ def _stays(line: bytes, committed_step: int) -> bool:
 
 
 def step_of(line: bytes) -> int | None:
-    """The step of a row; None: it is none."""
-    # Rollout rows are long and many: their step is read from the prefix that log_rows writes, without parsing the rest.
+    """The step of a line; None if the line is not a row."""
+    # Rollout rows are long and many, so their step is read from the prefix that log_rows writes.
     if match := _STEP.match(line):
         return int(match[1])
     try:

@@ -1,4 +1,4 @@
-"""One-line notices on standard output that do not tear a progress bar."""
+"""Prints log lines on standard output without breaking a progress bar."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from tqdm import tqdm
 
 
 def log_line(message: str) -> None:
-    """Print ``message`` at once: a killed process must not take its last lines with it."""
+    """Print ``message`` and flush, so that a killed process does not lose its last lines."""
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""Sample responses beside the curves: which rows of ``rollouts.jsonl`` TensorBoard and wandb show, and as what.
+"""Sample responses for TensorBoard and wandb: which rows of ``rollouts.jsonl`` they show, and as what table.
 
-The rows are read back from the file: so a resume that has to show older steps again shows the same ones.
+The rows are read from the file, so a resume that shows older steps again shows the same rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rlinf_lite.printable import replace_surrogates
 
 ROLLOUTS_FILE = "rollouts.jsonl"
 SAMPLE_INTERVAL = 10
-"""Steps from one table to the next; the first step has one too."""
+"""Steps between tables. The first step also has one."""
 _NUM_ROWS = 8
 _LONGEST_TEXT = 2000
 COLUMNS = ("step", "prompt_id", "sample", "prompt", "response", "reward")
@@ -23,14 +23,14 @@ _MARKDOWN = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation} | {ord
 
 
 def samples_of(log_path: Path, step: int) -> list[tuple[int | float | str, ...]]:
-    """Rows of the table of ``step``, in `COLUMNS`; none for a step that shows none."""
+    """Rows of the table of ``step``, with `COLUMNS`; empty if the step has no table."""
     if step != 1 and step % SAMPLE_INTERVAL != 0:
         return []
     return [_cells(row) for row in rows_of_step(log_path / ROLLOUTS_FILE, step, _NUM_ROWS)]
 
 
 def prompt_of(row: Mapping[str, Any]) -> str:
-    """The prompt's text; in files that do not hold it, its token ids."""
+    """The prompt's text, or its token ids in files that do not hold the text."""
     return row["prompt"] if "prompt" in row else f"tokens {' '.join(map(str, row['prompt_ids']))}"
 
 
@@ -40,17 +40,16 @@ def _cells(row: Mapping[str, Any]) -> tuple[int | float | str, ...]:
 
 
 def markdown_table(rows: Iterable[tuple[int | float | str, ...]]) -> str:
-    """As TensorBoard's text tab shows it; nothing in a text is taken for markup, long ones are cut."""
+    """A Markdown table for TensorBoard's text tab. Texts are escaped, and truncated if they are long."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cell(value: int | float | str) -> str:
     text = str(value)
-    cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters)"
-    return to_markdown(cut)
+    return to_markdown(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters)")
 
 
 def to_markdown(text: str) -> str:
-    """``text`` as itself: no sign in it is markup, every line break is one."""
+    """``text`` in Markdown that shows it literally, with its line breaks."""
     return replace_surrogates(text).translate(_MARKDOWN)

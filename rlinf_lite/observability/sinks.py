@@ -1,4 +1,4 @@
-"""What a place for metrics promises. One page, so that a new one can be written from it alone."""
+"""The interface of metric sinks, with all that is needed to write a new one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ Metrics = Mapping[str, float | int]
 
 
 class MetricSink(Protocol):
-    """A place where the metrics of each step go.
+    """A destination of the metrics of each step.
 
-    Who calls when: the driver alone, from one thread. A sink is built when the run starts or resumes; ``log`` is called
-    once for each step, with rising steps (`MetricHub` sees to that), *before* the step's checkpoint is begun; ``close``
+    Who calls when: the driver, from one thread. A sink is built when the run starts or resumes. ``log`` is called once
+    per step, with increasing steps (`MetricHub` checks it), *before* the save of that step begins. ``close`` is called
     once, at the end or after a failure.
 
-    What a kill means: when ``log`` returns, the row outlives the process (the operating system has it), or the sink can
-    get it back from ``metrics.jsonl``, where that holds. So every row up to a committed checkpoint is there.
+    What a kill means: when ``log`` returns, the row survives the process (the operating system has it), or the sink can
+    read it back from ``metrics.jsonl``, which has this property. So every row up to a committed checkpoint exists.
 
-    What a resume means: the sink is built with ``committed_step``, the step of the checkpoint that the run goes on
-    from. Rows up to it stay. Rows after it are those of the run that was left; they come again, with equal numbers, or
-    with others (`Origin` says which). So a sink takes them back (``metrics.jsonl``), hides them (TensorBoard), or
-    compares (wandb: equal ones are left out, others go to a new run). In the end each step is there exactly once, as it
-    came last. ``committed_step`` None is a new run: what an earlier run left in the same place must
-    not mix with it.
+    What a resume means: the sink is built with ``committed_step``, the step of the checkpoint that the run resumes
+    from. Rows up to it stay. Later rows were logged by the killed process; they are logged again, with equal or other
+    numbers (`Origin` says which). So a sink drops them (``metrics.jsonl``), hides them (TensorBoard), or compares them
+    (wandb skips equal rows, and starts a new run for others). In the end each step appears exactly once, as it was
+    logged last. ``committed_step`` None is a new run, which must not mix with an earlier run in the same directory.
     """
 
     def log(self, step: int, metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""The one aligned line a step: columns stand under each other from line to line, missing metrics are left out."""
+"""Formats the log line of a step: aligned columns; metrics that were not logged are left out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = (
     Column("lr", "optim/lr", 7, ".1e"),
 )
 _PHASE = "time/"
-_NO_PHASES = ("time/step", "time/save_stall", "time/save_durable")  # saves have a line of their own
+_NO_PHASES = ("time/step", "time/save_stall", "time/save_durable")  # a save has its own line
 
 
 def step_line(step: int, metrics: Metrics, num_steps: int | None = None) -> str:
@@ -66,7 +66,7 @@ def _throughput(metrics: Metrics) -> str:
 
 
 def _fit(value: float, width: int, spec: str) -> str:
-    """``value`` in ``width`` characters: one too large for that loses decimals, or becomes a power of ten."""
+    """``value`` in ``width`` characters: with fewer decimals if it is too large, or as a power of ten."""
     fewer = [f".{decimals}f" for decimals in range(int(spec[1]) - 1, -1, -1)] if spec.endswith("f") else []
     texts = [format(value, each) for each in (spec, *fewer, ".0e")]
     return next((text for text in texts if len(text) <= width), texts[-1]).rjust(width)

@@ -1,4 +1,4 @@
-"""TensorBoard event files that show each step once, however often the run was killed."""
+"""Writes TensorBoard event files that show each step once, across kills and resumes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _LONGEST_WAIT_SECONDS = 3
 
 
 class TensorBoardSink:
-    """One scalar a metric; every `SAMPLE_INTERVAL` steps a table of responses; restarts as a count and in words.
+    """Logs one scalar per metric, a table of responses every `SAMPLE_INTERVAL` steps, and restarts.
 
     Args:
         log_dir: directory of the event files.
-        committed_step: events of later steps in older files are marked as replaced; None (a new run): all of them.
+        committed_step: step that the run resumes from; later steps in older files are marked as replaced. None for a
+            new run: all steps are.
 
     Raises:
         ConfigError: the package tensorboard is missing.
@@ -48,7 +49,7 @@ class TensorBoardSink:
         if new := self._history.new(step):
             self._writer.add_scalar(RESTARTS, self._history.num_restarts(step), step)
             self._writer.add_text("events/what", "\n\n".join(_sentence(event) for event in new), step)
-        # The writer's own thread flushes every two minutes: a kill would take rows of committed steps with it.
+        # The writer's own thread flushes only every two minutes, so a kill would lose rows of committed steps.
         self._writer.flush()
 
     def close(self) -> None:
@@ -60,7 +61,7 @@ def _sentence(event: Event) -> str:
 
 
 def _wait_for_a_later_name(log_dir: Path) -> None:
-    """Readers take event files in the order of the second in their name: ours must come after those it replaces."""
+    """Wait until a new event file sorts after those that it replaces: readers sort them by the second in the name."""
     matches = [_EVENT_FILE.match(path.name) for path in log_dir.glob("events.out.tfevents.*")]
     newest = max((int(match[1]) for match in matches if match), default=0)
     behind = newest + 1 - time.time()

@@ -1,4 +1,4 @@
-"""How long each phase of a step took."""
+"""Measures the phases of a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class PhaseTimer:
-    """Seconds by phase of one step. The clock starts with the object; a phase entered twice adds up."""
+    """Seconds by phase of one step. The clock starts when the object is created."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}
@@ -17,7 +17,7 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds of the ``with`` block, also of one that raises, as ``name``."""
+        """Add the seconds of the ``with`` block to phase ``name``, also if the block raises."""
         start = self._clock()
         try:
             yield
@@ -25,6 +25,6 @@ class PhaseTimer:
             self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
 
     def metrics(self) -> dict[str, float]:
-        """``{"time/rollout": ..., "time/step": seconds since the start}``, phases in the order of their first entry."""
+        """``{"time/rollout": ..., "time/step": seconds since the start}``; phases in the order of their first entry."""
         phases = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         return {**phases, "time/step": self._clock() - self._start}

@@ -1,7 +1,7 @@
-"""Which steps an offline wandb run has on disk, read from its ``.wandb`` file.
+"""Reads from an offline run's ``.wandb`` file which steps are recorded.
 
-The file is a LevelDB log (blocks of 32 KiB, 7-byte chunk headers: checksum, length, type) of protobuf records, after a
-header of 7 bytes. wandb writes it every 15 seconds, so after a kill only the file knows what was recorded.
+The file is a LevelDB log of protobuf records (blocks of 32 KiB, 7-byte chunk headers: checksum, length, type) after a
+header of 7 bytes. wandb writes it every 15 seconds, so after a kill only the file shows what was recorded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FULL, _FIRST, _LAST = 1, 2, 4
 
 
 def recorded_steps(wandb_dir: Path, run_id: str) -> set[int]:
-    """Steps in the history of all offline sessions of ``run_id`` below ``wandb_dir``."""
+    """The steps in all offline sessions of ``run_id`` in ``wandb_dir``."""
     paths = wandb_dir.glob(f"offline-run-*-{run_id}*/run-{run_id}.wandb")
     return {step for path in paths for step in _history_steps(path)}
 
@@ -34,18 +34,18 @@ def _history_steps(path: Path) -> Iterator[int]:
 
 
 def read_records(path: Path) -> Iterator[bytes]:
-    """Whole records of a ``.wandb`` file, up to the first one that was torn."""
-    content, position, record = path.read_bytes(), _HEADER_BYTES, b""
-    while position + _CHUNK.size <= len(content):
-        left_in_block = _BLOCK_BYTES - position % _BLOCK_BYTES
+    """Yield the complete records of a ``.wandb`` file, up to the first incomplete one."""
+    content, offset, record = path.read_bytes(), _HEADER_BYTES, b""
+    while offset + _CHUNK.size <= len(content):
+        left_in_block = _BLOCK_BYTES - offset % _BLOCK_BYTES
         if left_in_block < _CHUNK.size:
-            position += left_in_block
+            offset += left_in_block
             continue
-        _, num_bytes, kind = _CHUNK.unpack_from(content, position)
-        start = position + _CHUNK.size
-        position = start + num_bytes
-        if kind == 0 or position > len(content):
+        _, num_bytes, kind = _CHUNK.unpack_from(content, offset)
+        start = offset + _CHUNK.size
+        offset = start + num_bytes
+        if kind == 0 or offset > len(content):
             return
-        record = content[start:position] if kind in (_FULL, _FIRST) else record + content[start:position]
+        record = content[start:offset] if kind in (_FULL, _FIRST) else record + content[start:offset]
         if kind in (_FULL, _LAST):
             yield record

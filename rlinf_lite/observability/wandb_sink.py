@@ -1,9 +1,9 @@
-"""wandb, online or offline: its run shows the rows of ``metrics.jsonl``, however often the process was killed.
+"""Sends metrics to wandb, online or offline, so that its run shows the rows of ``metrics.jsonl`` across kills.
 
-Rows cannot be taken back from wandb. A resume finds out which steps wandb has (the server or the offline files say),
-sends the missing ones from ``metrics.jsonl`` (their tables of responses from ``rollouts.jsonl``), and leaves out rows
-that come again and are equal. Where rows come again and are not, a new wandb run branches off before them. It never
-prompts and never stops a run.
+Rows cannot be removed from wandb. A resume reads which steps wandb has (from the server or the offline files), sends
+the missing rows from ``metrics.jsonl`` (their tables of responses from ``rollouts.jsonl``), and skips repeated rows
+that are equal. If a repeated row differs, a new wandb run branches off before it. It never prompts and never stops a
+run.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from rlinf_lite.observability.wandb_state import WandbState, read_state, write_s
 
 
 class WandbSink:
-    """Sends each step once to the run that it belongs to.
+    """Sends each step once to the wandb run that it belongs to.
 
     Args:
         run: what ``wandb.init`` returned.
-        starter: starts a branch, where one is needed.
-        metrics_file: rows that a run lacks are read from there.
-        sent: what was sent by now; closed with the sink.
-        origin: what makes the rows from now on.
+        starter: starts the run of a branch.
+        metrics_file: the file from which rows that a run lacks are read.
+        sent: the rows sent so far; closed with the sink.
+        origin: what decides the numbers of the next rows.
     """
 
     def __init__(self, run: Any, starter: Starter, metrics_file: Path, sent: SentRows, origin: Origin) -> None:
         self._starter, self._metrics_file, self._log_path = starter, metrics_file, metrics_file.parent
         self._sent, self._origin = sent, origin
         self._lost = self._closed = False
-        self._take(run)
+        self._use(run)
 
-    def _take(self, run: Any) -> None:
+    def _use(self, run: Any) -> None:
         self.run_id: str = run.id
         self._run = run
-        self._recorded = _steps_it_has(run, self._log_path)
+        self._recorded = _recorded_by(run, self._log_path)
         self._last_step = max(self._recorded, default=-1)
         self._history = History(self._log_path / EVENTS_FILE, committed_step=0)
         self._save_state()
@@ -57,7 +57,7 @@ class WandbSink:
         self._log(step, metrics, SentRow(recipe=self._origin.recipe, digest=digest_of(metrics)))
 
     def send_history(self, before: int | None = None) -> None:
-        """Send what wandb lacks of the rows in ``metrics.jsonl``; ``before``: only those of earlier steps."""
+        """Send the rows of ``metrics.jsonl`` that wandb lacks; with ``before``, only those of earlier steps."""
         for row in read_jsonl_rows(self._metrics_file):
             step = row.pop("step")
             if before is not None and step >= before:
@@ -77,18 +77,18 @@ class WandbSink:
                 return
         self._sent.add(self.run_id, step, row)  # before it is sent: see `SentRows`
         try:
-            self._run.log({"step": step, **metrics, **self._beside(step)}, step=step, commit=True)
+            self._run.log({"step": step, **metrics, **self._extras(step)}, step=step, commit=True)
         except ConnectionError as error:
             self._give_up(error)
         else:
             self._last_step = max(step, self._last_step)
 
     def _branch(self, step: int, known: SentRow, row: SentRow) -> None:
-        """Leave a run whose row of ``step`` is not the one that has come now."""
+        """Leave a run whose row of ``step`` differs from the new one, for a new run that branches off before it."""
         if known.recipe == row.recipe and row.recipe:
             reason = (
-                f"the row of step {step} came again with other numbers, though settings, data, actor ranks and devices "
-                "are the same: other metrics may be logged now, or something computes differently each time"
+                f"the row of step {step} was logged again with other numbers, though settings, data, actor ranks and "
+                "devices are the same: other metrics may be logged now, or a computation is not deterministic"
             )
             log_line(f"!! wandb: {reason}")
         else:
@@ -101,19 +101,19 @@ class WandbSink:
         if run is None:
             self._lost = True
             return
-        _say_branch(run.id, branch)
-        self._take(run)
+        _log_branch(run.id, branch)
+        self._use(run)
         self.send_history(before=step)
 
-    def _beside(self, step: int) -> dict[str, Any]:
-        """What rows of some steps have besides their metrics: a table of responses, the number of restarts."""
-        beside: dict[str, Any] = {}
+    def _extras(self, step: int) -> dict[str, Any]:
+        """What a step shows besides its metrics: a table of responses, the number of restarts."""
+        extras: dict[str, Any] = {}
         if rows := samples_of(self._log_path, step):
             table = self._starter.wandb.Table(columns=list(COLUMNS), data=[list(row) for row in rows])
-            beside["samples/rollouts"] = table
+            extras["samples/rollouts"] = table
         if self._history.new(step):
-            beside[RESTARTS] = self._history.num_restarts(step)
-        return beside
+            extras[RESTARTS] = self._history.num_restarts(step)
+        return extras
 
     def close(self) -> None:
         if self._closed:
@@ -130,7 +130,7 @@ class WandbSink:
         except (ConnectionError, HandleAbandonedError) as error:
             self._give_up(error)
         if not self._lost:
-            # Not before: only now are the rows with wandb, or in its file.
+            # Only now are all rows on the server or in the offline file.
             self._save_state()
 
     def _give_up(self, error: Exception) -> None:
@@ -153,17 +153,17 @@ def open_wandb(
     metrics_file: Path,
     origin: Origin,
 ) -> WandbSink | None:
-    """Start, resume or branch off the wandb run; None, after a notice, where there can be none.
+    """Start, resume or branch off the wandb run. Returns None, after a log line, if wandb cannot be used.
 
     Args:
-        run_id: of the checkpoint; None: the one in the sidecar file, or (in a new run) a new one.
+        run_id: wandb run in the checkpoint; None to use the one in the state file or, in a new run, a new one.
         metrics_file: holds the rows up to the committed step; those that wandb lacks are sent.
-        origin: what makes the rows after it.
+        origin: what decides the numbers of the rows after it.
     """
     try:
         import wandb
     except ImportError:
-        log_line("wandb: not installed, so nothing goes there; pip install wandb. metrics.jsonl is written as always")
+        log_line("wandb: not installed, so nothing is sent; pip install wandb. metrics.jsonl is written as always")
         return None
     log_path = metrics_file.parent
     log_path.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def open_wandb(
         sent.close()
         return None
     if branch is not None:
-        _say_branch(run_id, branch)
+        _log_branch(run_id, branch)
     sink = WandbSink(run, starter, metrics_file, sent, origin)
     sink.send_history()
     return sink
@@ -185,9 +185,9 @@ def open_wandb(
 def _choose(
     log_path: Path, sent: SentRows, committed_step: int | None, run_id: str | None, origin: Origin
 ) -> tuple[str, Branch | None]:
-    """The id of the run to go on with, and from which it branches off now."""
-    sidecar = read_state(log_path)
-    known = run_id or (sidecar.run_id if sidecar else None)
+    """The id of the wandb run to use, and how it branches off another one (None if it does not)."""
+    state = read_state(log_path)
+    known = run_id or (state.run_id if state else None)
     if committed_step is None or known is None:
         return run_id or uuid.uuid4().hex[:12], None
     if not _holds_other_rows(sent.of(known), committed_step, origin):
@@ -197,8 +197,8 @@ def _choose(
 
 
 def _holds_other_rows(rows: Mapping[int, SentRow], committed_step: int, origin: Origin) -> bool:
-    """Whether a run has rows after the committed step that will come again with other numbers."""
-    if not rows:  # an older version sent them, and did not note what made them
+    """Whether a run has rows after the committed step that will be logged again with other numbers."""
+    if not rows:  # an older version sent them without recording their recipes
         return bool(origin.changes)
     later = [row.recipe for step, row in rows.items() if step > committed_step]
     unknown = bool(origin.changes)
@@ -206,14 +206,15 @@ def _holds_other_rows(rows: Mapping[int, SentRow], committed_step: int, origin: 
 
 
 def _reason(origin: Origin) -> str:
-    return "; ".join(origin.changes) or "its later rows were made with other settings, actor ranks or devices"
+    return "; ".join(origin.changes) or "its later rows come from other settings, actor ranks or devices"
 
 
-def _say_branch(run_id: str, branch: Branch) -> None:
+def _log_branch(run_id: str, branch: Branch) -> None:
     log_line(f"wandb: run {run_id} branches off run {branch.parent} after step {branch.step}: {branch.reason}")
 
 
-def _steps_it_has(run: Any, log_path: Path) -> Collection[int]:
+def _recorded_by(run: Any, log_path: Path) -> Collection[int]:
+    """The steps that a wandb run has: from the server or, offline, from its files."""
     if not run.offline:
         return range(run.starting_step)
     state = read_state(log_path)

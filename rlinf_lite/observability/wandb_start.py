@@ -1,4 +1,4 @@
-"""Starting a wandb run: online where there is a login, else offline; as a new run, a resumed one, or a branch."""
+"""Starts a wandb run (new, resumed, or a branch of another one): online if there is a login, offline otherwise."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from rlinf_lite.observability.notices import log_line
 
 _START_SECONDS = 60
 _FINISH_SECONDS = 120
-"""wandb would wait for ever on a network that is gone; what it could not send stays on disk for ``wandb sync``."""
+"""Without limits wandb waits forever for a lost network. What it could not send stays on disk for ``wandb sync``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """A wandb run that leaves another one, whose later rows are not those of this training any more.
+    """How a wandb run branches off another one, whose later rows no longer belong to this training.
 
-    Not wandb's ``fork_from``: that needs the server, and excludes ``resume``, so a kill right after it could not be
-    resumed.
+    wandb's own ``fork_from`` needs the server and excludes ``resume``, so a kill right after it could not be resumed.
     """
 
     parent: str
-    """Id of the run that was left."""
+    """Id of the run that it branches off."""
     step: int
-    """The last step whose row both have."""
+    """The last step that both runs have."""
     reason: str
 
     def run_id(self, recipe: str, log_path: Path) -> str:
-        """Always the same for the same branch, so that a kill at any instant leads back to the same run."""
+        """The id of the new run: the same for the same branch, so that a restart after a kill finds the same run."""
         made_of = f"{self.parent} {self.step} {recipe} {log_path.resolve()}"
         return fingerprints.of_text(made_of)[:12]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For ``wandb.init``."""
+        """Arguments for ``wandb.init``."""
         return {"notes": f"Branch of run {self.parent} after step {self.step}: {self.reason}", "tags": ["branch"]}
 
     @property
@@ -50,16 +49,16 @@ class Starter:
     """Starts the wandb runs of one process."""
 
     wandb: Any
-    """The module."""
+    """The module wandb."""
     config: LoggerConfig
     config_dict: Mapping[str, Any]
-    """The resolved config."""
+    """The resolved config of the run."""
 
     def start(self, run_id: str, branch: Branch | None = None) -> Any:
-        """The run in the mode that is asked for; offline where that fails; None where nothing works."""
+        """Start the run in the configured mode, or offline if that fails. Returns None if neither works."""
         for mode in dict.fromkeys((self._mode(), "offline")):
             if mode == "disabled":
-                log_line("wandb: disabled by WANDB_MODE or its settings, so nothing goes there")
+                log_line("wandb: disabled by WANDB_MODE or its settings, so nothing is sent")
                 return None
             try:
                 run = self._init(run_id, mode, branch)
@@ -71,7 +70,7 @@ class Starter:
         return None
 
     def _mode(self) -> str:
-        """What WANDB_MODE or wandb's settings ask for, but offline where an online run would have to ask for a key."""
+        """The mode that WANDB_MODE or wandb's settings name, but offline if an online run would prompt for a key."""
         asked = self.wandb.setup().settings.mode
         mode: str = {"dryrun": "offline", "run": "online"}.get(asked, asked)
         if mode in ("offline", "disabled"):

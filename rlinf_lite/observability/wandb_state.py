@@ -1,4 +1,7 @@
-"""The small file beside a run's metrics that outlives its checkpoints: which wandb run this is, and how far it got."""
+"""Reads and writes ``wandb_state.json``: the id of the wandb run and its last recorded step.
+
+The file lies beside ``metrics.jsonl`` and stays if all checkpoints are deleted.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class WandbState:
 
 
 def read_state(log_path: Path) -> WandbState | None:
-    """None if there is no such file, or, after a notice, if it holds something else."""
+    """The state; None if there is no such file or (with a log line) if it is damaged."""
     path = log_path / FILE_NAME
     if not path.exists():
         return None
@@ -31,7 +34,7 @@ def read_state(log_path: Path) -> WandbState | None:
     match held:
         case {"run_id": str(run_id), "last_step": int(last_step)} if run_id:
             return WandbState(run_id=run_id, last_step=last_step)
-    log_line(f"!! wandb: {path} is damaged, and is not used")
+    log_line(f"!! wandb: {path} is damaged and is ignored")
     return None
 
 

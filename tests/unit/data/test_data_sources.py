@@ -261,5 +261,5 @@ def test_no_paths():
 
 
 def test_the_error_can_be_pickled():
-    error = pickle.loads(pickle.dumps(DataError("rows.jsonl:3: broken; mend it")))
-    assert isinstance(error, ValueError) and str(error) == "rows.jsonl:3: broken; mend it"
+    error = pickle.loads(pickle.dumps(DataError("rows.jsonl:3: broken; repair it")))
+    assert isinstance(error, ValueError) and str(error) == "rows.jsonl:3: broken; repair it"

@@ -18,13 +18,12 @@ from rlinf_lite.types import GenerationBatch, Rollout, Score
 
 
 class Workers:
-    """Stands in for a worker group: records the batches to generate, and grades every response as wrong."""
+    """Stands in for a worker group and its queue: records the generation batches, and grades all responses as wrong."""
 
     def __init__(self) -> None:
         self.batches: list[GenerationBatch] = []
-        self.graded: list = []
 
-    def work(self, method: str) -> Workers:
+    def queue(self) -> Workers:
         self.new: list = []
         return self
 

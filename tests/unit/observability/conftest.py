@@ -1,4 +1,4 @@
-"""A real run of the hub in a process of its own, which ends by closing, by SIGKILL, or without its helpers."""
+"""Fixtures: the metric hub in a process of its own, which is closed, killed, or loses its helper processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ hub.close()
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """For a process that finds the package, and neither a login nor settings of wandb."""
+    """The environment of a process that can import the package and has no login or settings of wandb."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_") and key != "NETRC"}
     root = str(Path(__file__).parents[3])
     return {**kept, "HOME": str(tmp_path), "PYTHONPATH": root}
@@ -50,7 +50,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def session(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
-    """Log steps ``first`` to ``last`` in a new process; its standard output."""
+    """Log steps ``first`` to ``last`` in a new process; returns its standard output."""
 
     def run(
         backend: str, committed: int | None, first: int, last: int, end: str, state=None, origin=None, **changes: str

@@ -1,4 +1,4 @@
-"""Lines that stack, and a bar only where somebody looks at it."""
+"""Aligned step lines, and a progress bar on terminals only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_whole_line():
         {"time/rollout": 59.99, "throughput/tokens_per_second": 123456789.0},
     ],
 )
-def test_labels_and_borders_stand_under_each_other(changes):
+def test_labels_and_borders_are_aligned(changes):
     border = re.compile(r"step|reward|loss|len|kl|clip|gnorm|lr|sync|rollout| s |\||tok/s")
 
     def places(line: str) -> list[tuple[int, str]]:
@@ -81,7 +81,7 @@ def test_no_bar_without_a_terminal(capsys):
     assert captured.err == ""
 
 
-def test_on_a_terminal_the_bar_moves_and_lines_stay_whole(environment):
+def test_on_a_terminal_the_bar_moves_and_lines_stay_intact(environment):
     code = (
         "from rlinf_lite.observability.console import ConsoleSink; from rlinf_lite.observability import log_line\n"
         "sink = ConsoleSink(num_steps=8, committed_step=4)\n"
@@ -106,6 +106,6 @@ def test_on_a_terminal_the_bar_moves_and_lines_stay_whole(environment):
         assert lines.count(expected) == 1, text
 
 
-def test_a_long_phase_loses_decimals_first():
+def test_a_long_phase_is_shown_with_fewer_decimals():
     line = step_line(1, {"time/update": 154.32, "time/rollout": 98765.0, "time/sync": 1e7})
     assert "update 154.3" in line and "rollout 98765" in line and "sync 1e+07" in line

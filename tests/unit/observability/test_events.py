@@ -1,4 +1,4 @@
-"""What happened to a run, on the disk: appended, torn, full, and shown once beside the rows."""
+"""Events on disk: appended, damaged, on a full disk; and each restart shown once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def added(path, *kinds_and_steps, time=0.0) -> None:
         log.add(kind, step)
 
 
-def test_an_event_reads_back_as_it_was_and_is_there_at_once(path):
+def test_an_event_is_written_at_once_and_reads_back(path):
     log = EventLog(path, clock=lambda: 12.5)
     log.add(SAVE, 7, 'said "ü"\nthen died', {"time/save_stall": 0.1 + 0.2})
     (event,) = read_events(path)
@@ -33,12 +33,12 @@ def test_an_event_reads_back_as_it_was_and_is_there_at_once(path):
     assert path.read_bytes().count(b"\n") == 1
 
 
-def test_no_file_is_no_events(path):
+def test_no_file(path):
     assert read_events(path) == []
 
 
 @pytest.mark.parametrize("cut", [1, 10, 30])
-def test_a_torn_line_costs_itself_alone(path, cut):
+def test_a_damaged_line_is_left_out(path, cut):
     added(path, (START, 0), (RESTART, 3))
     path.write_bytes(path.read_bytes()[:-cut])
     added(path, (RESUME, 2))
@@ -58,19 +58,19 @@ def test_a_torn_line_costs_itself_alone(path, cut):
         b'{"kind": "x", "step": 1, "time": 0, "figures": {"a": "b"}}',
     ],
 )
-def test_lines_that_are_no_events_are_left_out(path, line):
+def test_lines_that_are_not_events_are_left_out(path, line):
     added(path, (START, 0))
     with path.open("ab") as file:
         file.write(line + b"\n")
     assert [event.kind for event in read_events(path)] == [START]
 
 
-def test_a_new_run_in_the_same_directory_begins_anew(path):
+def test_a_new_run_in_the_same_directory_starts_a_new_history(path):
     added(path, (START, 0), (RESTART, 5), (START, 0), (SAVE, 2))
     assert [(event.kind, event.step) for event in read_events(path)] == [(START, 0), (SAVE, 2)]
 
 
-def test_steps_done_again_leave_the_history_as_it_was(path):
+def test_repeated_steps_do_not_change_the_history(path):
     added(path, (START, 0), (RESTART, 8), (BACK, 5), (RECOVERED, 6), (RESUME, 5))
     assert [event.step for event in read_events(path)] == [0, 8, 5, 6, 5]
     assert num_restarts(read_events(path)) == 2
@@ -86,24 +86,24 @@ def no_file_can_grow():
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_takes_nothing_is_said_once_and_does_not_end_the_run(path, capsys, no_file_can_grow):
+def test_a_full_disk_is_logged_once_and_does_not_end_the_run(path, capsys, no_file_can_grow):
     log = EventLog(path)
     log.add(RESTART, 1)
     log.add(RESTART, 2)
-    assert capsys.readouterr().out.count("File too large; the run goes on") == 1
+    assert capsys.readouterr().out.count("File too large; the run continues") == 1
 
 
-def test_what_is_no_file_is_not_written_to(capsys):
+def test_a_device_is_not_written_to(capsys):
     EventLog(Path("/dev/full")).add(RESTART, 1)
     assert "/dev/full: is no ordinary file, and is not written to" in capsys.readouterr().out
 
 
-def test_a_directory_that_is_gone_does_not_end_the_run(tmp_path, capsys):
+def test_a_missing_directory_does_not_end_the_run(tmp_path, capsys):
     EventLog(tmp_path / "gone" / "events.jsonl").add(RESTART, 1)
-    assert "the run goes on without this record" in capsys.readouterr().out
+    assert "the run continues without a record" in capsys.readouterr().out
 
 
-def test_each_restart_is_shown_once_beside_the_first_row_after_it(path):
+def test_each_restart_is_shown_once_with_the_next_row(path):
     history = History(path, committed_step=None)
     assert history.new(1) == []
     added(path, (START, 0), (SAVE, 2), (RESTART, 3), (RECOVERED, 4))
@@ -116,7 +116,7 @@ def test_each_restart_is_shown_once_beside_the_first_row_after_it(path):
     assert (history.num_restarts(4), history.num_restarts(7)) == (1, 2)
 
 
-def test_a_resume_shows_again_what_came_after_its_checkpoint(path):
+def test_a_resume_shows_later_restarts_again(path):
     added(path, (START, 0), (RESTART, 3), (RESTART, 8), (RESUME, 5))
     history = History(path, committed_step=5)
     assert [(event.kind, event.step) for event in history.new(6)] == [(RESUME, 5)]
@@ -124,7 +124,7 @@ def test_a_resume_shows_again_what_came_after_its_checkpoint(path):
     assert history.num_restarts(6) == 2
 
 
-def test_nothing_is_read_where_nothing_happened(path):
+def test_an_unchanged_file_is_not_read_again(path):
     added(path, (RESTART, 1))
     history = History(path, committed_step=None)
     assert len(history.new(2)) == 1

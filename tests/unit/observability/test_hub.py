@@ -1,4 +1,4 @@
-"""Fan-out, order, failing sinks, and the hub that a config describes."""
+"""The hub passes rows to all sinks in order, survives failing sinks, and is built from the config."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_sink_gets_every_row():
 
 
 @pytest.mark.parametrize(("committed", "step"), [(None, -1), (5, 5), (5, 4)])
-def test_a_step_that_was_logged_is_refused(committed, step):
+def test_a_step_is_logged_once(committed, step):
     sink = ListSink()
     hub = MetricHub([sink], committed_step=committed)
     with pytest.raises(ValueError, match=f"metrics of step {step} after those of step"):
@@ -65,7 +65,7 @@ def test_an_unknown_backend_names_the_known_ones(logger_config, tmp_path):
     assert list(tmp_path.iterdir()) == [], "refused before anything was written"
 
 
-def test_console_and_file_are_always_there_and_a_resume_goes_on(logger_config, tmp_path, capsys):
+def test_console_and_file_always_exist_and_continue_on_a_resume(logger_config, tmp_path, capsys):
     for committed, steps in ((None, range(1, 6)), (3, range(4, 8))):
         state = None if committed is None else {"wandb_run_id": None, "last_step": committed}
         hub = build_hub(logger_config, committed_step=committed, config_dict={}, num_steps=7, state=state)

@@ -1,4 +1,4 @@
-"""The file of rows after kills, resumes and new runs."""
+"""The file of rows across kills, resumes and new runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def path(tmp_path):
     return tmp_path / "new" / "metrics.jsonl"
 
 
-def test_rows_read_back_to_the_same_bits(path):
+def test_floats_read_back_exactly(path):
     sink = JsonlSink(path, committed_step=None)
     sink.log(7, {"reward/mean": 0.1 + 0.2, "progress/tokens": 2**60, "policy/kl": float("nan")})
     sink.close()
@@ -46,7 +46,7 @@ def test_a_row_is_in_the_file_before_log_returns(path):
     sink.close()
 
 
-def test_a_resume_drops_what_came_after_and_nothing_else(path):
+def test_a_resume_drops_later_rows_only(path):
     write(path, None, *range(1, 11))
     before = path.read_bytes().splitlines(keepends=True)
     write(path, 6)
@@ -56,21 +56,21 @@ def test_a_resume_drops_what_came_after_and_nothing_else(path):
 
 
 @pytest.mark.parametrize("cut", range(1, len('{"step": 3, "reward/mean": 1.0}\n')))
-def test_a_last_line_torn_anywhere_is_dropped(path, cut):
+def test_an_incomplete_last_line_is_dropped(path, cut):
     write(path, None, 1, 2, 3)
     os.truncate(path, path.stat().st_size - cut)
     write(path, 2, 3, 4)
     assert [row["reward/mean"] for row in read_jsonl_rows(path)] == [step / 3 for step in (1, 2, 3, 4)]
 
 
-def test_a_complete_last_line_without_newline_counts_as_torn(path):
+def test_a_last_line_without_newline_is_dropped(path):
     write(path, None, 1, 2, 3)
     os.truncate(path, path.stat().st_size - 1)
     write(path, 3, 4)
     assert steps(path) == [1, 2, 4]
 
 
-def test_zeros_that_a_dead_machine_left_are_dropped(path):
+def test_zeros_at_the_end_are_dropped(path):
     write(path, None, 1, 2)
     with path.open("ab") as file:
         file.write(b"\0" * 100 + b"\n[3]\n{}\n")
@@ -78,7 +78,7 @@ def test_zeros_that_a_dead_machine_left_are_dropped(path):
     assert steps(path) == [1, 2, 3]
 
 
-def test_nothing_to_drop_means_no_rewrite(path):
+def test_without_rows_to_drop_the_file_is_not_rewritten(path):
     write(path, None, 1, 2, 3)
     inode = path.stat().st_ino
     write(path, 3)
@@ -88,7 +88,7 @@ def test_nothing_to_drop_means_no_rewrite(path):
     assert [child.name for child in path.parent.iterdir()] == ["metrics.jsonl"], "nothing is left lying about"
 
 
-def test_several_rows_a_step_and_steps_out_of_order(path):
+def test_several_rows_per_step_and_steps_out_of_order(path):
     sink = JsonlSink(path, committed_step=0)
     for step in (1, 2, 3):
         sink.log_rows(step, [{"sample": sample, "text": f'"step": 9\u2028{step}'} for sample in range(4)])
@@ -99,33 +99,33 @@ def test_several_rows_a_step_and_steps_out_of_order(path):
     assert kept == [(step, sample) for step in (1, 2) for sample in range(4)] + [(1, 9)]
 
 
-def test_rows_of_another_writer_are_understood(path):
+def test_rows_of_other_writers_are_read(path):
     path.parent.mkdir()
     path.write_text("".join(json.dumps({"a": 1, "step": step}) + "\n" for step in (1, 2, 3)))
     JsonlSink(path, committed_step=2).close()
     assert steps(path) == [1, 2]
 
 
-def test_a_new_run_moves_old_rows_aside_and_says_so(path, capsys):
+def test_a_new_run_renames_the_old_file_with_a_log_line(path, capsys):
     write(path, None, 1, 2)
     write(path, None, 1)
     write(path, None, 5)
     assert steps(path) == [5]
     assert steps(path.with_name("metrics.old1.jsonl")) == [1, 2]
     assert steps(path.with_name("metrics.old2.jsonl")) == [1]
-    assert "metrics.jsonl: a new run starts here; the rows of an earlier one are now in metrics.old1.jsonl" in (
+    assert "metrics.jsonl: a new run starts here; the rows of an earlier run are now in metrics.old1.jsonl" in (
         capsys.readouterr().out
     )
 
 
-def test_a_leftover_of_an_interrupted_rewrite_does_no_harm(path):
+def test_a_leftover_of_an_interrupted_rewrite_is_ignored(path):
     write(path, None, 1, 2, 3)
     path.with_name("metrics.jsonl.tmp").write_text("half a rewr")
     write(path, 2, 3)
     assert steps(path) == [1, 2, 3]
 
 
-def test_no_file_no_rows(path):
+def test_no_file(path):
     assert list(read_jsonl_rows(path)) == []
     write(path, 5)
     assert steps(path) == []
@@ -154,7 +154,7 @@ sink.sync()
 def test_a_full_disk_loses_no_row(tmp_path):
     path = tmp_path / "metrics.jsonl"
     shown = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], capture_output=True, text=True, check=True)
-    assert "rows wait in memory from step 2 on" in shown.stdout and "not durable: True" in shown.stdout
+    assert "rows are kept in memory from step 2 on" in shown.stdout and "not durable: True" in shown.stdout
     assert [row["step"] for row in read_jsonl_rows(path)] == [1, 2, 3, 4, 5]
 
 

@@ -1,4 +1,4 @@
-"""Tables of responses: which steps have one, what is in it, and that no text is taken for markup."""
+"""Tables of responses: which steps have one, their rows, and escaped texts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_without_rollouts_there_is_no_table(tmp_path):
     assert samples_of(tmp_path, 10) == []
 
 
-def test_rows_are_found_whatever_their_lengths_and_gaps(tmp_path):
+def test_rows_of_any_length_and_with_gaps_are_found(tmp_path):
     steps = {1: 3, 2: 1, 5: 4, 6: 1, 30: 2, 31: 7}
     write(tmp_path, steps)
     path = tmp_path / "rollouts.jsonl"
@@ -55,7 +55,7 @@ def test_rows_are_found_whatever_their_lengths_and_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
-def test_a_torn_last_row_is_no_row(tmp_path, cut):
+def test_an_incomplete_last_row_is_left_out(tmp_path, cut):
     write(tmp_path, {1: 2, 10: 2})
     path = tmp_path / "rollouts.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
@@ -67,7 +67,7 @@ def test_rows_without_their_prompt_show_its_ids():
     assert prompt_of({"prompt_ids": [1], "prompt": "1+1="}) == "1+1="
 
 
-def test_no_text_is_taken_for_markup():
+def test_texts_are_escaped():
     html = markdown.markdown(markdown_table([(1, 2, 0, "p", HURTS, 0.5)]), extensions=["tables"])
     assert html.count("<tr>") == 2 and html.count("<td>") == len(COLUMNS)
     for markup in ("<script", "<em>", "<code>", "<a "):
@@ -80,5 +80,5 @@ def test_half_a_surrogate_pair_can_be_written():
     assert to_markdown(broken).encode() == b"&#63;"
 
 
-def test_long_texts_are_cut_with_their_length():
+def test_long_texts_are_truncated_with_their_length():
     assert "&#46;&#46;&#46; &#40;5000 characters&#41;" in markdown_table([(1, 2, 0, "p", "x" * 5000, 0.5)])

@@ -1,4 +1,4 @@
-"""Event files read back by TensorBoard's own reader: each step exactly once, whatever happened in between."""
+"""Event files, read by TensorBoard's own reader, show each step exactly once across kills and resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scalars(log_dir) -> list[tuple[int, float]]:
 
 
 def texts(log_dir, tag) -> list[tuple[int, str]]:
-    # What serves the text tab; the other reader keeps texts of steps that were purged.
+    # The reader of the text tab; the other one keeps texts of purged steps.
     accumulator = plugin_event_accumulator.EventAccumulator(str(log_dir), size_guidance={"tensors": 0})
     accumulator.Reload()
     if f"{tag}/text_summary" not in accumulator.Tags()["tensors"]:
@@ -70,7 +70,7 @@ def test_a_new_run_hides_the_events_of_an_earlier_one(tmp_path):
     assert scalars(tmp_path) == [(1, 10.0), (2, 20.0)]
 
 
-def test_a_clock_that_went_back_is_said(tmp_path, capsys):
+def test_a_clock_that_was_set_back_is_logged(tmp_path, capsys):
     (tmp_path / f"events.out.tfevents.{int(time.time()) + 1000}.host.1.0").write_bytes(b"")
     log(tmp_path, 1, 2)
     assert "s behind the newest event file; replayed steps may show twice" in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_a_missing_package_is_a_config_error(tmp_path, monkeypatch):
     )
 
 
-def test_tables_of_responses_are_there_once_after_kills(tmp_path):
+def test_tables_of_responses_appear_once_after_kills(tmp_path):
     log_dir = tmp_path / "tensorboard"
     for committed, steps in ((None, range(1, 23)), (15, range(16, 32))):
         rollouts = JsonlSink(tmp_path / "rollouts.jsonl", committed_step=committed)
@@ -99,7 +99,7 @@ def test_tables_of_responses_are_there_once_after_kills(tmp_path):
     assert shown[-1][1].splitlines()[2] == "| 30 | 30 | 0 | 1&#43;1&#61; | a&#124;b | 1&#46;0 |"
 
 
-def test_restarts_are_counted_and_told_at_the_step_after_them(tmp_path):
+def test_restarts_are_counted_and_described_at_the_next_step(tmp_path):
     events, log_dir = EventLog(tmp_path / "events.jsonl"), tmp_path / "tensorboard"
     sink = TensorBoardSink(log_dir, committed_step=None)
     for step in range(1, 7):
@@ -113,6 +113,6 @@ def test_restarts_are_counted_and_told_at_the_step_after_them(tmp_path):
     accumulator = EventAccumulator(str(log_dir))
     accumulator.Reload()
     assert [(e.step, e.value) for e in accumulator.Scalars("events/restarts")] == [(4, 1.0), (5, 1.0), (6, 2.0)]
-    told = texts(log_dir, "events/what")
-    assert told[0] == (4, "**restart** after step 3: a &#42;worker&#42; was lost")
-    assert [step for step, _ in told] == [4, 5, 6]
+    descriptions = texts(log_dir, "events/what")
+    assert descriptions[0] == (4, "**restart** after step 3: a &#42;worker&#42; was lost")
+    assert [step for step, _ in descriptions] == [4, 5, 6]

@@ -1,4 +1,4 @@
-"""Seconds by phase, on a clock that the test turns."""
+"""Seconds by phase, with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clock:
         return self.now
 
 
-def test_phases_add_up_in_order_and_the_step_is_the_whole():
+def test_phases_add_up_in_order_within_the_step():
     clock = Clock()
     timer = PhaseTimer(clock)
     for name, seconds in (("sync", 1.0), ("rollout", 4.0), ("sync", 2.0)):
@@ -28,7 +28,7 @@ def test_phases_add_up_in_order_and_the_step_is_the_whole():
     assert list(timer.metrics().items()) == [("time/sync", 3.0), ("time/rollout", 4.0), ("time/step", 7.5)]
 
 
-def test_a_phase_that_raises_is_counted_and_raises():
+def test_a_phase_that_raises_is_counted():
     clock = Clock()
     timer = PhaseTimer(clock)
     with pytest.raises(KeyError), timer.phase("reward"):

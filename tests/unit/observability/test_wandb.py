@@ -1,4 +1,4 @@
-"""wandb for real, offline: processes killed and resumed, and its files read back. Nothing here touches a network."""
+"""The real wandb, offline: processes are killed and resumed, and its files read back. Nothing uses a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def state_in(output: str) -> dict:
 
 
 def rows(log_path, run_id, with_tables=False, with_restarts=MappingProxyType({})) -> list[tuple[int, float]]:
-    """(step, reward) of every history record of every session, doubled ones included."""
+    """(step, reward) of every history record of every session, duplicates included."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
@@ -45,17 +45,17 @@ def test_killed_and_resumed_as_one_run_with_each_step_once(tmp_path, session):
     first = state_in(session("wandb", None, 1, 9, "kill", origin=origin, WANDB_MODE="offline"))
     run_id = first["wandb_run_id"]
     assert first == {"wandb_run_id": run_id, "last_step": 9} and read_state(log_path).run_id == run_id
-    # The checkpoint of step 5 was the last one; wandb had nothing on disk yet when the kill came.
+    # The last checkpoint was of step 5; at the kill wandb had written nothing yet.
     second = state_in(session("wandb", 5, 6, 12, "close", {**first, "last_step": 5}, origin))
     assert second["wandb_run_id"] == run_id
     assert read_state(log_path) == WandbState(run_id=run_id, last_step=12)
-    # This time all twelve rows are there, and 9 to 12 come again.
+    # Now all twelve rows exist, and 9 to 12 are logged again.
     third = state_in(session("wandb", 8, 9, 15, "close", {**second, "last_step": 8}, origin))
     assert third == {"wandb_run_id": run_id, "last_step": 15}
     assert sorted(rows(log_path, run_id)) == [(step, step / 3) for step in range(1, 16)]
 
 
-def test_kills_before_the_first_row_of_a_branch_lead_back_to_it(tmp_path, session):
+def test_after_kills_before_its_first_row_a_branch_is_found_again(tmp_path, session):
     log_path = tmp_path / "run"
     state = state_in(session("wandb", None, 1, 8, "close", origin={"recipe": "a"}, WANDB_MODE="offline"))
     back = {**state, "last_step": 2}
@@ -70,7 +70,7 @@ def test_kills_before_the_first_row_of_a_branch_lead_back_to_it(tmp_path, sessio
     assert sorted(rows(log_path, state["wandb_run_id"])) == [(step, step / 3) for step in range(1, 9)]
 
 
-def test_tables_of_responses_that_a_kill_took_are_sent_by_the_resume(tmp_path, session):
+def test_tables_lost_by_a_kill_are_sent_by_the_resume(tmp_path, session):
     log_path = tmp_path / "run"
     rollouts = JsonlSink(log_path / "rollouts.jsonl", committed_step=None)
     for step in range(1, 16):
@@ -90,7 +90,7 @@ def test_tables_of_responses_that_a_kill_took_are_sent_by_the_resume(tmp_path, s
     assert sent == {step: [[step, step, 0, "tokens 1", "<b>\u6f22|", 1.0]] * 2 for step in (1, 10)}
 
 
-def test_a_run_outlives_wandbs_service_and_a_resume_sends_what_was_lost(tmp_path, session):
+def test_a_run_survives_the_end_of_wandbs_service(tmp_path, session):
     output = session("wandb", None, 1, 3, "lose service", WANDB_MODE="offline")
     assert output.count("wandb: its service process is gone") == 1
     run_id = state_in(output)["wandb_run_id"]
@@ -98,7 +98,7 @@ def test_a_run_outlives_wandbs_service_and_a_resume_sends_what_was_lost(tmp_path
     assert sorted(rows(tmp_path / "run", run_id)) == [(step, step / 3) for step in range(1, 8)]
 
 
-def test_without_login_it_goes_offline_says_so_and_asks_nothing(tmp_path, session):
+def test_without_a_login_it_runs_offline_without_a_prompt(tmp_path, session):
     output = session("wandb", None, 1, 400, "close")
     assert "wandb: not logged in, so the run is recorded offline" in output and "wandb login" in output
     run_id = state_in(output)["wandb_run_id"]
@@ -107,7 +107,7 @@ def test_without_login_it_goes_offline_says_so_and_asks_nothing(tmp_path, sessio
 
 
 @pytest.mark.parametrize("left_in_block", range(10))
-def test_records_up_to_and_across_the_border_of_a_block(tmp_path, left_in_block):
+def test_records_across_block_boundaries(tmp_path, left_in_block):
     path, block, header = tmp_path / "run.wandb", 32 * 1024, 7
 
     def chunk(kind: int, content: bytes) -> bytes:
@@ -132,7 +132,7 @@ def test_disabled_by_the_environment(tmp_path, session):
     assert not (tmp_path / "run" / "wandb").exists()
 
 
-def test_a_missing_package_is_one_line_and_the_run_id_is_kept(logger_config, monkeypatch, capsys):
+def test_a_missing_package_is_logged_and_the_run_id_kept(logger_config, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     logger_config.logger_backends = ["wandb"]
     state = {"wandb_run_id": "abc", "last_step": 3}
@@ -140,11 +140,11 @@ def test_a_missing_package_is_one_line_and_the_run_id_is_kept(logger_config, mon
     hub.log(4, {"reward/mean": 0.5})
     hub.close()
     notice = capsys.readouterr().out.splitlines()[0]
-    assert notice.startswith("wandb: not installed, so nothing goes there; pip install wandb")
+    assert notice.startswith("wandb: not installed, so nothing is sent; pip install wandb")
     assert hub.state() == {"wandb_run_id": "abc", "last_step": 4}
 
 
-def test_the_sidecar_is_replaced_whole(tmp_path):
+def test_the_state_file_is_replaced_atomically(tmp_path):
     assert read_state(tmp_path) is None
     for last_step in (-1, 7):
         write_state(tmp_path, WandbState(run_id="abc", last_step=last_step))
@@ -155,7 +155,7 @@ def test_the_sidecar_is_replaced_whole(tmp_path):
 @pytest.mark.parametrize(
     "line", ["{", "[]", "\xff", '{"step": 2}', '{"step": 2, "run": 7, "recipe": "", "digest": ""}']
 )
-def test_a_damaged_line_of_the_rows_that_were_sent_is_a_row_that_is_not_known(tmp_path, line):
+def test_a_damaged_line_of_the_sent_rows_is_ignored(tmp_path, line):
     row = SentRow(recipe="r", digest="d")
     sent = SentRows(tmp_path)
     sent.add("abc", 1, row)
@@ -173,7 +173,7 @@ def test_a_damaged_line_of_the_rows_that_were_sent_is_a_row_that_is_not_known(tm
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff", b"[]", b"null", b'{"run_id": "abc"}', b'{"run_id": 1, "last_step": 2}']
 )
-def test_a_damaged_state_file_counts_as_none(tmp_path, content, capsys):
+def test_a_damaged_state_file_is_ignored(tmp_path, content, capsys):
     (tmp_path / "wandb_state.json").write_bytes(content)
     assert read_state(tmp_path) is None
-    assert f"!! wandb: {tmp_path}/wandb_state.json is damaged, and is not used" in capsys.readouterr().out
+    assert f"!! wandb: {tmp_path}/wandb_state.json is damaged and is ignored" in capsys.readouterr().out

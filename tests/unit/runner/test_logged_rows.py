@@ -224,7 +224,7 @@ def test_a_row_that_should_have_been_equal_is_said_and_starts_a_branch(toy, caps
     branch = toy.run("4", 8, drift=1e-9)
     assert branch != first
     printed = capsys.readouterr().out
-    assert "!! wandb: the row of step 5 came again with other numbers, though settings" in printed
+    assert "!! wandb: the row of step 5 was logged again with other numbers, though settings" in printed
     assert f"run {branch} branches off run {first} after step 4" in printed
     assert sorted(toy.wandb(branch)[0]) == list(range(1, 9))
 
