@@ -17,25 +17,29 @@ from rlinf_lite.runner.progress import Progress
 from rlinf_lite.types import GenerationBatch, Rollout, Score
 
 
-class Workers:
-    """Stands in for a worker group and its queue: records the generation batches, and grades all responses as wrong."""
+class Generation:
+    """Stands in for the rollout workers and their queue: records the generation batches, returns empty responses."""
 
     def __init__(self) -> None:
         self.batches: list[GenerationBatch] = []
 
-    def queue(self) -> Workers:
+    def queue(self):
         self.new: list = []
         return self
 
-    def add(self, key, work) -> None:
-        self.new.append((key, work))
+    def add(self, key, batch) -> None:
+        self.new.append((key, batch))
 
-    def results(self, beside):
+    def results(self, beside=()):
         for key, batch in self.new:
             self.batches.append(batch)
             yield key, [empty(prompt.prompt_index) for prompt in batch.prompts]
 
-    def __iter__(self):
+
+class Grading(Generation):
+    """Stands in for the reward workers and their queue: every response is wrong."""
+
+    def results(self, beside=()):
         return ((names, [Score(reward=0.0, correct=False)] * len(names)) for names, _ in self.new)
 
 
@@ -54,14 +58,14 @@ def empty(prompt_index: int) -> Rollout:
 
 def validated_by_the_loop(config: Config, problems, step: int) -> list[GenerationBatch]:
     """The batches that the loop hands to its rollout workers in the validation after ``step``."""
-    rollouts = Workers()
+    rollouts = Generation()
     progress = Progress()
     progress.step = step
     rest = dict.fromkeys(("actors", "replicas", "stream", "hub", "samples", "saver", "pad_id", "stop", "between_steps"))
     runner = Runner(
         config=config,
         rollouts=rollouts,
-        rewards=Workers(),
+        rewards=Grading(),
         weights=SimpleNamespace(publish=lambda: None),
         val_problems=problems,
         progress=progress,
