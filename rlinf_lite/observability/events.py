@@ -23,6 +23,8 @@ SAVE, SAVE_FAILED = "save", "save failed"
 """A checkpoint was committed, with its cost as figures; or it could not be saved."""
 
 
+RECOVERY_SECONDS = "time/recovery"
+"""The figure of a `RECOVERED` event."""
 RESTARTS = "events/restarts"
 """The metric that counts restarts in TensorBoard and wandb. Not in ``metrics.jsonl``, which a kill must not change."""
 

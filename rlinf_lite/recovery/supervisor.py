@@ -42,9 +42,14 @@ class Stopwatch:
         self.parts[name] = self.parts.get(name, 0.0) + now - self._last
         self._last = now
 
+    @property
+    def seconds(self) -> float:
+        """Of all parts together."""
+        return sum(self.parts.values())
+
     def line(self) -> str:
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.parts.items())
-        return f"recovered in {sum(self.parts.values()):.2f} s: {parts}"
+        return f"recovered in {self.seconds:.2f} s: {parts}"
 
 
 class Supervisor:
@@ -243,7 +248,8 @@ class Supervisor:
         if self._recovery is not None:
             self._recovery.lap("first step")
             log_line(f"   {self._recovery.line()}")
-            self.build.events.add(events.RECOVERED, self._runner.progress.step, self._recovery.line())
+            figures = {events.RECOVERY_SECONDS: self._recovery.seconds}
+            self.build.events.add(events.RECOVERED, self._runner.progress.step, self._recovery.line(), figures)
             self._recovery = None
         self.link.report_step(self._runner.progress.step)
         self.workers.note()

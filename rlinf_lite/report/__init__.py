@@ -1,1 +1,1 @@
-"""What a run has left in its directory, as one page: ``python -m rlinf_lite.report RUN_DIR``."""
+"""Writes the report page of a run, from the files in its directory: ``python -m rlinf_lite.report RUN_DIR``."""

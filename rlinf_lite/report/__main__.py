@@ -1,4 +1,4 @@
-"""``python -m rlinf_lite.report``: a run's directory as one HTML page."""
+"""The command line ``python -m rlinf_lite.report RUN_DIR``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def parser() -> argparse.ArgumentParser:
         "run", metavar="RUN_DIR", type=argument, help="the run's directory, {output_dir}/{experiment_name}"
     )
     top.add_argument("--output", metavar="DIR", type=argument, help="where to write (default: RUN_DIR/report)")
-    other = "runs whose curves are drawn in the same charts"
+    other = "more runs to draw in the same charts"
     top.add_argument("--compare", metavar="OTHER_RUN", type=argument, nargs="+", default=[], help=other)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after one line on stderr."""
+    """Returns the exit code: 0, or 2 after an error message."""
     options = parser().parse_args(arguments)
     from rlinf_lite.report.run import ReportError
 
@@ -41,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(directory: Path, output: Path, others: Sequence[Path]) -> Path:
-    """Write the page; returns its path.
+    """Write the page of the run in ``directory``, compared with ``others``; returns the path of the page.
 
     Raises:
-        ReportError: one of the directories is no run's.
+        ReportError: one of the directories is not a run's.
         OSError: ``output`` cannot be written.
     """
-    from rlinf_lite.report.page import page
+    from rlinf_lite.report.page import render
     from rlinf_lite.report.run import read_run
 
-    text = page([read_run(path) for path in (directory, *others)])
+    text = render([read_run(path) for path in (directory, *others)])
     output.mkdir(parents=True, exist_ok=True)
     html = output / "report.html"
     replace_text(html, text, durable=False, several_writers=True)

@@ -1,4 +1,4 @@
-"""From the rows of a metric to what is drawn: at most 2,000 points that keep the extremes, and a smooth line."""
+"""Reduces the rows of a metric to a curve: at most 2,000 points, with the extremes kept, and a moving average."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Curve:
     colour: int
     """Index into the palette."""
     points: Column
-    """As logged, or of each bucket the lowest and the highest."""
+    """As logged, or the lowest and highest value of each bucket."""
     last: float
     """The last finite value."""
     smooth: Column | None
     num_not_finite: int
-    """NaN and infinite values; they are not drawn."""
+    """NaN and infinite values, which are not drawn."""
 
 
-def curve(column: Column, *, label: str, colour: int, smooth: bool) -> Curve | None:
-    """None: there is no finite value."""
+def make_curve(column: Column, *, label: str, colour: int, smooth: bool) -> Curve | None:
+    """The curve of a metric, or None if it has no finite value."""
     finite = drawable(column[1])
     steps, values = column[0][finite], column[1][finite]
     if not len(steps):
@@ -44,7 +44,7 @@ def curve(column: Column, *, label: str, colour: int, smooth: bool) -> Curve | N
 
 
 def extremes(steps: np.ndarray, values: np.ndarray) -> Column:
-    """Of more than `MOST_POINTS`: lowest and highest of each bucket, so that no spike is lost."""
+    """At most `MOST_POINTS` points: the lowest and highest of each bucket, so that no spike is lost."""
     if len(steps) <= MOST_POINTS:
         return steps, values
     kept: list[int] = []
@@ -55,9 +55,9 @@ def extremes(steps: np.ndarray, values: np.ndarray) -> Column:
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray) -> Column:
-    """A moving mean around each row, over a twentieth of them; no lag, and narrower at both ends."""
+    """A centred moving average over a twentieth of the rows; the window is narrower at both ends."""
     half, index, last = max(2, len(values) // 40), np.arange(len(values)), len(values) - 1
-    # At both ends the window shrinks, so that a steep beginning stays steep; not to nothing, which would be noise.
+    # The window shrinks at both ends, so that a steep beginning stays steep, but not to a single row.
     reach = np.clip(np.minimum(index, last - index), max(2, half // 4), half)
     low, high = np.maximum(index - reach, 0), np.minimum(index + reach, last)
     sums = np.concatenate([[0.0], np.cumsum(values)])

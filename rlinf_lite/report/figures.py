@@ -1,4 +1,4 @@
-"""Which charts a report has, and what is in each: drawn by `plots`."""
+"""Chooses the charts of a report and their curves. `plots` turns them into Plotly specifications."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlinf_lite.report.curves import Curve, curve
+from rlinf_lite.report.curves import Curve, make_curve
 from rlinf_lite.report.run import Column, Run
 
 _MOST_BARS = 160
@@ -15,21 +15,23 @@ _MOST_BARS = 160
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """A chart that a run may have: one curve per logged metric."""
+    """A chart that a run may have, with one curve per metric that was logged."""
 
     title: str
     metrics: Mapping[str, str]
-    """Metric -> label."""
+    """Metric -> label of its curve."""
     about: str
+    """A line below the title."""
     kind: str = "number"
+    """``number``, ``percent`` or ``seconds``."""
     smooth: bool = True
     dots: bool = False
-    """Few points: each is marked, and they are joined."""
+    """Whether to mark each point, for metrics with few points."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """A chart with its curves."""
+    """A chart to draw, with its curves."""
 
     title: str
     about: str
@@ -37,15 +39,16 @@ class Figure:
     dots: bool
     curves: Sequence[Curve]
     log: bool = False
+    """Whether the y axis is logarithmic."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bars:
-    """Seconds by phase, stacked: one bar per step, or the mean of several."""
+    """Stacked bars of seconds by phase: one bar per step, or the mean of several steps."""
 
     title: str
     steps: np.ndarray
-    """Middle of each bar."""
+    """The middle of each bar."""
     width: float
     """In steps."""
     phases: Mapping[str, np.ndarray]
@@ -53,10 +56,12 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
+    """A section of the page."""
+
     title: str
     figures: Sequence[Figure]
     constant: Mapping[str, float] = field(default_factory=dict)
-    """Metrics that had one value throughout, which needs no chart."""
+    """Metrics that had the same value in every step, which need no chart."""
 
 
 LEARNING = (
@@ -64,19 +69,22 @@ LEARNING = (
     Chart(
         title="Validation accuracy",
         metrics={"val/accuracy": ""},
-        about="share of validation problems answered correctly",
+        about="fraction of validation problems answered correctly",
         kind="percent",
         smooth=False,
         dots=True,
     ),
     Chart(
-        title="Training accuracy", metrics={"reward/accuracy": ""}, about="share of correct responses", kind="percent"
+        title="Training accuracy",
+        metrics={"reward/accuracy": ""},
+        about="fraction of correct responses",
+        kind="percent",
     ),
     Chart(title="Response length", metrics={"length/response_mean": ""}, about="tokens, mean over the responses"),
     Chart(
         title="Truncated responses",
         metrics={"length/cut_fraction": ""},
-        about="share that reached the token limit",
+        about="fraction that reached the token limit",
         kind="percent",
     ),
 )
@@ -95,7 +103,7 @@ OPTIMISATION = (
     Chart(
         title="Clip fraction",
         metrics={"policy/clip_fraction": "clipped", "policy/dual_clip_fraction": "dual-clipped"},
-        about="share of tokens outside of the trust region",
+        about="fraction of tokens outside the trust region",
         kind="percent",
     ),
     Chart(title="Entropy", metrics={"policy/entropy": ""}, about="nats per token"),
@@ -103,7 +111,7 @@ OPTIMISATION = (
     Chart(
         title="Rollout gap",
         metrics={"policy/rollout_logprob_gap": ""},
-        about="log-probs: engine against trainer, mean per token",
+        about="log-probs of engine and trainer: mean difference per token",
     ),
 )
 SYSTEM = (
@@ -121,13 +129,13 @@ _ELSEWHERE = ("step", "progress/", "time/", "save/")
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """The charts of the first run, the others' curves laid over them."""
+    """The sections of the page: the charts of the first run, with the curves of the others in them."""
     named = [_group(title, charts, runs) for title, charts in (("Learning", LEARNING), ("Optimisation", OPTIMISATION))]
-    return [*named, _group("System", SYSTEM, runs), _group("Further metrics", _others(runs[0]), runs)]
+    return [*named, _group("System", SYSTEM, runs), _group("Further metrics", _further(runs[0]), runs)]
 
 
-def _others(run: Run) -> list[Chart]:
-    """One chart for each metric that no other shows."""
+def _further(run: Run) -> list[Chart]:
+    """One chart per metric that no other chart shows."""
     shown = {metric for chart in (*LEARNING, *OPTIMISATION, *SYSTEM) for metric in chart.metrics}
     keys = [key for key in run.columns if key not in shown and not key.startswith(_ELSEWHERE)]
     return [Chart(title=key, metrics={key: ""}, about="", dots=key.startswith("val/")) for key in keys]
@@ -148,13 +156,13 @@ def _group(title: str, charts: Sequence[Chart], runs: Sequence[Run]) -> Group:
 
 
 def _constant(runs: Sequence[Run], key: str) -> float | None:
-    """The one value that a metric had in all steps of all runs, if there were two or more."""
+    """The value of a metric if it was the same in all steps of all runs, and there are at least two."""
     values = np.concatenate([run.column(key)[1] for run in runs])
     return float(values[0]) if len(values) > 1 and np.isfinite(values[0]) and (values == values[0]).all() else None
 
 
 def _different(run: Run, metrics: Mapping[str, str]) -> dict[str, str]:
-    """Without those that repeat an earlier one; training accuracy often repeats the reward."""
+    """``metrics`` without those that equal an earlier one; training accuracy often equals the reward."""
     kept: dict[str, str] = {}
     for key, label in metrics.items():
         earlier = [*kept, *({"reward/accuracy": ["reward/mean"]}.get(key, []))]
@@ -164,19 +172,19 @@ def _different(run: Run, metrics: Mapping[str, str]) -> dict[str, str]:
 
 
 def _curves(chart: Chart, metrics: Mapping[str, str], runs: Sequence[Run]) -> Iterator[Curve]:
-    """One run: one colour per metric. Several runs: the first metric, one colour per run."""
+    """The curves of a chart: one per metric of a single run, or one per run of the first metric."""
     if len(runs) == 1:
         wanted = [(runs[0].column(key), label, colour) for colour, (key, label) in enumerate(metrics.items())]
     else:
         wanted = [(run.column(key), run.name, colour) for key in [*metrics][:1] for colour, run in enumerate(runs)]
     for column, label, colour in wanted:
-        made = curve(column, label=label, colour=colour, smooth=chart.smooth)
-        if made is not None:
-            yield made
+        curve = make_curve(column, label=label, colour=colour, smooth=chart.smooth)
+        if curve is not None:
+            yield curve
 
 
 def phase_bars(run: Run) -> Bars | None:
-    """None: no step told its phases."""
+    """Seconds by phase and step; None if no phases were logged."""
     if not run.phases or "time/step" not in run.columns:
         return None
     steps = run.steps
@@ -192,29 +200,28 @@ def phase_bars(run: Run) -> Bars | None:
 
 
 def _aligned(steps: np.ndarray, column: Column) -> np.ndarray:
-    """A value for each of ``steps``, 0 where there is none."""
+    """float64 [steps]: the value at each step, 0 if there is none."""
     values = np.zeros(len(steps))
     values[np.searchsorted(steps, column[0])] = np.nan_to_num(column[1], posinf=0.0, neginf=0.0)
     return values
 
 
 def save_figures(run: Run) -> list[Figure]:
-    """What saves cost, over the steps at which they were begun."""
+    """The charts of the cost of saves, by the step at which each began."""
     saves = run.saves
     if len(saves) < 2:
         return []
     steps = np.array([save.step for save in saves], np.int64)
     order = np.argsort(steps, kind="stable")
 
-    def made(label: str, colour: int, values: list[float]) -> list[Curve]:
-        column = steps[order], np.array(values)[order]
-        found = curve(column, label=label, colour=colour, smooth=False)
-        return [] if found is None else [found]
+    def curves(label: str, colour: int, values: list[float]) -> list[Curve]:
+        curve = make_curve((steps[order], np.array(values)[order]), label=label, colour=colour, smooth=False)
+        return [] if curve is None else [curve]
 
-    durable = made("durable", 0, [max(save.durable_seconds, 1e-4) for save in saves])
-    held = made("held", 1, [max(save.stall_seconds, 1e-4) for save in saves])
-    speed = made("", 0, [save.gb_per_second for save in saves])
-    texts = {"about": "until it was on the disk, and how long the step loop waited", "kind": "seconds", "dots": True}
+    durable = curves("durable", 0, [max(save.durable_seconds, 1e-4) for save in saves])
+    held = curves("held", 1, [max(save.stall_seconds, 1e-4) for save in saves])
+    speed = curves("", 0, [save.gb_per_second for save in saves])
+    texts = {"about": "until it was on disk, and how long the training waited", "kind": "seconds", "dots": True}
     return [
         Figure(title="Seconds per save", curves=durable + held, log=True, **texts),  # type: ignore[arg-type]
         Figure(title="Save speed", about="GB/s", kind="number", dots=True, curves=speed),

@@ -1,4 +1,4 @@
-"""The page: one HTML file with plotly.js, its charts and its style inside; it asks no network for anything."""
+"""Renders the page: one HTML file that contains plotly.js, the charts and the style, and needs no network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlinf_lite.report.run import Run
 from rlinf_lite.report.samples import choose_samples
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, and those that turn the direction of the text around them."""
+"""Control characters, and those that change the direction of the text around them."""
 
 
 _SHOWN = {"number": readable.number, "percent": readable.percent, "seconds": readable.duration}
@@ -32,26 +32,26 @@ _SHOWN = {"number": readable.number, "percent": readable.percent, "seconds": rea
 
 
 class Charts:
-    """Collects what the script draws, in the order in which the template asks for it."""
+    """Collects the charts that the script draws, in the order in which the template adds them."""
 
     def __init__(self, axis: Axis | None) -> None:
         self._axis = axis
         self.plots: list[dict[str, Any]] = []
 
     def add(self, figure: Figure | Bars) -> int:
-        """Returns the number of the chart on the page."""
-        assert self._axis is not None, "without steps there are no figures"
+        """Add a chart; returns its number on the page."""
+        assert self._axis is not None, "a run without steps has no figures"
         self.plots.append(plot(figure, self._axis))
         return len(self.plots) - 1
 
     @property
     def json(self) -> Markup:
-        # "<" as an escape: nothing in the data can end the element that it is in.
+        # "<" is escaped, so that nothing in the data can end the script element.
         return Markup(json.dumps(self.plots, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
-def page(runs: Sequence[Run], now: float | None = None) -> str:
-    """The report of the first of ``runs``, with the curves of the others in the same charts."""
+def render(runs: Sequence[Run], now: float | None = None) -> str:
+    """The page of the first of ``runs`` as HTML, with the curves of the others in the same charts."""
     run, now = runs[0], time.time() if now is None else now
     axis = Axis.of(runs)
     learning, optimisation, system, further = groups(runs)
@@ -93,12 +93,12 @@ def _text(package: str, name: str) -> Markup:
 
 
 def _plotly() -> Markup:
-    # The file, not `plotly.offline.get_plotlyjs`: importing plotly takes seconds and we need nothing else of it.
+    # Read from the file, because importing plotly for `plotly.offline.get_plotlyjs` takes seconds.
     return _text("plotly", "package_data/plotly.min.js")
 
 
 def _clean(value: object) -> object:
-    """Applied to everything the template prints: control characters and half surrogates are replaced."""
+    """Replace control characters and half surrogate pairs in everything that the template prints."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return _HIDDEN.sub("\ufffd", replace_surrogates(value.replace("\r\n", "\n")))

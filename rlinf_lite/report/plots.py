@@ -1,4 +1,4 @@
-"""From a figure to a Plotly specification: data and layout as plain values, drawn in the browser by plotly.js."""
+"""Turns figures into Plotly specifications (data and layout), which plotly.js draws in the browser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LAYOUT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """The steps that all charts of a page share, and what is marked on them."""
+    """The x axis that all charts of a page share, with its marks."""
 
     first: float
     last: float
@@ -56,7 +56,7 @@ class Axis:
 
 
 def plot(figure: Figure | Bars, axis: Axis) -> dict[str, Any]:
-    """``{"data": ..., "layout": ...}`` for ``Plotly.newPlot``."""
+    """The ``{"data": ..., "layout": ...}`` of a figure for ``Plotly.newPlot``."""
     kind = "seconds" if isinstance(figure, Bars) else figure.kind
     traces = _bars(figure) if isinstance(figure, Bars) else [t for c in figure.curves for t in _curve(c, figure)]
     grid = {"gridcolor": "rgba(128,136,145,0.22)", "zerolinecolor": "rgba(128,136,145,0.45)"}
@@ -86,7 +86,7 @@ def plot(figure: Figure | Bars, axis: Axis) -> dict[str, Any]:
 
 
 def _curve(curve: Curve, figure: Figure) -> Iterable[dict[str, Any]]:
-    """The values, and their moving mean where there is one; hovering reads the values."""
+    """The values, and their moving average if there is one. Hovering shows the values."""
     colour, name = PALETTE[curve.colour % len(PALETTE)], curve.label or figure.title
     line = {"color": colour, "width": 1.8}
     x, y = _numbers(curve.points)
@@ -113,7 +113,7 @@ def _bars(bars: Bars) -> list[dict[str, Any]]:
 
 
 def _marks(axis: Axis) -> Iterable[dict[str, Any]]:
-    """Triangles for checkpoints, and something to point at on the lines of restarts."""
+    """Triangles for checkpoints, and a dot to point at on the line of each restart."""
     kinds = (
         (axis.checkpoints, 0.0, 0.02, {"symbol": "triangle-up", "size": 7, "color": _SAVED}),
         (axis.restarts, 0.5, 0.98, {"symbol": "circle", "size": 6, "color": _RESTART}),
@@ -142,11 +142,11 @@ def _restart_line(mark: Mark) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """plotly.js reads a few HTML tags in texts; in ours there are none."""
+    """Escape ``text``, because plotly.js interprets some HTML tags in texts."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _numbers(column: tuple[np.ndarray, np.ndarray]) -> tuple[list[float], list[float]]:
-    """As JSON values of few characters: a page may hold 2,000 points in each of 40 charts."""
+    """As JSON values with few digits: a page may hold 2,000 points in each of 40 charts."""
     steps, values = column
     return [round(float(step), 2) for step in steps], [float(f"{value:.{_SIGNIFICANT}g}") for value in values]

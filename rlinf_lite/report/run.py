@@ -1,4 +1,4 @@
-"""A run's directory, read: metrics, events, configs, checkpoints. Whatever is missing or torn is left out and told."""
+"""Reads the directory of a run: metrics, events, configs, checkpoints. Damaged rows are left out and counted."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NO_PHASES = ("time/step", "time/save_stall", "time/save_durable")
 
 
 class ReportError(UserError, ValueError):
-    """There is nothing to report; the message says what was looked for."""
+    """The directory is not that of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """Something at a step of the axis."""
+    """A mark at a step of the x axis."""
 
     step: int
     text: str
@@ -36,7 +36,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Save:
-    """What one checkpoint cost."""
+    """The cost of one save."""
 
     step: int
     stall_seconds: float
@@ -47,48 +47,53 @@ class Save:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """One start's resolved config."""
+    """The resolved config of one start."""
 
     name: str
     """``config.yaml``, or ``config.from_step_60.yaml`` of a resume."""
     values: Mapping[str, Any]
-    """By dotted key."""
+    """Dotted key -> value."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
+    """The contents of a run's directory."""
+
     directory: Path
     columns: Mapping[str, Column]
+    """Metric -> its rows."""
     num_torn: int
     """Lines of ``metrics.jsonl`` that could not be read."""
     events: list[Event]
     configs: list[Config]
-    """The first start's, then those of resumes as they came."""
+    """The config of the first start, then those of resumes, in order."""
     kept: Mapping[int, int]
-    """Checkpoints that are there: step -> bytes."""
+    """Existing checkpoints: step -> bytes."""
     last_row_time: float | None
+    """Modification time of ``metrics.jsonl``; None if there is no such file."""
 
     @property
     def name(self) -> str:
         return str(self.setting("runner.experiment_name", self.directory.name))
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """As of the last start."""
+        """The value of a config key at the last start."""
         return self.configs[-1].values.get(key, default) if self.configs else default
 
     def column(self, key: str) -> Column:
+        """The rows of a metric; empty if it was not logged."""
         empty = (np.empty(0, np.int64), np.empty(0))
         return self.columns.get(key, empty)
 
     def finite(self, key: str) -> Column:
-        """`column` without NaN, infinities, and what comes near them."""
+        """`column` without NaN, infinite and extremely large values."""
         steps, values = self.column(key)
         kept = drawable(values)
         return steps[kept], values[kept]
 
     @property
     def steps(self) -> np.ndarray:
-        """Of all rows, rising."""
+        """The steps of all rows, in increasing order."""
         return self.column("step")[0]
 
     @property
@@ -97,13 +102,13 @@ class Run:
 
     @property
     def phases(self) -> dict[str, Column]:
-        """Seconds by phase, as they come within a step."""
+        """Seconds by phase, in the order of the phases within a step."""
         keys = [key for key in self.columns if key.startswith("time/") and key not in _NO_PHASES]
         return {key.removeprefix("time/"): self.columns[key] for key in keys}
 
     @property
     def start_time(self) -> float | None:
-        """Seconds since 1970; of runs without events the time of their first config file."""
+        """Seconds since 1970; of a run without events, the modification time of its first config file."""
         first = self.directory / _CONFIG
         if self.events and self.events[0].kind == START:
             return self.events[0].time
@@ -111,7 +116,7 @@ class Run:
 
     @property
     def restarts(self) -> list[Mark]:
-        """Where the run was resumed or recovered."""
+        """The resumes and restarts; of a run without events, according to its config files."""
         found = [Mark(step=e.step, text=_restart_text(e)) for e in self.events if e.kind in (RESTART, RESUME)]
         resumes = [(_step_of_config(config.name), config.name) for config in self.configs[1:]]
         return found if self.events else [Mark(step=step, text=name) for step, name in resumes]
@@ -122,8 +127,9 @@ class Run:
 
     @property
     def saves(self) -> list[Save]:
-        """By event, one per step, without those of a branch that was left. Of runs that recorded none by the rows in
-        which they ended, which are a step or more later.
+        """The saves, one per step, without those of steps that were rolled back.
+
+        Runs that recorded no events: according to the rows in which saves ended, one or more steps later.
         """
         recorded: dict[int, Save] = {}
         for event in self.events:
@@ -136,16 +142,16 @@ class Run:
         ]
 
     def _row(self, step: int) -> dict[str, float]:
-        places = {key: np.searchsorted(steps, step) for key, (steps, _) in self.columns.items()}
-        return {
-            key: float(values[place])
-            for key, (steps, values) in self.columns.items()
-            if (place := places[key]) < len(steps) and steps[place] == step
-        }
+        row = {}
+        for key, (steps, values) in self.columns.items():
+            index = int(np.searchsorted(steps, step))
+            if index < len(steps) and steps[index] == step:
+                row[key] = float(values[index])
+        return row
 
 
 def drawable(values: np.ndarray) -> np.ndarray:
-    """bool [N]: neither NaN, nor infinite, nor so large that an axis between two of them would be."""
+    """bool [N]: whether each value is neither NaN, nor infinite, nor so large that the length of an axis overflows."""
     return np.abs(values) < 1e300
 
 
@@ -164,9 +170,10 @@ def _restart_text(event: Event) -> str:
 
 
 def read_run(directory: Path) -> Run:
-    """
+    """Read the directory of a run.
+
     Raises:
-        ReportError: there is no such directory, or it is not a run's; names runs that lie below it.
+        ReportError: there is no such directory, or it is not that of a run. Names runs below it.
     """
     if not directory.is_dir():
         raise ReportError(
@@ -175,7 +182,7 @@ def read_run(directory: Path) -> Run:
     metrics = directory / METRICS_FILE
     if not metrics.exists() and not (directory / _CONFIG).exists():
         raise ReportError(
-            f"{directory}: holds neither {METRICS_FILE} nor {_CONFIG}, so it is no run's{_below(directory)}"
+            f"{directory}: not the directory of a run (no {METRICS_FILE}, no {_CONFIG}){_suggestion(directory)}"
         )
     columns, num_torn = read_columns(metrics)
     configs = [Config(name=path.name, values=dict(_flatten(path))) for path in _config_files(directory)]
@@ -191,16 +198,18 @@ def read_run(directory: Path) -> Run:
     )
 
 
-def _below(directory: Path) -> str:
+def _suggestion(directory: Path) -> str:
     runs = sorted(str(path.parent) for path in directory.glob(f"*/{METRICS_FILE}"))
     return f"; did you mean {' or '.join(runs[:3])}?" if runs else "; give {output_dir}/{experiment_name}"
 
 
 def read_columns(path: Path) -> tuple[dict[str, Column], int]:
-    """Every metric of ``metrics.jsonl`` (``step`` is one of them), and how many lines are no rows."""
+    """Every metric of ``metrics.jsonl`` (``step`` is one of them), and the number of lines that are not rows."""
+    if not path.exists():
+        return {}, 0
     found: dict[str, tuple[list[int], list[float]]] = {}
     num_torn, last = 0, -1
-    with path.open("rb") if path.exists() else _nothing() as lines:
+    with path.open("rb") as lines:
         for line in lines:
             row = _row(line)
             if row is None or row["step"] <= last:
@@ -221,12 +230,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _nothing() -> Any:
-    import io
-
-    return io.BytesIO()
 
 
 def _config_files(directory: Path) -> list[Path]:
@@ -257,7 +260,7 @@ def _leaves(prefix: str, tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _kept(root: Path) -> dict[int, int]:
-    # Not by checkpoint.layout: it brings torch, and a page should not wait for that.
+    # Without checkpoint.layout, because importing torch takes seconds.
     found = {}
     for path in root.glob("global_step_*/manifest.json"):
         if (digits := path.parent.name.removeprefix("global_step_")).isdigit():

@@ -1,4 +1,4 @@
-"""What the page says in words and tables: plain values for the template, nothing of HTML."""
+"""Computes the texts and tables of the page, as plain values for the template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlinf_lite import readable
-from rlinf_lite.observability.events import BACK, RECOVERED, RESTART, RESUME, SAVE, START, STOP
+from rlinf_lite.observability.events import BACK, RECOVERED, RECOVERY_SECONDS, RESTART, RESUME, SAVE, START, STOP
 from rlinf_lite.report.run import Config, Run, drawable
 
 _LAST_ROWS = 10
@@ -46,13 +46,13 @@ class Table:
 
 
 def planned_steps(run: Run) -> int | None:
-    """``runner.max_steps``; None if the run has no such limit."""
+    """``runner.max_steps``; None if there is no limit."""
     steps = run.setting("runner.max_steps", -1)
     return steps if isinstance(steps, int) and steps > 0 else None
 
 
 def facts(run: Run) -> Iterator[str]:
-    """What the config says of the run, as far as it does."""
+    """Facts about the run from its config, as far as they are known."""
     model, precision = run.setting("actor.model.model_path"), run.setting("actor.model.precision")
     if model:
         yield f"model {model}{f', {precision}' if precision else ''}"
@@ -67,11 +67,11 @@ def facts(run: Run) -> Iterator[str]:
 
 
 def notices(run: Run) -> Iterator[str]:
-    """What is missing or broken in the run's files."""
+    """Warnings about missing or damaged data."""
     if not len(run.steps):
         yield "No step is completed yet: there is nothing to draw."
     if run.num_torn:
-        yield f"{run.num_torn} line(s) of metrics.jsonl are unreadable and left out; a kill truncates the last line."
+        yield f"{run.num_torn} line(s) of metrics.jsonl could not be read and are left out: a kill may damage the last."
     for key, (_, values) in run.columns.items():
         if broken := int((~drawable(values)).sum()):
             yield f"{key} was NaN or infinite in {broken} of {len(values)} rows."
@@ -118,8 +118,7 @@ def _state(run: Run, planned: int | None, now: float) -> str:
 
 
 def _longest_recovery(run: Run) -> str:
-    parts = [event.text.removeprefix("recovered in ").split(" s")[0] for event in run.recoveries]
-    seconds = [float(part) for part in parts if part.replace(".", "", 1).isdigit()]
+    seconds = [event.figures[RECOVERY_SECONDS] for event in run.recoveries if RECOVERY_SECONDS in event.figures]
     return f"longest recovery {readable.duration(max(seconds))}" if seconds else ""
 
 
@@ -152,7 +151,7 @@ def differing_settings(runs: Sequence[Run]) -> Table:
 
 
 def phases(run: Run, names: Sequence[str]) -> Iterator[tuple[str, float, str, str]]:
-    """For each phase its share of the steps' time, and its total and median seconds, as text."""
+    """For each phase: its name, its fraction of the time in steps, and its total and median seconds as text."""
     total = float(run.finite("time/step")[1].sum()) or 1.0
     seconds = {name: run.finite(f"time/{name}")[1] for name in names if name in run.phases}
     other = max(0.0, total - sum(float(each.sum()) for each in seconds.values()))
@@ -168,7 +167,7 @@ def phases(run: Run, names: Sequence[str]) -> Iterator[tuple[str, float, str, st
 
 
 def save_costs(run: Run) -> Mapping[str, str]:
-    """What the saves cost altogether; empty if there were none."""
+    """The cost of all saves together; empty if there were none."""
     saves = run.saves
     if not saves:
         return {}
@@ -185,7 +184,7 @@ def save_costs(run: Run) -> Mapping[str, str]:
 
 
 def events(run: Run) -> Table:
-    """Everything but saves, which the charts show."""
+    """All events but saves, which the charts show."""
     rows = [
         [
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time)),
@@ -202,7 +201,7 @@ def events(run: Run) -> Table:
 
 
 def config_changes(run: Run) -> Iterator[tuple[str, Table]]:
-    """For each resume the name of its config file, and the settings that it changed."""
+    """For each resume: the name of its config file, and the settings that it changed."""
     for before, after in zip(run.configs, run.configs[1:], strict=False):
         yield after.name, Table(head=["setting", "before", "after"], rows=list(_changed(before, after)))
 
@@ -215,5 +214,5 @@ def _changed(before: Config, after: Config) -> Iterator[list[str]]:
 
 
 def settings(run: Run) -> Mapping[str, Any]:
-    """Every setting of the last start, by dotted key."""
+    """All settings of the last start: dotted key -> value."""
     return run.configs[-1].values if run.configs else {}

@@ -1,4 +1,4 @@
-"""A run's directory, made as a run makes it: by the sinks themselves."""
+"""Fixtures: the directory of a run, written by the sinks of a real run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlinf_lite.observability import EventLog, JsonlSink
-from rlinf_lite.observability.events import RECOVERED, RESTART, RESUME, SAVE, START
+from rlinf_lite.observability.events import RECOVERED, RECOVERY_SECONDS, RESTART, RESUME, SAVE, START
 
 HURTS = (
     "</script><script>document.title='broken'</script><img src=x onerror=alert(1)> \u202e ü 漢 😀 \x00 \ud800 & | ` \\"
@@ -43,7 +43,7 @@ def sample_of(step: int, index: int) -> dict:
 
 @pytest.fixture
 def make_run(tmp_path) -> Callable[..., Path]:
-    """``make_run("name", 30, lr=...)``: a run of 40 planned steps that lost a worker and was resumed, both after 20."""
+    """``make_run("name", 30, lr=...)``: a run of 40 planned steps that lost a worker and was resumed after step 20."""
 
     def make(name: str = "run", num_steps: int = 30, lr: float = 1e-4) -> Path:
         directory = tmp_path / name
@@ -73,7 +73,7 @@ def make_run(tmp_path) -> Callable[..., Path]:
             (directory / "checkpoints" / f"global_step_{step}").mkdir(parents=True)
             (directory / "checkpoints" / f"global_step_{step}" / "manifest.json").write_text("{}")
         events.add(RESTART, 20, f"ActorGroup rank 1 was lost {HURTS}")
-        events.add(RECOVERED, 21, "recovered in 1.22 s: rebuild 1.22")
+        events.add(RECOVERED, 21, "recovered in 1.22 s: rebuild 1.22", {RECOVERY_SECONDS: 1.22})
         events.add(RESUME, 20, "/x/checkpoints/global_step_20")
         return directory
 

@@ -1,4 +1,4 @@
-"""The page: what is on it, that nothing from outside is taken for HTML, and that half a run has one too."""
+"""The page: its content, escaped texts, and incomplete runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from rlinf_lite.observability import JsonlSink
 from rlinf_lite.report.__main__ import main
-from rlinf_lite.report.page import page
+from rlinf_lite.report.page import render
 from rlinf_lite.report.run import read_run
 from rlinf_lite.report.samples import choose_samples
 
 
 class Reader(HTMLParser):
-    """Elements by name, text by the element it stands in, and whether what was opened is closed."""
+    """Collects elements by name and text by element, and checks that elements are closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 
 def report(directory, *others) -> Reader:
-    html = page([read_run(path) for path in (directory, *others)])
+    html = render([read_run(path) for path in (directory, *others)])
     html.encode()
     reader = Reader(html)
     assert reader.open == []
@@ -57,7 +57,7 @@ def charts_of(found: Reader) -> list[dict]:
     return json.loads(next(text for tag, text in found.texts if tag == "script"))
 
 
-def test_what_is_on_the_page(run):
+def test_the_content_of_the_page(run):
     found = report(run)
     assert found.text("h1") == ["<run>"]
     assert {"Learning", "Optimisation", "Time and memory", "Checkpoints and restarts", "Sample rollouts", "Config"} <= (
@@ -72,7 +72,7 @@ def test_what_is_on_the_page(run):
     assert {"hang_timeout" in code for code in found.text("code")} == {True, False}
 
 
-def test_each_chart_has_its_place_and_its_values(run):
+def test_each_chart_has_its_values(run):
     found = report(run)
     charts = charts_of(found)
     places = [attributes["data-chart"] for _, attributes in found.found if "data-chart" in attributes]
@@ -84,14 +84,14 @@ def test_each_chart_has_its_place_and_its_values(run):
 def test_plotly_knows_every_attribute_that_a_chart_sets(run):
     graph_objects = pytest.importorskip("plotly.graph_objects")
     for chart in charts_of(report(run)):
-        graph_objects.Figure(data=chart["data"], layout=chart["layout"])  # raises on an unknown one
+        graph_objects.Figure(data=chart["data"], layout=chart["layout"])  # raises for an unknown attribute
 
 
-def test_nothing_from_outside_is_taken_for_html(run):
+def test_texts_are_escaped(run):
     found = report(run)
     assert sum(tag == "script" for tag, _ in found.found) == 3, "the data, plotly.js and our own"
     assert not [tag for tag, _ in found.found if tag in ("img", "iframe")]
-    # Style and scripts are inside: nothing on the page points elsewhere.
+    # Style and scripts are inside the page: it links to nothing.
     pointers = [value for _, attributes in found.found for key, value in attributes.items() if key in ("src", "href")]
     assert pointers == ["data:,"]
     shown = "".join(text for tag, text in found.texts if tag in ("div", "summary", "span"))
@@ -99,7 +99,7 @@ def test_nothing_from_outside_is_taken_for_html(run):
     assert "\u202e" not in shown and "\x00" not in shown
 
 
-def test_samples_are_of_the_first_and_last_step_and_spread_between(run, make_run):
+def test_samples_are_spread_from_the_first_to_the_last_step(run, make_run):
     samples = choose_samples(make_run("long", 200) / "rollouts.jsonl")
     steps = sorted({sample.step for sample in samples})
     assert steps[0] == 1 and steps[-1] == 200 and len(steps) == 40 and max(np.diff(steps)) <= 6
@@ -108,38 +108,38 @@ def test_samples_are_of_the_first_and_last_step_and_spread_between(run, make_run
 
 
 @pytest.mark.parametrize("place", [0, 2, -1])
-def test_a_damaged_line_costs_a_sample_not_the_page(run, place):
+def test_a_damaged_line_leaves_out_one_sample(run, place):
     path = run / "rollouts.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     whole = len(choose_samples(path))
     lines[place] = b"\0" * 20 + b"\n"
-    lines.insert(3, lines[3].split(b", ")[0] + b"}\n")  # a row of a step, and nothing else
+    lines.insert(3, lines[3].split(b", ")[0] + b"}\n")  # a row that only has a step
     path.write_bytes(b"".join(lines))
     assert len(choose_samples(path)) == whole - 1
     assert report(run).text("h1") == ["<run>"]
 
 
-def test_values_that_no_axis_can_hold_are_left_out(run):
+def test_values_that_overflow_an_axis_are_left_out(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 31, "loss/total": 1e308}\n{"step": 32, "loss/total": -1e308}\n')
     assert report(run).text("h1") == ["<run>"]
 
 
-def test_long_texts_are_folded_and_errors_are_told(run):
+def test_long_texts_are_folded_and_errors_are_shown(run):
     found = report(run)
     assert sum(tag == "details" for tag, _ in found.found) > 30
     assert "the verifier <i>died</i>" in found.text("div")
     assert {"none", "0.25"} <= set(found.text("td"))
 
 
-def test_a_run_without_rows_says_so(run):
+def test_a_run_without_rows_has_a_notice(run):
     (run / "metrics.jsonl").write_text("")
     (run / "rollouts.jsonl").unlink()
     assert "No step is completed yet: there is nothing to draw." in report(run).text("p")
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "rollouts.jsonl", "events.jsonl", "checkpoints"])
-def test_half_a_run_has_a_page(run, missing):
+def test_an_incomplete_run_has_a_page(run, missing):
     (run / missing).rename(run / "elsewhere")
     assert report(run).text("h1") == ["<run>"]
 
@@ -152,19 +152,19 @@ def test_metrics_alone_have_a_page(tmp_path):
     assert found.text("h1") == [tmp_path.name] and "Reward" in found.text("b")
 
 
-def test_values_that_are_not_finite_are_told(run):
+def test_values_that_are_not_finite_have_a_notice(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 31, "loss/total": NaN, "reward/mean": Infinity, "time/step": NaN, "val/accuracy": NaN}\n')
     assert "loss/total was NaN or infinite in 1 of 31 rows." in report(run).text("p")
 
 
-def test_a_torn_row_is_told(run):
+def test_a_damaged_row_has_a_notice(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 31, "loss')
     assert [line for line in report(run).text("p") if line.startswith("1 line(s) of metrics.jsonl could not be read")]
 
 
-def test_runs_laid_over_each_other(make_run):
+def test_runs_are_compared(make_run):
     first, second = make_run("first", 30), make_run("second", 20, lr=2e-4)
     found = report(first, second)
     assert "Comparison" in found.text("h2")
@@ -174,7 +174,7 @@ def test_runs_laid_over_each_other(make_run):
 
 
 @pytest.mark.parametrize("rows", [20_000, pytest.param(100_000, marks=pytest.mark.soak)])
-def test_many_steps_are_a_page_of_seconds_below_6_mb(tmp_path, rows):
+def test_a_page_of_many_steps_takes_seconds_and_is_below_6_mb(tmp_path, rows):
     values = np.random.default_rng(0).random((rows, 6))
     keys = ["reward/mean", "loss/total", "policy/entropy", "time/step", "time/rollout", "throughput/tokens_per_second"]
     with (tmp_path / "metrics.jsonl").open("w") as file:
@@ -183,7 +183,7 @@ def test_many_steps_are_a_page_of_seconds_below_6_mb(tmp_path, rows):
             for step, row in enumerate(values.tolist())
         )
     began = time.process_time()
-    html = page([read_run(tmp_path)])
+    html = render([read_run(tmp_path)])
     assert time.process_time() - began < 30
     assert len(html.encode()) < 6_000_000
 
@@ -196,6 +196,6 @@ def test_the_command(run, tmp_path, capsys):
     assert not (run / "report").exists()
 
 
-def test_the_command_on_no_run(tmp_path, capsys):
+def test_the_command_without_a_run(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: holds neither metrics.jsonl nor config.yaml")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: not the directory of a run (no metrics.jsonl, no")

@@ -1,4 +1,4 @@
-"""A run's directory, read: whole, half, torn, and long ago."""
+"""Reading the directory of a run: complete, incomplete, damaged, and of older versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlinf_lite.observability.events import BACK, RESUME, SAVE
 from rlinf_lite.report.run import ReportError, read_run
 
 
-def test_what_a_run_has_left(run):
+def test_a_complete_run(run):
     found = read_run(run)
     assert found.name == "<run>" and found.last_step == 30 and found.num_torn == 0
     steps, values = found.column("val/accuracy")
@@ -29,21 +29,21 @@ def test_what_a_run_has_left(run):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 200])
-def test_a_torn_last_row_is_left_out_and_counted(run, cut):
+def test_an_incomplete_last_row_is_left_out_and_counted(run, cut):
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     found = read_run(run)
     assert (found.last_step, found.num_torn) == ((30, 0) if cut == 1 else (29, 1))
 
 
-def test_nan_and_infinities_are_values(run):
+def test_nan_and_infinities_are_kept(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 31, "loss/total": NaN}\n{"step": 32, "loss/total": Infinity}\n')
     values = read_run(run).column("loss/total")[1]
     assert np.isnan(values[-2]) and np.isinf(values[-1])
 
 
-def test_runs_without_events_are_marked_by_their_config_files_and_rows(run):
+def test_restarts_of_runs_without_events_come_from_config_files(run):
     (run / "events.jsonl").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 31, "time/save_stall": 0.25, "time/save_durable": 1.5, "save/num_bytes": 3}\n')
@@ -53,17 +53,17 @@ def test_runs_without_events_are_marked_by_their_config_files_and_rows(run):
     assert found.start_time == (run / "config.yaml").stat().st_mtime
 
 
-def test_a_directory_that_is_no_runs_is_refused_with_those_below_it(run, tmp_path):
+def test_another_directory_is_refused_with_the_runs_below_it(run, tmp_path):
     with pytest.raises(ReportError, match=f"did you mean {run}"):
         read_run(tmp_path)
     with pytest.raises(ReportError, match="there is no such directory; give that of a run"):
         read_run(tmp_path / "none")
     shutil.rmtree(run)
-    with pytest.raises(ReportError, match="so it is no run's; give"):
+    with pytest.raises(ReportError, match=r"not the directory of a run .*; give"):
         read_run(tmp_path)
 
 
-def test_saves_of_a_branch_that_was_left_are_not_counted(run):
+def test_saves_of_steps_that_were_rolled_back_are_not_counted(run):
     events = EventLog(run / "events.jsonl", clock=lambda: 1.8e9)
 
     def saved(step: int, stall: float) -> None:
