@@ -149,7 +149,7 @@ class Build:
         faults.reach("resume.ready", step=step)
         return opened
 
-    def _saver(self, workers: Workers, start: Start, info: dict) -> Saver:
+    def _saver(self, workers: Workers, start: Start, info: dict[str, Any]) -> Saver:
         return Saver(
             actors=workers.actors,
             policies=policies(self.config),

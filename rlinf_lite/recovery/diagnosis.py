@@ -34,24 +34,25 @@ class Failure:
     new_nodes: bool = False
     """Whether the slots must be reserved again."""
     actors_too: bool = True
-    """Whether the actors' process group, or their state, was touched."""
+    """Whether the actors' process group or their state is affected."""
 
     @property
     def death(self) -> bool:
+        """Whether a process or node died, rather than raised an error."""
         return bool(self.losses) or self.new_nodes
 
 
 def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
     """What failed, if the run can recover from it.
 
-    When a worker dies, those that were talking to it fail too, and may be heard first: the dead are looked for before
-    anybody is believed.
+    When a worker dies, those that were talking to it fail too, and their errors may arrive first. So dead workers are
+    looked for before any error is believed.
 
     Args:
         intact: whether the actors hold the state of the newest completed step.
 
     Raises:
-        Exception: ``error`` itself, if it is the user's to solve, or would come again.
+        Exception: ``error`` itself, if the user has to act on it, or it would come again.
     """
     if isinstance(error, Regrow):
         return Failure(text=str(error), cause="", new_nodes=True)
@@ -63,9 +64,9 @@ def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
     if isinstance(error, RayLost) or not isinstance(error, RuntimeError):
         raise error
     if isinstance(error, WorkerLost):
-        # Who could not be given what a dead one had made looks dead, too: those that are known to be gone count.
+        # A worker that missed the result of a dead one looks dead, too: only those that are known to be gone count.
         return _of_losses(workers.gone(0.3) or [error], workers, intact)
-    silent = isinstance(error, RankSilent)  # from a rank that waited for another: it may be heard before the death is
+    silent = isinstance(error, RankSilent)  # a rank waited for another: its error may arrive before Ray's of the death
     if isinstance(error, UserError) and not silent:
         raise error
     deadline = time.monotonic() + _BLAME_SECONDS
@@ -90,6 +91,6 @@ def _of_losses(losses: Iterable[WorkerLost], workers: Workers, intact: bool) -> 
 
 
 def describe(lost: WorkerLost) -> str:
-    """A loss, with the last lines that the process wrote."""
+    """A loss in words, with the last lines that the process wrote."""
     lines = [] if lost.pid is None else last_lines(lost.pid)
     return "\n".join([str(lost), *(f"      {line}" for line in lines)])

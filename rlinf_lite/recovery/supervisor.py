@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from rlinf_lite.cluster import stacks
-from rlinf_lite.cluster.errors import ClusterError, Hung, RayLost, WorkerHung, WorkerLost
+from rlinf_lite.cluster.errors import ClusterError, RayLost, WorkerHung, WorkerLost
 from rlinf_lite.observability import events, log_line
 from rlinf_lite.recovery.build import Build
 from rlinf_lite.recovery.diagnosis import Failure, Regrow, describe, diagnose
 from rlinf_lite.recovery.directories import has_saved
 from rlinf_lite.recovery.handover import ParentLink
+from rlinf_lite.recovery.hangs import end_hung, end_stopped
 from rlinf_lite.recovery.restarts import GaveUp, RestartBudget
 from rlinf_lite.recovery.workers import Workers
 from rlinf_lite.runner.interruption import Interrupted
@@ -37,7 +37,7 @@ class Stopwatch:
         self._last = self.clock()
 
     def lap(self, name: str) -> None:
-        """What has passed since the last lap was ``name``."""
+        """Book the time since the last lap under ``name``."""
         now = self.clock()
         self.parts[name] = self.parts.get(name, 0.0) + now - self._last
         self._last = now
@@ -48,12 +48,13 @@ class Stopwatch:
         return sum(self.parts.values())
 
     def line(self) -> str:
+        """For the log."""
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.parts.items())
         return f"recovered in {self.seconds:.2f} s: {parts}"
 
 
 class Supervisor:
-    """Keeps a run going."""
+    """Runs the training loop, and recovers from failures of workers and nodes."""
 
     def __init__(self, build: Build, workers: Workers, budget: RestartBudget, link: ParentLink) -> None:
         self.build, self.workers, self.budget, self.link = build, workers, budget, link
@@ -64,12 +65,12 @@ class Supervisor:
         self._looked = time.monotonic()
 
     def run(self) -> Runner:
-        """Build, train, and build again what dies, until the run is done.
+        """Build, train, and rebuild what dies, until the run is done.
 
         Raises:
-            GaveUp: it died too often.
-            Interrupted: somebody asked it to stop; what was completed is saved.
-            RayLost: nothing can be built here any more.
+            GaveUp: too many restarts.
+            Interrupted: a stop request; completed steps are saved.
+            RayLost: Ray is gone; only a new driver helps.
             Exception: an error that would come again.
         """
         failure: Failure | None = None
@@ -87,7 +88,7 @@ class Supervisor:
         finally:
             self._sinks.close()
 
-    # -- beginning, and beginning again
+    # -- start and recovery
 
     def _ready(self, failure: Failure | None) -> Runner:
         if self.runner is None:
@@ -116,7 +117,7 @@ class Supervisor:
             self.build.events.add(events.RESTART, runner.progress.step, self.link.handover.restart)
 
     def _recover(self, runner: Runner, failure: Failure) -> None:
-        """Everything as it was after the newest completed step whose state is still there."""
+        """Bring everything back to the state after the newest completed step that is still available."""
         if self._recovery is None:
             self._recovery = Stopwatch()
         watch = self._recovery
@@ -165,22 +166,22 @@ class Supervisor:
         try:
             failure = diagnose(error, self.workers, intact=runner is not None and runner.intact)
             if failure.hung is not None:
-                failure = self._end_hung(failure.hung, failure)
+                failure = replace(failure, losses=end_hung(self.workers, failure.hung))
             self._admit(step, failure.text, failure.cause, death=failure.death)
         except RayLost:
-            raise  # the workers end with it: there is nobody to wait for
+            raise  # the workers end with it: nothing to wait for
         except GaveUp:
-            self._leave_nothing_behind()
+            self._drain_saves()
             if self.stop.reason is not None:  # the sender of the signal may have ended the workers, too
                 raise Interrupted(self.stop.reason, self.stop.code) from None
             raise
         except Exception:
-            self._leave_nothing_behind()
+            self._drain_saves()
             raise
         return failure
 
-    def _leave_nothing_behind(self) -> None:
-        """A save in flight gets some seconds; ranks that wait for one that failed may never answer."""
+    def _drain_saves(self) -> None:
+        """Give a save in flight some seconds; ranks that wait for a failed one may never answer."""
         if self.runner is not None and not self.workers.actors.gone(0.3):
             watch = self.workers.session.watch
             watch.hang_timeout = min(watch.hang_timeout, _DRAIN_SECONDS) if watch.hang_timeout > 0 else _DRAIN_SECONDS
@@ -208,39 +209,9 @@ class Supervisor:
         self._recovery = self._recovery or Stopwatch()
         if isinstance(lost, WorkerHung):
             component = "rollout" if lost.group == self.workers.rollouts.name else "reward"
-            self._end([(component, lost.rank)])
+            end_stopped(self.workers, [(component, lost.rank)])
         cause = f"{lost.group} rank {lost.rank} was lost"
         self._admit(self._runner.progress.step, describe(lost), cause, death=True)
-
-    def _end_hung(self, hung: Hung, failure: Failure) -> Failure:
-        ended = self._end(hung.waiting)
-        losses = [
-            WorkerHung(group.name, rank, hung.seconds)
-            for group in self.workers.groups
-            for component, rank in ended
-            if group.component == component
-        ]
-        return replace(failure, losses=losses)
-
-    def _end(self, waiting: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Print where all that do not answer stand, and end those that hang: the stopped ones if there are any."""
-        locations = {who: location for who in waiting if (location := self.workers.location(*who)) is not None}
-        nodes: dict[str, list[stacks.Process]] = {}
-        for location in locations.values():
-            nodes.setdefault(location.node_id, []).append(location.process)
-        collected = stacks.collect_on(nodes)
-        found = {(node, stack.pid): stack for node, on_node in collected.items() for stack in on_node}
-        for (component, rank), location in locations.items():
-            stack = found[location.node_id, location.process.pid]
-            lines = "\n".join(f"      {line}" for line in stack.text.splitlines())
-            log_line(f"   {component} rank {rank}, process {stack.pid} on {location.address}, {stack.state}:\n{lines}")
-        states = {who: found[location.node_id, location.process.pid].state for who, location in locations.items()}
-        stopped = [who for who, state in states.items() if state in ("stopped", "gone")]
-        ended = stopped or waiting
-        for who in ended:
-            if who in locations:
-                stacks.end_on({locations[who].node_id: [locations[who].process]})
-        return ended
 
     # -- between steps
 
@@ -283,5 +254,5 @@ class Supervisor:
                 )
         else:
             log_line(
-                "!! stopped in the middle of an update or a recovery, which is given up: what was saved before stands"
+                "!! stopped in the middle of an update or a recovery, which is given up; earlier checkpoints are kept"
             )
