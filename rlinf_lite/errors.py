@@ -57,6 +57,10 @@ def _restore(kind: type[UserError], args: tuple[Any, ...]) -> BaseException:
     return error
 
 
+class ConfigError(UserError, ValueError):
+    """A config that cannot be run. The message has one line per problem: key, value, remedy."""
+
+
 class OutOfMemory(UserError, RuntimeError):
     """The memory of a GPU is full."""
 

@@ -9,8 +9,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from rlinf_lite.config import ConfigError
-from rlinf_lite.errors import OutOfMemory, UserError
+from rlinf_lite.errors import ConfigError, OutOfMemory, UserError
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 
 COMPONENTS = ("actor", "rollout", "reward")
 _KEY = "cluster.component_placement"

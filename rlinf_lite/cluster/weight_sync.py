@@ -9,7 +9,7 @@ from rlinf_lite.cluster.group import wait_all
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 
 
 class WeightSync(Protocol):

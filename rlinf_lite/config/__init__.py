@@ -13,7 +13,6 @@ from rlinf_lite.config.algorithm import AlgorithmConfig, SamplingConfig
 from rlinf_lite.config.cluster import ClusterConfig
 from rlinf_lite.config.critic import CriticConfig
 from rlinf_lite.config.data import ArithmeticConfig, DataConfig, ReasoningGymConfig
-from rlinf_lite.config.errors import ConfigError, nearest
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import flatten, to_yaml
 from rlinf_lite.config.load import build, build_evaluation
@@ -22,6 +21,8 @@ from rlinf_lite.config.rollout import RolloutConfig, RolloutModelConfig
 from rlinf_lite.config.rules import check
 from rlinf_lite.config.runner import CheckpointConfig, KeepBestConfig, LoggerConfig, RunnerConfig, seconds_of
 from rlinf_lite.config.schema import Config, keys, known_keys
+from rlinf_lite.config.suggestions import nearest
+from rlinf_lite.errors import ConfigError
 
 __all__ = [
     "ActorConfig",

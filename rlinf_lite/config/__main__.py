@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from rlinf_lite.config import docs
-from rlinf_lite.config.errors import nearest
 from rlinf_lite.config.schema import known_keys
+from rlinf_lite.config.suggestions import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "config.md"

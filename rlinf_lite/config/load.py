@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlinf_lite.config import rules
-from rlinf_lite.config.errors import ConfigError, nearest
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.fields import Section
 from rlinf_lite.config.schema import Config, Key, is_section, keys, known_keys, sections
+from rlinf_lite.config.suggestions import nearest
 from rlinf_lite.config.written import problems_of, shown, typed
+from rlinf_lite.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 _LIMITS = {

@@ -5,8 +5,8 @@ A test compares the names with what the runner logs.
 
 from __future__ import annotations
 
-from rlinf_lite.config.errors import nearest
 from rlinf_lite.config.schema import Config
+from rlinf_lite.config.suggestions import nearest
 
 MACHINE_METRICS = ("time/", "throughput/", "memory/", "save/")
 """How the names of metrics of the machine begin. A resumed run does not repeat their values."""

@@ -10,9 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from rlinf_lite.config.errors import ConfigError, nearest
 from rlinf_lite.config.schema import is_list, is_text, keys, known_keys
+from rlinf_lite.config.suggestions import nearest
 from rlinf_lite.config.written import TAKES
+from rlinf_lite.errors import ConfigError
 
 
 def readable(overrides: Sequence[str], is_group: Callable[[str], bool]) -> list[str]:

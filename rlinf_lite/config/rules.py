@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from rlinf_lite.config.actor import ModelConfig
 from rlinf_lite.config.algorithm import AlgorithmConfig, SamplingConfig
 from rlinf_lite.config.data import DataConfig
-from rlinf_lite.config.errors import ConfigError
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import value_of
 from rlinf_lite.config.metric_names import MACHINE_METRICS, why_never
@@ -18,6 +17,7 @@ from rlinf_lite.config.reward import RewardConfig
 from rlinf_lite.config.rollout import RolloutConfig
 from rlinf_lite.config.schema import Config, keys
 from rlinf_lite.config.written import shown
+from rlinf_lite.errors import ConfigError
 
 _VLLM_ONLY = (
     "rollout.tensor_parallel_size",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from rlinf_lite import __version__
-from rlinf_lite.config.errors import ConfigError
 from rlinf_lite.config.rollout import RolloutConfig
+from rlinf_lite.errors import ConfigError
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlinf_lite.config import ConfigError
 from rlinf_lite.durable import replace_text
+from rlinf_lite.errors import ConfigError
 
 Row = dict[str, Any]
 

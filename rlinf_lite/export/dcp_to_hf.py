@@ -15,9 +15,8 @@ import torch
 from rlinf_lite import readable
 from rlinf_lite.checkpoint import Manifest
 from rlinf_lite.checkpoint.manifest import LEVELS
-from rlinf_lite.config import ConfigError
 from rlinf_lite.durable import new_directory, new_file
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
+from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
 from rlinf_lite.export.arguments import checkpoint_path, size
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, Located, located
 from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index

@@ -12,8 +12,7 @@ import torch
 from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.config import ConfigError
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
+from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
 from rlinf_lite.export.arguments import checkpoint_path
 from rlinf_lite.models.build import DTYPES, build_on_meta
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve

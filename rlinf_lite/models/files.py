@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 
 _LFS = b"version https://git-lfs"
 _FETCH = "download the model again (from the hub: hf download NAME --local-dir DIR)"

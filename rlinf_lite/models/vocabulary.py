@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.models.files import read_object
 
 _MODEL_KEY = "actor.model.model_path"

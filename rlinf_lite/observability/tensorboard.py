@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.observability.events import EVENTS_FILE, RESTARTS, Event, History
 from rlinf_lite.observability.notices import log_line
 from rlinf_lite.observability.samples import markdown_table, samples_of, to_markdown

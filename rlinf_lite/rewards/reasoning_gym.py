@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.rewards.verifier import Verifier, VerifierError, VerifierLost
 from rlinf_lite.types import GradingItem, Score

@@ -12,7 +12,7 @@ import pytest
 from rlinf_lite import errors
 from rlinf_lite.checkpoint.errors import NoCheckpoint, RankSilent
 from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerHung, WorkerLost
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.numerics import NotDeterministic
 from rlinf_lite.recovery.restarts import GaveUp
 from rlinf_lite.runner.failures import explain

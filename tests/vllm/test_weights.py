@@ -187,7 +187,7 @@ def test_nothing_is_drawn_from_weights_that_are_not_finite(engines):
 
 
 def test_heads_that_vllm_has_no_kernels_for():
-    from rlinf_lite.config import ConfigError
+    from rlinf_lite.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"heads are 16 wide.*tiny-arithmetic-2heads"):
         make_engine("embedded:tiny-arithmetic")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlinf_lite.cluster.placement import parse
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 
 
 def test_forms():

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from rlinf_lite.cluster.placement import COMPONENTS, Placement, parse, shrink
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 
 
 def _placed(actor: str, rollout: str, reward: str) -> Placement:

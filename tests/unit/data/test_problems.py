@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlinf_lite.config import ConfigError
 from rlinf_lite.data import DataError
 from rlinf_lite.data.identity import fingerprint
 from rlinf_lite.data.sources import read_rows
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.rewards.extraction import reference_answer
 from rlinf_lite.rewards.plain_numbers import parse_number
 from rlinf_lite.types import Problem

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.eval.log import EvalLog
 
 SIZES = [2, 2, 1]

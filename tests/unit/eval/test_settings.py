@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.eval.settings import configure, identity, overrides
 from rlinf_lite.eval.source import opened
 

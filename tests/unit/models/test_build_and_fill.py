@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.models import build, hf_directory, shard
 from rlinf_lite.ties import tied_names
 from rlinf_lite.weights.hf import HfWeights

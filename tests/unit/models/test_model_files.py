@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.models import hf_directory
 from rlinf_lite.models.files import check_files
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import LlamaConfig
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.models import vocabulary
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.observability import MetricHub, build_hub, read_jsonl_rows
 
 

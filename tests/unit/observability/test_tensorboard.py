@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.observability import EventLog, JsonlSink
 from rlinf_lite.observability.events import RECOVERED, RESTART, RESUME
 from rlinf_lite.observability.tensorboard import TensorBoardSink

@@ -9,7 +9,7 @@ import torch
 
 from rlinf_lite.checkpoint import RankSilent
 from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery import diagnosis
 from rlinf_lite.recovery.diagnosis import Regrow, diagnose
 from rlinf_lite.recovery.restarts import GaveUp

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery import lock
 from rlinf_lite.recovery.lock import hold
 from rlinf_lite.runner.failures import explain
@@ -199,7 +199,7 @@ def test_it_leaves_nothing_behind(tmp_path):
 RACE = """
 import os, sys, time
 from pathlib import Path
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.lock import hold
 directory, number = Path(sys.argv[1]), 0
 end = time.monotonic() + 3

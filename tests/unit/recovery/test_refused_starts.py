@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rlinf_lite.config import ConfigError
 from rlinf_lite.driver import load
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.directories import make_directories
 from rlinf_lite.recovery.prepare import _log_if_never_warm
 

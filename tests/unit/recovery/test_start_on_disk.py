@@ -20,8 +20,8 @@ import torch
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import Checkpointer, layout, select, storage
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.config import ConfigError
 from rlinf_lite.driver import load
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.launch import _how_to_resume
 from rlinf_lite.observability import JsonlSink, read_jsonl_rows
 from rlinf_lite.observability.jsonl import missing_steps

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlinf_lite import numerics
-from rlinf_lite.config import ConfigError
 from rlinf_lite.driver import load
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.identity import identity, refuse_changes
 from rlinf_lite.recovery.lock import hold
 from rlinf_lite.recovery.prepare import slow_precision

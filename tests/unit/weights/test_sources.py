@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from rlinf_lite.checkpoint import Checkpointer, StateMismatch
-from rlinf_lite.config import ConfigError
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.weights.dcp import DcpWeights
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.live import LiveWeights, local_pieces

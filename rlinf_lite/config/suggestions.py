@@ -1,16 +1,10 @@
-"""The error for a config that cannot be run, and the suggestion of the nearest known name."""
+"""The suggestion of the nearest known key for one that is misspelled."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Sequence
-
-from rlinf_lite.errors import UserError
-
-
-class ConfigError(UserError, ValueError):
-    """A config that cannot be run. The message has one line per problem: key, value, remedy."""
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
