@@ -62,6 +62,7 @@ class Driver:
         self._handover = handover
         self.exit_code: int | None = None
         """Once it has ended; negative: by this signal."""
+        self.is_killed = False
         self._unread = b""
         self.connection, theirs = socket.socketpair()
         with theirs:
@@ -88,6 +89,10 @@ class Driver:
     def send(self, number: int) -> None:
         if self.exit_code is None:
             os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.is_killed = True
+        self.send(signal.SIGKILL)
 
     def close(self) -> None:
         """Take in the last reports, and end what the driver's own Ray has left behind."""
@@ -132,7 +137,7 @@ class Parent:
             for number in _read_signals(signals):
                 self._on_signal(number, driver)
             if self._patience(driver) == 0.0:
-                driver.send(signal.SIGKILL)
+                driver.kill()
             if self._save_is_wanted and driver.report.is_built:
                 self._save_is_wanted = False
                 driver.send(SAVE_SIGNAL)
@@ -148,11 +153,11 @@ class Parent:
                 self._stop = _StopRequest(reason=reason, code=code, at=now)
                 driver.send(number)
             elif now - self._stop.at > SAME_REQUEST_SECONDS:
-                driver.send(signal.SIGKILL)
+                driver.kill()
 
     def _patience(self, driver: Driver) -> float | None:
         """Seconds until a driver that was asked to stop in its start is killed; None: it is waited for."""
-        if self._stop is None or driver.report.is_built:
+        if self._stop is None or driver.report.is_built or driver.is_killed:
             return None
         return max(0.0, self._stop.at + START_SECONDS - time.monotonic())
 
