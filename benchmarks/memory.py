@@ -32,6 +32,7 @@ SETTINGS = {
 _STEP = re.compile(r"step +(\d+)/")
 _NAMES = {"gcs_server": "gcs_server", "raylet": "raylet", "ray::ActorGroup": "actor", "ray::RolloutGroup": "rollout"}
 _NAMES |= {"ray::RewardGroup": "reward"}
+_DRIVER = "rlinf_lite.driver"
 
 Row = dict[str, float]
 """Megabytes by process."""
@@ -60,21 +61,23 @@ def measure(steps: int, every: int, directory: str, overrides: list[str]) -> Ite
     settings = {**SETTINGS, "runner.max_steps": str(steps), "runner.output_dir": directory}
     command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    with subprocess.Popen([*command, *overrides], stdout=subprocess.PIPE, text=True, env=environment) as driver:
-        assert driver.stdout is not None
-        for line in driver.stdout:
+    with subprocess.Popen([*command, *overrides], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        for line in parent.stdout:
             found = _STEP.match(line)
             if found and int(found[1]) % every == 0:
-                yield int(found[1]), _memory(psutil.Process(driver.pid))
-    if driver.returncode != 0:
-        sys.exit(f"the run ended with exit code {driver.returncode}")
+                yield int(found[1]), _memory(psutil.Process(parent.pid))
+    if parent.returncode != 0:
+        sys.exit(f"the run ended with exit code {parent.returncode}")
 
 
-def _memory(driver: psutil.Process) -> Row:
-    row = {"driver": _megabytes(driver)}
-    for process in driver.children(recursive=True):
+def _memory(parent: psutil.Process) -> Row:
+    row = {"parent": _megabytes(parent)}
+    for process in parent.children(recursive=True):
         try:
             command = process.name() if process.name() in _NAMES else " ".join(process.cmdline())
+            if _DRIVER in process.cmdline():
+                row["driver"] = _megabytes(process)
             name = next((name for start, name in _NAMES.items() if command.startswith(start)), None)
             if name is not None:
                 name = name if name not in row else f"{name} {sum(known.startswith(name) for known in row)}"
