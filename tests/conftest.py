@@ -155,7 +155,7 @@ class Run:
         return [json.loads(line) for line in (self.directory / "rollouts.jsonl").read_text().splitlines()]
 
     def digest(self, step: int) -> str:
-        """sha256 of all parameters, moments and counters in a checkpoint; generators left out."""
+        """sha256 of the parameters, optimizer state and counters in a checkpoint, without the RNG state."""
         tensors = read_tensors(
             self.checkpoints / f"global_step_{step}" / "actor", lambda name: not name.startswith("rng.")
         )
@@ -181,7 +181,7 @@ def _assert_same_run(one: Run, other: Run, last_step: int) -> None:
 
 @pytest.fixture(scope="session")
 def same_run():
-    """Asserts that two runs are bit-equal: parameters, moments, generators, counters, metrics, prompts and tokens."""
+    """Assert that two runs are bit-equal: parameters, optimizer and RNG state, counters, metrics and tokens."""
     return _assert_same_run
 
 

@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, whose nodes can be killed and added; drivers join it by its ``env``.
 
-It runs in a process of its own (this file as a program, one JSON line an order), with its own temporary directory and
+It runs in a process of its own (this file as a program, one JSON line per order), with its own temporary directory and
 token: the tests' process stays free of Ray's settings, and no other driver on the machine finds this cluster.
 """
 

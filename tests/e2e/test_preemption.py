@@ -1,4 +1,4 @@
-"""Asked to stop: what is completed is saved, the exit code says go on, and the run that goes on is the same run."""
+"""A stop request: completed steps are saved, the exit code asks for a resume, and the resumed run is bit-equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is started once goes on by itself: whatever of it is killed, the end is that of the run that was not."""
+"""Recovery within one start: whatever process is killed, the run ends as bit-equal to one that was never killed."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_ray_itself_is_killed(straight, new_run, same_run, tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_does_not_pass_for_the_save_that_was_cut_off(straight, new_run, same_run, tmp_path):
-    """Steps 4 and 8 are there, 8 damaged; the run goes on from 4, and loses a rank while it saves step 8 anew."""
+    """Steps 4 and 8 are saved, 8 is damaged: the run resumes from 4, and loses a rank while it saves step 8 again."""
     run = new_run({"runner.save_interval": "4"})
     shutil.copytree(straight.directory, run.directory)
     for path in layout.committed(run.checkpoints):

@@ -119,7 +119,7 @@ def test_a_new_run_from_old_weights(straight, new_run, same_run):
     assert "a new run, with the model weights of step 8" in printed and "saved by 2 actor ranks" not in printed
     assert whole.digest(8) != straight.digest(8)
     killed.kill_when("global_step_3 (", *weights)
-    assert "and goes on from the newest of them" in killed.finish(*weights, "runner.max_time=00:00:01", expect=75)
+    assert "resumes from the newest one" in killed.finish(*weights, "runner.max_time=00:00:01", expect=75)
     killed.finish(AUTO)
     same_run(whole, killed, 8)
 

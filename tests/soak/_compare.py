@@ -1,4 +1,4 @@
-"""Whether two runs are the same to the bit: every checkpoint, metric row and token; and if not, what differs."""
+"""Compares two runs bit by bit: every checkpoint, metric row and token; and describes what differs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS = ("time/", "throughput/", "memory/", "save/")
 
 
 def differences(reference: Path, run: Path, last_step: int) -> list[str]:
-    """What of ``run`` is not as in ``reference``, in words; empty: parameters, moments, generators, counters, metric
+    """Describe how ``run`` differs from ``reference``. Empty if parameters, optimizer and RNG state, counters, metric
     rows, prompts and tokens are bit-equal, and no step is missing, repeated or beyond ``last_step``.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-# 24 problems, 8 a step: an epoch is 3 steps. Some 7 s of steps, saves and validation after the start.
+# 24 problems, 8 per step: an epoch is 3 steps. About 7 s of steps, saves and validation after the start.
 SETTINGS = {
     "runner.max_restarts": "1000",
     "runner.resume_dir": "auto",  # from the first start on: what a scheduler starts again is the same command

@@ -87,7 +87,7 @@ class Damage:
 
 
 def damage(checkpoints: Path, number: int) -> Damage | None:
-    """Flip one bit in the newest checkpoint that is intact, as long as there is another to go on from.
+    """Flip one bit in the newest checkpoint that is intact, as long as there is another one to resume from.
 
     Args:
         number: says which bit.

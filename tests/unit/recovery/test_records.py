@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, if it agrees with its manifest and says nonsense: `auto` steps over it aloud."""
+"""Records of a checkpoint that agree with its manifest but hold impossible values: `auto` logs that it skips them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_an_abandonable_phase_is_left_at_once(interruption):
         interruption.check()
         interruption.ask("SIGTERM", 75)
         interruption.check()
-        pytest.fail("went on")
+        pytest.fail("check did not raise")
     interruption.check()
 
 
@@ -90,7 +90,7 @@ def test_abandonable_may_be_nested(interruption):
         with pytest.raises(Interrupted), interruption.abandonable():
             pass
         interruption.check()  # the outer one is still in force
-        pytest.fail("went on")
+        pytest.fail("check did not raise")
     interruption.check()
 
 
