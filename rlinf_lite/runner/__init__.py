@@ -1,1 +1,1 @@
-"""The run: loop, progress, schedule, identity, resume."""
+"""The steps of a run: loop, progress, schedule, saving, metrics, and requests to stop."""
