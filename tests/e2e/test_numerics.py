@@ -19,8 +19,8 @@ import torch
 from rlinf_lite.cluster.workers.device import fix_device
 
 class Computer:
-    def __init__(self, rank, size, config):
-        self.before = {name: os.environ.get(name) for name in config.names}
+    def __init__(self, rank, size, config, names):
+        self.before = {name: os.environ.get(name) for name in names}
         fix_device(config.cluster, "cpu")
 
     def state(self):
@@ -42,9 +42,9 @@ from rlinf_lite.driver import load
 from rlinf_lite.runner.failures import explain
 
 config = load(["cluster.component_placement={actor: 0, rollout: 0, reward: 0}", "cluster.warm_spares=0"])
-config.names = [*numerics.environment()]
+names = [*numerics.environment()]
 with open_session(config.cluster, Watch(hang_timeout=120)) as session:
-    group = WorkerGroup("Computers", "actor", "computer:Computer", session, Spares(session), config)
+    group = WorkerGroup("Computers", "actor", "computer:Computer", session, Spares(session), config, names)
     state = group.call("state")[0]
     try:
         group.call("refused")

@@ -20,9 +20,9 @@ AUTO = "runner.resume_dir=auto"
     ("override", "said"),
     [
         ("runner.max_stepz=3", "runner.max_stepz: unknown key; did you mean runner.max_steps?"),
-        ("runner.max_steps=many", "runner.max_steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ("runner.max_steps=many", "runner.max_steps=many: takes a whole number"),
         ("algorithm.n_minibatches=3", "algorithm.n_minibatches=3: does not divide data.rollout_batch_size=8"),
-        ("actor.enable_offload=true", "actor.enable_offload=True: is not implemented"),
+        ("actor.enable_offload=true", "actor.enable_offload=true: is not implemented"),
         ("cluster.component_placement.critic=0", "unknown component 'critic'"),
         ("runner.output_dir=/dev/null/logs", "cannot write in /dev/null/logs"),
     ],

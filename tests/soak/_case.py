@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psutil
-from _job import GradingItem, Job, kill
+from _job import Job, Launch, kill
 from _plan import Kill, Plan, Timeline
 from _traps import CHANGES, PHASES, Damage, Traps, damage
 from _victims import Victim, below, strike
@@ -81,7 +81,7 @@ class Case:
         self._damages: list[Damage] = []
         self._below: set[psutil.Process] = set()
         self._struck: set[psutil.Process] = set()
-        self._attempts: list[GradingItem] = []
+        self._launches: list[Launch] = []
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -96,11 +96,11 @@ class Case:
                 self._tend()
                 time.sleep(_TICK)
         finally:
-            self._attempts[-1].kill()
+            self._launches[-1].kill()
             self._traps.clear()
             for each in self._damages:
                 each.undo()
-        steps = [line.step for item in self._attempts for line in item.steps]
+        steps = [line.step for launch in self._launches for line in launch.steps]
         self.outcome.missed = len(self._pending)
         self.outcome.repeated = len(steps) - len(set(steps))
         self._look_for_orphans()
@@ -114,11 +114,11 @@ class Case:
             self._damage = None
             self._damages += [found] if found else []
             self._name_target(found.name if found else "no checkpoint to damage")
-        self._attempts.append(start(self._job, self._nodes))
+        self._launches.append(start(self._job, self._nodes))
 
     def _ended(self) -> bool:
         """Whether the run is over; starts its driver again where a scheduler would."""
-        code = self._attempts[-1].poll()
+        code = self._launches[-1].poll()
         if code is None:
             return False
         self.outcome.exit_codes.append(code)
@@ -130,30 +130,30 @@ class Case:
         if code == _USER_ERROR:
             self.outcome.wrong.append(f"exit code {code}, which says that a restart will not help")
             return True
-        if len(self._attempts) > self._most_restarts:
+        if len(self._launches) > self._most_restarts:
             self.outcome.wrong.append(f"still ends early after {self._most_restarts} restarts")
             return True
         self._start()
         return False
 
     def _tend(self) -> None:
-        now, item = time.monotonic(), self._attempts[-1]
+        now, launch = time.monotonic(), self._launches[-1]
         if self._nodes is not None:
             self._nodes.tend()
-        if not self._pending or now < self._again or not self._timeline.due(self._pending[0], item, self._last_kill):
+        if not self._pending or now < self._again or not self._timeline.due(self._pending[0], launch, self._last_kill):
             return
         kill_ = self._pending[0]
         if kill_.victim == "phase" and not self._in_phase(kill_):
             return
-        self._below.update(below(item, self._nodes))
-        if not (victims := strike(kill_, item, self._job.directory, self._nodes, self._struck)):
+        self._below.update(below(launch, self._nodes))
+        if not (victims := strike(kill_, launch, self._job.directory, self._nodes, self._struck)):
             self._again = now + _ABSENT_TICK  # no such process yet
             return
         self._last_kill = time.monotonic()
         self._pending.popleft()
         self._struck.update(victim.process for victim in victims)
         self._excused |= any(victim.name == "parent" for victim in victims)
-        self.outcome.deaths.append(_death(kill_, victims, item))
+        self.outcome.deaths.append(_death(kill_, victims, launch))
         if kill_.victim == "phase":
             self._name_target(_phase(kill_))
         elif kill_.victim == "damage":
@@ -183,14 +183,14 @@ class Case:
             kill(process)
 
 
-def start(job: Job, nodes: Nodes | None) -> GradingItem:
+def start(job: Job, nodes: Nodes | None) -> Launch:
     """A driver of ``job``, on ``nodes`` if there are some, else with a Ray of its own."""
     return job.start({"RAY_ADDRESS": "local"} if nodes is None else nodes.start())
 
 
-def _death(kill_: Kill, victims: Sequence[Victim], item: GradingItem) -> Death:
-    line = item.line
-    step, since = (0, item.started) if line is None else (line.step, line.at)
+def _death(kill_: Kill, victims: Sequence[Victim], launch: Launch) -> Death:
+    line = launch.line
+    step, since = (0, launch.started) if line is None else (line.step, line.at)
     names = tuple(victim.name for victim in victims)
     return Death(kill=kill_, victims=names, target="", step=step, seconds=time.monotonic() - since)
 

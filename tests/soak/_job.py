@@ -43,7 +43,7 @@ class StepLine:
     """By ``time.monotonic()``."""
 
 
-class GradingItem:
+class Launch:
     """One command: a parent process and its drivers, from its start to its end."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
@@ -147,7 +147,7 @@ class Job:
     def last_step(self) -> int:
         return int(self.settings["runner.max_steps"])
 
-    def start(self, joining: Mapping[str, str]) -> GradingItem:
+    def start(self, joining: Mapping[str, str]) -> Launch:
         """Start the command, which is the same each time.
 
         Args:
@@ -156,7 +156,7 @@ class Job:
         self.root.mkdir(parents=True, exist_ok=True)
         settings = {**self.settings, "runner.output_dir": str(self.root), "runner.experiment_name": "chaos"}
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
-        return GradingItem(command, {**os.environ, **joining}, self.output)
+        return Launch(command, {**os.environ, **joining}, self.output)
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from _job import GradingItem
+from _job import Launch
 
 ANYWHERE = ("driver", "actor", "rollout", "reward", "raylet", "all")
 """Who is killed, at any instant."""
@@ -57,17 +57,17 @@ class Timeline:
     end: float
 
     @classmethod
-    def of(cls, item: GradingItem) -> Timeline:
-        assert item.ended is not None
-        steps = {line.step: line.at - item.started for line in item.steps}
-        return cls(steps=steps, end=item.ended - item.started)
+    def of(cls, launch: Launch) -> Timeline:
+        assert launch.ended is not None
+        steps = {line.step: line.at - launch.started for line in launch.steps}
+        return cls(steps=steps, end=launch.ended - launch.started)
 
     def instant(self, kill: Kill) -> float:
         """When ``kill`` is due. One in the start-up counts from the start of a process, or from the kill before it."""
         first = self.steps[1]
         return kill.share * first if kill.startup else first + kill.share * (self.end - first)
 
-    def due(self, kill: Kill, item: GradingItem, last_kill: float) -> bool:
+    def due(self, kill: Kill, launch: Launch, last_kill: float) -> bool:
         """Whether it is time for ``kill``.
 
         In the start-up: of the first process, or of one that starts again after the kill before. Later: on a clock that
@@ -76,8 +76,8 @@ class Timeline:
         """
         now = time.monotonic()
         if kill.startup:
-            return now - max(item.started, last_kill) >= self.instant(kill)
-        line = item.line
+            return now - max(launch.started, last_kill) >= self.instant(kill)
+        line = launch.line
         return line is not None and self.steps[line.step] + now - line.at >= self.instant(kill)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from _job import GradingItem, descendants, kill
+from _job import Launch, descendants, kill
 from _plan import Kill
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
@@ -26,7 +26,7 @@ class Victim:
 
 
 def strike(
-    kill_: Kill, item: GradingItem, directory: Path, nodes: Nodes | None, struck: Collection[psutil.Process]
+    kill_: Kill, launch: Launch, directory: Path, nodes: Nodes | None, struck: Collection[psutil.Process]
 ) -> list[Victim]:
     """Kill what ``kill_`` names; returns what died, which is nothing as long as no such process is there.
 
@@ -36,7 +36,7 @@ def strike(
     if kill_.victim in ("raylet", "phase") and nodes is not None:
         raylet = nodes.kill_one(kill_.rank, returns=kill_.returns)
         return [] if raylet is None else [Victim(name="raylet", process=raylet)]
-    found = [victim for victim in _find(kill_, item, directory, nodes) if victim.process not in struck]
+    found = [victim for victim in _find(kill_, launch, directory, nodes) if victim.process not in struck]
     if kill_.victim in _CLASSES or kill_.victim in ("raylet", "phase"):
         found = found[kill_.rank % len(found) :][:1] if found else []
     killed = [victim for victim in found if kill(victim.process)]
@@ -45,54 +45,54 @@ def strike(
     return killed
 
 
-def below(item: GradingItem, nodes: Nodes | None) -> list[psutil.Process]:
+def below(launch: Launch, nodes: Nodes | None) -> list[psutil.Process]:
     """What must not outlive the driver."""
     if nodes is None:
-        return descendants(item.process)
+        return descendants(launch.process)
     return [victim.process for victim in _seen(nodes.processes())]
 
 
-def _find(kill_: Kill, item: GradingItem, directory: Path, nodes: Nodes | None) -> list[Victim]:
+def _find(kill_: Kill, launch: Launch, directory: Path, nodes: Nodes | None) -> list[Victim]:
     """All that ``kill_`` may mean: one of them, except for all at once, and for what ends the command."""
-    parent = Victim(name="parent", process=item.process)
+    parent = Victim(name="parent", process=launch.process)
     if kill_.victim == "parent":
         return [parent]
     if kill_.victim in ("driver", "damage", "change", "all"):
-        if (process := item.driver) is None:
+        if (process := launch.driver) is None:
             return []
         driver = Victim(name="driver", process=process)
         if kill_.victim == "all":
-            return [parent, driver, *_workers(item, directory, nodes), *_daemons(item)]
+            return [parent, driver, *_workers(launch, directory, nodes), *_daemons(launch)]
         return [driver] if kill_.victim == "driver" else [parent, driver]
     if kill_.victim == "phase":
-        return [victim for victim in _daemons(item) if victim.name == "raylet"]
-    return _daemons(item) if kill_.victim == "raylet" else _workers(item, directory, nodes, kill_.victim)
+        return [victim for victim in _daemons(launch) if victim.name == "raylet"]
+    return _daemons(launch) if kill_.victim == "raylet" else _workers(launch, directory, nodes, kill_.victim)
 
 
-def _daemons(item: GradingItem) -> list[Victim]:
+def _daemons(launch: Launch) -> list[Victim]:
     """Of a driver's own Ray."""
     return [
         Victim(name=name, process=each)
-        for each in descendants(item.process)
+        for each in descendants(launch.process)
         if (name := _name(each)).startswith(_DAEMONS)
     ]
 
 
-def _workers(item: GradingItem, directory: Path, nodes: Nodes | None, group: str | None = None) -> list[Victim]:
+def _workers(launch: Launch, directory: Path, nodes: Nodes | None, group: str | None = None) -> list[Victim]:
     """In the order of groups and ranks, where the driver has written them down; else in the order of process ids."""
-    found = _listed(directory / "workers.json", item) or _seen(
-        descendants(item.process) if nodes is None else nodes.processes()
+    found = _listed(directory / "workers.json", launch) or _seen(
+        descendants(launch.process) if nodes is None else nodes.processes()
     )
     return [victim for victim in found if group is None or victim.name.startswith(group)]
 
 
-def _listed(path: Path, item: GradingItem) -> list[Victim]:
+def _listed(path: Path, launch: Launch) -> list[Victim]:
     """From the driver's list; nothing while it is another driver's. A process id used again is no worker."""
     try:
         listed = json.loads(path.read_text())
     except FileNotFoundError:
         return []
-    if (driver := item.driver) is None or listed["driver"] != driver.pid:
+    if (driver := launch.driver) is None or listed["driver"] != driver.pid:
         return []
     found = []
     for worker in listed["workers"]:

@@ -30,19 +30,46 @@ def plan(monkeypatch):
     return _plan
 
 
+SHORT = "runner.max_steps=12", "cluster.component_placement.rollout=0", "cluster.warm_spares=0"
+"""A short run of few workers."""
+WHOLE_PROCESS_TREES = ("all", "driver", "parent", "damage")
+"""The kinds after which a driver starts again. In the default run the other kinds have tests of their own: workers in
+`test_recovery`, the raylet in `test_ray_lost`, a kill before each change of a start in `test_start_on_disk`."""
+SHORT_SEED = 157
+"""Its first case has one kill of each of these four kinds, one of them during a start, none near the end."""
 SEED = 10554
 """Its first case has one kill of each kind, three of them during a start, none near the end. One in some ten thousand
 seeds is such a one; with other kinds, look for another."""
 
 
+def test_the_driver_starts_again_and_again(plan, tmp_path):
+    """When the kills strike depends on the machine's speed; equality does not."""
+    kinds = [kill.victim for kill in plan.draw(SHORT_SEED, 1, WHOLE_PROCESS_TREES, 4).kills]
+    assert sorted(kinds) == sorted(WHOLE_PROCESS_TREES)
+    printed = chaos(
+        *(
+            "--kills",
+            "4",
+            "--kills-per-run",
+            "4",
+            "--seed",
+            str(SHORT_SEED),
+            "--victims",
+            ",".join(WHOLE_PROCESS_TREES),
+        ),
+        *("--strict", "--directory", str(tmp_path), *SHORT),
+    )
+    assert "4 kills, 4 bit-equal" in printed, printed
+
+
+@pytest.mark.soak
 def test_each_kind_of_kill_once(plan, tmp_path):
-    """In one short run of few workers. When the kills strike depends on the machine's speed; equality does not."""
     number = str(len(plan.KINDS))
     kinds = [kill.victim for kill in plan.draw(SEED, 1, plan.KINDS, len(plan.KINDS)).kills]
     assert sorted(kinds) == sorted(plan.KINDS)
     printed = chaos(
         *("--kills", number, "--kills-per-run", number, "--seed", str(SEED), "--strict", "--directory", str(tmp_path)),
-        *("runner.max_steps=12", "cluster.component_placement.rollout=0", "cluster.warm_spares=0"),
+        *SHORT,
     )
     assert f"{number} kills, {number} bit-equal" in printed, printed
 
