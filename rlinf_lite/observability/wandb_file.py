@@ -7,6 +7,7 @@ header of 7 bytes. wandb writes it every 15 seconds, so after a kill only the fi
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,35 @@ _HEADER_BYTES = 7
 _BLOCK_BYTES = 32 * 1024
 _CHUNK = struct.Struct("<IHB")
 _FULL, _FIRST, _LAST = 1, 2, 4
+_FINISH_SECONDS = 30.0
 
 
 def recorded_steps(wandb_dir: Path, run_id: str) -> set[int]:
     """The steps in all offline sessions of ``run_id`` in ``wandb_dir``."""
     paths = wandb_dir.glob(f"offline-run-*-{run_id}*/run-{run_id}.wandb")
     return {step for path in paths for step in _history_steps(path)}
+
+
+def wait_until_finished(path: Path) -> bool:
+    """Wait until wandb's service has written the last record of an offline run; ``run.finish`` does not wait for it.
+
+    Returns:
+        Whether it came; a run that is resumed before it would miss rows, and send them again.
+    """
+    deadline = time.monotonic() + _FINISH_SECONDS
+    while not _is_finished(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _is_finished(path: Path) -> bool:
+    from wandb.proto import wandb_internal_pb2
+
+    record_type: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
+    records = list(read_records(path)) if path.exists() else []
+    return bool(records) and record_type.FromString(records[-1]).WhichOneof("record_type") == "exit"
 
 
 def _history_steps(path: Path) -> Iterator[int]:

@@ -20,7 +20,7 @@ from rlinf_lite.observability.notices import log_line
 from rlinf_lite.observability.origin import Origin
 from rlinf_lite.observability.samples import COLUMNS, samples_of
 from rlinf_lite.observability.sinks import Metrics
-from rlinf_lite.observability.wandb_file import recorded_steps
+from rlinf_lite.observability.wandb_file import recorded_steps, wait_until_finished
 from rlinf_lite.observability.wandb_rows import SentRow, SentRows, digest_of
 from rlinf_lite.observability.wandb_start import Branch, Starter
 from rlinf_lite.observability.wandb_state import WandbState, read_state, write_state
@@ -127,6 +127,8 @@ class WandbSink:
 
         try:
             self._run.finish()
+            if self._run.offline and not wait_until_finished(Path(self._run.settings.sync_file)):
+                log_line(f"!! wandb: the last rows of run {self.run_id} are not in its offline file yet")
         except (ConnectionError, HandleAbandonedError) as error:
             self._give_up(error)
         if not self._lost:

@@ -74,7 +74,7 @@ def test_what_is_not_ours_goes_to_ray_start():
 @pytest.mark.parametrize(
     ("arguments", "env", "said"),
     [
-        ([], {}, "say head or worker, or set RANK"),
+        ([], {}, "Give head or worker as the first argument, or set RANK"),
         ([], {"RANK": "1"}, "set MASTER_ADDR"),
         (["worker"], {}, "set MASTER_ADDR"),
         (["head", "--address=a:1"], {}, "leave them out for the head"),

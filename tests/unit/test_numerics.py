@@ -134,7 +134,7 @@ def test_the_example_fixes_its_kernels(states):
     assert found["strict"] and not found["warn_only"] and found["threads"] == 1
 
 
-@pytest.mark.parametrize(("module", "argument"), [("rlinf_lite.eval", "--help"), ("rlinf_lite.main_math", "")])
+@pytest.mark.parametrize(("module", "argument"), [("rlinf_lite.eval", "--help"), ("rlinf_lite.driver", "")])
 def test_the_environment_of_eval_and_driver(module, argument):
     """It is there before torch is imported, whatever the shell had."""
     code = f"""

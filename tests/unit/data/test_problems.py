@@ -11,7 +11,6 @@ import pytest
 from rlinf_lite.data import DataError
 from rlinf_lite.data.identity import fingerprint
 from rlinf_lite.data.sources import read_rows
-from rlinf_lite.errors import ConfigError
 from rlinf_lite.rewards.extraction import reference_answer
 from rlinf_lite.rewards.plain_numbers import parse_number
 from rlinf_lite.types import Problem
@@ -256,11 +255,6 @@ def test_the_fingerprint_covers_the_tokens_and_the_borders_of_fields():
         return fingerprint([Problem(problem_id=0, prompt=prompt, answer=answer, prompt_ids=prompt_ids, source="x")])
 
     assert len({of("ab", "c", 1), of("a", "bc", 1), of("ab", "c", 2), of("ab", "c", 1, 2), of("ab", "c", 12)}) == 5
-
-
-def test_an_unknown_type(load):
-    with pytest.raises(ConfigError, match=r"data\.type: 'poetry'; choose math, arithmetic or reasoning_gym"):
-        load(type="poetry")
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")

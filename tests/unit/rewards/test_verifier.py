@@ -21,7 +21,7 @@ HANG = "9^{9^{9^{9}}}"
 @pytest.fixture(scope="module")
 def verifier():
     """Shared, because starting its child takes a second. After any test it works, with the same child or a new one."""
-    verifier = Verifier(1.0)
+    verifier = Verifier(2.0)
     yield verifier
     verifier.close()
 

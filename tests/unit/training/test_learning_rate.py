@@ -11,7 +11,7 @@ from rlinf_lite.training.lr import learning_rate
 
 
 def rates(total, updates, **changes):
-    config = OptimConfig(**{"lr": 8.0, **changes})
+    config = OptimConfig.model_construct(**{"lr": 8.0, **changes})  # round numbers, above the limit of the config
     return [learning_rate(config, update, total) for update in updates]
 
 
