@@ -16,7 +16,7 @@ _HEADER_BYTES = 7
 _BLOCK_BYTES = 32 * 1024
 _CHUNK = struct.Struct("<IHB")
 _FULL, _FIRST, _LAST = 1, 2, 4
-_FINISH_SECONDS = 30.0
+_FINISH_SECONDS = 5.0
 
 
 def recorded_steps(wandb_dir: Path, run_id: str) -> set[int]:
@@ -43,7 +43,7 @@ def _is_finished(path: Path) -> bool:
     from wandb.proto import wandb_internal_pb2
 
     record_type: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
-    records = list(read_records(path)) if path.exists() else []
+    records = list(read_records(path, last_blocks=2)) if path.exists() else []
     return bool(records) and record_type.FromString(records[-1]).WhichOneof("record_type") == "exit"
 
 
@@ -57,9 +57,17 @@ def _history_steps(path: Path) -> Iterator[int]:
             yield record.history.step.num
 
 
-def read_records(path: Path) -> Iterator[bytes]:
-    """Yield the complete records of a ``.wandb`` file, up to the first incomplete one."""
-    content, offset, record = path.read_bytes(), _HEADER_BYTES, b""
+def read_records(path: Path, last_blocks: int | None = None) -> Iterator[bytes]:
+    """Yield the complete records of a ``.wandb`` file, up to the first incomplete one.
+
+    Args:
+        last_blocks: read only so many blocks at the end, the first record of which may lack its beginning; None: all.
+    """
+    skipped = 0 if last_blocks is None else max(0, (path.stat().st_size - 1) // _BLOCK_BYTES + 1 - last_blocks)
+    with path.open("rb") as file:
+        file.seek(skipped * _BLOCK_BYTES)
+        content = file.read()
+    offset, record = 0 if skipped else _HEADER_BYTES, b""
     while offset + _CHUNK.size <= len(content):
         left_in_block = _BLOCK_BYTES - offset % _BLOCK_BYTES
         if left_in_block < _CHUNK.size:
