@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,6 +135,31 @@ class MiniBatch:
     """Loss tokens of the whole mini-batch, over all ranks: the token-mean normalizer. 0: no optimizer step is taken."""
     num_sequences: int
     """Rows with loss tokens of the whole mini-batch, over all ranks."""
+
+
+class Column(StrEnum):
+    """A value per loss token, float32 [M]."""
+
+    ADVANTAGE = "advantage"
+    RETURN = "return"
+    OLD_LOGPROB = "old_logprob"
+    """Of the policy that the advantages are for, before the update."""
+    REF_LOGPROB = "ref_logprob"
+    """Of the frozen reference model."""
+    ENGINE_LOGPROB = "engine_logprob"
+    """As the rollout engine reported it."""
+    OLD_VALUE = "old_value"
+    """Of the critic, before the update."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normalizers:
+    """What losses and metrics are divided by. Both count the whole mini-batch, over all ranks."""
+
+    num_tokens: int
+    """Loss tokens."""
+    num_sequences: int
+    """Responses with loss tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
