@@ -79,8 +79,8 @@ def stored_weights(config: Config) -> Iterator[tuple[str, torch.Tensor]]:
 
 def make(config: Config, backend: str, device: str) -> RolloutWorker:
     rollout = config.rollout.model_copy(update={"rollout_backend": backend})
-    worker = RolloutWorker(0, 1, config.model_copy(update={"rollout": rollout}), device)
-    worker.setup()
+    worker = RolloutWorker(0, 1, rollout, config.actor.tokenizer, config.cluster, device)
+    worker.setup(config.algorithm.sampling_params, config.runner.seq_length)
     return worker
 
 

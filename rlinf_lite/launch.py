@@ -25,7 +25,7 @@ from rlinf_lite.recovery.directories import Directories, make_directories, remov
 from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.recovery.lock import hold
 from rlinf_lite.recovery.restarts import RestartBudget, budget_for
-from rlinf_lite.recovery.workers import Workers
+from rlinf_lite.recovery.workers import start_workers
 from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
 from rlinf_lite.runner.policies import SaveRequest, save_requests
 from rlinf_lite.runner.signals import end
@@ -68,7 +68,7 @@ def launch(config: Config, link: ParentLink) -> int:
             given_up=given_up,
         )
         try:
-            return _log_end(driver.train(), directories, saved=driver.has_saved)
+            return _log_end(driver.train(), directories, config, saved=driver.has_saved)
         except Interrupted as interrupted:
             return driver.stopped(interrupted)
         except RayLost as lost:
@@ -126,7 +126,7 @@ class _Driver:
         log_line(f"ray: {session.address}; device: {session.device}; {_describe(session)}")
         _log_if_slow(config, session.device)
         _make_paths_absolute(config)
-        workers = Workers(config, session, self.directories.log / "workers.json")
+        workers = start_workers(config, session, self.directories.log / "workers.json")
         self.stack.callback(workers.kill)
         # Imported here, so that worker processes are on their way before the driver spends seconds on its imports.
         from rlinf_lite.recovery.build import Build
@@ -223,7 +223,7 @@ def _describe(session: Session) -> str:
     return ", ".join(f"{name} in slots {list(slots)}" for name, slots in session.placement.slots.items())
 
 
-def _log_end(runner: Runner, directories: Directories, *, saved: bool) -> int:
+def _log_end(runner: Runner, directories: Directories, config: Config, *, saved: bool) -> int:
     """Log how the run ended; returns the exit code."""
     progress, failed = runner.progress, runner.saver.failed
     early = progress.step < runner.last_step
@@ -231,7 +231,7 @@ def _log_end(runner: Runner, directories: Directories, *, saved: bool) -> int:
     log_line(f"{steps} steps, {progress.num_samples} responses, {progress.num_tokens} tokens")
     log_line(f"  metrics      {directories.log / 'metrics.jsonl'}")
     log_line(f"  checkpoints  {directories.checkpoints}")
-    log_line(f"  resume       {_how_to_resume(runner.config, early=early, saved=saved)}")
+    log_line(f"  resume       {_how_to_resume(config, early=early, saved=saved)}")
     if failed:
         log_line(f"!! the last checkpoint is NOT on the disk: {failed}")
         return 1

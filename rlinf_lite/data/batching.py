@@ -1,28 +1,58 @@
-"""Splits a step's rollouts into mini-batches and micro-batches, by config and step alone: the number of ranks plays no
-part."""
+"""Splits a step's rollouts into mini-batches and micro-batches, by settings and step alone: the number of ranks plays
+no part."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlinf_lite.config import Config
+from rlinf_lite.config import AlgorithmConfig, RolloutConfig, RunnerConfig
 from rlinf_lite.counters import permutation
 from rlinf_lite.types import MicroBatch, MiniBatch, Rollout
 
 
-def arrange(num_rows: int, step: int, config: Config) -> list[list[int]]:
-    """The row numbers of each mini-batch, in order; shuffled by (seed, step) if the config says so."""
-    assert num_rows and num_rows % config.algorithm.n_minibatches == 0, (num_rows, config.algorithm.n_minibatches)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batching:
+    """How `StepBatch` splits a step's rollouts, and what a micro-batch holds."""
+
+    num_minibatches: int
+    """Optimizer steps per training step."""
+    shuffle_seed: int | None
+    """Rows are shuffled by (this seed, step); None: they keep their order."""
+    rows_for_logprobs: int
+    """Rows per micro-batch of a pass that only computes log-probs; not used with ``max_tokens``."""
+    rows_for_update: int
+    """Rows per micro-batch of an update; not used with ``max_tokens``."""
+    max_tokens: int | None
+    """Limit on rows x longest row of a micro-batch, padding included; None: the numbers of rows apply."""
+    with_rollout: bool
+    """Whether micro-batches hold the engine's log-probs."""
+
+    @classmethod
+    def of(cls, algorithm: AlgorithmConfig, runner: RunnerConfig, rollout: RolloutConfig, *, seed: int) -> Self:
+        """The batching that a config asks for; rows are shuffled, if at all, with ``seed``."""
+        return cls(
+            num_minibatches=algorithm.n_minibatches,
+            shuffle_seed=seed if algorithm.shuffle_rollout else None,
+            rows_for_logprobs=algorithm.logprob_forward_micro_batch_size,
+            rows_for_update=algorithm.training_batch_size_per_gpu,
+            max_tokens=runner.max_tokens_per_mbs if runner.enable_dynamic_batch_size else None,
+            with_rollout=rollout.return_logprobs,
+        )
+
+
+def arrange(num_rows: int, step: int, *, num_minibatches: int, shuffle_seed: int | None) -> list[list[int]]:
+    """The row numbers of each mini-batch, in order; shuffled by (seed, step) unless the seed is None."""
+    assert num_rows and num_rows % num_minibatches == 0, (num_rows, num_minibatches)
     order = list(range(num_rows))
-    if config.algorithm.shuffle_rollout:
-        order = permutation(num_rows, "shuffle", config.actor.seed, step).tolist()
-    size = num_rows // config.algorithm.n_minibatches
+    if shuffle_seed is not None:
+        order = permutation(num_rows, "shuffle", shuffle_seed, step).tolist()
+    size = num_rows // num_minibatches
     return [order[first : first + size] for first in range(0, num_rows, size)]
 
 
@@ -102,7 +132,7 @@ class StepBatch:
         *,
         step: int,
         pad_id: int,
-        config: Config,
+        batching: Batching,
         left_out: Container[int] = (),
     ) -> None:
         """
@@ -115,15 +145,15 @@ class StepBatch:
         self.rollouts, self._advantages_N, self._pad_id = rollouts, advantages_N, pad_id
         self._left_out = left_out
         self._lengths = [len(r.prompt_ids) + len(r.response_ids) for r in rollouts]
-        self._with_rollout = config.rollout.return_logprobs
-        self._max_tokens = config.runner.max_tokens_per_mbs if config.runner.enable_dynamic_batch_size else None
-        self._config = config
-        self.minibatch_rows = arrange(len(rollouts), step, config)
+        self._batching = batching
+        self.minibatch_rows = arrange(
+            len(rollouts), step, num_minibatches=batching.num_minibatches, shuffle_seed=batching.shuffle_seed
+        )
 
     def for_logprobs(self) -> tuple[list[list[int]], list[MicroBatch]]:
         """Row numbers, and micro-batches, of passes that only compute log-probs."""
-        size = self._config.algorithm.logprob_forward_micro_batch_size
-        row_lists = micro_rows(range(len(self.rollouts)), self._lengths, size, self._max_tokens)
+        size, max_tokens = self._batching.rows_for_logprobs, self._batching.max_tokens
+        row_lists = micro_rows(range(len(self.rollouts)), self._lengths, size, max_tokens)
         return row_lists, [self._collate(index, rows) for index, rows in enumerate(row_lists)]
 
     def for_update(self, logprobs: Mapping[str, Sequence[np.ndarray]]) -> list[MiniBatch]:
@@ -133,11 +163,11 @@ class StepBatch:
             logprobs: ``{"old_logprobs_BT" | "ref_logprobs_BT": one float32 [R] per row, of its response}``; may be
                 empty. Entries of rows that are left out are not read.
         """
-        size = self._config.algorithm.training_batch_size_per_gpu
+        size, max_tokens = self._batching.rows_for_update, self._batching.max_tokens
         minibatches = []
         for rows in self.minibatch_rows:
             micros = []
-            for index, part in enumerate(micro_rows(rows, self._lengths, size, self._max_tokens)):
+            for index, part in enumerate(micro_rows(rows, self._lengths, size, max_tokens)):
                 micro = self._collate(index, part)
                 columns: dict[str, Any] = {name: self._spread(micro, part, by_row) for name, by_row in logprobs.items()}
                 micros.append(replace(micro, **columns))
@@ -183,6 +213,6 @@ class StepBatch:
             self.rollouts,
             self._advantages_N,
             self._pad_id,
-            with_rollout=self._with_rollout,
+            with_rollout=self._batching.with_rollout,
             left_out=self._left_out,
         )

@@ -19,6 +19,7 @@ from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.workers.records import PolicySetup
 from rlinf_lite.config import Config, flatten, to_yaml
 from rlinf_lite.data import PromptStream
+from rlinf_lite.data.batching import Batching
 from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, log_line
 from rlinf_lite.observability.hub import METRICS_FILE
@@ -38,6 +39,7 @@ from rlinf_lite.recovery.resume import (
     what_differs,
 )
 from rlinf_lite.recovery.workers import Workers
+from rlinf_lite.runner.generation import Generation, Validation
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.loop import Runner
 from rlinf_lite.runner.policies import SaveRequest, policies
@@ -98,18 +100,27 @@ class Build:
         info = self._info(start, {"tied": built.tied, "model_path": config.actor.model.model_path})
         info |= {"identity": carried_on(saved_identity(start), prepared.identity), "compute": self._compute}
         runner = Runner(
-            config=config,
+            algorithm=config.algorithm,
+            batching=Batching.of(config.algorithm, config.runner, config.rollout, seed=config.actor.seed),
+            num_prompts=config.data.rollout_batch_size,
+            max_rows=config.rollout.max_running_requests,
+            seed=config.actor.seed,
             actors=workers.actors,
-            rollouts=workers.rollouts,
-            rewards=workers.rewards,
+            generation=Generation(
+                rollouts=workers.rollouts,
+                rewards=workers.rewards,
+                enable_sleep=config.rollout.enable_sleep,
+                max_failed_fraction=config.reward.max_failed_fraction,
+            ),
             weights=workers.weight_sync(),
             replicas=MemoryReplicas(workers.actors, workers.session)
             if config.runner.checkpoint.memory_replicas
             else None,
             stream=PromptStream(prepared.train.problems, seed=config.data.seed, shuffle=config.data.shuffle),
-            val_problems=prepared.val.problems if prepared.val else (),
+            validation=self._validation(),
             hub=hub,
             samples=samples,
+            log_rollouts=config.runner.logger.log_rollouts,
             progress=start.progress,
             last_step=prepared.last_step,
             saver=self._saver(workers, start, info),
@@ -120,6 +131,17 @@ class Build:
         runner.saver.flush = runner.flush
         self._began_from = replace(start, progress=deepcopy(start.progress))
         return runner
+
+    def _validation(self) -> Validation:
+        config, problems = self.config, self.prepared.val
+        return Validation(
+            problems=problems.problems if problems else (),
+            interval=config.runner.val_check_interval,
+            data=config.data,
+            rollout=config.rollout,
+            sampling=config.algorithm.val_sampling_params,
+            seed=config.actor.seed,
+        )
 
     def _info(self, start: Start, facts: Mapping[str, Any]) -> dict[str, Any]:
         """For each manifest: ``facts``, and where the run's rows begin."""

@@ -29,19 +29,23 @@ _RESET_SECONDS = 5.0
 class Workers:
     """The three groups of workers, their spares, and how weights travel between them."""
 
-    def __init__(self, config: Config, session: Session, workers_file: Path) -> None:
-        """Start every process; does not wait until they are up.
-
+    def __init__(
+        self,
+        actors: PolicyWorkers,
+        rollouts: RolloutWorkers,
+        rewards: RewardWorkers,
+        *,
+        spares: Spares,
+        session: Session,
+        workers_file: Path,
+    ) -> None:
+        """
         Args:
             workers_file: where `note` writes which process is which worker.
         """
-        self.config, self.session, self._workers_file = config, session, workers_file
-        workers_file.unlink(missing_ok=True)  # of an earlier start
-        self.spares = Spares(session, "rlinf_lite.cluster.workers.warm_up:warm_up", config)
-        self.actors = PolicyWorkers(config, session, self.spares)
-        self.rollouts = RolloutWorkers(config, session, self.spares)
-        self.rewards = RewardWorkers(config, session, self.spares)
-        self._fresh_engines = set(range(self.rollouts.size))
+        self.actors, self.rollouts, self.rewards = actors, rollouts, rewards
+        self.spares, self.session, self._workers_file = spares, session, workers_file
+        self._fresh_engines = set(range(rollouts.size))
         self._noted = False
 
     @property
@@ -83,7 +87,7 @@ class Workers:
         """Build the transport of weights between the workers as they are now."""
         from rlinf_lite.cluster.weight_sync import build_weight_sync
 
-        return build_weight_sync(self.session, self.actors, self.rollouts, self.config.rollout.model.precision)
+        return build_weight_sync(self.session, self.actors, self.rollouts, self.rollouts.precision)
 
     # -- replacing
 
@@ -173,6 +177,26 @@ class Workers:
         text = json.dumps({"driver": os.getpid(), "workers": workers}, indent=1)
         replace_text(self._workers_file, text, durable=False, several_writers=True)
         self._noted = True
+
+
+def start_workers(config: Config, session: Session, workers_file: Path) -> Workers:
+    """Start every process of a run; does not wait until they are up.
+
+    Args:
+        workers_file: as for `Workers`; one of an earlier start is removed.
+    """
+    workers_file.unlink(missing_ok=True)
+    actor, algorithm, tokenizer = config.actor, config.algorithm, config.actor.tokenizer
+    spares = Spares(session, "rlinf_lite.cluster.workers.warm_up:warm_up", actor.model, tokenizer)
+    sampling, seq_length = algorithm.sampling_params, config.runner.seq_length
+    return Workers(
+        PolicyWorkers(actor, algorithm, config.runner.checkpoint, session, spares),
+        RolloutWorkers(config.rollout, tokenizer, session, spares, sampling=sampling, seq_length=seq_length),
+        RewardWorkers(config.reward, session, spares),
+        spares=spares,
+        session=session,
+        workers_file=workers_file,
+    )
 
 
 def _check_weights(policy: WeightShapes, engines: Sequence[EngineSetup]) -> None:

@@ -10,40 +10,44 @@ import psutil
 
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
-from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
-from rlinf_lite.cluster.workers.reward import RewardWorkers
-from rlinf_lite.cluster.workers.rollout import RolloutWorkers
-from rlinf_lite.config import Config
+from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.data import PromptStream
-from rlinf_lite.data.batching import StepBatch
-from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer, log_line
-from rlinf_lite.rewards import refuse_too_many_ungraded
-from rlinf_lite.rollout.batches import generation_batches, join, validation_batches
+from rlinf_lite.data.batching import Batching, StepBatch
+from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer
+from rlinf_lite.rollout.batches import generation_batches
 from rlinf_lite.runner.credit import credit
-from rlinf_lite.runner.grading import GradingQueue, in_order, submit
+from rlinf_lite.runner.generation import Generation, Validation
+from rlinf_lite.runner.grading import in_order
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.saving import Saver
-from rlinf_lite.runner.schedule import due
-from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling, Score
+from rlinf_lite.types import GenerationBatch, Prompt, Rollout, Sampling, Score
 
 
 @dataclass(kw_only=True)
 class Runner:
     """Holds what a run needs, which is built elsewhere; `run` trains."""
 
-    config: Config
+    algorithm: AlgorithmConfig
+    batching: Batching
+    num_prompts: int
+    """Prompts per step."""
+    max_rows: int
+    """Most responses per generation batch."""
+    seed: int
+    """Of sampling."""
     actors: PolicyWorkers
-    rollouts: RolloutWorkers
-    rewards: RewardWorkers
+    generation: Generation
     weights: WeightSync
     replicas: MemoryReplicas | None
     stream: PromptStream
-    val_problems: Sequence[Problem]
+    validation: Validation
     hub: MetricHub
     samples: JsonlSink | None
+    log_rollouts: int
+    """Responses per step that are written to ``samples``; -1: all."""
     progress: Progress
     last_step: int
     saver: Saver
@@ -53,10 +57,6 @@ class Runner:
     """Called when a step is completed and logged, and its save has begun."""
     intact: bool = True
     """Whether the actors hold the state after ``progress.step``; false while an update changes it."""
-
-    def __post_init__(self) -> None:
-        self._made: dict[tuple[str, int, int], list[Rollout]] = {}
-        self._logged_ungraded = False
 
     def run(self) -> None:
         """Train until ``last_step`` steps are completed, or the time is up."""
@@ -78,16 +78,16 @@ class Runner:
         with self.stop.abandonable():
             with timer.phase("sync"):
                 self.weights.publish()
-            prompts = self.stream.batch(self.progress.cursor, self.config.data.rollout_batch_size)
+            prompts = self.stream.batch(self.progress.cursor, self.num_prompts)
             with timer.phase("rollout"):
-                rollouts, grading = self.generate(self.train_batches(prompts, step))
-                self.rest()
+                rollouts, grading = self.generation.generate(self.train_batches(prompts, step))
+                self.generation.rest()
             with timer.phase("reward"):
                 scores = in_order(grading, rollouts)
-            self.check_graded(scores, f"step {step}")
-            advantages, left_out = credit(rollouts, scores, self.config.algorithm)
+            self.generation.check_graded(scores, f"step {step}")
+            advantages, left_out = credit(rollouts, scores, self.algorithm)
             batch = StepBatch(
-                rollouts, advantages, step=step, pad_id=self.pad_id, config=self.config, left_out=left_out
+                rollouts, advantages, step=step, pad_id=self.pad_id, batching=self.batching, left_out=left_out
             )
             logprobs = self.logprobs(batch, timer)
         self.intact = False
@@ -121,7 +121,7 @@ class Runner:
     def conclude(self, timer: PhaseTimer) -> None:
         """Validate if due, write the row of the completed step, and begin a save if due."""
         step, metrics = self.progress.step, dict(self.progress.unlogged)
-        if self.val_problems and due(step, self.config.runner.val_check_interval, self.last_step):
+        if self.validation.is_due(step, self.last_step):
             with self.stop.abandonable():
                 metrics |= self.validate(timer)
         metrics |= self.saver.poll()
@@ -132,50 +132,15 @@ class Runner:
 
     def train_batches(self, prompts: Sequence[Prompt], step: int) -> list[GenerationBatch]:
         """Split the prompts of a training step into generation batches."""
-        algorithm = self.config.algorithm
         return generation_batches(
             prompts,
             stream="train",
             step=step,
-            group_size=algorithm.group_size,
-            sampling=Sampling(**vars(algorithm.sampling_params)),
-            seed=self.config.actor.seed,
-            max_rows=self.config.rollout.max_running_requests,
+            group_size=self.algorithm.group_size,
+            sampling=Sampling(**vars(self.algorithm.sampling_params)),
+            seed=self.seed,
+            max_rows=self.max_rows,
         )
-
-    def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Rollout], GradingQueue]:
-        """Generate responses, and hand each batch to the graders as soon as it is finished.
-
-        The responses are in canonical order, whichever worker generated which batch.
-        """
-        # Batches that were finished before an actor was lost are kept: recovery restores the weights that made them.
-        keyed = {(batch.stream, batch.step, batch.prompts[0].prompt_index): batch for batch in batches}
-        self._made = {key: made for key, made in self._made.items() if key in keyed}
-        generating: WorkQueue[tuple[str, int, int], GenerationBatch, list[Rollout]] = self.rollouts.queue()
-        grading: GradingQueue = self.rewards.queue()
-        for key, batch in keyed.items():
-            if key in self._made:
-                submit(grading, batch.prompts, self._made[key])
-            else:
-                generating.add(key, batch)
-        for key, rollouts in generating.results(beside=[grading]):
-            self._made[key] = rollouts
-            submit(grading, keyed[key].prompts, rollouts)
-        return join(self._made[key] for key in keyed), grading
-
-    def rest(self) -> None:
-        """Let engines free their GPU memory until the next weights, if the config asks for it."""
-        if self.config.rollout.enable_sleep:
-            self.rollouts.sleep()
-
-    def check_graded(self, scores: Sequence[Score], what: str) -> None:
-        """Raise above ``reward.max_failed_fraction`` ungraded responses; log the first time that one is left out."""
-        refuse_too_many_ungraded(scores, self.config.reward.max_failed_fraction, what)
-        errors = [score.error for score in scores if not score.graded]
-        if errors and not self._logged_ungraded:
-            share = f"{len(errors)} of {len(scores)} responses of {what}"
-            log_line(f"reward: {share} could not be graded; the first: {errors[0]}")
-            self._logged_ungraded = True
 
     def logprobs(self, batch: StepBatch, timer: PhaseTimer) -> dict[str, list[Any]]:
         """Compute the log-probs that the loss needs from before the update: of the reference, and of the old policy.
@@ -183,7 +148,7 @@ class Runner:
         With one mini-batch the policy does not change between a recomputation and its use, so the update's own forward
         pass (detached) is the recomputation.
         """
-        algorithm = self.config.algorithm
+        algorithm = self.algorithm
         found: dict[str, list[Any]] = {}
         if not algorithm.recompute_logprobs:
             found["old_logprobs_BT"] = [rollout.logprobs for rollout in batch.rollouts]
@@ -204,20 +169,12 @@ class Runner:
         with timer.phase("validation"):
             self.weights.publish()
             rollouts, scores = [], []
-            for batches in validation_batches(
-                self.val_problems,
-                step=self.progress.step,
-                num_samples=1,
-                data=self.config.data,
-                rollout=self.config.rollout,
-                sampling=self.config.algorithm.val_sampling_params,
-                seed=self.config.actor.seed,
-            ):
-                made, grading = self.generate(batches)
+            for batches in self.validation.batches(self.progress.step):
+                made, grading = self.generation.generate(batches)
                 rollouts += made
                 scores += in_order(grading, made)
-            self.rest()
-        self.check_graded(scores, f"the validation after step {self.progress.step}")
+            self.generation.rest()
+        self.generation.check_graded(scores, f"the validation after step {self.progress.step}")
         metrics = validation_metrics(rollouts, scores)
         self.progress.validated(metrics["val/accuracy"])
         return metrics
@@ -247,8 +204,7 @@ class Runner:
         """Log the first responses of the step, with their prompts and tokens."""
         if self.samples is None:
             return
-        limit = self.config.runner.logger.log_rollouts
-        pairs = list(zip(rollouts, scores, strict=True))[: None if limit < 0 else limit]
+        pairs = list(zip(rollouts, scores, strict=True))[: None if self.log_rollouts < 0 else self.log_rollouts]
         texts = {prompt.prompt_index: prompt.problem.prompt for prompt in prompts}
         self.samples.log_rows(step, (_sample_row(texts[r.prompt_index], r, score) for r, score in pairs))
 

@@ -18,7 +18,7 @@ from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.config import Config
-from rlinf_lite.data.batching import StepBatch
+from rlinf_lite.data.batching import Batching, StepBatch
 from rlinf_lite.eval.engine import build_engine
 from rlinf_lite.eval.settings import configure
 from rlinf_lite.eval.source import opened
@@ -143,7 +143,8 @@ def _trainer(mesh, directory, config):
 
 def _step(trainer, config, number):
     advantages = torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, 2.0])
-    for minibatch in StepBatch(rollouts(), advantages, step=number, pad_id=0, config=config).for_update({}):
+    batching = Batching.of(config.algorithm, config.runner, config.rollout, seed=config.actor.seed)
+    for minibatch in StepBatch(rollouts(), advantages, step=number, pad_id=0, batching=batching).for_update({}):
         trainer.update(minibatch)
 
 

@@ -217,7 +217,7 @@ def test_memory_comment(name, config):
 def test_a_step_divides_evenly(config):
     algorithm, ranks = config.algorithm, num_ranks(config)
     rows = config.data.rollout_batch_size * algorithm.group_size
-    minibatches = arrange(rows, 1, config)
+    minibatches = arrange(rows, 1, num_minibatches=algorithm.n_minibatches, shuffle_seed=None)
     micros = micro_rows(minibatches[0], [100] * rows, algorithm.training_batch_size_per_gpu, None)
     assert len(micros) % ranks == 0
     assert sorted(row for minibatch in minibatches for row in minibatch) == list(range(rows))

@@ -11,7 +11,7 @@ from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.workers.records import PolicySetup, StoreAddress
-from rlinf_lite.config import Config
+from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig
 from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.types import MicroBatch, MiniBatch
 
@@ -29,9 +29,18 @@ Files = dict[str, np.ndarray]
 class PolicyWorkers(WorkerGroup):
     """All ranks of the policy. Methods that do not begin with ``start`` wait, and raise as `wait_all`."""
 
-    def __init__(self, config: Config, session: Session, spares: Spares) -> None:
+    def __init__(
+        self,
+        config: ActorConfig,
+        algorithm: AlgorithmConfig,
+        checkpoint: CheckpointConfig,
+        session: Session,
+        spares: Spares,
+    ) -> None:
+        """Start every process; does not wait until they are up."""
         target = "rlinf_lite.cluster.workers.policy_worker:PolicyWorker"
-        super().__init__(config.actor.group_name, "actor", target, session, spares, config, session.device)
+        arguments = config, algorithm, checkpoint, session.config, session.device
+        super().__init__(config.group_name, "actor", target, session, spares, *arguments)
 
     def setup(self, checkpoints: str, total_updates: int) -> list[PolicySetup]:
         """Connect the ranks, and build, shard and fill the model.

@@ -34,7 +34,7 @@ from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.cluster.workers.device import compute_capability, fix_device
 from rlinf_lite.cluster.workers.records import PolicySetup, StoreAddress
 from rlinf_lite.cluster.workers.rendezvous import join_store, serve_store
-from rlinf_lite.config import CheckpointConfig, Config
+from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig, ClusterConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.models import build, hf_directory
 from rlinf_lite.ties import tied_names
@@ -58,9 +58,19 @@ class _Parts:
 class PolicyWorker:
     """One rank of the policy."""
 
-    def __init__(self, rank: int, num_ranks: int, config: Config, device: str) -> None:
-        self.rank, self.num_ranks, self.config = rank, num_ranks, config
-        self.device = fix_device(config.cluster, device)
+    def __init__(
+        self,
+        rank: int,
+        num_ranks: int,
+        config: ActorConfig,
+        algorithm: AlgorithmConfig,
+        checkpoint: CheckpointConfig,
+        cluster: ClusterConfig,
+        device: str,
+    ) -> None:
+        self.rank, self.num_ranks = rank, num_ranks
+        self.config, self._algorithm, self._checkpoint = config, algorithm, checkpoint
+        self.device = fix_device(cluster, device)
         self.step = 0
         """The newest step whose update has begun here, or that was loaded; used by `faults`."""
         self._store: dist.TCPStore | None = None
@@ -82,7 +92,7 @@ class PolicyWorker:
         dist.init_process_group(
             backend, store=store, rank=self.rank, world_size=self.num_ranks, timeout=_COLLECTIVE_TIMEOUT
         )
-        rngs.reseed(self.config.actor.seed, 0, self.rank)
+        rngs.reseed(self.config.seed, 0, self.rank)
         trainer = self._build_trainer(total_updates)
         self._parts = self._with_checkpoints(trainer, checkpoints)
         # An optimizer step changes the weights, so a save in flight must have read them by then.
@@ -97,16 +107,16 @@ class PolicyWorker:
 
     def _build_trainer(self, total_updates: int) -> PolicyTrainer:
         return PolicyTrainer(
-            self.config.actor,
-            self.config.algorithm,
-            model_dir=hf_directory.resolve(self.config.actor.model.model_path),
+            self.config,
+            self._algorithm,
+            model_dir=hf_directory.resolve(self.config.model.model_path),
             mesh=init_device_mesh(self.device.type, (self.num_ranks,)),
             device=self.device,
             total_updates=total_updates,
         )
 
     def _with_checkpoints(self, trainer: PolicyTrainer, directory: str) -> _Parts:
-        settings, seed = self.config.runner.checkpoint, self.config.actor.seed
+        settings, seed = self._checkpoint, self.config.seed
         checkpointer = Checkpointer(
             directory,
             seed=seed,

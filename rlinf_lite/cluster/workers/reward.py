@@ -9,7 +9,7 @@ from rlinf_lite.cluster.group import Call, WorkerGroup
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.work_queue import WorkQueue
-from rlinf_lite.config import Config
+from rlinf_lite.config import RewardConfig
 from rlinf_lite.rewards import search_path
 from rlinf_lite.types import GradingItem, Score
 
@@ -19,9 +19,10 @@ Key = TypeVar("Key")
 class RewardWorkers(WorkerGroup):
     """All graders."""
 
-    def __init__(self, config: Config, session: Session, spares: Spares) -> None:
+    def __init__(self, config: RewardConfig, session: Session, spares: Spares) -> None:
+        """Start every process; does not wait until they are up."""
         target = "rlinf_lite.cluster.workers.reward_worker:RewardWorker"
-        super().__init__(config.reward.group_name, "reward", target, session, spares, config.reward, search_path())
+        super().__init__(config.group_name, "reward", target, session, spares, config, search_path())
 
     def start_score(self, rank: int, items: Sequence[GradingItem]) -> Call[list[Score]]:
         """Grade responses on one rank."""

@@ -10,7 +10,7 @@ from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
-from rlinf_lite.config import Config
+from rlinf_lite.config import RolloutConfig, SamplingConfig, TokenizerConfig
 from rlinf_lite.types import GenerationBatch, Rollout
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
@@ -22,13 +22,31 @@ Key = TypeVar("Key")
 class RolloutWorkers(WorkerGroup):
     """All rollout engines."""
 
-    def __init__(self, config: Config, session: Session, spares: Spares) -> None:
+    def __init__(
+        self,
+        config: RolloutConfig,
+        tokenizer: TokenizerConfig,
+        session: Session,
+        spares: Spares,
+        *,
+        sampling: SamplingConfig,
+        seq_length: int,
+    ) -> None:
+        """Start every process; does not wait until they are up.
+
+        Args:
+            sampling: of training.
+            seq_length: largest number of tokens in a prompt and its response together.
+        """
+        self.precision = config.model.precision
+        self._sampling, self._seq_length = sampling, seq_length
         target = "rlinf_lite.cluster.workers.rollout_worker:RolloutWorker"
-        super().__init__(config.rollout.group_name, "rollout", target, session, spares, config, session.device)
+        arguments = config, tokenizer, session.config, session.device
+        super().__init__(config.group_name, "rollout", target, session, spares, *arguments)
 
     def start_setup(self, rank: int) -> Call[EngineSetup]:
         """Build one engine, without weights."""
-        return self.start_one(rank, "setup")
+        return self.start_one(rank, "setup", self._sampling, self._seq_length)
 
     def start_generate(self, rank: int, batch: GenerationBatch) -> Call[list[Rollout]]:
         """Sample the responses of one generation batch on one engine."""

@@ -8,7 +8,7 @@ from rlinf_lite import faults
 from rlinf_lite.cluster.workers.device import compute_capability, fix_device
 from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
 from rlinf_lite.cluster.workers.rendezvous import join_store
-from rlinf_lite.config import Config
+from rlinf_lite.config import ClusterConfig, RolloutConfig, SamplingConfig, TokenizerConfig
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
@@ -21,27 +21,36 @@ from rlinf_lite.weights.transport import Broadcaster, PackedWeights, unpack
 class RolloutWorker:
     """One rollout engine."""
 
-    def __init__(self, rank: int, num_ranks: int, config: Config, device: str) -> None:
+    def __init__(
+        self,
+        rank: int,
+        num_ranks: int,
+        config: RolloutConfig,
+        tokenizer: TokenizerConfig,
+        cluster: ClusterConfig,
+        device: str,
+    ) -> None:
         self.rank, self.config = rank, config
-        self.device = fix_device(config.cluster, device)
+        self._tokenizer = tokenizer.tokenizer_model
+        self.device = fix_device(cluster, device)
         self._channel: Broadcaster | None = None
 
-    def setup(self) -> EngineSetup:
+    def setup(self, sampling: SamplingConfig, seq_length: int) -> EngineSetup:
         """Build the engine; its weights are empty until they are published for the first time."""
-        settings = self.config.rollout.model
+        settings = self.config.model
         model_dir = hf_directory.resolve(settings.model_path, "rollout.model.model_path")
         # Takes no memory; gives the order, shapes and types of the weights.
         self.model = build.build_on_meta(hf_directory.load_config(model_dir, settings.model_type), settings.precision)
         shapes = weight_shapes(self.model)
         tokenizer = hf_directory.load_tokenizer(
-            hf_directory.resolve(self.config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+            hf_directory.resolve(self._tokenizer, "actor.tokenizer.tokenizer_model")
         )
         self.engine: RolloutEngine = build_engine(
-            self.config.rollout,
+            self.config,
             self.model,
             tokenizer,
-            seq_length=self.config.runner.seq_length,
-            sampling=self.config.algorithm.sampling_params,
+            seq_length=seq_length,
+            sampling=sampling,
             model_dir=model_dir,
             shapes=shapes,
             eos_ids=vocabulary.eos_ids(model_dir, tokenizer),

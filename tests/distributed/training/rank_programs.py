@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config
-from rlinf_lite.data.batching import StepBatch
+from rlinf_lite.data.batching import Batching, StepBatch
 from rlinf_lite.ties import tied_names
 from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.training.trainer import PolicyTrainer
@@ -31,6 +31,10 @@ def make_trainer(mesh: DeviceMesh, model_dir: str, config: Config, total_updates
     )
 
 
+def batching_of(config: Config) -> Batching:
+    return Batching.of(config.algorithm, config.runner, config.rollout, seed=config.actor.seed)
+
+
 def step(
     trainer: PolicyTrainer,
     config: Config,
@@ -40,7 +44,7 @@ def step(
     left_out: Collection[int] = (),
 ) -> list[Any]:
     """A step as the runner makes it: old and reference log-probs, then the updates; returns this rank's reports."""
-    batch = StepBatch(rollouts, advantages, step=number, pad_id=0, config=config, left_out=left_out)
+    batch = StepBatch(rollouts, advantages, step=number, pad_id=0, batching=batching_of(config), left_out=left_out)
     fields = {"old_logprobs_BT": False} if config.algorithm.n_minibatches > 1 else {}
     if config.algorithm.kl_beta:
         fields["ref_logprobs_BT"] = True
@@ -107,7 +111,7 @@ def logprobs(
     mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], reference: bool
 ) -> dict[str, Any]:
     trainer = make_trainer(mesh, model_dir, config)
-    batch = StepBatch(rollouts, torch.zeros(len(rollouts)), step=1, pad_id=0, config=config)
+    batch = StepBatch(rollouts, torch.zeros(len(rollouts)), step=1, pad_id=0, batching=batching_of(config))
     cuts, micro_batches = batch.for_logprobs()
     mine = trainer.logprobs(shard(micro_batches, trainer.world_size)[trainer.rank], reference=reference)
     return {

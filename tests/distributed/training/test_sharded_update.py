@@ -45,7 +45,8 @@ def reference_update(model_dir, config, rollouts, advantages, left_out=()):
         old = [row_logprobs(model, rollout, temperature) for rollout in rollouts]
         ref = [row_logprobs(base, rollout, temperature) for rollout in rollouts]
     norms, losses = [], []
-    for all_rows in arrange(len(rollouts), 1, config):
+    shuffle_seed = config.actor.seed if algorithm.shuffle_rollout else None
+    for all_rows in arrange(len(rollouts), 1, num_minibatches=algorithm.n_minibatches, shuffle_seed=shuffle_seed):
         rows = [row for row in all_rows if row not in left_out]
         if not rows:
             norms.append(0.0)

@@ -13,7 +13,7 @@ import torch
 from fake_ray import FakeSession
 
 from rlinf_lite.cluster import workers
-from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster.group import WorkerGroup, wait_all
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
@@ -21,6 +21,8 @@ from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.reward_worker import RewardWorker
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
+from rlinf_lite.driver import load
+from rlinf_lite.recovery.workers import start_workers
 from rlinf_lite.types import MicroBatch, MiniBatch, RankBatch
 
 ROOMS = Path(workers.__file__).parents[2]
@@ -73,6 +75,28 @@ def _returns(kind: type, method: str) -> object:
     function = getattr(kind, method)
     annotation = function.__annotations__["return"]
     return eval(annotation, {**vars(typing), **function.__globals__, **names})
+
+
+def test_a_worker_is_started_with_the_sections_that_it_uses(fake_ray, tmp_path):
+    config, started = load([]), []
+
+    def build(target: str, *args: object) -> SimpleNamespace:
+        (worker,) = (worker for _, worker in PAIRS if target.endswith(f":{worker.__name__}"))
+        started.append(inspect.signature(worker).bind(*args).arguments)
+        return SimpleNamespace(setup=lambda *args: inspect.signature(worker.setup).bind(None, *args).arguments)
+
+    session = FakeSession(build)
+    workers_of_run = start_workers(config, session, tmp_path / "workers.json")
+    of_actor, of_rollout, of_reward = (started[index] for index in (0, 2, 4))
+    own = {"num_ranks": 2, "cluster": session.config, "device": "cpu"}
+    assert of_actor == {
+        **own,
+        **{"rank": 0, "config": config.actor, "algorithm": config.algorithm, "checkpoint": config.runner.checkpoint},
+    }
+    assert of_rollout == {**own, "rank": 0, "config": config.rollout, "tokenizer": config.actor.tokenizer}
+    assert (of_reward["rank"], of_reward["config"]) == (0, config.reward)
+    (asked,) = wait_all([workers_of_run.rollouts.start_setup(1)])
+    assert (asked["sampling"], asked["seq_length"]) == (config.algorithm.sampling_params, config.runner.seq_length)
 
 
 # -- each rank is sent its own micro-batches

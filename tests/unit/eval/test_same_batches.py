@@ -12,12 +12,13 @@ from rlinf_lite.data import load_problems
 from rlinf_lite.eval.command import batches_of
 from rlinf_lite.models import hf_directory
 from rlinf_lite.observability import PhaseTimer
+from rlinf_lite.runner.generation import Generation, Validation
 from rlinf_lite.runner.loop import Runner
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.types import GenerationBatch, Rollout, Score
 
 
-class Generation:
+class Engines:
     """Stands in for the rollout workers and their queue: records the generation batches, returns empty responses."""
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class Generation:
             yield key, [empty(prompt.prompt_index) for prompt in batch.prompts]
 
 
-class Grading(Generation):
+class Graders(Engines):
     """Stands in for the reward workers and their queue: every response is wrong."""
 
     def results(self, beside=()):
@@ -58,22 +59,30 @@ def empty(prompt_index: int) -> Rollout:
 
 def validated_by_the_loop(config: Config, problems, step: int) -> list[GenerationBatch]:
     """The batches that the loop hands to its rollout workers in the validation after ``step``."""
-    rollouts = Generation()
+    engines = Engines()
     progress = Progress()
     progress.step = step
-    rest = dict.fromkeys(("actors", "replicas", "stream", "hub", "samples", "saver", "pad_id", "stop", "between_steps"))
+    unused = (
+        *("algorithm", "batching", "num_prompts", "max_rows", "seed", "log_rollouts"),
+        *("actors", "replicas", "stream", "hub", "samples", "saver", "pad_id", "stop", "between_steps"),
+    )
     runner = Runner(
-        config=config,
-        rollouts=rollouts,
-        rewards=Grading(),
+        generation=Generation(rollouts=engines, rewards=Graders(), enable_sleep=False, max_failed_fraction=0.0),
+        validation=Validation(
+            problems=problems,
+            interval=4,
+            data=config.data,
+            rollout=config.rollout,
+            sampling=config.algorithm.val_sampling_params,
+            seed=config.actor.seed,
+        ),
         weights=SimpleNamespace(publish=lambda: None),
-        val_problems=problems,
         progress=progress,
         last_step=8,
-        **rest,
+        **dict.fromkeys(unused),
     )
     runner.validate(PhaseTimer())
-    return rollouts.batches
+    return engines.batches
 
 
 @pytest.mark.parametrize(("val_rollout_batch_size", "max_running_requests"), [(None, 5), (7, 3), (64, 256)])

@@ -34,7 +34,9 @@ class OneActor:
     size = 1
 
     def __init__(self, config: Any) -> None:
-        self.worker = PolicyWorker(0, 1, config, "cpu")
+        self.worker = PolicyWorker(
+            0, 1, config.actor, config.algorithm, config.runner.checkpoint, config.cluster, "cpu"
+        )
         self.session = SimpleNamespace(watch=SimpleNamespace(starting=lambda seconds: nullcontext()))
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from rlinf_lite.config import Config
-from rlinf_lite.data.batching import StepBatch, arrange, collate, micro_rows
+from rlinf_lite.config import AlgorithmConfig, RolloutConfig, RunnerConfig
+from rlinf_lite.data.batching import Batching, StepBatch, arrange, collate, micro_rows
 from rlinf_lite.types import Rollout
 
 PAD = 99
@@ -23,13 +25,6 @@ def rollout(prompt, response, logprobs=None):
         finished=True,
         text="",
     )
-
-
-def config(**algorithm) -> Config:
-    made = Config()
-    for key, value in algorithm.items():
-        setattr(made.algorithm, key, value)
-    return made
 
 
 ROLLOUTS = [
@@ -108,37 +103,49 @@ def test_cuts_of_a_fixed_size():
 
 
 def test_arrange_in_order():
-    assert arrange(6, 9, config(n_minibatches=3)) == [[0, 1], [2, 3], [4, 5]]
+    assert arrange(6, 9, num_minibatches=3, shuffle_seed=None) == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_arrange_shuffled_is_a_permutation_of_seed_and_step():
-    shuffled = config(n_minibatches=4, shuffle_rollout=True)
-    first = arrange(64, 3, shuffled)
+    first = arrange(64, 3, num_minibatches=4, shuffle_seed=7)
     assert [len(rows) for rows in first] == [16] * 4
     assert sorted(row for rows in first for row in rows) == list(range(64))
     np.random.seed(1)
-    assert arrange(64, 3, shuffled) == first
-    assert arrange(64, 4, shuffled) != first
-    shuffled.actor.seed += 1
-    assert arrange(64, 3, shuffled) != first
+    assert arrange(64, 3, num_minibatches=4, shuffle_seed=7) == first
+    assert arrange(64, 4, num_minibatches=4, shuffle_seed=7) != first
+    assert arrange(64, 3, num_minibatches=4, shuffle_seed=8) != first
 
 
 @pytest.mark.parametrize("num_rows", [7, 2, 0])
 def test_rows_that_cannot_be_cut_evenly_are_refused(num_rows):
     with pytest.raises(AssertionError):
-        arrange(num_rows, 1, config(n_minibatches=3))
+        arrange(num_rows, 1, num_minibatches=3, shuffle_seed=None)
+
+
+BATCHING = Batching(
+    num_minibatches=2, shuffle_seed=None, rows_for_logprobs=3, rows_for_update=1, max_tokens=None, with_rollout=True
+)
 
 
 def step_batch(left_out=(), rollouts=ROLLOUTS, **changes) -> StepBatch:
-    made = config(
-        **{"n_minibatches": 2, "training_batch_size_per_gpu": 1, "logprob_forward_micro_batch_size": 3, **changes}
-    )
-    made.rollout.return_logprobs = True
-    return StepBatch(rollouts, ADVANTAGES, step=1, pad_id=PAD, config=made, left_out=left_out)
+    batching = replace(BATCHING, **changes)
+    return StepBatch(rollouts, ADVANTAGES, step=1, pad_id=PAD, batching=batching, left_out=left_out)
+
+
+def test_batching_is_what_the_config_asks_for():
+    algorithm = AlgorithmConfig(n_minibatches=2, training_batch_size_per_gpu=1, logprob_forward_micro_batch_size=3)
+    runner, rollout = RunnerConfig(max_tokens_per_mbs=9), RolloutConfig(return_logprobs=True)
+    assert Batching.of(algorithm, runner, rollout, seed=5) == BATCHING
+    shuffled = algorithm.model_copy(update={"shuffle_rollout": True})
+    assert Batching.of(shuffled, runner, rollout, seed=5) == replace(BATCHING, shuffle_seed=5)
+    dynamic = runner.model_copy(update={"enable_dynamic_batch_size": True})
+    assert Batching.of(algorithm, dynamic, rollout, seed=5) == replace(BATCHING, max_tokens=9)
+    silent = rollout.model_copy(update={"return_logprobs": False})
+    assert Batching.of(algorithm, runner, silent, seed=5) == replace(BATCHING, with_rollout=False)
 
 
 def test_for_logprobs_cuts_the_whole_batch_in_order():
-    cuts, micros = step_batch(shuffle_rollout=True).for_logprobs()
+    cuts, micros = step_batch(shuffle_seed=5).for_logprobs()
     assert cuts == [[0, 1, 2], [3]]
     assert [micro.index for micro in micros] == [0, 1]
     assert micros[1].input_ids_BT.tolist() == [[1, 15, 16]]
@@ -154,13 +161,11 @@ def test_for_update_counts_over_the_whole_mini_batch():
     assert first.micro_batches[0].old_logprobs_BT is None
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_logprobs_find_their_way_back(shuffle, dynamic):
+@pytest.mark.parametrize("shuffle_seed", [None, 5])
+@pytest.mark.parametrize("max_tokens", [None, 10])
+def test_logprobs_find_their_way_back(shuffle_seed, max_tokens):
     """Columns of one cut -> a row's response -> the columns of another cut."""
-    batch = step_batch(shuffle_rollout=shuffle, training_batch_size_per_gpu=2)
-    if dynamic:
-        batch._max_tokens = 10
+    batch = step_batch(shuffle_seed=shuffle_seed, rows_for_update=2, max_tokens=max_tokens)
     cuts, micros = batch.for_logprobs()
     # A log-prob that names its token and its column, garbage outside the response.
     found = {
@@ -178,13 +183,11 @@ def test_logprobs_find_their_way_back(shuffle, dynamic):
             assert torch.equal(micro.rollout_logprobs_BT != 0, micro.loss_mask_BT > 0)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_rows_left_out_stay_in_the_batch_without_loss_tokens(dynamic):
+@pytest.mark.parametrize("max_tokens", [None, 10])
+def test_rows_left_out_stay_in_the_batch_without_loss_tokens(max_tokens):
     """Row 1 is left out: tokens and cuts are those of the whole batch, the counts are not."""
-    given = {"shuffle_rollout": True, "training_batch_size_per_gpu": 2}
+    given = {"shuffle_seed": 5, "rows_for_update": 2, "max_tokens": max_tokens}
     whole, partly = step_batch(**given), step_batch(left_out={1}, **given)
-    if dynamic:
-        whole._max_tokens = partly._max_tokens = 10
     cuts, micros = whole.for_logprobs()
     part_cuts, part_micros = partly.for_logprobs()
     assert part_cuts == cuts
@@ -211,7 +214,7 @@ def test_rows_left_out_stay_in_the_batch_without_loss_tokens(dynamic):
 
 def test_a_response_that_was_not_generated_may_have_no_tokens_and_no_logprobs():
     failed = rollout([1, 5, 6, 7, 8, 9, 3], [])  # the longest prompt: it alone makes the width
-    batch = step_batch(left_out={0}, rollouts=[failed, *ROLLOUTS[1:]], n_minibatches=1, training_batch_size_per_gpu=2)
+    batch = step_batch(left_out={0}, rollouts=[failed, *ROLLOUTS[1:]], num_minibatches=1, rows_for_update=2)
     cuts, micros = batch.for_logprobs()
     by_row = batch.by_row(cuts, {m.index: torch.zeros_like(m.loss_mask_BT) for m in micros})
     (mini,) = batch.for_update({"old_logprobs_BT": [None, *by_row[1:]]})

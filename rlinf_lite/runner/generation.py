@@ -1,0 +1,97 @@
+"""Generates responses on the rollout workers and has them graded meanwhile, for training steps and validations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlinf_lite.cluster.work_queue import WorkQueue
+from rlinf_lite.cluster.workers.reward import RewardWorkers
+from rlinf_lite.cluster.workers.rollout import RolloutWorkers
+from rlinf_lite.config import DataConfig, RolloutConfig, SamplingConfig
+from rlinf_lite.observability import log_line
+from rlinf_lite.rewards import refuse_too_many_ungraded
+from rlinf_lite.rollout.batches import join, validation_batches
+from rlinf_lite.runner.grading import GradingQueue, submit
+from rlinf_lite.runner.schedule import due
+from rlinf_lite.types import GenerationBatch, Problem, Rollout, Score
+
+
+@dataclass(kw_only=True)
+class Generation:
+    """The engines and the graders, which work side by side."""
+
+    rollouts: RolloutWorkers
+    rewards: RewardWorkers
+    enable_sleep: bool
+    """As ``rollout.enable_sleep``."""
+    max_failed_fraction: float
+    """As ``reward.max_failed_fraction``."""
+
+    def __post_init__(self) -> None:
+        self._made: dict[tuple[str, int, int], list[Rollout]] = {}
+        self._logged_ungraded = False
+
+    def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Rollout], GradingQueue]:
+        """Generate responses, and hand each batch to the graders as soon as it is finished.
+
+        The responses are in canonical order, whichever worker generated which batch.
+        """
+        # Batches that were finished before an actor was lost are kept: recovery restores the weights that made them.
+        keyed = {(batch.stream, batch.step, batch.prompts[0].prompt_index): batch for batch in batches}
+        self._made = {key: made for key, made in self._made.items() if key in keyed}
+        generating: WorkQueue[tuple[str, int, int], GenerationBatch, list[Rollout]] = self.rollouts.queue()
+        grading: GradingQueue = self.rewards.queue()
+        for key, batch in keyed.items():
+            if key in self._made:
+                submit(grading, batch.prompts, self._made[key])
+            else:
+                generating.add(key, batch)
+        for key, rollouts in generating.results(beside=[grading]):
+            self._made[key] = rollouts
+            submit(grading, keyed[key].prompts, rollouts)
+        return join(self._made[key] for key in keyed), grading
+
+    def rest(self) -> None:
+        """Let engines free their GPU memory until the next weights, if the config asks for it."""
+        if self.enable_sleep:
+            self.rollouts.sleep()
+
+    def check_graded(self, scores: Sequence[Score], what: str) -> None:
+        """Raise above ``max_failed_fraction`` ungraded responses; log the first time that one is left out."""
+        refuse_too_many_ungraded(scores, self.max_failed_fraction, what)
+        errors = [score.error for score in scores if not score.graded]
+        if errors and not self._logged_ungraded:
+            share = f"{len(errors)} of {len(scores)} responses of {what}"
+            log_line(f"reward: {share} could not be graded; the first: {errors[0]}")
+            self._logged_ungraded = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """The problems that validations answer, when, and how."""
+
+    problems: Sequence[Problem]
+    """Empty if nothing is validated."""
+    interval: int
+    """Steps between validations, as `due` reads it."""
+    data: DataConfig
+    rollout: RolloutConfig
+    sampling: SamplingConfig
+    seed: int
+
+    def is_due(self, step: int, last_step: int) -> bool:
+        """Return whether a validation follows ``step``."""
+        return bool(self.problems) and due(step, self.interval, last_step)
+
+    def batches(self, step: int) -> list[list[GenerationBatch]]:
+        """As `validation_batches`, one response per problem."""
+        return validation_batches(
+            self.problems,
+            step=step,
+            num_samples=1,
+            data=self.data,
+            rollout=self.rollout,
+            sampling=self.sampling,
+            seed=self.seed,
+        )
