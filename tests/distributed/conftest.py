@@ -3,6 +3,7 @@
 Run as a script (by `runpy`, in a new process), this file is one rank.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -16,6 +17,16 @@ import pytest
 import torch.distributed as dist
 
 TIMEOUT_SECONDS = 60
+PRELOAD = [
+    "pytest",
+    "torch._dynamo",  # by the first DTensor
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "rlinf_lite.checkpoint",
+    "rlinf_lite.training.trainer",
+]
+"""All that ranks import."""
 
 
 class RankError(AssertionError):
@@ -91,8 +102,7 @@ class RunningRanks:
 def rank_context():
     """Ranks are forked from a process that has imported torch and done nothing else: new, and there at once."""
     context = multiprocessing.get_context("forkserver")
-    # All that a rank's program imports. The first DTensor imports torch._dynamo.
-    context.set_forkserver_preload(["pytest", "rlinf_lite.checkpoint", "torch._dynamo"])
+    context.set_forkserver_preload(PRELOAD)
     return context
 
 
@@ -136,4 +146,5 @@ def be_a_rank(task):
 
 
 if __name__ == "rank":
+    gc.freeze()  # what is preloaded stays
     be_a_rank(TASK)  # noqa: F821

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import subprocess
-import sys
+import runpy
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from rlinf_lite.types import Rollout
 class Ranks:
     """Processes that run one program after another; started when first needed, all replaced after a failure."""
 
-    def __init__(self) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
+    def __init__(self, context: ForkServerContext) -> None:
+        self._context = context
+        self._processes: list[ForkServerProcess] = []
         self._tasks: list[Iterator[int]] = []
         self._groups = itertools.count()
 
@@ -52,8 +53,10 @@ class Ranks:
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         while len(self._processes) < world_size:
             rank = len(self._processes)
-            command = [sys.executable, str(Path(__file__).parent / "rank_process.py"), str(self._store.port), str(rank)]
-            self._processes.append(subprocess.Popen(command))
+            program = str(Path(__file__).parent / "rank_process.py")
+            arguments = (program, {"PORT": self._store.port, "RANK": rank}, "rank")
+            self._processes.append(self._context.Process(target=runpy.run_path, args=arguments))
+            self._processes[rank].start()
             self._tasks.append(itertools.count())
 
     def _collect(self, keys: list[str], deadline: float) -> list[Any]:
@@ -64,8 +67,8 @@ class Ranks:
                     results[key], error = pickle.loads(self._store.get(key))
                     if error is not None:
                         raise error
-                elif key not in results and self._processes[rank].poll() is not None:
-                    raise RuntimeError(f"rank {rank} ended with status {self._processes[rank].returncode}")
+                elif key not in results and self._processes[rank].exitcode is not None:
+                    raise RuntimeError(f"rank {rank} ended with status {self._processes[rank].exitcode}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no answer from ranks {[r for r, key in enumerate(keys) if key not in results]}")
             time.sleep(0.01)
@@ -75,21 +78,21 @@ class Ranks:
         for process in self._processes:
             process.kill()
         for process in self._processes:
-            process.wait()
+            process.join()
         self._processes, self._tasks = [], []
 
 
 @pytest.fixture(scope="session")
-def ranks():
-    processes = Ranks()
+def ranks(rank_context):
+    processes = Ranks(rank_context)
     yield processes
     processes.stop()
 
 
 @pytest.fixture
-def fresh_ranks():
+def fresh_ranks(rank_context):
     """Processes of this test alone; after ``stop()`` the next program gets new ones."""
-    processes = Ranks()
+    processes = Ranks(rank_context)
     yield processes
     processes.stop()
 

@@ -1,23 +1,27 @@
 """One rank: joins the test's store, runs the programs it is handed, each in a process group of its own.
 
-Usage: python rank_process.py PORT RANK
+Run by `runpy` in a new process, with ``PORT`` and ``RANK``.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import pickle
 import sys
 import traceback
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-import rank_programs
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from rlinf_lite import numerics
 from rlinf_lite.checkpoint import rng
+
+sys.path.insert(0, str(Path(__file__).parent))
+import rank_programs  # noqa: E402
 
 
 def main(port: int, rank: int) -> None:
@@ -46,5 +50,6 @@ def attempt(
         dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+if __name__ == "rank":
+    gc.freeze()  # what is preloaded stays
+    main(PORT, RANK)  # noqa: F821
