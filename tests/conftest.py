@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -183,6 +185,59 @@ def _assert_same_run(one: Run, other: Run, last_step: int) -> None:
 def same_run():
     """Assert that two runs are bit-equal: parameters, optimizer and RNG state, counters, metrics and tokens."""
     return _assert_same_run
+
+
+_PRELOAD = [
+    "pytest",
+    "torch._dynamo",  # by the first DTensor
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "rlinf_lite.checkpoint",
+    "rlinf_lite.training.trainer",
+    "wandb",
+]
+"""What ranks and programs import. Python leaves out in silence what is not installed."""
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """Starts new processes quickly: forked from one that has imported libraries and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+@pytest.fixture
+def run_forked(fork_server, tmp_path: Path):
+    """``run_forked("tool.py", "--flag")`` or ``run_forked("-c", code)``: as `subprocess.run` of Python, forked.
+
+    Functions that the program has registered with `atexit` are not called.
+    """
+    program = str(Path(__file__).with_name("forked_program.py"))
+
+    def run(*arguments, cwd=".", env=None, timeout=120) -> subprocess.CompletedProcess[str]:
+        code = arguments[1] if arguments[0] == "-c" else None
+        given = [str(argument) for argument in arguments if argument is not code]
+        stdout, stderr = tmp_path / "forked.stdout", tmp_path / "forked.stderr"
+        task = {
+            "ARGUMENTS": given,
+            "CODE": code,
+            "DIRECTORY": str(cwd),
+            "ENVIRONMENT": dict(os.environ if env is None else env),
+            "STDOUT": str(stdout),
+            "STDERR": str(stderr),
+        }
+        process = fork_server.Process(target=runpy.run_path, args=(program, task, "forked"))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(given, timeout, stdout.read_text(), stderr.read_text())
+        return subprocess.CompletedProcess(given, process.exitcode, stdout.read_text(), stderr.read_text())
+
+    return run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ Run as a script (by `runpy`, in a new process), this file is one rank.
 """
 
 import gc
-import multiprocessing
 import os
 import pickle
 import runpy
@@ -17,16 +16,6 @@ import pytest
 import torch.distributed as dist
 
 TIMEOUT_SECONDS = 60
-PRELOAD = [
-    "pytest",
-    "torch._dynamo",  # by the first DTensor
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.llama.modeling_llama",
-    "rlinf_lite.checkpoint",
-    "rlinf_lite.training.trainer",
-]
-"""All that ranks import."""
 
 
 class RankError(AssertionError):
@@ -98,22 +87,14 @@ class RunningRanks:
             pipe.close()
 
 
-@pytest.fixture(scope="session")
-def rank_context():
-    """Ranks are forked from a process that has imported torch and done nothing else: new, and there at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
-
-
 @pytest.fixture
-def start_ranks(rank_context):
+def start_ranks(fork_server):
     """``start_ranks(program, world_size, **arguments)``: a function of a test file, run on each rank as
     ``program(rank, world_size, **arguments)`` in a process group. ``environment`` is set before anything runs."""
     started = []
 
     def start(program, world_size, *, environment=None, **arguments):
-        started.append(RunningRanks(rank_context, program, world_size, arguments, environment or {}))
+        started.append(RunningRanks(fork_server, program, world_size, arguments, environment or {}))
         return started[-1]
 
     yield start

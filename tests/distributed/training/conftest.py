@@ -83,16 +83,16 @@ class Ranks:
 
 
 @pytest.fixture(scope="session")
-def ranks(rank_context):
-    processes = Ranks(rank_context)
+def ranks(fork_server):
+    processes = Ranks(fork_server)
     yield processes
     processes.stop()
 
 
 @pytest.fixture
-def fresh_ranks(rank_context):
+def fresh_ranks(fork_server):
     """Processes of this test alone; after ``stop()`` the next program gets new ones."""
-    processes = Ranks(rank_context)
+    processes = Ranks(fork_server)
     yield processes
     processes.stop()
 

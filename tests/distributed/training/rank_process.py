@@ -21,7 +21,7 @@ from rlinf_lite import numerics
 from rlinf_lite.checkpoint import rng
 
 sys.path.insert(0, str(Path(__file__).parent))
-import rank_programs  # noqa: E402
+import rank_programs
 
 
 def main(port: int, rank: int) -> None:

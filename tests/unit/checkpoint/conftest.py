@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import multiprocessing
 import runpy
 import shutil
 import textwrap
@@ -82,14 +81,6 @@ def set_faults(monkeypatch):
     yield put
     monkeypatch.undo()
     faults._table.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def fork_server():
-    """Starts processes quickly: they are forked from one that has only imported torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rlinf_lite.checkpoint"])
-    return context
 
 
 @pytest.fixture

@@ -132,19 +132,17 @@ def test_six_steps_are_three_and_three_in_a_new_process(run_script, tmp_path):
         assert [name for name in final if not torch.equal(final[name], resumed[run][name])] == [], run
 
 
-def test_the_example_resumes_where_it_stopped(tmp_path):
-    def start(steps, directory):
-        command = [sys.executable, str(EXAMPLE), "--steps", str(steps), "--save-dir", str(tmp_path / directory)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def test_the_example_resumes_where_it_stopped(tmp_path, run_forked):
+    def arguments(steps, directory):
+        return [EXAMPLE, "--steps", str(steps), "--save-dir", str(tmp_path / directory)]
 
-    def printed(process):
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
-        return output.splitlines()
+    def printed(done):
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
 
-    straight, first = start(40, "straight"), start(25, "stopped")
-    straight, first = printed(straight), printed(first)
-    second = printed(start(40, "stopped"))
+    straight = printed(run_forked(*arguments(40, "straight")))
+    first = printed(run_forked(*arguments(25, "stopped")))
+    second = printed(subprocess.run([sys.executable, *arguments(40, "stopped")], capture_output=True, text=True))
     assert first[0] == straight[0] == "starts after step 0"
     assert second[0] == "starts after step 25"
     assert second[-1] == straight[-1] != first[-1]

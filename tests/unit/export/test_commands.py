@@ -53,14 +53,12 @@ def test_arguments_that_cannot_be_read(flags, text, to_hf, capsys):
     assert text in capsys.readouterr().err
 
 
-def test_help_as_a_command():
-    commands = [[sys.executable, script, "-h"] for script in (TO_HF, TO_DCP)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    for process in started:
-        printed, _ = process.communicate()
-        assert process.returncode == 0
-        assert "example:" in printed
-        assert "--output_path" in printed
+def test_help_as_a_command(run_forked):
+    started = subprocess.run([sys.executable, TO_HF, "-h"], capture_output=True, text=True)
+    for done in (started, run_forked(TO_DCP, "-h")):
+        assert done.returncode == 0
+        assert "example:" in done.stdout
+        assert "--output_path" in done.stdout
 
 
 def peak_bytes(script, **flags):

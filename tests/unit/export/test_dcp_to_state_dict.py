@@ -205,17 +205,15 @@ def test_a_full_disk_leaves_nothing(make_model, checkpoint_of, tmp_path, convert
     assert list(out.iterdir()) == []
 
 
-def test_as_a_command_from_elsewhere(make_model, checkpoint_of, tmp_path):
+def test_as_a_command_from_elsewhere(make_model, checkpoint_of, tmp_path, run_forked):
     model = make_model(True)
     path = checkpoint_of(model)
 
-    def run(*arguments):
-        return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=path, capture_output=True, text=True)
-
-    done = run("--dcp_path", ".", "--output_path", "../../out")
+    command = [sys.executable, SCRIPT, "--dcp_path", ".", "--output_path", "../../out"]
+    done = subprocess.run(command, cwd=path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert_same_model(tmp_path / "out" / "model_state_dict.pt", model, make_model(True, seed=1))
-    refused = run("--dcp_path", "nowhere", "--output_path", "../../other")
+    refused = run_forked(SCRIPT, "--dcp_path", "nowhere", "--output_path", "../../other", cwd=path)
     assert refused.returncode == 2
     assert re.fullmatch(r"error: .*nowhere: no such directory\n", refused.stderr)
 

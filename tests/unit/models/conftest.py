@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,14 +53,3 @@ def tiny_directory(tiny_model, tmp_path):
         return directory
 
     return make
-
-
-@pytest.fixture
-def fresh_python():
-    def run(program: str) -> str:
-        """What ``program`` prints in a process of its own."""
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,21 +47,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def session(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
+def session(tmp_path: Path, environment: dict[str, str], run_forked) -> Callable[..., str]:
     """Log steps ``first`` to ``last`` in a new process; returns its standard output."""
 
     def run(
         backend: str, committed: int | None, first: int, last: int, end: str, state=None, origin=None, **changes: str
     ) -> str:
         arguments = [str(tmp_path / "run"), [backend], committed, first, last, end, state, origin or {}]
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *map(json.dumps, arguments)],
-            env=environment | changes,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = run_forked("-c", SCRIPT, *map(json.dumps, arguments), env=environment | changes)
         assert done.returncode == (-signal.SIGKILL if end == "kill" else 0), done.stderr
         return done.stdout
 

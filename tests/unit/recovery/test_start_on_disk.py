@@ -5,6 +5,7 @@ Real checkpoints, rows and functions in a forked process, without workers: the l
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import torch
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import Checkpointer, layout, select, storage
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.config import Config
 from rlinf_lite.driver import load
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.launch import _how_to_resume
@@ -37,6 +39,18 @@ from rlinf_lite.runner.saving import Saver
 PHASES = ["sweep", "aside", "config", "event", "rollouts", "metrics", "tensorboard", "ready"]
 
 
+@functools.cache
+def composed() -> Config:
+    """The embedded default, as Hydra composes it."""
+    return load([])
+
+
+def config_of(resume_dir: object) -> Config:
+    config = composed().model_copy(deep=True)
+    config.runner.resume_dir = None if resume_dir == "null" else str(resume_dir)
+    return config
+
+
 @dataclass
 class OnDisk:
     """A run's directory, and the parts of a driver that write there."""
@@ -49,7 +63,8 @@ class OnDisk:
 
     def build(self, resume_dir: str, last_step: int, *backends: str) -> Build:
         self.directory.mkdir(exist_ok=True)
-        config = load([f"runner.resume_dir={resume_dir}", "runner.logger.log_rollouts=-1"])
+        config = config_of(resume_dir)
+        config.runner.logger.log_rollouts = -1
         config.runner.logger.log_path = str(self.directory)
         config.runner.logger.logger_backends = list(backends)
         start = choose_start(config, self.checkpoints)
@@ -91,12 +106,18 @@ def data_of(step: int) -> dict:
     return {"progress": Progress(step=step).state(), "observability": {"wandb_run_id": None, "last_step": step}}
 
 
-@pytest.fixture
-def run(tmp_path) -> OnDisk:
-    """Eight steps, saved at 2, 4, 6 and 8."""
-    made = OnDisk(tmp_path / "run")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run's directory after eight steps, saved at 2, 4, 6 and 8. Tests change copies of it."""
+    made = OnDisk(tmp_path_factory.mktemp("trained") / "run")
     made.train("auto", 8)
-    return made
+    return made.directory
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> OnDisk:
+    """A copy of `trained`."""
+    return OnDisk(Path(shutil.copytree(trained, tmp_path / "run")))
 
 
 def killed(act, *table: dict) -> None:
@@ -214,7 +235,7 @@ def test_where_there_is_nothing_to_do_nothing_is_changed(run, resume_dir):
 
 
 def test_a_last_step_whose_row_is_still_to_come_is_something_to_do(run):
-    chosen = choose_start(load(["runner.resume_dir=auto"]), run.checkpoints).selection
+    chosen = choose_start(config_of("auto"), run.checkpoints).selection
     assert not Start(selection=chosen, progress=Progress(step=4, unlogged={"reward/mean": 0.5})).is_done(4)
     assert Start(selection=chosen, progress=Progress(step=4)).is_done(4)
 
@@ -241,10 +262,10 @@ def test_missing_rows_are_logged_with_the_way_to_get_them(run, capsys):
 
 def test_what_is_set_aside_says_why(run, capsys):
     (run.checkpoints / "global_step_8" / "manifest.json").write_bytes(b"{")
-    start = choose_start(load(["runner.resume_dir=auto"]), run.checkpoints)
+    start = choose_start(config_of("auto"), run.checkpoints)
     set_newer_aside(start, run.checkpoints)
     assert "global_step_8 did not verify; it is now global_step_8.damaged-" in capsys.readouterr().out
-    start = choose_start(load([f"runner.resume_dir={run.checkpoints / 'global_step_4'}"]), run.checkpoints)
+    start = choose_start(config_of(run.checkpoints / "global_step_4"), run.checkpoints)
     set_newer_aside(start, run.checkpoints)
     assert "global_step_6 is newer than step 4" in capsys.readouterr().out
     assert [layout.step_of(path) for path in layout.committed(run.checkpoints)] == [4, 2]
@@ -270,7 +291,7 @@ def test_the_same_in_an_object_store(run, capsys):
 def test_no_checkpoint_but_some_that_were_set_aside(run, capsys):
     for path in layout.committed(run.checkpoints):
         layout.set_aside(path)
-    choose_start(load(["runner.resume_dir=auto"]), run.checkpoints)
+    choose_start(config_of("auto"), run.checkpoints)
     said = capsys.readouterr().out
     assert "holds global_step_2.superseded-" in said and "rename it" in said
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -133,7 +131,7 @@ def test_without_vllm_the_message_shows_how_to_install_it():
     assert (Path(__file__).resolve().parents[3] / "toolkits" / "vllm" / "install_cpu.sh").is_file()
 
 
-def test_only_the_vllm_engine_imports_vllm():
+def test_only_the_vllm_engine_imports_vllm(run_forked):
     modules = ", ".join(
         f"rlinf_lite.{name}"
         for name in (
@@ -145,8 +143,8 @@ def test_only_the_vllm_engine_imports_vllm():
         )
     )
     code = f"import sys, {modules}; print('vllm' in sys.modules, 'rlinf_lite.rollout.vllm_engine' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.split() == ["False", "False"]
+    shown = run_forked("-c", code)
+    assert shown.stdout.split() == ["False", "False"], shown.stderr
 
 
 def test_the_shipped_config_is_the_embedded_default_with_vllm():
