@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.ties import tied_names
@@ -33,6 +39,25 @@ def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
         ) from error
     model.tie_weights()
     return model
+
+
+def build_value_model_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:
+    """Build a token classifier with one label on the architecture of ``config``, as `build_on_meta` builds a causal LM.
+
+    Raises:
+        ConfigError: transformers has no token classifier of this type.
+    """
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    try:
+        with _parameters_on_meta():
+            return AutoModelForTokenClassification.from_config(config, dtype=DTYPES[precision])
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"critic.model.model_path: transformers has no token classifier for the model type {config.model_type}, "
+            f"which the critic's values need: {reason}"
+        ) from error
 
 
 def disable_dropout(config: PretrainedConfig) -> None:
