@@ -1,11 +1,11 @@
 """Advantages, losses, KL penalties and their reduction: pure functions of tensors, chosen by name in the config."""
 
-from rlinf_lite.algorithms.advantages import ADVANTAGES, group_advantages, left_out, over_graded, whiten
 from rlinf_lite.algorithms.aggregation import AGGREGATORS, aggregate
 from rlinf_lite.algorithms.importance import importance_weights
 from rlinf_lite.algorithms.kl import KL_PENALTIES, corrected_kl, kl_penalty
 from rlinf_lite.algorithms.logprobs import token_logprobs, token_logprobs_and_entropy
-from rlinf_lite.algorithms.losses import LOSSES, PolicyLoss, policy_loss
+from rlinf_lite.algorithms.old_advantages import ADVANTAGES, group_advantages, left_out, over_graded, whiten
+from rlinf_lite.algorithms.old_losses import LOSSES, PolicyLoss, policy_loss
 from rlinf_lite.algorithms.registry import pick
 
 __all__ = [

@@ -132,4 +132,12 @@ def combine(shares: Mapping[str, float]) -> dict[str, float]:
     if "_kl_grad_square" in shares:
         kl, policy = shares["_kl_grad_square"] ** 0.5, shares["_policy_grad_square"] ** 0.5
         metrics["loss/kl_grad_fraction"] = kl / (kl + policy) if kl + policy else 0.0
+    if "_value_tokens" in shares:
+        returns = _variance(shares["_value_tokens"], shares["_return_sum"], shares["_return_square"])
+        errors = _variance(shares["_value_tokens"], shares["_value_error_sum"], shares["_value_error_square"])
+        metrics["value/explained_variance"] = 1.0 - errors / returns if returns > 0 else 0.0
     return metrics
+
+
+def _variance(count: float, total: float, squares: float) -> float:
+    return squares / count - (total / count) ** 2 if count else 0.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlinf_lite.config.actor import ModelConfig
-from rlinf_lite.config.algorithm import AlgorithmConfig, SamplingConfig
+from rlinf_lite.config.algorithm import SamplingConfig
+from rlinf_lite.config.algorithm_rules import algorithm_problems
 from rlinf_lite.config.data import DataConfig
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import value_of
@@ -45,7 +46,7 @@ def problems(config: Config) -> list[str]:
         *_batches(config),
         *_lengths(config),
         *_sampling(config),
-        *_algorithm(config),
+        *algorithm_problems(config),
         *_optimizer(config),
         *_precision(config),
         *_rollout(config),
@@ -127,39 +128,6 @@ def _temperature(key: str, params: SamplingConfig, rollout: RolloutConfig) -> It
         yield f"{key}.temperature={temperature}: must be 0.001 to 100; 1 samples from the model as it is"
     if rollout.rollout_backend == "vllm" and params.do_sample and not 0.01 <= temperature <= 2:
         yield f"{key}.temperature={temperature}: vLLM samples at 0.01 to 2; choose one of these"
-
-
-def _algorithm(config: Config) -> Iterator[str]:
-    algorithm, logprobs = config.algorithm, config.rollout.return_logprobs
-    if not algorithm.recompute_logprobs and not logprobs:
-        yield (
-            "algorithm.recompute_logprobs=false: without it the engine must report old log-probs; set it to true, or "
-            "rollout.return_logprobs=true"
-        )
-    if algorithm.importance_sampling_fix and not (logprobs and algorithm.recompute_logprobs):
-        yield (
-            "algorithm.importance_sampling_fix=true: compares the engine's log-probs with recomputed ones; set "
-            "rollout.return_logprobs=true and algorithm.recompute_logprobs=true"
-        )
-    if algorithm.kl_beta > 0:
-        yield from _kl(algorithm)
-    if algorithm.group_size == 1:
-        yield "algorithm.group_size=1: GRPO compares the responses of a group; use at least 2"
-
-
-def _kl(algorithm: AlgorithmConfig) -> Iterator[str]:
-    kind, corrected = algorithm.kl_penalty_type, algorithm.kl_importance_correction
-    if kind == "kl" and not corrected:
-        yield (
-            f"algorithm.kl_penalty_type=kl with algorithm.kl_beta={algorithm.kl_beta}: in a loss its expected gradient "
-            "is zero, so it would only add noise; use mse, whose gradient is that of KL(policy || reference), "
-            "low_var_kl, or set algorithm.kl_importance_correction=true"
-        )
-    if kind == "abs" and corrected:
-        yield (
-            "algorithm.kl_importance_correction=true: corrects estimates of the KL, and algorithm.kl_penalty_type=abs "
-            "is none; use low_var_kl, mse or kl"
-        )
 
 
 def _optimizer(config: Config) -> Iterator[str]:

@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlinf_lite.config import Config, ConfigError, flatten
+from rlinf_lite.config import Config, ConfigError, flatten, keys
 from rlinf_lite.config.versions import versions
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES
 
 _VAL_DATA = "data (validation problems)"
 _INITIAL_WEIGHTS = "actor.model (initial weights)"
 ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
+
+ADDED = (
+    "algorithm.kl_in_reward",
+    "algorithm.sapo_temperature_pos",
+    "algorithm.sapo_temperature_neg",
+    "algorithm.gamma",
+    "algorithm.gae_lambda",
+    "algorithm.value_clip",
+    "algorithm.critic_warmup_steps",
+    "algorithm.importance_sampling_mode",
+    "algorithm.overlong_buffer",
+    "algorithm.overlong_penalty",
+    "algorithm.mask_truncated",
+    "algorithm.dynamic_sampling",
+    "algorithm.max_sampling_rounds",
+)
+"""Keys that older checkpoints lack, and whose default is what every run did before there was the key."""
 
 
 def identity(
@@ -59,6 +76,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
     Raises:
         ConfigError: what else changed, key by key, with the remedy.
     """
+    saved = {key: keys()[key].default for key in ADDED} | dict(saved)
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())

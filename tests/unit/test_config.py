@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlinf_lite.config import Config, ConfigError, build, flatten, known_keys, seconds_of
+from rlinf_lite.config import Config, ConfigError, build, flatten, keys, known_keys, seconds_of
 from rlinf_lite.config.rules import check
 from rlinf_lite.driver import CONFIGS, load
+from rlinf_lite.recovery.identity import ADDED
 
 # RLinf's documented example, word for word (its resume page), and the model that any run needs.
 DOCUMENTED = """
@@ -256,7 +257,10 @@ IDENTITIES = {
 
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_the_identity_of_shipped_configs_is_as_recorded(name):
-    made_of = json.dumps(flatten(load([name]), neutral_keys=False))
+    since = {key: keys()[key].default for key in ADDED}
+    values = flatten(load([name]), neutral_keys=False)
+    assert {key: values.pop(key) for key in ADDED} == since
+    made_of = json.dumps(values)
     assert hashlib.sha256(made_of.encode()).hexdigest()[:16] == IDENTITIES[name]
 
 

@@ -46,6 +46,16 @@ def test_the_version_of_vllm_counts_where_it_generates(monkeypatch, installed):
     assert made_of("rollout.rollout_backend=vllm")["versions.vllm"] == f"{installed} 0.32.0"
 
 
+def test_a_checkpoint_from_before_a_key_has_its_default():
+    now = made_of()
+    saved = {key: value for key, value in now.items() if key not in ("algorithm.gamma", "algorithm.adv_type")}
+    with pytest.raises(ConfigError, match=r"algorithm\.adv_type: \(absent\) -> grpo") as refusal:
+        refuse_changes(saved, now, [], "global_step_3")
+    assert "gamma" not in str(refusal.value)
+    with pytest.raises(ConfigError, match=r"algorithm\.gamma: 1\.0 -> 0\.5"):
+        refuse_changes(saved, now | {"algorithm.gamma": 0.5}, ["algorithm.adv_type"], "global_step_3")
+
+
 def test_what_changes_no_number_is_not_in_it():
     neutral = ("runner.save_interval=7", "cluster.weight_sync=collective", "runner.logger.log_rollouts=0")
     assert refuse_changes(made_of(), made_of(*neutral), [], "global_step_3") == []
