@@ -78,7 +78,7 @@ def train_through_saves(rank, world_size, root, num_saves, seed):
     ]
 
 
-@pytest.mark.parametrize("num_saves", [20, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_saves", [10, pytest.param(200, marks=pytest.mark.soak)])
 def test_the_content_is_that_of_the_instant_although_training_went_on(run_ranks, tmp_path, num_saves):
     """Byte for byte: every file of the one has the size and hash of the same file of the other."""
     both = run_ranks(train_through_saves, 2, root=tmp_path, num_saves=num_saves, seed=num_saves, timeout=600)[0]

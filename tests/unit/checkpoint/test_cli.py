@@ -1,6 +1,5 @@
 """The command line on real checkpoints: intact, pinned, damaged, incomplete, and behind URLs."""
 
-import json
 import math
 import os
 import pickle
@@ -385,13 +384,12 @@ def test_an_unknown_url_is_one_line(cli):
     assert "nosuch" in error
 
 
-def test_as_a_program(save, root):
+def test_as_a_program(save, root, cli_json):
     path = save(5, metrics={"reward": 1.0})
-    program = [sys.executable, "-m", "rlinf_lite.checkpoint"]
-    listed = subprocess.run([*program, "ls", f"local://{root}", "--json"], capture_output=True, text=True, check=False)
-    assert (listed.returncode, listed.stderr) == (0, "")
-    assert [entry["step"] for entry in json.loads(listed.stdout)] == [5]
+    code, listed = cli_json("ls", f"local://{root}")
+    assert (code, [entry["step"] for entry in listed]) == (0, [5])
     flip(path / "actor" / "__0_0.distcp")
-    verified = subprocess.run([*program, "verify", str(path)], capture_output=True, text=True, check=False)
+    program = [sys.executable, "-m", "rlinf_lite.checkpoint", "verify", str(path)]
+    verified = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stderr) == (1, "")
     assert verified.stdout.startswith("BAD")

@@ -221,7 +221,7 @@ def injure(count, root, good, make_state, chance):
 
 
 def test_damage_is_noticed_and_stepped_over(root, good, make_state, chance):
-    injure(255, root, good, make_state, chance)
+    injure(6 * len(KINDS), root, good, make_state, chance)
 
 
 @pytest.mark.soak

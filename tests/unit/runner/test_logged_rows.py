@@ -133,6 +133,7 @@ class Toy:
 def toy(tmp_path, monkeypatch) -> Toy:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__SAVE_REQUIREMENTS", "false")  # the list of packages takes wandb longest
     return Toy(tmp_path)
 
 
