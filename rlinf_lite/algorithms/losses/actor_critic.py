@@ -39,12 +39,12 @@ class ValueLoss:
         loss = 0.5 * square_M.sum() / max(inputs.norm.num_tokens, 1)
         return LossOutputs(
             loss=loss,
-            shares={"loss/value": loss.detach(), **_moments(return_M, value_M.detach())},
+            shares={"loss/value": loss.detach(), **_variance_sums(return_M, value_M.detach())},
             token_sums=token_sums({"value/mean": value_M, "value/clip_fraction": clipped_M}),
         )
 
 
-def _moments(return_M: Tensor, value_M: Tensor) -> dict[str, Tensor]:
+def _variance_sums(return_M: Tensor, value_M: Tensor) -> dict[str, Tensor]:
     """Sums for ``value/explained_variance``, in float64 because squares are subtracted."""
     return_M, error_M = return_M.double(), return_M.double() - value_M.double()
     return {
