@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from rlinf_lite.algorithms import user_algorithm
 from rlinf_lite.algorithms.advantages import estimator
 from rlinf_lite.algorithms.algorithm import Algorithm, Credit, Graded, Losses
 from rlinf_lite.algorithms.losses import token_loss
@@ -18,8 +20,17 @@ from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.types import Column
 
 
-def build(config: AlgorithmConfig) -> Algorithm:
-    """Return the algorithm that the config describes."""
+def build(config: AlgorithmConfig, search: Sequence[str] | None = None) -> Algorithm:
+    """Return the algorithm that the config describes.
+
+    Args:
+        search: where to look for a user's algorithm: `user_code.search_path` of the driver. None: of this process.
+
+    Raises:
+        ConfigError: the user's algorithm cannot be used.
+    """
+    if config.path is not None:
+        return user_algorithm.build(config.path, config, search)
     return ConfiguredAlgorithm(config)
 
 

@@ -40,6 +40,7 @@ def identity(
     train_data: str,
     val_data: str | None,
     reward: str | None = None,
+    algorithm: str | None = None,
     initial_weights: str | None,
     total_updates: int,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def identity(
     Args:
         base_model, tokenizer, engine, train_data, val_data: fingerprints.
         reward: fingerprint of a user's function, or of the package that grades.
+        algorithm: fingerprint of a user's algorithm.
         initial_weights: fingerprint of the checkpoint whose weights the run began with; None: the base model's, or it
             is not known any more.
         total_updates: over how many optimizer steps the rate decays.
@@ -63,6 +65,7 @@ def identity(
         "data (training problems)": train_data,
         _VAL_DATA: val_data,
         "reward (source)": reward,
+        "algorithm (source)": algorithm,
         **versions(config.rollout),
     }
 
@@ -76,7 +79,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
     Raises:
         ConfigError: what else changed, key by key, with the remedy.
     """
-    saved = {key: keys()[key].default for key in ADDED} | dict(saved)
+    saved = {key: keys()[key].default for key in ADDED} | {"algorithm (source)": None} | dict(saved)
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())

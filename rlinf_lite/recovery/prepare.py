@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlinf_lite import rewards
+from rlinf_lite.algorithms import user_algorithm
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.config import Config
 from rlinf_lite.config.versions import versions
@@ -50,7 +51,7 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     hf_directory.check_length(model_config, config.runner.seq_length)
     tokenizer = hf_directory.load_tokenizer(tokenizer_dir)
     engine_config = hf_directory.load_config(engine_dir, config.rollout.model.model_type)
-    reward = rewards.fingerprint(config.reward)
+    reward, algorithm = rewards.fingerprint(config.reward), user_algorithm.fingerprint(config.algorithm)
     versions(config.rollout)
     eos_ids = vocabulary.eos_ids(engine_dir, tokenizer)
     train = load_problems(config.data, "train", tokenizer, stop=stop)
@@ -69,6 +70,7 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,
         reward=reward,
+        algorithm=algorithm,
         initial_weights=initial_weights(start),
         total_updates=total_updates,
     )

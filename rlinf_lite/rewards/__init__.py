@@ -5,8 +5,8 @@
 
 from rlinf_lite.rewards.outcome import RewardError, grading_items, refuse_too_many_ungraded, ungraded
 from rlinf_lite.rewards.registry import GRADERS, Grader, build_grader, fingerprint
-from rlinf_lite.rewards.user_function import search_path
 from rlinf_lite.rewards.verifier import VerifierStartError
+from rlinf_lite.user_code import search_path
 
 __all__ = [
     "GRADERS",

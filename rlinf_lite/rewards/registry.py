@@ -11,8 +11,9 @@ from rlinf_lite.rewards.custom import CustomGrader
 from rlinf_lite.rewards.exact import ExactGrader
 from rlinf_lite.rewards.math_grader import MathGrader
 from rlinf_lite.rewards.reasoning_gym import ReasoningGymGrader, require_installed
-from rlinf_lite.rewards.user_function import UserFunction, find, search_path
+from rlinf_lite.rewards.user_function import UserFunction, find
 from rlinf_lite.types import GradingItem, Score
+from rlinf_lite.user_code import search_path
 
 
 class Grader(Protocol):

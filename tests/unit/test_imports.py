@@ -28,6 +28,7 @@ LEVELS = [
         "readable",
         "quick_imports",
         "types",
+        "user_code",
     },
     {"algorithms", "rewards", "checkpoint", "observability"},
     {"weights"},

@@ -24,6 +24,7 @@ def made_of(*overrides: str, **fingerprints: str | None) -> dict:
         ("engine", "rollout.model (config and eos)"),
         ("train_data", "data (training problems)"),
         ("reward", "reward (source)"),
+        ("algorithm", "algorithm (source)"),
     ],
 )
 def test_another_source_is_refused_by_name_and_can_be_allowed(fingerprint, key):
@@ -48,10 +49,11 @@ def test_the_version_of_vllm_counts_where_it_generates(monkeypatch, installed):
 
 def test_a_checkpoint_from_before_a_key_has_its_default():
     now = made_of()
-    saved = {key: value for key, value in now.items() if key not in ("algorithm.gamma", "algorithm.adv_type")}
+    lacking = ("algorithm.gamma", "algorithm.adv_type", "algorithm (source)")
+    saved = {key: value for key, value in now.items() if key not in lacking}
     with pytest.raises(ConfigError, match=r"algorithm\.adv_type: \(absent\) -> grpo") as refusal:
         refuse_changes(saved, now, [], "global_step_3")
-    assert "gamma" not in str(refusal.value)
+    assert "gamma" not in str(refusal.value) and "source" not in str(refusal.value)
     with pytest.raises(ConfigError, match=r"algorithm\.gamma: 1\.0 -> 0\.5"):
         refuse_changes(saved, now | {"algorithm.gamma": 0.5}, ["algorithm.adv_type"], "global_step_3")
 
