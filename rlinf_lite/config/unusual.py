@@ -33,8 +33,13 @@ def _unusual_loss(algorithm: AlgorithmConfig) -> Iterator[str]:
     ):
         if value == 0:
             yield f"algorithm.{name}=0.0: only the first optimizer step of a batch moves in that direction"
-        elif value is not None and value >= 1:
+        elif value is not None and value >= 1 and algorithm.loss_type != "cispo":  # which clips a weight, at 5 or so
             yield f"algorithm.{name}={value}: almost nothing is clipped; 0.1 to 0.4 is usual (0.2, not 20 %)"
+    if algorithm.loss_type == "gspo" and min(_clip_range(algorithm)) > 0.05:
+        yield (
+            "algorithm.loss_type=gspo: its ratio is a mean over a response, which stays near 1, so that a clip of "
+            f"{min(_clip_range(algorithm))} is wide; clip_ratio_low=0.0003 and clip_ratio_high=0.0004 are usual"
+        )
     if algorithm.kl_beta > 1:
         yield f"algorithm.kl_beta={algorithm.kl_beta}: the KL term outweighs the reward; 0.001 to 0.1 is usual"
     if algorithm.entropy_bonus > 0.1:
@@ -44,3 +49,8 @@ def _unusual_loss(algorithm: AlgorithmConfig) -> Iterator[str]:
             f"algorithm.sampling_params.temperature={algorithm.sampling_params.temperature}: responses are nearly "
             "random; 0.6 to 1.2 is usual"
         )
+
+
+def _clip_range(algorithm: AlgorithmConfig) -> list[float]:
+    given = (algorithm.clip_ratio_low, algorithm.clip_ratio_high)
+    return [algorithm.ratio_clip_eps if value is None else value for value in given]

@@ -6,6 +6,7 @@ import pytest
 
 from rlinf_lite.config import build
 from rlinf_lite.config.algorithm_rules import algorithm_problems
+from rlinf_lite.config.unusual import unusual_values
 
 START = {"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}, "data": {"type": "arithmetic"}}
 PPO = {"adv_type": "gae", "loss_type": "actor_critic"}
@@ -100,6 +101,20 @@ def test_a_contradiction_is_named_with_its_remedy(critic, algorithm, said):
 )
 def test_what_fits_together_is_accepted(critic, algorithm):
     assert found(critic, **algorithm) == []
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "notes"),
+    [
+        ({"loss_type": "gspo"}, ["algorithm.loss_type=gspo: "]),
+        ({"loss_type": "gspo", "clip_ratio_low": 0.0003, "clip_ratio_high": 0.0004}, []),
+        ({"loss_type": "cispo", "clip_ratio_high": 4.0}, []),
+        ({"loss_type": "actor", "clip_ratio_high": 4.0}, ["algorithm.clip_ratio_high=4.0: "]),
+    ],
+)
+def test_an_unusual_clip_is_noted(algorithm, notes):
+    found = list(unusual_values(build({**START, "algorithm": algorithm})))
+    assert len(found) == len(notes) and all(map(str.startswith, found, notes)), found
 
 
 def test_importance_sampling_compares_two_log_probs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -250,9 +251,17 @@ def test_what_is_needed(options, needs):
     assert (algorithm.losses().critic is not None) == (options.get("adv_type") == "gae")
 
 
-def test_the_values_of_the_key_are_the_modules():
+@pytest.mark.parametrize(("key", "directory"), [("adv_type", "advantages"), ("loss_type", "losses")])
+def test_each_value_of_the_key_has_its_module_and_its_section_in_the_docs(key, directory):
     package = Path(algorithms.__file__).parent
-    for key, directory in (("adv_type", "advantages"), ("loss_type", "losses")):
-        names = set(get_args(AlgorithmConfig.model_fields[key].annotation))
-        assert names == {file.stem for file in (package / directory).glob("*.py")} - {"__init__"}
-    assert {estimator(name).MIN_GRADED for name in GROUPED} == {2}
+    names = set(get_args(AlgorithmConfig.model_fields[key].annotation))
+    assert names == {file.stem for file in (package / directory).glob("*.py")} - {"__init__"}
+    page = (package.parents[1] / "docs" / "algorithms.md").read_text()
+    section = page.partition(f"\n## {directory.capitalize()}\n")[2].partition("\n## ")[0]
+    assert names == set(re.findall(r"^### `(\w+)`$", section, re.MULTILINE))
+
+
+def test_a_group_is_compared_from_two_grades_on():
+    compared = {*GROUPED, "reinpp_baseline"}
+    names = get_args(AlgorithmConfig.model_fields["adv_type"].annotation)
+    assert {name for name in names if estimator(name).MIN_GRADED == 2} == compared
