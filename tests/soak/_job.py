@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ SETTINGS = {
 }
 _STEP = re.compile(r"step +(\d+)/(\d+) ")
 _BEGINS = re.compile(r"run: .*; starting \.\.\.$")
+EQUAL_DEATHS = re.compile(r"error: this happened 3 times in a row with (\d+) steps completed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,8 @@ class Launch:
         """When its newest driver was started."""
         self.ended: float | None = None
         self.steps: list[StepLine] = []
+        self.given_up: int | None = None
+        """How many steps were completed when the restart budget found three equal deaths; None if it did not."""
         self._begins = 0
         self._first = 0
         self._process = subprocess.Popen(
@@ -82,6 +86,8 @@ class Launch:
                     self.steps.append(StepLine(step=int(match[1]), at=now))
                 elif _BEGINS.match(line):
                     self._begin(now)
+                elif match := EQUAL_DEATHS.match(line):
+                    self.given_up = int(match[1])
 
     def _begin(self, now: float) -> None:
         self._begins += 1
@@ -91,18 +97,16 @@ class Launch:
     @property
     def driver(self) -> psutil.Process | None:
         """The driver that runs now; None between two of them, and once the parent is gone."""
-        for child in children(self.process):
-            try:
+        for child in descendants(self.process, children_only=True):
+            with suppress(psutil.NoSuchProcess):
                 if "rlinf_lite.driver" in child.cmdline():
                     return child
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
         return None
 
     @property
-    def line(self) -> StepLine | None:
-        """Of the last step since its last start."""
-        return self.steps[-1] if len(self.steps) > self._first else None
+    def lines(self) -> list[StepLine]:
+        """Of its newest driver."""
+        return self.steps[self._first :]
 
     def poll(self) -> int | None:
         """The exit code, once the process is gone."""
@@ -159,28 +163,17 @@ class Job:
         return Launch(command, {**os.environ, **joining}, self.output)
 
 
-def children(process: psutil.Process) -> list[psutil.Process]:
-    """The processes that ``process`` has started; none if it is gone."""
-    try:
-        return process.children()
-    except psutil.NoSuchProcess:
-        return []
-
-
-def descendants(process: psutil.Process) -> list[psutil.Process]:
+def descendants(process: psutil.Process, *, children_only: bool = False) -> list[psutil.Process]:
     """Every process below; none if it is gone."""
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=not children_only)
+    return []
 
 
 def kill(process: psutil.Process) -> bool:
     """kill -9; whether there was something left to kill."""
-    try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        process.kill()
-    except psutil.NoSuchProcess:
-        return False
-    return True
+    with suppress(psutil.NoSuchProcess):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            process.kill()
+            return True
+    return False

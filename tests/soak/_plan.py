@@ -1,16 +1,17 @@
-"""Which kills strike a run, and when: drawn from the case's seed alone, on the clock of the undisturbed run."""
+"""Which kills strike a run, and where: drawn from the seed alone, in steps, so that every machine strikes alike."""
 
 from __future__ import annotations
 
 import random
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from _job import Launch
+from _job import StepLine
 
-ANYWHERE = ("driver", "actor", "rollout", "reward", "raylet", "all")
+GROUPS = ("actor", "rollout", "reward")
+"""Of workers."""
+ANYWHERE = ("driver", *GROUPS, "raylet", "all")
 """Who is killed, at any instant."""
 TARGETED = ("phase", "damage", "change")
 """What random instants do not find: the raylet while a worker is in one phase of a step; parent and driver, and then a
@@ -19,13 +20,13 @@ disk."""
 KINDS = (*ANYWHERE, *TARGETED, "parent")
 """``driver`` and ``raylet`` are recovered by the parent process; after ``parent``, ``all``, ``damage`` and ``change``
 the command is started again."""
+ONE_OF_SEVERAL = (*GROUPS, "raylet", "phase")
+"""Those that kill one of the processes they may mean."""
 MOST_KILLS = 3
 START_SHARE = 0.4
-"""Of all kills, those that fall into the start-up. How long that takes beside the steps differs from machine to
-machine, and must not decide what a seed means: instants are uniform within the start-up, and uniform from the line of
-the first step to the end of the process."""
-ENDING = ("driver", "all", "damage", "change", "parent")
-"""Those after which the driver is started again."""
+"""Of all kills, those that fall into a start, or into the recovery from the kill before."""
+_PHASE_STEPS = 6
+"""Every phase of a step comes within so many steps: validation and saves are that frequent."""
 _SAVE_INTERVALS = ("1", "1", "2", "3", "5")
 
 
@@ -35,9 +36,10 @@ class Kill:
     """One of `KINDS`."""
     rank: int
     """Which of them, modulo their number; of a targeted kind: which phase, bit or change."""
-    startup: bool
+    step: int
+    """It strikes when this step is completed; 0: in a start, or in the recovery from the kill before."""
     share: float
-    """Of the undisturbed run's start-up, or of the time from the line of its first step to the end of its process."""
+    """How long after that, or how far into the start: a fraction of what a step, start or recovery took last."""
     returns: float
     """Seconds after which a killed node is back."""
 
@@ -48,67 +50,73 @@ class Plan:
     save_interval: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timeline:
-    """The undisturbed run, in seconds since its process began."""
+@dataclass(kw_only=True, slots=True)
+class Pace:
+    """How many seconds a start, a step and a recovery took when they were last seen, on this machine as it is now."""
 
-    steps: dict[int, float]
-    """When the line of each step was printed."""
-    end: float
+    start: float
+    """Of a driver, to the line of its first step."""
+    step: float
+    recovery: float
+    """From a kill that the driver survives to the next line."""
 
-    @classmethod
-    def of(cls, launch: Launch) -> Timeline:
-        assert launch.ended is not None
-        steps = {line.step: line.at - launch.started for line in launch.steps}
-        return cls(steps=steps, end=launch.ended - launch.started)
+    def take_in(self, lines: Sequence[StepLine], started: float, last_kill: float) -> None:
+        """Measure what ended with the newest of a driver's ``lines``."""
+        before, now = lines[-2].at if len(lines) > 1 else started, lines[-1].at
+        if len(lines) == 1:
+            self.start = self.start if last_kill > before else now - before
+        elif last_kill > before:
+            self.recovery = now - last_kill
+        else:
+            self.step = now - before
 
-    def instant(self, kill: Kill) -> float:
-        """When ``kill`` is due. One in the start-up counts from the start of a process, or from the kill before it."""
-        first = self.steps[1]
-        return kill.share * first if kill.startup else first + kill.share * (self.end - first)
+    def is_due(self, kill: Kill, now: float, lines: Sequence[StepLine], since: float, survived: bool) -> bool:
+        """Whether it is time for ``kill``: at the latest when the step that it shall strike, or a start, is over.
 
-    def due(self, kill: Kill, launch: Launch, last_kill: float) -> bool:
-        """Whether it is time for ``kill``.
-
-        In the start-up: of the first process, or of one that starts again after the kill before. Later: on a clock that
-        each line of a step sets, so that a slow machine strikes where a fast one does; it runs on while something is
-        being recovered.
+        Args:
+            lines: of the newest driver.
+            since: when that driver was started, or the kill before struck, whichever was later.
+            survived: whether the driver has outlived that kill.
         """
-        now = time.monotonic()
-        if kill.startup:
-            return now - max(launch.started, last_kill) >= self.instant(kill)
-        line = launch.line
-        return line is not None and self.steps[line.step] + now - line.at >= self.instant(kill)
+        if kill.step:
+            reached = next((line for line in lines if line.step >= kill.step), None)
+            over = reached is not None and lines[-1] is not reached
+            return over or (reached is not None and now - reached.at >= kill.share * self.step)
+        over = bool(lines) and lines[-1].at > since
+        return over or now - since >= kill.share * (self.recovery if survived else self.start)
 
 
-def draw(seed: int, case: int, victims: Sequence[str], num_kills: int | None, most: int | None = None) -> Plan:
+def draw(seed: int, case: int, victims: Sequence[str], num_kills: int | None, last_step: int, most: int = 0) -> Plan:
     """The plan of one case.
 
     Args:
         num_kills: None: 1 to `MOST_KILLS`.
-        most: of them; None: no limit.
+        last_step: of the run.
+        most: of them; 0: no limit.
     """
     rng = random.Random(f"{seed}/{case}")
     save_interval, drawn = rng.choice(_SAVE_INTERVALS), rng.randint(1, MOST_KILLS)
-    kills = [_draw_kill(rng, victims) for _ in range(min(num_kills or drawn, most or sys.maxsize))]
+    kills = [_draw_kill(rng, victims, last_step) for _ in range(min(num_kills or drawn, most or sys.maxsize))]
     return Plan(kills=tuple(_ordered(kills)), save_interval=save_interval)
 
 
-def _draw_kill(rng: random.Random, victims: Sequence[str]) -> Kill:
+def _draw_kill(rng: random.Random, victims: Sequence[str], last_step: int) -> Kill:
     victim = rng.choice(victims)
+    rank = rng.randrange(1 << 16)
+    in_start = rng.random() < START_SHARE and victim not in TARGETED
+    at = rng.random() * max(1, last_step - _PHASE_STEPS if victim == "phase" else last_step)
     return Kill(
         victim=victim,
-        rank=rng.randrange(1 << 16),
-        startup=rng.random() < START_SHARE and victim not in TARGETED,
-        share=rng.random(),
+        rank=rank,
+        step=0 if in_start else 1 + int(at),
+        share=at % 1,
         returns=rng.uniform(0, 10),
     )
 
 
 def _ordered(kills: Sequence[Kill]) -> list[Kill]:
-    """Those after the first step by their instants; those in a start-up before all, or after the end of a driver."""
-    ordered = sorted((kill for kill in kills if not kill.startup), key=lambda kill: kill.share)
-    for kill in (kill for kill in kills if kill.startup):
-        places = [0, *(index + 1 for index, other in enumerate(ordered) if other.victim in ENDING)]
-        ordered.insert(places[kill.rank % len(places)], kill)
+    """Those at a step in its order; those in a start before all, or in what follows the kill before."""
+    ordered = sorted((kill for kill in kills if kill.step), key=lambda kill: (kill.step, kill.share))
+    for kill in (kill for kill in kills if not kill.step):
+        ordered.insert(kill.rank % (len(ordered) + 1), kill)
     return ordered

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 from _case import Case, Outcome, start
 from _compare import differences
 from _job import SETTINGS, Job
-from _plan import KINDS, Timeline, draw
+from _plan import KINDS, Pace, draw
 from _traps import Traps
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
     from _nodes import Nodes
 
-_UNDISTURBED_SECONDS = 300
+_UNDISTURBED_SECONDS = 900
 _MOST_SHOWN = 8
+_HOPELESS = 20  # runs without one kill
 _SAVE_INTERVAL = "runner.save_interval"
 
 
@@ -49,23 +50,22 @@ class Suite:
 
     def run(self) -> int:
         """Returns how many runs were not as they should be."""
-        timeline, wanted = self._undisturbed(), self._options.kills
+        pace, wanted = self._undisturbed(), self._options.kills
         if self._options.case is not None:
-            self._case(self._options.case, None, timeline)
+            self._case(self._options.case, 0, pace)
         else:
             for number in itertools.count(1):
-                if (left := wanted - self._struck.total()) <= 0 or self._hopeless(number):
+                if (left := wanted - self._struck.total()) <= 0:
                     break
-                self._case(number, left, timeline)
+                if number > _HOPELESS and not self._struck:
+                    print(f"no victims: {_HOPELESS} runs have none of {', '.join(self._options.victims)}")
+                    return 1
+                self._case(number, left, pace)
         tally = ", ".join(f"{kind} {count}" for kind, count in sorted(self._struck.items()))
         print(f"{self._struck.total()} kills, {self._equal} bit-equal; {self._runs} runs; {tally}", flush=True)
         return self._failed
 
-    def _hopeless(self, number: int) -> bool:
-        """Victims that never exist (a raylet that is not there) would keep the suite going for ever."""
-        return number > 20 and not self._struck
-
-    def _undisturbed(self) -> Timeline:
+    def _undisturbed(self) -> Pace:
         """Run the job to its end; every other run is held against it."""
         attempt = start(self._reference, self._nodes)
         try:
@@ -74,28 +74,29 @@ class Suite:
             attempt.kill()
         if code != 0:
             sys.exit(f"the run that nothing happened to ended with {code}:\n{self._reference.output.read_text()}")
-        timeline = Timeline.of(attempt)
+        (first, *_, last), began = attempt.lines, attempt.started
+        step = (last.at - first.at) / (last.step - first.step)
         print(
-            f"undisturbed: first step after {timeline.steps[1]:.1f} s, step {self._reference.last_step} after "
-            f"{timeline.steps[self._reference.last_step]:.1f} s, end after {timeline.end:.1f} s; in {self._root}",
+            f"undisturbed: first step after {first.at - began:.1f} s, step {last.step} after {last.at - began:.1f} s; "
+            f"in {self._root}",
             flush=True,
         )
-        return timeline
+        return Pace(start=first.at - began, step=step, recovery=step)
 
-    def _case(self, number: int, most_kills: int | None, timeline: Timeline) -> None:
-        options = self._options
-        plan = draw(options.seed, number, options.victims, options.kills_per_run, most_kills)
+    def _case(self, number: int, most_kills: int, pace: Pace) -> None:
+        options, last_step = self._options, self._reference.last_step
+        plan = draw(options.seed, number, options.victims, options.kills_per_run, last_step, most_kills)
         interval = plan.save_interval if not any(text.startswith(_SAVE_INTERVAL) for text in self._overrides) else None
         job = Job(
             root=self._root / f"case{number}",
             settings={**self._settings, **({} if interval is None else {_SAVE_INTERVAL: interval})},
         )
-        limit = options.limit or 120 + 3 * timeline.end * (len(plan.kills) + 1)
-        outcome = Case(job, plan, timeline, self._nodes, self._traps, limit).run()
+        limit = options.limit or 300 + 10 * pace.start
+        outcome = Case(job, plan, pace, self._nodes, self._traps, limit).run()
         if not outcome.wrong:
             outcome.wrong += differences(self._reference.directory, job.directory, job.last_step)
-        if options.strict and outcome.gave_up:
-            outcome.wrong.append(f"{outcome.gave_up} commands ended early whose parent had not been killed")
+        if options.strict and outcome.early:
+            outcome.wrong.append(f"commands ended early without a cause of ours, with exit codes {outcome.early}")
         self._count(outcome)
         print(_line(f"seed {options.seed} case {number}", job.settings[_SAVE_INTERVAL], outcome), flush=True)
         if outcome.wrong:
@@ -121,7 +122,7 @@ def _line(name: str, save_interval: str, outcome: Outcome) -> str:
     """One line, and one more for each thing that is wrong."""
     restarts = f", {len(outcome.exit_codes) - 1} restarts" if len(outcome.exit_codes) > 1 else ""
     missed = f", {outcome.missed} came too late" if outcome.missed else ""
-    gave_up = f" ({outcome.gave_up} of commands not killed)" if outcome.gave_up else ""
+    gave_up = f", {outcome.gave_up} after three equal kills" if outcome.gave_up else ""
     verdict = "DIFFERS" if outcome.wrong else "bit-equal" if outcome.deaths else "bit-equal, but nothing was killed"
     shown = [f"\n    {text}" for text in outcome.wrong[:_MOST_SHOWN]]
     more = [f"\n    and {len(outcome.wrong) - _MOST_SHOWN} more"] if len(outcome.wrong) > _MOST_SHOWN else []

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 from _job import Launch, descendants, kill
-from _plan import Kill
+from _plan import ONE_OF_SEVERAL, Kill
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
     from _nodes import Nodes
 
-_CLASSES = {"actor": "ray::ActorGroup", "rollout": "ray::RolloutGroup", "reward": "ray::RewardGroup"}
+_WORKER = re.compile(r"ray::(\w+)Group")
 _DAEMONS = ("raylet", "gcs_server")
 
 
@@ -37,7 +39,7 @@ def strike(
         raylet = nodes.kill_one(kill_.rank, returns=kill_.returns)
         return [] if raylet is None else [Victim(name="raylet", process=raylet)]
     found = [victim for victim in _find(kill_, launch, directory, nodes) if victim.process not in struck]
-    if kill_.victim in _CLASSES or kill_.victim in ("raylet", "phase"):
+    if kill_.victim in ONE_OF_SEVERAL:
         found = found[kill_.rank % len(found) :][:1] if found else []
     killed = [victim for victim in found if kill(victim.process)]
     if kill_.victim == "all" and nodes is not None:
@@ -102,32 +104,24 @@ def _listed(path: Path, launch: Launch) -> list[Victim]:
 
 
 def _seen(below: list[psutil.Process]) -> list[Victim]:
-    """By the names of processes."""
-    commands = sorted((each.pid, _command(each), each) for each in below)
-    return [
-        Victim(name=f"{group} pid {pid}", process=each)
-        for group, prefix in _CLASSES.items()
-        for pid, command, each in commands
-        if command.startswith(prefix)
-    ]
+    """By the names of processes, which begin with the group's."""
+    found = sorted((match[1].lower(), each.pid, each) for each in below if (match := _WORKER.match(_command(each))))
+    return [Victim(name=f"{group} pid {pid}", process=each) for group, pid, each in found]
 
 
 def _process(pid: int) -> psutil.Process | None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return None
+    return None
 
 
 def _command(process: psutil.Process) -> str:
-    try:
+    with suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
+    return ""
 
 
 def _name(process: psutil.Process) -> str:
-    try:
+    with suppress(psutil.NoSuchProcess):
         return process.name()
-    except psutil.NoSuchProcess:
-        return ""
+    return ""

@@ -1,16 +1,16 @@
 """Kills a run with ``kill -9`` again and again, and compares what it ends in with the run that nothing happened to.
 
     python tests/soak/chaos.py --kills 200 --seed 7 [--victims driver,actor] [--ranks 2] [--cluster] [key=value ...]
-    python tests/soak/chaos.py --seed 7 --case 12       the same victims at the same instants again
+    python tests/soak/chaos.py --seed 7 --case 12       the same victims in the same steps again
 
 A kill strikes the driver, the parent process, an actor rank, a rollout or reward worker, a raylet, or all of them at
-once, at a random instant of the run's life; or it is targeted: ``phase``, the raylet while a worker is in a given phase
-of a step; ``damage``, parent and driver, and a bit of the newest checkpoint; ``change``, parent and driver, and the
-next driver before a given change that a start makes on the disk. A driver that dies is started again by its parent; a
-command whose parent was killed is started again, as a scheduler would do it. At the end parameters, optimizer state,
-RNG state, counters, metric rows and generated tokens must be bit-equal, no step missing or done twice, and no process
-left. Exit code 1 if one run is not so: its directory is kept, and the command that repeats it printed. ``key=value``
-are hydra overrides for every run.
+once, at a random instant of a planned step, a start or a recovery; or it is targeted: ``phase``, the raylet while a
+worker is in a given phase of a step; ``damage``, parent and driver, and a bit of the newest checkpoint; ``change``,
+parent and driver, and the next driver before a given change that a start makes on the disk. A driver that dies is
+started again by its parent; a command whose parent was killed, or that gave up after three equal kills, is started
+again, as a user would do it. At the end parameters, optimizer state, RNG state, counters, metric rows and generated
+tokens must be bit-equal, no step missing or done twice, and no process left. Exit code 1 if one run is not so: its
+directory is kept, and the command that repeats it printed. ``key=value`` are hydra overrides for every run.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills-per-run", type=int, help="default: drawn for each case")
     parser.add_argument("--ranks", type=int, default=2, help="actor ranks (default: %(default)s)")
     parser.add_argument("--cluster", action="store_true", help="on a Ray cluster of --ranks + 1 raylets, here")
-    parser.add_argument("--strict", action="store_true", help="only a command whose parent was killed may end early")
-    parser.add_argument("--limit", type=float, help="seconds after which a run counts as hanging (default: ample)")
+    parser.add_argument("--strict", action="store_true", help="no command may end early without a cause of ours")
+    parser.add_argument("--limit", type=float, help="seconds without a step after which a run hangs (default: ample)")
     parser.add_argument("--directory", help="where to work (default: the system's for temporary files)")
     parser.add_argument("--keep", action="store_true", help="keep every run's directory")
     return parser

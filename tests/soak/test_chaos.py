@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rlinf_lite.recovery.restarts import GaveUp, RestartBudget
+
 SOAK = Path(__file__).parent
 pytestmark = pytest.mark.timeout(3600)  # some 3 minutes on 2 quiet cores, 10 times that on a busy machine
 
@@ -30,34 +32,29 @@ def plan(monkeypatch):
     return _plan
 
 
-SHORT = "runner.max_steps=12", "cluster.component_placement.rollout=0", "cluster.warm_spares=0"
-"""A short run of few workers."""
+SHORT_STEPS, STEPS = 8, 12
+SHORT = "cluster.component_placement.rollout=0", "cluster.warm_spares=0"
+"""A run of few workers."""
 WHOLE_PROCESS_TREES = ("all", "driver", "parent", "damage")
 """The kinds after which a driver starts again. In the default run the other kinds have tests of their own: workers in
 `test_recovery`, the raylet in `test_ray_lost`, a kill before each change of a start in `test_start_on_disk`."""
 SHORT_SEED = 157
-"""Its first case has one kill of each of these four kinds, one of them during a start, none near the end."""
+"""Its first case has one kill of each of these four kinds, one of them during a start, and all before step 4."""
+GIVEN_UP_SEED = 41
+"""Its first case kills three drivers during their start."""
 SEED = 10554
-"""Its first case has one kill of each kind, three of them during a start, none near the end. One in some ten thousand
+"""Its first case has one kill of each kind, three of them during a start or a recovery. One in some ten thousand
 seeds is such a one; with other kinds, look for another."""
 
 
 def test_the_driver_starts_again_and_again(plan, tmp_path):
-    """When the kills strike depends on the machine's speed; equality does not."""
-    kinds = [kill.victim for kill in plan.draw(SHORT_SEED, 1, WHOLE_PROCESS_TREES, 4).kills]
-    assert sorted(kinds) == sorted(WHOLE_PROCESS_TREES)
+    """The instants within a step depend on the machine; equality does not."""
+    kills = plan.draw(SHORT_SEED, 1, WHOLE_PROCESS_TREES, 4, SHORT_STEPS).kills
+    assert sorted(kill.victim for kill in kills) == sorted(WHOLE_PROCESS_TREES)
+    assert [kill.step for kill in kills] == [2, 0, 2, 3]
     printed = chaos(
-        *(
-            "--kills",
-            "4",
-            "--kills-per-run",
-            "4",
-            "--seed",
-            str(SHORT_SEED),
-            "--victims",
-            ",".join(WHOLE_PROCESS_TREES),
-        ),
-        *("--strict", "--directory", str(tmp_path), *SHORT),
+        *("--kills", "4", "--kills-per-run", "4", "--seed", str(SHORT_SEED), "--strict", "--directory", str(tmp_path)),
+        *("--victims", ",".join(WHOLE_PROCESS_TREES), f"runner.max_steps={SHORT_STEPS}", *SHORT),
     )
     assert "4 kills, 4 bit-equal" in printed, printed
 
@@ -65,13 +62,23 @@ def test_the_driver_starts_again_and_again(plan, tmp_path):
 @pytest.mark.soak
 def test_each_kind_of_kill_once(plan, tmp_path):
     number = str(len(plan.KINDS))
-    kinds = [kill.victim for kill in plan.draw(SEED, 1, plan.KINDS, len(plan.KINDS)).kills]
+    kinds = [kill.victim for kill in plan.draw(SEED, 1, plan.KINDS, len(plan.KINDS), STEPS).kills]
     assert sorted(kinds) == sorted(plan.KINDS)
     printed = chaos(
         *("--kills", number, "--kills-per-run", number, "--seed", str(SEED), "--strict", "--directory", str(tmp_path)),
-        *SHORT,
+        *(f"runner.max_steps={STEPS}", *SHORT),
     )
     assert f"{number} kills, {number} bit-equal" in printed, printed
+
+
+@pytest.mark.soak
+def test_a_command_that_gives_up_after_three_equal_kills_is_started_again(plan, tmp_path):
+    assert [kill.step for kill in plan.draw(GIVEN_UP_SEED, 1, ("driver",), 3, SHORT_STEPS).kills] == [0, 0, 0]
+    printed = chaos(
+        *("--case", "1", "--kills-per-run", "3", "--seed", str(GIVEN_UP_SEED), "--victims", "driver", "--strict"),
+        *("--directory", str(tmp_path), f"runner.max_steps={SHORT_STEPS}", *SHORT),
+    )
+    assert "1 restarts, 1 after three equal kills" in printed and "3 kills, 3 bit-equal" in printed, printed
 
 
 @pytest.mark.soak
@@ -92,13 +99,68 @@ def test_two_hundred_kills(where, tmp_path):
 
 def test_a_seed_says_all(plan):
     draw, kinds = plan.draw, plan.KINDS
-    assert draw(7, 3, kinds, None) == draw(7, 3, kinds, None)
-    old = [kill.victim for kill in draw(707, 1, plan.ANYWHERE, 4).kills]
-    assert old == ["all", "reward", "actor", "rollout"]  # as before there were other kinds
-    assert len({draw(7, case, kinds, None) for case in range(20)}) == 20
-    kills = [kill for case in range(200) for kill in draw(7, case, kinds, None).kills]
-    assert {kill.victim for kill in kills} == {*kinds} and {kill.startup for kill in kills} == {True, False}
+    assert draw(7, 3, kinds, None, 30) == draw(7, 3, kinds, None, 30)
+    old = [kill.victim for kill in draw(707, 1, plan.ANYWHERE, 4, 30).kills]
+    assert sorted(old) == ["actor", "all", "reward", "rollout"]  # as before there were other kinds
+    assert len({draw(7, case, kinds, None, 30) for case in range(20)}) == 20
+    kills = [kill for case in range(200) for kill in draw(7, case, kinds, None, 30).kills]
+    assert {kill.victim for kill in kills} == {*kinds} and {kill.step for kill in kills} == {*range(31)}
     assert min(kill.share for kill in kills) < 0.05 and max(kill.share for kill in kills) > 0.95
+    assert max(kill.step for kill in kills if kill.victim == "phase") == 24  # its phase is still to come
+
+
+def test_a_kill_waits_for_its_step_on_a_machine_of_any_speed(plan):
+    def strikes(kill, lines, since=0.0, survived=False):
+        steps = [plan.StepLine(step=step, at=at) for step, at in lines]
+        return next(
+            at for at in range(1000) if pace.is_due(kill, at, [s for s in steps if s.at <= at], since, survived)
+        )
+
+    pace = plan.Pace(start=100.0, step=20.0, recovery=50.0)
+    common = {"victim": "driver", "rank": 0, "share": 0.5, "returns": 0.0}
+    at_step, in_start = (plan.Kill(step=step, **common) for step in (2, 0))
+    assert strikes(at_step, [(1, 300), (2, 400), (3, 420)]) == 410
+    assert strikes(at_step, [(1, 3), (2, 4), (3, 5)]) == 5  # ten times as fast as before: when the step is over
+    assert strikes(at_step, [(7, 400)]) == 410  # resumed beyond it
+    assert strikes(in_start, [(1, 300)]) == 50 and strikes(in_start, [(1, 30)]) == 30
+    assert strikes(in_start, [(1, 30)], since=35) == 85 and strikes(in_start, [(1, 30)], since=35, survived=True) == 60
+    pace.take_in([plan.StepLine(step=1, at=30.0)], started=10.0, last_kill=0.0)
+    pace.take_in([plan.StepLine(step=step, at=at) for step, at in ((1, 30.0), (2, 34.0))], started=10.0, last_kill=9.0)
+    pace.take_in([plan.StepLine(step=step, at=at) for step, at in ((2, 34.0), (3, 44.0))], started=10.0, last_kill=37.0)
+    assert pace == plan.Pace(start=20.0, step=4.0, recovery=7.0)
+
+
+LOOP = [("driver", 6), ("driver", 0), ("driver", 5)]
+
+
+@pytest.mark.parametrize(
+    ("code", "given_up", "killed", "had_to"),
+    [
+        (3, 5, LOOP, True),
+        (3, 5, [("actor", 4), *LOOP], True),
+        (3, None, LOOP, False),  # for another reason
+        (1, 5, LOOP, False),
+        (-9, 5, LOOP, False),
+        (3, 5, LOOP[1:], False),  # a death that was not ours
+        (3, 5, [*LOOP, ("raylet", 5)], False),  # not equal
+        (3, 5, [("driver", 3), *LOOP[1:]], False),  # steps between them
+    ],
+)
+def test_only_three_equal_kills_excuse_a_command_that_gives_up(code, given_up, killed, had_to, monkeypatch):
+    monkeypatch.syspath_prepend(SOAK)
+    from _case import had_to_end
+
+    assert had_to_end(code, given_up, killed) is had_to
+
+
+def test_what_a_command_prints_when_it_gives_up_is_understood(monkeypatch):
+    monkeypatch.syspath_prepend(SOAK)
+    from _job import EQUAL_DEATHS
+
+    budget = RestartBudget(max_restarts=10, window_seconds=3600.0)
+    with pytest.raises(GaveUp) as error:
+        [budget.admit(step=5, cause="killed", death=True) for _ in range(3)]
+    assert [m[1] for line in error.value.lines().splitlines() if (m := EQUAL_DEATHS.match(line))] == ["5"]
 
 
 @pytest.fixture
