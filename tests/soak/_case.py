@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 from _job import Job, Launch, StepLine, kill
-from _plan import GROUPS, Kill, Pace, Plan
+from _plan import GROUPS, Kill, Pace
 from _traps import CHANGES, PHASES, Damage, Traps, damage
 from _victims import below, strike
 
@@ -83,17 +83,19 @@ class Outcome:
 
 
 class Case:
-    """Runs a job under a plan."""
+    """Runs a job and strikes it."""
 
-    def __init__(self, job: Job, plan: Plan, pace: Pace, nodes: Nodes | None, traps: Traps, limit: float) -> None:
+    def __init__(
+        self, job: Job, kills: Sequence[Kill], pace: Pace, nodes: Nodes | None, traps: Traps, limit: float
+    ) -> None:
         """
         Args:
             pace: as last seen; kept up to date.
             limit: seconds without a step, a start or a kill after which the run counts as hanging.
         """
         self._job, self._pace, self._nodes, self._traps, self._limit = job, pace, nodes, traps, limit
-        self._pending = deque(plan.kills)
-        self._most_restarts = 2 * len(plan.kills) + 2
+        self._pending = deque(kills)
+        self._most_restarts = 2 * len(kills) + 2
         self._last_kill, self._again = 0.0, 0.0
         self._excused = False
         self._killed: list[tuple[str, int]] = []
@@ -145,7 +147,8 @@ class Case:
             self._damage = None
             self._damages += [found] if found else []
             self.outcome.deaths[-1].target = found.name if found else "no checkpoint to damage"
-        self._launches.append(start(self._job, self._nodes))
+        joining = {"RAY_ADDRESS": "local"} if self._nodes is None else self._nodes.start()
+        self._launches.append(self._job.start(joining))
 
     def _ended(self) -> bool:
         """Whether the run is over; starts its driver again where a scheduler would."""
@@ -230,11 +233,6 @@ class Case:
         for process in left:
             self.outcome.wrong.append(f"left behind: process {process.pid}, {' '.join(process.cmdline())[:60]}")
             kill(process)
-
-
-def start(job: Job, nodes: Nodes | None) -> Launch:
-    """A driver of ``job``, on ``nodes`` if there are some, else with a Ray of its own."""
-    return job.start({"RAY_ADDRESS": "local"} if nodes is None else nodes.start())
 
 
 def _phase(kill_: Kill) -> str:

@@ -116,13 +116,6 @@ class Launch:
             self._reader.join(timeout=5)  # a process left behind may hold the pipe open: its lines are not waited for
         return code
 
-    def wait(self, seconds: float) -> int | None:
-        """The exit code; None if the process is still there after ``seconds``."""
-        deadline = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return self.poll()
-
     def kill(self) -> None:
         """End parent and driver, and whatever runs below them."""
         for process in [*descendants(self.process), self.process]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _case import Case, Outcome, start
+from _case import Case, Outcome
 from _compare import differences
 from _job import SETTINGS, Job
 from _plan import KINDS, Pace, draw
@@ -67,21 +67,15 @@ class Suite:
 
     def _undisturbed(self) -> Pace:
         """Run the job to its end; every other run is held against it."""
-        attempt = start(self._reference, self._nodes)
-        try:
-            code = attempt.wait(_UNDISTURBED_SECONDS)
-        finally:
-            attempt.kill()
-        if code != 0:
-            sys.exit(f"the run that nothing happened to ended with {code}:\n{self._reference.output.read_text()}")
-        (first, *_, last), began = attempt.lines, attempt.started
-        step = (last.at - first.at) / (last.step - first.step)
+        pace = Pace(start=0.0, step=0.0, recovery=0.0)
+        outcome = Case(self._reference, (), pace, self._nodes, self._traps, _UNDISTURBED_SECONDS).run()
+        if outcome.wrong or outcome.exit_codes != [0]:
+            sys.exit(f"the run that nothing happened to:\n{self._reference.output.read_text()}\n{outcome}")
+        pace.recovery = pace.step
         print(
-            f"undisturbed: first step after {first.at - began:.1f} s, step {last.step} after {last.at - began:.1f} s; "
-            f"in {self._root}",
-            flush=True,
+            f"undisturbed: first step after {pace.start:.1f} s, {pace.step:.2f} s per step; in {self._root}", flush=True
         )
-        return Pace(start=first.at - began, step=step, recovery=step)
+        return pace
 
     def _case(self, number: int, most_kills: int, pace: Pace) -> None:
         options, last_step = self._options, self._reference.last_step
@@ -92,7 +86,7 @@ class Suite:
             settings={**self._settings, **({} if interval is None else {_SAVE_INTERVAL: interval})},
         )
         limit = options.limit or 300 + 10 * pace.start
-        outcome = Case(job, plan, pace, self._nodes, self._traps, limit).run()
+        outcome = Case(job, plan.kills, pace, self._nodes, self._traps, limit).run()
         if not outcome.wrong:
             outcome.wrong += differences(self._reference.directory, job.directory, job.last_step)
         if options.strict and outcome.early:
