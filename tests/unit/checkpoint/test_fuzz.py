@@ -19,7 +19,7 @@ from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.formats.dcp_reader import ShardReader
 from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
-EXAMPLES, SOAK_EXAMPLES = 200, 20_000
+EXAMPLES, SOAK_EXAMPLES = 100, 20_000
 SECONDS = 20  # for one example, on a busy machine
 MEMORY = 2 << 30
 SHARD, METADATA, DATA, MANIFEST = "actor/__0_0.distcp", "actor/.metadata", "data/data.pt", "manifest.json"

@@ -5,6 +5,7 @@ Real checkpoints, real sinks (wandb offline, its files read back); only the rank
 
 from __future__ import annotations
 
+import functools
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,13 @@ class Ranks:
         return LoadReport(path=Path(path), manifest=manifest, load_seconds=0.1, rng_restored=restored, num_bytes=1)
 
 
+@functools.cache
+def composed(overrides: tuple[str, ...]) -> Config:
+    """A config without its directories: Hydra composes it once for all tests."""
+    given = ("runner.experiment_name=toy", "runner.logger.logger_backends=[wandb,tensorboard]")
+    return load([*given, *overrides])
+
+
 @dataclass
 class Toy:
     """A run whose rows follow from the step, the learning rate, and how many ranks there were since when."""
@@ -57,15 +65,11 @@ class Toy:
     def config(self, resume: str | None, *overrides: str) -> Config:
         if resume is not None and resume.isdigit():
             resume = str(self.checkpoints / f"global_step_{resume}")
-        return load(
-            [
-                f"runner.output_dir={self.root}",
-                "runner.experiment_name=toy",
-                "runner.logger.logger_backends=[wandb,tensorboard]",
-                *([f"runner.resume_dir={resume}"] if resume else []),
-                *overrides,
-            ]
-        )
+        config = composed(overrides).model_copy(deep=True)
+        config.runner.output_dir = str(self.root)
+        config.runner.logger.log_path = str(self.log)
+        config.runner.resume_dir = resume
+        return config
 
     def run(self, resume: str | None, until: int, *overrides: str, ranks: int = 1, drift: float = 0.0) -> str:
         """Train, save at even steps; the id of the wandb run.
