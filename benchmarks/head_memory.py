@@ -1,4 +1,4 @@
-"""Peak memory of one micro-batch, forward and backward, with whole logits and with logits in chunks.
+"""Peak memory of one micro-batch, forward and backward, with whole logits and with logits in parts.
 
     python benchmarks/head_memory.py
     python benchmarks/head_memory.py --rows 4 --length 256 --layers 0
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-WAYS = ("whole", "chunks")
+WAYS = ("whole", "parts")
 
 
 def main() -> int:
