@@ -10,18 +10,22 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rlinf_lite.checkpoint import loading, storage
+from rlinf_lite.checkpoint import layout, loading, storage
 from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlanner
 from rlinf_lite.checkpoint.live import HostBuffer
 from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.retention import Retention
 from rlinf_lite.checkpoint.saving import Content, SaveJob, SaveReport, SaveSettings, capture
+from rlinf_lite.checkpoint.sections import Section
 from rlinf_lite.checkpoint.state import State
 
 
 class Checkpointer:
     """Saves to and loads from ``root``. Every method is collective over all ranks unless its docstring says otherwise.
+
+    A checkpoint has a section (a directory such as ``actor/``) per trainer. Each rank writes and reads its own section,
+    with the ranks that gave the same ``section``; all sections are committed together.
 
     It works without a process group, for a single rank. With one it creates its own gloo group over all ranks, so that
     a save in the background does not interfere with the training's collectives.
@@ -35,6 +39,7 @@ class Checkpointer:
         keep: Retention | None = None,
         staged_fraction: float = 0.1,
         timeout_seconds: float = 1800.0,
+        section: str = layout.ACTOR,
     ) -> None:
         """
         Args:
@@ -43,14 +48,20 @@ class Checkpointer:
             keep: which older checkpoints to keep after each save; None keeps all.
             staged_fraction: the fraction of the state's bytes that `fence` may copy to memory instead of waiting.
             timeout_seconds: how long a rank waits for the others in a save or load, and `fence` for the storage.
+            section: what this rank's state is: lower-case letters, digits and ``_``. Ranks may give different ones.
+
+        Raises:
+            ValueError: ``section`` is not such a name, on any rank.
         """
         self.root = storage.storage_path(root)
         self.seed = seed
         self.ranks = Ranks.of_all(timeout_seconds)
+        self.section = Section.agree(self.ranks, section)
         self._settings = SaveSettings(
             root=self.root,
             ranks=self.ranks,
-            planner=ShardPlanner(self.ranks),
+            section=self.section,
+            planner=ShardPlanner(self.ranks, self.section),
             host=HostBuffer(),
             keep=keep or Retention(),
             staged_fraction=staged_fraction,
@@ -71,7 +82,7 @@ class Checkpointer:
 
         Args:
             step: the number of completed steps; names the directory.
-            state: what to save, with the same keys on every rank.
+            state: what to save, with the same keys on every rank of the section.
             data: small plain values and tensors for ``data/data.pt`` (those of rank 0 are written).
             info: JSON values for the manifest (those of rank 0 are written).
             resolve: returns the tensor of a name when it is to be written, where ``state`` has one on the meta device.
@@ -146,15 +157,19 @@ class Checkpointer:
         """Fill ``state`` in place from the checkpoint ``path``, and restore this rank's RNG state.
 
         Each rank reads only what it needs, except that with ``verify="full"`` one rank per file reads and hashes all of
-        it. After an error other than `StateMismatch` the content of ``state`` is undefined.
+        it. After an error other than `StateMismatch` and `SectionMismatch` the content of ``state`` is undefined.
 
         Args:
             verify: ``full`` (size and sha256 of every file), ``size`` or ``off``.
-            whole: False loads only the top-level names of ``state``, and leaves the RNG state as it is.
+            whole: False loads only the top-level names of ``state``, and leaves the RNG state as it is. Sections for
+                which no rank has a ``state`` are then only verified; a rank with an empty one loads nothing.
 
         Raises:
             NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: as `manifest.read` and `manifest.verify`.
-            StateMismatch: the checkpoint holds other keys, shapes or types than ``state``; lists them.
+            SectionMismatch: the checkpoint lacks this section, or (``whole``) has one for which there is no rank.
+            StateMismatch: the section holds other keys, shapes or types than ``state``; lists them.
         """
         self.finish()
-        return loading.load(self.ranks, storage.storage_path(path), state, seed=self.seed, verify=verify, whole=whole)
+        return loading.load(
+            self.ranks, self.section, storage.storage_path(path), state, seed=self.seed, verify=verify, whole=whole
+        )

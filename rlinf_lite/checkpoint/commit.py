@@ -6,6 +6,7 @@ commit marker, and a directory without one is not a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from rlinf_lite import faults
@@ -25,14 +26,15 @@ class Stage:
     local storage, where that happens at the commit."""
 
 
-def open_stage(root: StoragePath, step: int) -> Stage:
-    """Make the directories that a save writes to."""
+def open_stage(root: StoragePath, step: int, sections: Collection[str]) -> Stage:
+    """Make the directories that a save writes to: one per section, and that of `layout.DATA`."""
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         sync_dir(root.parent)
     superseded = None if is_local(root) else _clear(layout.step_dir(root, step))
     stage = layout.staging_dir(root, step)
-    (stage / layout.ACTOR).mkdir(parents=True, exist_ok=True)
+    for name in sections:
+        (stage / name).mkdir(parents=True, exist_ok=True)
     (stage / layout.DATA).parent.mkdir(exist_ok=True)
     return Stage(path=stage, superseded=superseded)
 
@@ -53,7 +55,7 @@ def commit(root: StoragePath, stage: Stage, manifest: Manifest) -> StoragePath |
         OSError: nothing was committed, and an older directory of the same name is back in its place.
     """
     step, path = manifest.step, stage.path
-    for directory in (path / layout.ACTOR, (path / layout.DATA).parent):
+    for directory in (*(path / name for name in manifest.ranks_of()), (path / layout.DATA).parent):
         sync_dir(directory)
     faults.reach("save.manifest", step=step, path=str(path))
     write_durably(path / layout.MANIFEST, manifest.to_json().encode())

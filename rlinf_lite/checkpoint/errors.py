@@ -29,6 +29,10 @@ class StateMismatch(CheckpointError, ValueError):
     """A checkpoint has other keys or shapes than the state to load into."""
 
 
+class SectionMismatch(CheckpointError, ValueError):
+    """A checkpoint has other sections (``actor/``, ``critic/``) than are to be loaded."""
+
+
 class NoCheckpoint(CheckpointError, FileNotFoundError):
     """There is no checkpoint where one was asked for."""
 

@@ -53,7 +53,7 @@ def instead_of(path: StoragePath) -> str | None:
     """
     if not is_local(path) or not path.is_dir():
         return None
-    if path.name in (layout.ACTOR, layout.DATA.split("/")[0]) and (path.parent / layout.MANIFEST).is_file():
+    if (path.parent / layout.MANIFEST).is_file():
         return f"is a part of a checkpoint; did you mean {path.parent}?"
     for root in (path / RUN_CHECKPOINTS, path):
         if found := [one for one in layout.committed(root) if (one / layout.MANIFEST).is_file()]:

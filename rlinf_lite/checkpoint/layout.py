@@ -9,13 +9,27 @@ from rlinf_lite.checkpoint.storage import StoragePath, is_local, remove_tree
 
 MANIFEST = "manifest.json"
 ACTOR = "actor"
+"""The section of the policy: the only one without a critic."""
 DATA = "data/data.pt"
+SECTION_NAME = r"[a-z][a-z0-9_]*"
+"""What the name of a section matches; `DATA` has a directory of its own."""
 SUPERSEDED, DAMAGED = "superseded", "damaged"
 """Why a checkpoint was set aside. Superseded: another one replaced it, or the run resumed from an earlier step."""
 _STEP = re.compile(r"global_step_(0|[1-9][0-9]*)")
 _LEFTOVER = re.compile(r"global_step_[0-9]+\.(tmp|deleting)-[0-9a-f]+")
 
 _ASIDE = re.compile(rf"global_step_[0-9]+\.({SUPERSEDED}|{DAMAGED})-[0-9a-f]+")
+
+
+def section_name(name: str) -> str:
+    """``name``, if a section can have it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not re.fullmatch(SECTION_NAME, name) or name == DATA.split("/")[0]:
+        raise ValueError(f"section={name!r}: use lower-case letters, digits and _, as in {ACTOR!r}; not 'data'")
+    return name
 
 
 def step_dir(root: StoragePath, step: int) -> StoragePath:

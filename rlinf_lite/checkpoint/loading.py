@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,12 @@ from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan, ShardReader
 from rlinf_lite.checkpoint.formats.read_ahead import warming
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.sections import Section, check_sections, section_of_shard
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
-_SHARD = re.compile(rf"{layout.ACTOR}/__([0-9]+)_[0-9]+\.distcp")
+_NOTHING = Metadata({}, storage_data={})
+"""What a section that the checkpoint does not have holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,23 +33,31 @@ class LoadReport:
     manifest: Manifest
     load_seconds: float
     rng_restored: bool
-    """False if only a part was loaded; or if the checkpoint has another number of ranks, or only one of the two has a
-    GPU: then each rank's RNG state was derived anew from (seed, step, rank)."""
+    """False if only a part was loaded; or if any rank's section was written by other ranks, or only one of the two has
+    a GPU: then the RNG state of the ranks of that section was derived anew from (seed, step, rank)."""
     num_bytes: int
     """Bytes read by all ranks together."""
 
 
-def load(ranks: Ranks, path: StoragePath, state: State, *, seed: int, verify: str, whole: bool) -> LoadReport:
+def load(
+    ranks: Ranks, section: Section, path: StoragePath, state: State, *, seed: int, verify: str, whole: bool
+) -> LoadReport:
     """See `Checkpointer.load`."""
     started = time.perf_counter()
     with in_use(path / layout.MANIFEST):
         manifest = ranks.first(lambda: _open(path, verify))
-        hashes = _my_hashes(manifest, ranks) if verify == "full" else {}
-        return fill(ranks, path, manifest, state, seed=seed, whole=whole, hashes=hashes, started=started)
+        loaded = {name for name in ranks.gather(section.name if whole or state else None) if name is not None}
+        check_sections(path, manifest, loaded, whole=whole)
+        hashes = {}
+        if verify == "full":
+            ranks.together(lambda: _verify_others(path, manifest, ranks, loaded))
+            hashes = section.hashes(manifest) if section.name in loaded else {}
+        return fill(ranks, section, path, manifest, state, seed=seed, whole=whole, hashes=hashes, started=started)
 
 
 def fill(
     ranks: Ranks,
+    section: Section,
     path: StoragePath,
     manifest: Manifest,
     state: State,
@@ -59,20 +68,21 @@ def fill(
     started: float,
     before_read: Callable[[ReadPlan], None] = lambda plan: None,
 ) -> LoadReport:
-    """Fill ``state`` from a checkpoint whose manifest is read already. Collective.
+    """Fill ``state`` from a checkpoint whose manifest is read, and whose sections are checked already. Collective.
 
     Args:
-        hashes: sha256 of the shards that this rank reads whole.
+        hashes: sha256 of the shards that this rank reads whole, by their name in its section.
         started: `time.perf_counter` at the start of the load.
         before_read: called on all ranks with the plan of what each will read.
     """
-    with warming([path / layout.ACTOR / name for name in hashes]):
-        reader = ranks.together(lambda: ShardReader(path / layout.ACTOR))
-        rank, held = ranks.rank, reader.metadata.state_dict_metadata
-        restorable = whole and manifest.world_size == ranks.size and rng.same_devices(held, rank)
+    directory, rank, saved_ranks = path / section.name, section.rank, manifest.ranks_of().get(section.name, ())
+    with warming([directory / name for name in hashes]):
+        reader = ranks.together(lambda: ShardReader(directory, None if saved_ranks else _NOTHING))
+        held = reader.metadata.state_dict_metadata
+        restorable = whole and saved_ranks == section.ranks and rng.same_devices(held, rank)
         wanted = ranks.together(lambda: take(state))
         if whole:
-            ranks.together(lambda: _check_rng_entries(path, reader.metadata, manifest.world_size))
+            ranks.together(lambda: _check_rng_entries(directory, reader.metadata, saved_ranks))
         asked = {**wanted, rng.key(rank): rng.capture()} if restorable else wanted
         plan = ranks.together(lambda: _plan(reader, asked, whole))
     before_read(plan)
@@ -84,17 +94,18 @@ def fill(
         rng.restore(asked[rng.key(rank)])
     elif whole:
         rng.reseed(seed, manifest.step, rank)
+    read, restored = zip(*ranks.gather((num_bytes, restorable)), strict=True)
     return LoadReport(
         path=path,
         manifest=manifest,
         load_seconds=time.perf_counter() - started,
-        rng_restored=restorable,
-        num_bytes=sum(ranks.gather(num_bytes)),
+        rng_restored=all(restored),
+        num_bytes=sum(read),
     )
 
 
-def _check_rng_entries(path: StoragePath, metadata: Metadata, world_size: int) -> None:
-    """Check that exactly the ranks that wrote the checkpoint have an RNG state, in the usual form.
+def _check_rng_entries(directory: StoragePath, metadata: Metadata, ranks: Collection[int]) -> None:
+    """Check that exactly the ``ranks`` that wrote the section have an RNG state, in the usual form.
 
     Raises:
         DamagedCheckpoint: names the wrong entry.
@@ -106,16 +117,20 @@ def _check_rng_entries(path: StoragePath, metadata: Metadata, world_size: int) -
             held.setdefault(key, {})[part] = entry
     if not held:
         return  # written by another program; if the caller asks for an RNG state, it is reported as missing
-    expected = {rng.key(rank) for rank in range(world_size)}
+    expected = {rng.key(rank) for rank in ranks}
     if wrong := sorted(expected ^ held.keys()):
         what = "is missing" if wrong[0] in expected else "is there"
-        raise DamagedCheckpoint(f"{path}: {wrong[0]} {what}, but the manifest says that {world_size} rank(s) wrote it")
+        raise DamagedCheckpoint(
+            f"{directory}: {wrong[0]} {what}, but the manifest says that {len(ranks)} rank(s) wrote it"
+        )
     form = {part: (tensor.dtype, tensor.shape) for part, tensor in rng.capture().items() if part != "cuda"}
     for key, parts in held.items():
         for part, (dtype, shape) in form.items():
             found = parts.get(part)
             if not isinstance(found, TensorStorageMetadata) or (found.properties.dtype, found.size) != (dtype, shape):
-                raise DamagedCheckpoint(f"{path}: {key}.{part} is not an RNG state, which is {dtype} {list(shape)}")
+                raise DamagedCheckpoint(
+                    f"{directory}: {key}.{part} is not an RNG state, which is {dtype} {list(shape)}"
+                )
 
 
 def _check_rng(path: StoragePath, rank: int, state: rng.RngState) -> None:
@@ -132,7 +147,7 @@ def _open(path: StoragePath, verify: str) -> Manifest:
     manifests.verify(path, manifest, "size" if verify == "full" else verify)
     if verify == "full":
         for name in manifest.files:
-            if reader_of(name, 1) is None:
+            if section_of_shard(name) is None:
                 manifests.verify_file(path, name, manifest)
     return manifest
 
@@ -155,16 +170,8 @@ def _reach(phase: str, step: int, rank: int, path: StoragePath) -> None:
         raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _my_hashes(manifest: Manifest, ranks: Ranks) -> dict[str, str]:
-    """The sha256 of the shards that this rank reads whole: its own, if the number of ranks has not changed."""
-    return {
-        name.removeprefix(f"{layout.ACTOR}/"): record.sha256
-        for name, record in manifest.files.items()
-        if reader_of(name, ranks.size) == ranks.rank
-    }
-
-
-def reader_of(name: str, num_ranks: int) -> int | None:
-    """The rank that hashes a file of the manifest; None if it is not a shard, which rank 0 hashes in `_open`."""
-    match = _SHARD.fullmatch(name)
-    return int(match.group(1)) % num_ranks if match else None
+def _verify_others(path: StoragePath, manifest: Manifest, ranks: Ranks, loaded: Collection[str]) -> None:
+    """Verify the shards of sections that no rank loads; each rank takes some of them."""
+    others = sorted(name for name in manifest.files if section_of_shard(name) not in (None, *loaded))
+    for name in others[ranks.rank :: ranks.size]:
+        manifests.verify_file(path, name, manifest)

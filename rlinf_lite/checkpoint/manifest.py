@@ -19,7 +19,7 @@ from typing import Any
 from rlinf_lite import fingerprints
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.identify import instead_of
-from rlinf_lite.checkpoint.layout import ACTOR, MANIFEST, step_of
+from rlinf_lite.checkpoint.layout import ACTOR, MANIFEST, section_name, step_of
 from rlinf_lite.checkpoint.storage import StoragePath, is_local, read_file
 
 FORMAT = 1
@@ -42,21 +42,29 @@ class FileRecord:
 class Manifest:
     step: int
     world_size: int
-    """Ranks that wrote ``actor/``."""
+    """Ranks that wrote ``actor/``; all ranks if there is no such section."""
     files: dict[str, FileRecord]
     """Every file of the checkpoint except the manifest, by its path in the checkpoint."""
     info: dict[str, Any] = field(default_factory=dict)
     """JSON values that describe the run, from the caller."""
+    sections: dict[str, list[int]] = field(default_factory=dict)
+    """The ranks that wrote each section; empty if ``actor/`` is the only one. Read it with `ranks_of`."""
 
-    def weights_fingerprint(self) -> str:
-        """What identifies the content of ``actor/``: sha256 of the names and hashes of its files."""
+    def ranks_of(self) -> dict[str, tuple[int, ...]]:
+        """The ranks that wrote each section: ``{"actor": (0, 1), "critic": (2,)}``."""
+        return {name: tuple(ranks) for name, ranks in self.sections.items()} or {ACTOR: tuple(range(self.world_size))}
+
+    def weights_fingerprint(self, section: str = ACTOR) -> str:
+        """What identifies the content of a section: sha256 of the names and hashes of its files."""
         return fingerprints.of_value(
-            sorted((name, file.sha256) for name, file in self.files.items() if name.startswith(f"{ACTOR}/"))
+            sorted((name, file.sha256) for name, file in self.files.items() if name.startswith(f"{section}/"))
         )
 
     def to_json(self) -> str:
         # The digest covers what a reader will see: JSON turns a key 2 into "2" and a tuple into a list.
         body = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
+        if not self.sections:
+            del body["sections"]  # as before there were sections
         return json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True)
 
 
@@ -110,7 +118,17 @@ def _parse(body: dict[str, Any]) -> Manifest:
         world_size=_count(body["world_size"], at_least=1),
         files={name: _record(**record) for name, record in body["files"].items()},
         info=dict(body["info"]),
+        sections=_sections(body.get("sections", {}), body["world_size"]),
     )
+
+
+def _sections(ranks_of: dict[str, list[int]], world_size: int) -> dict[str, list[int]]:
+    ranks = [_count(rank) for of_section in ranks_of.values() for rank in of_section]
+    if ranks_of and (sorted(ranks) != [*range(len(ranks))] or not all(ranks_of.values())):
+        raise ValueError(f"sections {ranks_of}: each rank belongs to one section, and each section has a rank")
+    if ranks_of and world_size != len(ranks_of.get(ACTOR, ranks)):
+        raise ValueError(f"sections {ranks_of}: world_size is {world_size}")
+    return {section_name(name): [*of_section] for name, of_section in ranks_of.items()}
 
 
 def _record(*, size: int, sha256: str) -> FileRecord:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.storage import WriteResult
 
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout, retention, rng
@@ -19,8 +20,9 @@ from rlinf_lite.checkpoint.files import write_durably
 from rlinf_lite.checkpoint.formats import data_file
 from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlan, ShardPlanner, write_metadata, write_shard
 from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
-from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
+from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.sections import Section
 from rlinf_lite.checkpoint.state import State, take
 from rlinf_lite.checkpoint.storage import StoragePath
 
@@ -96,6 +98,7 @@ class SaveSettings:
 
     root: StoragePath
     ranks: Ranks
+    section: Section
     planner: ShardPlanner
     host: HostBuffer
     keep: retention.Retention
@@ -112,7 +115,7 @@ class SaveJob:
             content: what to save; or why this rank has nothing, which the other ranks must learn.
         """
         self._saver, self._step, self._content = saver, step, content
-        self._ranks = saver.ranks
+        self._ranks, self._section = saver.ranks, saver.section
         self._final = layout.step_dir(saver.root, step)
         self._live = LiveTensors(saver.staged_fraction, saver.host)
         self._thread = threading.Thread(target=self._run, name=f"save {self._final.name}", daemon=True)
@@ -167,9 +170,9 @@ class SaveJob:
         stage: Stage | None = None
         try:
             plan, content = self._plan()
-            stage = self._ranks.first(lambda: open_stage(self._saver.root, self._step))
+            stage = self._ranks.first(lambda: open_stage(self._saver.root, self._step, self._section.ranks_of))
             records = self._write(stage.path, plan)
-            num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, plan, records, content))
+            num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, records, content))
             durable_seconds = time.perf_counter() - self._began
         except (OSError, CheckpointError) as error:
             if stage is not None and self._ranks.rank == 0:
@@ -189,7 +192,7 @@ class SaveJob:
         )
 
     def _plan(self) -> tuple[ShardPlan, Content]:
-        """Agree with all ranks on who writes what, and open the live tensors for reading."""
+        """Agree with the other ranks on who writes what, and open the live tensors for reading."""
 
         def tensors() -> dict[str, Any]:
             faults.reach("save.plan", step=self._step, rank=self._ranks.rank, path=str(self._final))
@@ -209,38 +212,43 @@ class SaveJob:
         self._live.open(plan.num_bytes(), read)
         return plan, content
 
-    def _write(self, stage: StoragePath, plan: ShardPlan) -> list[Any]:
-        """Write the shards of all ranks; returns each rank's (file name, record, results)."""
-        rank, step = self._ranks.rank, self._step
-        path = stage / layout.ACTOR / f"__{rank}_0.distcp"
+    def _write(self, stage: StoragePath, plan: ShardPlan) -> dict[str, FileRecord]:
+        """Write the shards of all ranks, and ``.metadata`` of all sections; returns the records of these files."""
+        step, section = self._step, self._section
+        path = stage / section.name / section.shard
 
         def reach(phase: str) -> None:
-            faults.reach(phase, step=step, rank=rank, path=str(path))
+            faults.reach(phase, step=step, rank=section.rank, path=str(path))
 
-        def write() -> tuple[str, FileRecord, Any] | None:
+        def write() -> tuple[FileRecord, list[WriteResult]] | None:
             reach("save.write")
             if not plan.items:
                 return None
-            record, results = write_shard(path, plan, self._live, lambda: reach("save.halfway"))
+            written = write_shard(path, plan, self._live, lambda: reach("save.halfway"))
             reach("save.written")
             if self._abandoned:
                 raise SystemExit  # hours late: this thread must not take part in later collectives of the others
-            return path.name, record, results
+            return written
 
         mine = self._ranks.together(write)
         self._live.close()
-        return [part for part in self._ranks.gather(mine) if part is not None]
+        parts = self._ranks.gather(mine)
 
-    def _commit(
-        self, stage: Stage, plan: ShardPlan, parts: list[Any], content: Content
-    ) -> tuple[int, StoragePath | None]:
-        """Write the small files and commit, on rank 0. Returns the size, and where an older checkpoint was moved to."""
+        def finish_section() -> dict[str, FileRecord]:
+            reach("save.metadata")
+            records = {f"{section.name}/{section.shard}": mine[0]} if mine else {}
+            if section.is_first:
+                results = [part[1] for rank in section.ranks if (part := parts[rank]) is not None]
+                records[section.metadata] = write_metadata(stage / section.name / ".metadata", plan, results)
+            return records
+
+        return {name: record for one in self._ranks.collect(finish_section) for name, record in one.items()}
+
+    def _commit(self, stage: Stage, records: dict[str, FileRecord], content: Content) -> tuple[int, StoragePath | None]:
+        """Write ``data.pt`` and commit, on rank 0. Returns the size, and where an older checkpoint was moved to."""
         faults.reach("save.data", step=self._step, path=str(stage.path))
-        actor, metadata = stage.path / layout.ACTOR, f"{layout.ACTOR}/.metadata"
-        records = {f"{layout.ACTOR}/{name}": record for name, record, _ in parts}
-        records[metadata] = write_metadata(actor / ".metadata", plan, [results for _, _, results in parts])
         records[layout.DATA] = write_durably(stage.path / layout.DATA, content.data)
-        manifest = Manifest(step=self._step, world_size=self._ranks.size, files=records, info=content.info)
+        manifest = self._section.manifest(self._step, records, content.info)
         superseded = commit(self._saver.root, stage, manifest)
         return sum(record.size for record in records.values()), superseded
 

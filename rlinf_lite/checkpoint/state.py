@@ -57,7 +57,7 @@ def _flat(taken: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     return flat
 
 
-def check_keys(actor_dir: StoragePath, metadata: Metadata, state: State, *, whole: bool = True) -> None:
+def check_keys(directory: StoragePath, metadata: Metadata, state: State, *, whole: bool = True) -> None:
     """Compare the keys of ``state`` with those in the DCP directory; RNG states are ignored.
 
     Args:
@@ -76,13 +76,13 @@ def check_keys(actor_dir: StoragePath, metadata: Metadata, state: State, *, whol
     for key in sorted(wanted.keys() & held.keys()):
         entry = held[key]
         if not isinstance(entry, TensorStorageMetadata):
-            raise UnsafeCheckpoint(f"{actor_dir}: {key} is a pickled object where a tensor was asked for")
+            raise UnsafeCheckpoint(f"{directory}: {key} is a pickled object where a tensor was asked for")
         ours, theirs = _form(wanted[key].dtype, wanted[key].shape), _form(entry.properties.dtype, entry.size)
         if ours != theirs:
             problems.append(f"{key} is {theirs}, the model's is {ours}")
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise StateMismatch(f"{actor_dir} is a checkpoint of another model or optimizer: {shown}")
+        raise StateMismatch(f"{directory} is a checkpoint of another model or optimizer: {shown}")
 
 
 def _form(dtype: torch.dtype, shape: torch.Size) -> str:

@@ -69,4 +69,4 @@ def stored_weights(model: PreTrainedModel, source: Source) -> WeightSource:
     if source.manifest is None:
         return HfWeights(hf_directory.resolve(str(source.directory), "MODEL"), names)
     tied = source.manifest.info.get("tied", {})
-    return DcpWeights(source.actor_dir, names, tied=tied, base="actor.model.model_path")
+    return DcpWeights(source.section_dir, names, tied=tied, base="actor.model.model_path")

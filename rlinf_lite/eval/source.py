@@ -11,6 +11,7 @@ from rlinf_lite.checkpoint import DamagedCheckpoint, Manifest, NoCheckpoint, lay
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.candidates import Candidates
 from rlinf_lite.checkpoint.identify import checkpoints_directory, instead_of, is_checkpoint, located
+from rlinf_lite.checkpoint.sections import check_sections
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 from rlinf_lite.models import hf_directory as models
 from rlinf_lite.observability import log_line
@@ -36,8 +37,8 @@ class Source:
         return self.manifest.step if self.manifest else 0
 
     @property
-    def actor_dir(self) -> StoragePath:
-        """The directory with the shards of a checkpoint."""
+    def section_dir(self) -> StoragePath:
+        """The directory with the policy's shards in a checkpoint."""
         return self.directory / layout.ACTOR
 
     def fingerprint(self) -> str:
@@ -58,6 +59,7 @@ def opened(model: str, verify: str) -> Iterator[Source]:
     Raises:
         NoCheckpoint: there is nothing to evaluate.
         DamagedCheckpoint, UnsafeCheckpoint: the checkpoint, or each checkpoint of the run, does not verify.
+        SectionMismatch: the checkpoint has no ``actor/``.
     """
     if model.startswith(models.EMBEDDED):
         yield Source(name=model, directory=models.resolve(model, "MODEL"), manifest=None)
@@ -71,12 +73,17 @@ def opened(model: str, verify: str) -> Iterator[Source]:
         raise NoCheckpoint(f"{model}: no such directory{hint}")
     if is_checkpoint(path):
         with in_use(path / layout.MANIFEST):
-            yield Source(name=model, directory=path, manifest=manifests.read_verified(path, verify))
+            yield _source(model, path, manifests.read_verified(path, verify))
     elif (path / "config.json").is_file():
         yield Source(name=model, directory=path, manifest=None)
     else:
         with _newest(model, Candidates(checkpoints_directory(path), verify)) as source:
             yield source
+
+
+def _source(name: str, path: StoragePath, manifest: Manifest) -> Source:
+    check_sections(path, manifest, [layout.ACTOR], whole=False)
+    return Source(name=name, directory=path, manifest=manifest)
 
 
 @contextmanager
@@ -90,6 +97,6 @@ def _newest(model: str, checkpoints: Candidates) -> Iterator[Source]:
     for path, manifest in checkpoints:
         for reason in checkpoints.damaged.values():
             log_line(f"!! stepped over a damaged checkpoint: {reason}")
-        yield Source(name=str(path), directory=path, manifest=manifest)
+        yield _source(str(path), path, manifest)
         return
     raise DamagedCheckpoint(f"{model}: {checkpoints.none_verifies()}")

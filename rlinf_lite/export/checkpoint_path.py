@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from rlinf_lite.checkpoint import Manifest, NoCheckpoint, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.identify import instead_of
+from rlinf_lite.checkpoint.sections import check_sections
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 RLINF_DIRECTORY = "dcp_checkpoint"
 DCP_PATH_HELP = (
-    f"a global_step_N directory, its actor directory, RLinf's actor/{RLINF_DIRECTORY}, or any DCP directory of a model"
+    f"a global_step_N directory (its {layout.ACTOR} section), another section of it (global_step_N/critic), RLinf's "
+    f"{layout.ACTOR}/{RLINF_DIRECTORY}, or any DCP directory of a model"
 )
 
 
@@ -28,8 +30,10 @@ class Located:
 
     @property
     def tied(self) -> dict[str, str]:
-        """Names that a checkpoint of rlinf_lite holds under another name (alias -> name)."""
-        return dict(self.manifest.info.get("tied", {})) if self.manifest else {}
+        """Names that a checkpoint of rlinf_lite holds under another name (alias -> name), in its ``actor/``."""
+        if self.manifest is None or self.directory.name != layout.ACTOR:
+            return {}
+        return dict(self.manifest.info.get("tied", {}))
 
 
 @contextmanager
@@ -37,15 +41,16 @@ def located(path: StoragePath, verify: str = "full") -> Iterator[Located]:
     """The DCP directory that ``path`` means, protected from deletion meanwhile. Our checkpoints are verified first.
 
     Raises:
-        NoCheckpoint, DamagedCheckpoint: ``path`` cannot be converted, or does not verify.
+        NoCheckpoint, DamagedCheckpoint, SectionMismatch: ``path`` cannot be converted, or does not verify.
     """
     if not path.is_dir():
         raise NoCheckpoint(f"--dcp_path {path}: no such directory")
-    checkpoint = path.parent if _is_our_actor_directory(path) else path
-    if (checkpoint / layout.MANIFEST).exists() or _holds_shards(checkpoint / layout.ACTOR):
+    checkpoint, section = (path.parent, path.name) if _is_our_section(path) else (path, layout.ACTOR)
+    if (checkpoint / layout.MANIFEST).exists() or _holds_shards(checkpoint / section):
         with in_use(checkpoint / layout.MANIFEST):
             manifest = manifests.read_verified(checkpoint, verify)
-            yield Located(directory=checkpoint / layout.ACTOR, manifest=manifest)
+            check_sections(checkpoint, manifest, [section], whole=False)
+            yield Located(directory=checkpoint / section, manifest=manifest)
         return
     for directory in (path, path / RLINF_DIRECTORY, path / layout.ACTOR / RLINF_DIRECTORY):
         if _holds_shards(directory):
@@ -54,14 +59,16 @@ def located(path: StoragePath, verify: str = "full") -> Iterator[Located]:
     if hint := instead_of(path):
         raise NoCheckpoint(f"--dcp_path {path}: {hint}")
     raise NoCheckpoint(
-        f"--dcp_path {path}: no checkpoint there; give a global_step_N directory, its {layout.ACTOR} directory, "
-        f"or RLinf's {layout.ACTOR}/{RLINF_DIRECTORY}"
+        f"--dcp_path {path}: no checkpoint there; give a global_step_N directory, a section of it (global_step_N/"
+        f"{layout.ACTOR}), or RLinf's {layout.ACTOR}/{RLINF_DIRECTORY}"
     )
 
 
-def _is_our_actor_directory(path: StoragePath) -> bool:
-    in_checkpoint = path.parent.name.startswith("global_step_") or (path.parent / layout.MANIFEST).exists()
-    return path.name == layout.ACTOR and _holds_shards(path) and in_checkpoint
+def _is_our_section(path: StoragePath) -> bool:
+    if not _holds_shards(path):
+        return False
+    lost_manifest = path.name == layout.ACTOR and path.parent.name.startswith("global_step_")
+    return lost_manifest or (path.parent / layout.MANIFEST).exists()
 
 
 def _holds_shards(directory: StoragePath) -> bool:

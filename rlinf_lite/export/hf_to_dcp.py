@@ -20,7 +20,8 @@ from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.names import WeightNames, listed
 
 STEP = 0
-SECTION = "model"
+MODEL = "model"
+"""The top-level key of the weights in a trainer's state."""
 
 DESCRIPTION = """\
 Write the weights of a Hugging Face directory as a checkpoint (global_step_0) that holds a model and nothing else:
@@ -66,10 +67,10 @@ def convert(
     def resolve_one(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_meta:  # this process's RNG state, which every checkpoint holds
             return tensor
-        return source.read(name.removeprefix(f"{SECTION}.")).to(tensor.dtype)
+        return source.read(name.removeprefix(f"{MODEL}.")).to(tensor.dtype)
 
     report = Checkpointer(root).save(
-        STEP, {SECTION: tensors}, info={"tied": names.tied, "model_path": model_path}, resolve=resolve_one
+        STEP, {MODEL: tensors}, info={"tied": names.tied, "model_path": model_path}, resolve=resolve_one
     )
     return report, source.unused
 

@@ -1,4 +1,4 @@
-"""The weights in a DCP directory: the actor's section of a checkpoint, or a model's state dict saved by itself.
+"""The weights in a DCP directory: a section of a checkpoint, or a model's state dict saved by itself.
 
 No object in the directory is unpickled.
 """

@@ -101,24 +101,53 @@ def compare(
     """
     with in_use(a / layout.MANIFEST), in_use(b / layout.MANIFEST):
         about_a, about_b = manifests.read(a), manifests.read(b)
-        entries_a = read_metadata(a / layout.ACTOR).state_dict_metadata
-        entries_b = read_metadata(b / layout.ACTOR).state_dict_metadata
+        side_a, side_b = _Side(a, tuple(about_a.ranks_of())), _Side(b, tuple(about_b.ranks_of()))
+        entries_a, entries_b = side_a.entries(), side_b.entries()
         sizes = _comparable(entries_a, entries_b)
         return Comparison(
             a=a,
             b=b,
             num_tensors=len(sizes),
             num_bytes=sum(sizes.values()),
-            tensors=tuple(_different_tensors(a, b, sizes, batch_bytes)),
+            tensors=tuple(_different_tensors(side_a, side_b, sizes, batch_bytes)),
             forms=tuple(_different_forms(entries_a, entries_b)),
             data=() if tensors_only else tuple(_different_values("", read_data(a), read_data(b))),
             manifest=() if tensors_only else tuple(_different_values("", _facts(about_a), _facts(about_b))),
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The tensors in all sections of one checkpoint: ``model.w`` of ``actor/``, ``critic/model.w`` of ``critic/``."""
+
+    path: StoragePath
+    sections: tuple[str, ...]
+
+    def entries(self) -> Entries:
+        return {
+            f"{_prefix(section)}{name}": entry
+            for section in self.sections
+            for name, entry in read_metadata(self.path / section).state_dict_metadata.items()
+        }
+
+    def read(self, batch: set[str]) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for section in self.sections:
+            prefix = _prefix(section)
+            names = {name.removeprefix(prefix) for name in batch if name.startswith(prefix)}
+            tensors = read_tensors(self.path / section, names.__contains__)
+            found |= {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        return found
+
+
+def _prefix(section: str) -> str:
+    return "" if section == layout.ACTOR else f"{section}/"
+
+
 def _facts(manifest: manifests.Manifest) -> dict[str, Any]:
     info = {key: value for key, value in manifest.info.items() if key != manifests.SAVE_ID}
-    return {"step": manifest.step, "world_size": manifest.world_size, "info": info}
+    sections = {"sections": manifest.sections} if manifest.sections else {}
+    return {"step": manifest.step, "world_size": manifest.world_size, "info": info, **sections}
 
 
 def _comparable(a: Entries, b: Entries) -> dict[str, int]:
@@ -147,17 +176,14 @@ def _form(entry: TensorStorageMetadata | BytesStorageMetadata) -> str:
     return f"{str(entry.properties.dtype).removeprefix('torch.')} {list(entry.size)}"
 
 
-def _different_tensors(
-    a: StoragePath, b: StoragePath, sizes: Mapping[str, int], batch_bytes: int
-) -> Iterator[TensorDifference]:
+def _different_tensors(a: _Side, b: _Side, sizes: Mapping[str, int], batch_bytes: int) -> Iterator[TensorDifference]:
     for batch in batches(sizes, batch_bytes):
         yield from _different_in_batch(a, b, batch)
 
 
-def _different_in_batch(a: StoragePath, b: StoragePath, batch: set[str]) -> list[TensorDifference]:
+def _different_in_batch(a: _Side, b: _Side, batch: set[str]) -> list[TensorDifference]:
     """Compare one batch; a separate function, so that its tensors are freed before the next batch is read."""
-    ours = read_tensors(a / layout.ACTOR, batch.__contains__)
-    theirs = read_tensors(b / layout.ACTOR, batch.__contains__)
+    ours, theirs = a.read(batch), b.read(batch)
     found = (tensor_difference(name, tensor, theirs[name]) for name, tensor in ours.items())
     return [difference for difference in found if difference is not None]
 

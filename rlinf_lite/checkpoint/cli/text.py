@@ -11,7 +11,7 @@ from typing import Any
 
 from rlinf_lite import readable
 from rlinf_lite.checkpoint.cli.compare import Comparison, TensorDifference, ValueDifference
-from rlinf_lite.checkpoint.cli.tools import COMMITTED, Description, Found, Verified
+from rlinf_lite.checkpoint.cli.tools import COMMITTED, Description, Found, Part, Verified
 from rlinf_lite.printable import escape_controls
 
 _INTERESTING = ("accuracy", "win", "reward/mean", "reward", "loss")
@@ -73,7 +73,7 @@ def _row(entry: Found, metrics: Sequence[str] | None) -> tuple[str, str, str, st
         "-" if entry.saved_at is None else f"{entry.saved_at:%Y-%m-%d %H:%M:%S}",
         "-" if entry.saved_at is None else _age(entry.saved_at),
         "-" if entry.num_bytes is None else readable.size(entry.num_bytes),
-        "-" if entry.world_size is None else str(entry.world_size),
+        "+".join(map(str, entry.num_ranks.values())) or "-",
         "; ".join(_notes(entry, metrics)),
     )
 
@@ -109,25 +109,24 @@ def _age(then: datetime) -> str:
 def description(described: Description) -> Iterator[str]:
     found = described.found
     yield f"{found.path}"
-    yield f"  step {found.step}, {_ranks(found.world_size)}, {readable.size(found.num_bytes or 0)}"
+    yield f"  step {found.step}, {readable.size(found.num_bytes or 0)}"
     yield f"  saved {'at an unknown time' if found.saved_at is None else found.saved_at.isoformat(' ', 'seconds')}"
     yield from (f"  {note}" for note in _notes(found, []))
-    sections = described.sections
-    total = sum(section.num_tensors for section in sections.values())
-    yield f"tensors: {total}"
-    for name, section in sections.items():
-        elements = f"{section.num_elements:,} elements"
-        yield f"  {name}: {section.num_tensors} tensors, {elements}, {readable.size(section.num_bytes)}"
-    if "model" in sections:
-        yield f"model parameters: {sections['model'].num_elements:,}"
+    for name, parts in described.sections.items():
+        yield from _section(name, found.num_ranks[name], parts)
     yield f"files: {len(described.files)}"
     yield from (f"  {readable.size(record.size):>9}  {name}" for name, record in sorted(described.files.items()))
     yield "info:"
     yield from (f"  {line}" for line in json.dumps(described.info, indent=2, sort_keys=True).splitlines())
 
 
-def _ranks(world_size: int | None) -> str:
-    return "written by 1 rank" if world_size == 1 else f"written by {world_size} ranks"
+def _section(name: str, num_ranks: int, parts: Mapping[str, Part]) -> Iterator[str]:
+    num_tensors = sum(part.num_tensors for part in parts.values())
+    yield f"{name}: {num_tensors} tensors, written by {num_ranks} {'rank' if num_ranks == 1 else 'ranks'}"
+    for key, part in parts.items():
+        yield f"  {key}: {part.num_tensors} tensors, {part.num_elements:,} elements, {readable.size(part.num_bytes)}"
+    if "model" in parts:
+        yield f"  model parameters: {parts['model'].num_elements:,}"
 
 
 def verdict(result: Verified, level: str) -> str:

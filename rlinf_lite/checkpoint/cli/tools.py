@@ -47,15 +47,16 @@ class Found:
     """The total in the manifest; None if it cannot be read."""
     saved_at: datetime | None = None
     """When the manifest was written; None if the storage does not record it."""
-    world_size: int | None = None
+    num_ranks: Mapping[str, int] = field(default_factory=dict)
+    """The number of ranks that wrote each section; empty if the manifest cannot be read."""
     pinned: bool = False
     in_use: bool = False
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """The tensors below one top-level key of the saved state (``model``, ``optim`` ...)."""
+class Part:
+    """The tensors below one top-level key of a section's state (``model``, ``optim`` ...)."""
 
     num_tensors: int
     num_elements: int
@@ -66,7 +67,8 @@ class Section:
 class Description:
     found: Found
     files: Mapping[str, FileRecord]
-    sections: Mapping[str, Section]
+    sections: Mapping[str, Mapping[str, Part]]
+    """The parts of each section: ``{"actor": {"model": Part(...), "optim": Part(...)}}``."""
     info: Mapping[str, Any]
 
 
@@ -118,7 +120,7 @@ def _found(path: StoragePath, manifest: Manifest, state: str) -> Found:
         state=state,
         num_bytes=sum(record.size for record in manifest.files.values()),
         saved_at=_modified(path / layout.MANIFEST),
-        world_size=manifest.world_size,
+        num_ranks={name: len(ranks) for name, ranks in manifest.ranks_of().items()},
         pinned=layout.is_pinned(path),
         in_use=storage.is_in_use(path / layout.MANIFEST),
         metrics=metrics_of(manifest),
@@ -139,20 +141,20 @@ def describe(path: StoragePath) -> Description:
     manifest = manifests.read(path)
     found = _found(path, manifest, COMMITTED)
     with storage.in_use(path / layout.MANIFEST):
-        sections = _sections(path / layout.ACTOR)
+        sections = {name: _parts(path / name) for name in manifest.ranks_of()}
     return Description(found=found, files=manifest.files, sections=sections, info=manifest.info)
 
 
-def _sections(actor_dir: StoragePath) -> dict[str, Section]:
+def _parts(directory: StoragePath) -> dict[str, Part]:
     held: dict[str, list[TensorStorageMetadata]] = {}
-    for name, entry in sorted(read_metadata(actor_dir).state_dict_metadata.items()):
+    for name, entry in sorted(read_metadata(directory).state_dict_metadata.items()):
         if isinstance(entry, TensorStorageMetadata):
             held.setdefault(name.split(".")[0], []).append(entry)
-    return {name: _section(entries) for name, entries in held.items()}
+    return {name: _part(entries) for name, entries in held.items()}
 
 
-def _section(entries: Sequence[TensorStorageMetadata]) -> Section:
-    return Section(
+def _part(entries: Sequence[TensorStorageMetadata]) -> Part:
+    return Part(
         num_tensors=len(entries),
         num_elements=sum(entry.size.numel() for entry in entries),
         num_bytes=sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in entries),

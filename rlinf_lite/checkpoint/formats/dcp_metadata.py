@@ -79,22 +79,22 @@ class _Unpickler(SafeUnpickler):
         return self._records.get(module, {}).get(name)
 
 
-def read_metadata(actor_dir: StoragePath) -> Metadata:
+def read_metadata(directory: StoragePath) -> Metadata:
     """Read the ``.metadata`` of a DCP directory: names, shapes, and the place of each chunk. The rest is left out.
 
     Raises:
         UnsafeCheckpoint: it asks for a class or function outside the allow-list, or for a file outside the directory.
         DamagedCheckpoint: it is missing, cannot be read, or contradicts itself.
     """
-    file = actor_dir / ".metadata"
+    file = directory / ".metadata"
     try:
         metadata = _metadata(_Unpickler(read_file(file)).load())
     except (FileNotFoundError, NotADirectoryError):
-        raise DamagedCheckpoint(f"{file}: is missing, so {actor_dir} is not a DCP directory") from None
+        raise DamagedCheckpoint(f"{file}: is missing, so {directory} is not a DCP directory") from None
     except UNREADABLE as error:
         raise reading_error(str(file), error) from None
     for name in {info.relative_path for info in metadata.storage_data.values()}:
-        if not _FILE_NAME.fullmatch(name) or (actor_dir / name).is_symlink():
+        if not _FILE_NAME.fullmatch(name) or (directory / name).is_symlink():
             raise UnsafeCheckpoint(f"{file}: names {name!r}, outside of its directory")
     return metadata
 

@@ -34,15 +34,18 @@ class ReadPlan:
 
 
 class ShardReader:
-    """Fills tensors from the DCP directory ``actor_dir``, whose ``.metadata`` it reads when it is created."""
+    """Fills tensors from the DCP directory ``directory``, whose ``.metadata`` it reads when it is created."""
 
-    def __init__(self, actor_dir: StoragePath) -> None:
+    def __init__(self, directory: StoragePath, metadata: Metadata | None = None) -> None:
         """
+        Args:
+            metadata: None reads ``.metadata``.
+
         Raises:
             UnsafeCheckpoint, DamagedCheckpoint: as `read_metadata`.
         """
-        self.path = actor_dir
-        self.metadata: Metadata = read_metadata(actor_dir)
+        self.path = directory
+        self.metadata: Metadata = read_metadata(directory) if metadata is None else metadata
         self._decoder = EntryDecoder()
 
     def read(self, tensors: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> int:
@@ -150,13 +153,13 @@ def _cover(wanted: list[Span], size: int) -> list[Span]:
     return spans
 
 
-def check_size(actor_dir: StoragePath, entries: Mapping[str, TensorStorageMetadata]) -> None:
+def check_size(directory: StoragePath, entries: Mapping[str, TensorStorageMetadata]) -> None:
     """Refuse tensors that are larger than the files that should hold them, before memory is allocated for them.
 
     Raises:
         DamagedCheckpoint: names the directory and both sizes.
     """
     asked = sum(_num_bytes(entry.size, entry.properties.dtype) for entry in entries.values())
-    there = sum(file.stat().st_size for file in actor_dir.iterdir() if file.is_file())
+    there = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
     if asked > there:
-        raise DamagedCheckpoint(f"{actor_dir}: names tensors of {asked} bytes, but its files hold {there}")
+        raise DamagedCheckpoint(f"{directory}: names tensors of {asked} bytes, but its files hold {there}")

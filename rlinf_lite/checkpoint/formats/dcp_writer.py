@@ -30,6 +30,7 @@ from rlinf_lite.checkpoint.formats.tensor_file import EntryEncoder
 from rlinf_lite.checkpoint.live import LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.sections import Section
 from rlinf_lite.checkpoint.storage import StoragePath
 
 Resolve = Callable[[str, torch.Tensor], torch.Tensor]
@@ -39,7 +40,7 @@ Signature = tuple[tuple[Any, ...], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPlan:
-    """What this rank writes, and the metadata of the whole directory."""
+    """What this rank writes, and the metadata of its whole section."""
 
     items: list[WriteItem]
     metadata: Metadata
@@ -56,10 +57,13 @@ def _num_bytes(item: WriteItem) -> int:
 
 
 class ShardPlanner:
-    """Plans with the other ranks who writes what. The plan is reused for states with the same names and shapes."""
+    """Plans with the other ranks of its section who writes what; all ranks take part.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    The plan is reused for states with the same names and shapes.
+    """
+
+    def __init__(self, ranks: Ranks, section: Section) -> None:
+        self._ranks, self._section = ranks, section
         self._last: ShardPlan | None = None
 
     def plan(self, take: Callable[[], Mapping[str, Any]]) -> tuple[ShardPlan, Find]:
@@ -71,16 +75,16 @@ class ShardPlanner:
         Returns:
             The plan, and a function that finds an item's tensor.
         """
-        planner, ranks = DefaultSavePlanner(), self._ranks
+        planner, ranks, section = DefaultSavePlanner(), self._ranks, self._section
 
         def is_as_last() -> bool:
             return self._is_as_last(planner, take())
 
         if not all(ranks.collect(is_as_last)):
             plans = ranks.collect(planner.create_local_plan)
-            global_plan, metadata = planner.create_global_plan(plans)
+            global_plan, metadata = planner.create_global_plan([plans[rank] for rank in section.ranks])
             signature = _signature(planner.state_dict)
-            self._last = ShardPlan(items=global_plan[ranks.rank].items, metadata=metadata, signature=signature)
+            self._last = ShardPlan(items=global_plan[section.place].items, metadata=metadata, signature=signature)
         assert self._last is not None
         return self._last, cast(Find, planner.resolve_data)
 
@@ -93,7 +97,7 @@ class ShardPlanner:
         return self._last, cast(Find, planner.resolve_data)
 
     def _is_as_last(self, planner: DefaultSavePlanner, tensors: Mapping[str, Any]) -> bool:
-        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.rank == 0)
+        planner.set_up_planner(dict(tensors), is_coordinator=self._section.is_first)
         return self._last is not None and self._last.signature == _signature(planner.state_dict)
 
     def current(self) -> ShardPlan:

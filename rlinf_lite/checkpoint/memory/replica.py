@@ -30,10 +30,10 @@ from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.memory.files import MemoryFile, MemoryWriter, path_of
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.saving import Content, capture
+from rlinf_lite.checkpoint.sections import Section, check_sections, section_of_shard
 from rlinf_lite.checkpoint.state import State
 from rlinf_lite.checkpoint.storage import StoragePath
 
-_METADATA = f"{layout.ACTOR}/.metadata"
 _ENTRY_BYTES = 2048
 """Room for the bytes around the values of each tensor. If they need more, the file grows."""
 
@@ -46,7 +46,7 @@ class Replica:
     shard: dict[str, np.ndarray]
     """This rank's shard file, as ``{"actor/__1_0.distcp": array}``; empty if the rank has nothing to write."""
     small: dict[str, np.ndarray]
-    """The manifest, ``data.pt`` and ``.metadata`` on rank 0; empty on other ranks."""
+    """The manifest, ``data.pt`` and ``.metadata`` of all sections on rank 0; empty on other ranks."""
 
 
 _NOTHING = np.empty(0, np.uint8)
@@ -58,7 +58,7 @@ class _Shard:
     content: np.ndarray
     record: FileRecord
     results: list[WriteResult] | None
-    """Where each tensor is in the file; None if nothing changed since these were last sent to rank 0."""
+    """Where each tensor is in the file; None if nothing changed since these were last sent to the other ranks."""
 
 
 class MemoryCheckpoints:
@@ -67,20 +67,25 @@ class MemoryCheckpoints:
     It works without a process group, for a single rank. It keeps no reference to the files that it returns or is given.
     """
 
-    def __init__(self, *, seed: int = 0, timeout_seconds: float = 1800.0) -> None:
+    def __init__(self, *, seed: int = 0, timeout_seconds: float = 1800.0, section: str = layout.ACTOR) -> None:
         """
         Args:
             seed: a new RNG state is derived from it where the saved one does not fit (another number of ranks).
             timeout_seconds: how long a rank waits for the others.
+            section: as for `Checkpointer`.
+
+        Raises:
+            ValueError: as `Checkpointer`.
         """
         self.seed = seed
         self.ranks = Ranks.of_all(timeout_seconds)
+        self.section = Section.agree(self.ranks, section)
         self._host = HostBuffer()
-        self._planner = ShardPlanner(self.ranks)
+        self._planner = ShardPlanner(self.ranks, self.section)
         self._encoder = EntryEncoder()
-        self._sent: tuple[ShardPlan, list[WriteResult]] | None = None  # to rank 0, by this rank
-        self._received: dict[int, list[WriteResult]] = {}  # on rank 0, by rank
-        self._metadata = b""
+        self._sent: tuple[ShardPlan, list[WriteResult]] | None = None  # by this rank
+        self._received: dict[int, list[WriteResult]] = {}  # by rank
+        self._metadata: list[bytes] = []  # by rank: of the section whose first rank it is
 
     def take(
         self,
@@ -128,6 +133,7 @@ class MemoryCheckpoints:
             plan, find = self._planner.plan(lambda: tensors)
             shards = [*ranks.collect(lambda: write(plan, find))]
         assert mine is not None
+        self._update_metadata(shards)
         return Replica(
             step=step,
             shard={mine.name: mine.content} if mine.record.size else {},
@@ -136,40 +142,46 @@ class MemoryCheckpoints:
 
     @torch.no_grad()  # with gradients a sharded tensor returns its local part through autograd, which is slow
     def _write(self, step: int, plan: ShardPlan, find: Find) -> _Shard:
-        rank, live = self.ranks.rank, LiveTensors(0.0, self._host)
-        faults.reach("replica.write", step=step, rank=rank)
-        name, file = f"__{rank}_0.distcp", MemoryWriter(sum(plan.num_bytes()) + _ENTRY_BYTES * len(plan.items))
+        section, live = self.section, LiveTensors(0.0, self._host)
+        faults.reach("replica.write", step=step, rank=section.rank)
+        name, file = section.shard, MemoryWriter(sum(plan.num_bytes()) + _ENTRY_BYTES * len(plan.items))
         live.open(plan.num_bytes(), lambda index: find(plan.items[index]))
         try:
             results = write_items(file, name, plan, live, self._encoder)
         finally:
             live.close()
-        return _Shard(name=f"{layout.ACTOR}/{name}", content=file.content(), record=file.record(), results=results)
+        return _Shard(name=f"{section.name}/{name}", content=file.content(), record=file.record(), results=results)
 
     def _unsent(self, plan: ShardPlan, results: list[WriteResult] | None) -> list[WriteResult] | None:
-        """``results``, or None if rank 0 has them already: with many tensors they are slow to send."""
+        """``results``, or None if the other ranks have them already: with many tensors they are slow to send."""
         assert results is not None
         is_sent = self._sent is not None and self._sent[0] is plan and self._sent[1] == results
         self._sent = plan, results
         return None if is_sent else results
 
     def _small_files(self, step: int, content: Content, shards: list[_Shard | None]) -> dict[str, np.ndarray]:
-        raw = {_METADATA: self._encode_metadata(shards), layout.DATA: content.data}
+        firsts = {f"{name}/.metadata": ranks[0] for name, ranks in self.section.ranks_of.items()}
+        raw = {**{name: self._metadata[rank] for name, rank in firsts.items()}, layout.DATA: content.data}
         records = {shard.name: shard.record for shard in shards if shard and shard.record.size}
         for name, part in raw.items():
             records[name] = FileRecord(size=len(part), sha256=hashlib.sha256(part).hexdigest())
-        manifest = Manifest(step=step, world_size=self.ranks.size, files=records, info=content.info)
+        manifest = self.section.manifest(step, records, content.info)
         raw[layout.MANIFEST] = manifest.to_json().encode()
         return {name: np.frombuffer(part, np.uint8) for name, part in raw.items()}
 
-    def _encode_metadata(self, shards: list[_Shard | None]) -> bytes:
+    def _update_metadata(self, shards: list[_Shard | None]) -> None:
         """Encode ``.metadata`` if anything changed since the last time: encoding takes longer than a small shard."""
         changed = {rank: shard.results for rank, shard in enumerate(shards) if shard and shard.results is not None}
-        if changed:
-            self._received |= changed
-            plan = self._planner.current()
-            self._metadata = encode_metadata(plan, [self._received[rank] for rank in range(self.ranks.size)])
-        return self._metadata
+        if not changed:
+            return
+        self._received |= changed
+
+        def encode() -> bytes:
+            if not self.section.is_first:
+                return b""
+            return encode_metadata(self._planner.current(), [self._received[rank] for rank in self.section.ranks])
+
+        self._metadata = self.ranks.collect(encode)
 
     def load(self, step: int, files: Mapping[str, np.ndarray], state: State) -> LoadReport:
         """Fill ``state`` in place from the replica of ``step``, and restore this rank's RNG state.
@@ -178,26 +190,30 @@ class MemoryCheckpoints:
         error other than `StateMismatch` the content of ``state`` is undefined.
 
         Args:
-            files: the small files and shards, which may be read-only. With the same number of ranks as before each rank
-                needs its own shard; ranks exchange the parts that they need of others. With another number each rank
-                needs all shards, or (slower) those whose number modulo the number of ranks is its rank.
+            files: the small files and shards, which may be read-only. If its section has as many ranks as before, a
+                rank needs its own shard; ranks exchange the parts that they need of others. With another number it
+                needs all shards of its section, or (slower) those whose number modulo the number of ranks is its place
+                among them. Shards of other sections are ignored.
 
         Raises:
-            NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint, StateMismatch: as `Checkpointer.load`.
+            NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint, SectionMismatch, StateMismatch: as `Checkpointer.load`.
             RankSilent: a rank is gone, or did not answer in time.
         """
-        started, ranks = time.perf_counter(), self.ranks
+        started, ranks, section = time.perf_counter(), self.ranks, self.section
         held = _whole(files)
         path = path_of(held, step)
-        every = ranks.collect(lambda: _open(path, held, ranks))
+        every = ranks.collect(lambda: _open(path, held, section))
         manifest = every[0]
         if any(other != manifest for other in every):
             raise DamagedCheckpoint(f"{path}: the ranks were given files of different replicas")
-        if manifest.world_size == ranks.size:
-            _keep_own(held, ranks)
-        hashes = {_in_actor(name): manifest.files[name].sha256 for name in held if _is_shard(name)}
+        check_sections(path, manifest, section.ranks_of, whole=True)
+        _keep(held, manifest, section)
+        hashes = {
+            name.removeprefix(f"{section.name}/"): manifest.files[name].sha256 for name in held if _is_shard(name)
+        }
         report = loading.fill(
             ranks,
+            section,
             path,
             manifest,
             state,
@@ -205,7 +221,7 @@ class MemoryCheckpoints:
             whole=True,
             hashes=hashes,
             started=started,
-            before_read=lambda plan: _exchange(ranks, held, manifest, plan),
+            before_read=lambda plan: _exchange(ranks, section, held, manifest, plan),
         )
         return replace(report, path=Path(str(path)))
 
@@ -227,14 +243,10 @@ def _whole(files: Mapping[str, np.ndarray]) -> dict[str, MemoryFile]:
 
 
 def _is_shard(name: str) -> bool:
-    return loading.reader_of(name, 1) is not None
+    return section_of_shard(name) is not None
 
 
-def _in_actor(name: str) -> str:
-    return name.removeprefix(f"{layout.ACTOR}/")
-
-
-def _open(path: StoragePath, held: Mapping[str, MemoryFile], ranks: Ranks) -> Manifest:
+def _open(path: StoragePath, held: Mapping[str, MemoryFile], section: Section) -> Manifest:
     """Read the manifest, and verify against it the small files in full, shards by presence and size."""
     manifest = manifests.read(path)
     if foreign := sorted(held.keys() - manifest.files.keys() - {layout.MANIFEST}):
@@ -245,30 +257,34 @@ def _open(path: StoragePath, held: Mapping[str, MemoryFile], ranks: Ranks) -> Ma
                 manifests.verify_file(path, name, manifest)
             elif held[name].size != record.size:
                 raise DamagedCheckpoint(f"{path / name}: {held[name].size} bytes, the manifest says {record.size}")
-        elif loading.reader_of(name, ranks.size) in (None, ranks.rank):
-            raise DamagedCheckpoint(f"{path}: {name} is missing from the files that rank {ranks.rank} was given")
+        elif not _is_shard(name) or section.reads(name):
+            raise DamagedCheckpoint(f"{path}: {name} is missing from the files that rank {section.rank} was given")
     return manifest
 
 
-def _keep_own(held: dict[str, MemoryFile], ranks: Ranks) -> None:
-    """Drop other ranks' shards: receiving the few parts needed of them is faster than hashing them here."""
-    for name in [name for name in held if _is_shard(name) and loading.reader_of(name, ranks.size) != ranks.rank]:
-        del held[name]
+def _keep(held: dict[str, MemoryFile], manifest: Manifest, section: Section) -> None:
+    """Drop shards of other sections. If as many ranks wrote this section, drop other ranks' shards too: receiving the
+    few parts needed of them is faster than hashing them here.
+    """
+    only_own = len(manifest.ranks_of()[section.name]) == len(section.ranks)
+    for name in [name for name in held if _is_shard(name) and not section.reads(name)]:
+        if only_own or section_of_shard(name) != section.name:
+            del held[name]
 
 
-def _exchange(ranks: Ranks, held: dict[str, MemoryFile], manifest: Manifest, plan: ReadPlan) -> None:
+def _exchange(ranks: Ranks, section: Section, held: dict[str, MemoryFile], manifest: Manifest, plan: ReadPlan) -> None:
     """Exchange the parts of shards that a rank needs but does not hold (replicated tensors are in one shard only).
 
     They come from the rank that holds the shard. That rank verifies the whole shard in this load, and if it is damaged,
     all ranks raise.
     """
-    names = {name: f"{layout.ACTOR}/{name}" for name in plan.by_file}
+    names = {name: f"{section.name}/{name}" for name in plan.by_file}
     missing = {names[name]: sorted(spans) for name, spans in plan.by_file.items() if names[name] not in held}
     asked = ranks.gather(missing)
     if not any(asked):
         return
     wanted = {(name, span) for part in asked for name, spans in part.items() for span in spans}
-    mine = {(name, span) for name, span in wanted if loading.reader_of(name, ranks.size) == ranks.rank}
+    mine = {(name, span) for name, span in wanted if section.reads(name)}
     sent = ranks.collect(lambda: {(name, span): held[name].part(*span) for name, span in sorted(mine)})
     received = {key: content for part in sent for key, content in part.items()}
     for name, spans in missing.items():

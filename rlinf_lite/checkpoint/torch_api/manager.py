@@ -269,14 +269,14 @@ def _make_room(
     return data, {**own.tensors, "optim": room}
 
 
-def _saved_optimizer(actor_dir: StoragePath) -> dict[str, TensorStorageMetadata]:
+def _saved_optimizer(directory: StoragePath) -> dict[str, TensorStorageMetadata]:
     """Shape and type of the optimizer's tensors in the checkpoint. Raises as `check_size`."""
     entries = {
         name: entry
-        for name, entry in read_metadata(actor_dir).state_dict_metadata.items()
+        for name, entry in read_metadata(directory).state_dict_metadata.items()
         if name.startswith("optim.") and isinstance(entry, TensorStorageMetadata)
     }
-    check_size(actor_dir, entries)
+    check_size(directory, entries)
     return entries
 
 

@@ -46,7 +46,7 @@ def test_ls_says_what_each_entry_is(mixed, cli_json):
     assert "not a manifest" in by_step[30]["reason"]
     files = [file for file in (mixed / "global_step_20").rglob("*") if file.is_file() and file.name != "manifest.json"]
     assert by_step[20]["num_bytes"] == sum(file.stat().st_size for file in files)
-    assert by_step[20]["world_size"] == 1
+    assert by_step[20]["num_ranks"] == {"actor": 1}
     assert by_step[20]["saved_at"].startswith("2")
 
 
@@ -96,9 +96,11 @@ def test_show(save, cli, cli_json):
     assert shown["found"]["step"] == 5
     assert shown["info"] == {"identity": {"seed": 3}, "metrics": {"reward": 0.5}}
     model_bytes = 16 * 8 * 4 + 5 * 3 * 2 + 7
-    assert shown["sections"]["model"] == {"num_tensors": 4, "num_elements": 150, "num_bytes": model_bytes}
-    assert shown["sections"]["optim"] == {"num_tensors": 3, "num_elements": 132, "num_bytes": 4 + 512 + 24}
-    assert set(shown["sections"]) == {"model", "optim", "rng"}
+    assert list(shown["sections"]) == ["actor"] and shown["found"]["num_ranks"] == {"actor": 1}
+    parts = shown["sections"]["actor"]
+    assert parts["model"] == {"num_tensors": 4, "num_elements": 150, "num_bytes": model_bytes}
+    assert parts["optim"] == {"num_tensors": 3, "num_elements": 132, "num_bytes": 4 + 512 + 24}
+    assert set(parts) == {"model", "optim", "rng"}
     assert "actor/.metadata" in shown["files"]
     out = cli("show", path)[1]
     assert "model: 4 tensors, 150 elements, 549 B" in out

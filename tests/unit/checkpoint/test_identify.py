@@ -16,9 +16,9 @@ SCRIPTS = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor"
 
 
 @pytest.fixture
-def lay_out(tmp_path, save):
+def lay_out(tmp_path, save, add_critic, make_state):
     """Directories of every kind beside the checkpoints 4 and 8 of a run."""
-    newest = [save(4), save(8)][1]
+    newest = add_critic([save(4), save(8)][1], make_state(8))
     run = tmp_path / "run"
     run.mkdir()
     (run / "checkpoints").symlink_to(newest.parent)
@@ -34,6 +34,7 @@ def lay_out(tmp_path, save):
         "root": newest.parent,
         "run": run,
         "actor": newest / "actor",
+        "critic": newest / "critic",
         "data": newest / "data",
         "verl": verl.parent,
         "verl actor": verl,
@@ -48,6 +49,7 @@ KINDS = [
     ("root", "holds checkpoints; did you mean"),
     ("run", "is the directory of a run; did you mean"),
     ("actor", "is a part of a checkpoint; did you mean"),
+    ("critic", "is a part of a checkpoint; did you mean"),
     ("data", "is a part of a checkpoint; did you mean"),
     ("verl", "is a checkpoint of verl"),
     ("verl actor", "is a checkpoint of verl"),

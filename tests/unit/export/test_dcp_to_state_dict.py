@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig
 
 from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer
@@ -22,20 +23,33 @@ INPUT_IDS = torch.tensor([[1, 5, 3, 2]])
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
+def config_of(tied, **more):
+    return LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+        **more,
+    )
+
+
 @pytest.fixture
 def make_model():
     def make(tied, seed=0):
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=16,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            tie_word_embeddings=tied,
-        )
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_config(config_of(tied), dtype=torch.float32).eval()
+
+    return make
+
+
+@pytest.fixture
+def make_critic():
+    def make(seed=0):
+        torch.manual_seed(seed)
+        return AutoModelForTokenClassification.from_config(config_of(False, num_labels=1), dtype=torch.float32)
 
     return make
 
@@ -160,6 +174,25 @@ def test_a_damaged_checkpoint_is_refused(make_model, checkpoint_of, convert, tmp
     for inside in ("", "actor"):
         assert_refused(convert(path / inside, tmp_path / "out.pt"), str(shard), "sha256")
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_critic(make_model, make_critic, checkpoint_of, add_critic, convert, tmp_path, assert_refused):
+    """global_step_N/critic means the critic, whose model has no tied names; global_step_N alone means the actor."""
+    model, critic = make_model(True), make_critic()
+    path = add_critic(checkpoint_of(model), {"model": dict(named_weights(critic))})
+    assert convert(path, tmp_path / "actor.pt")[0] == 0
+    assert_same_model(tmp_path / "actor.pt", model, make_model(True, seed=1))
+    assert convert(path / "critic", tmp_path / "critic.pt")[0] == 0
+    state = torch.load(tmp_path / "critic.pt", weights_only=True)
+    assert "score.weight" in state and "lm_head.weight" not in state
+    loaded = make_critic(seed=1)
+    loaded.load_state_dict(state, strict=True)
+    assert all(torch.equal(tensor, critic.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+    shutil.rmtree(path / "actor")
+    assert_refused(convert(path / "critic", tmp_path / "out.pt"), "actor/.metadata is missing")
+    alone = Checkpointer(tmp_path / "alone", section="critic").save(1, {"model": dict(named_weights(critic))}).path
+    assert_refused(convert(alone, tmp_path / "out.pt"), f"{alone}: has no section actor/, only critic/")
 
 
 @pytest.mark.parametrize("inside", ["", "actor"])
