@@ -61,8 +61,9 @@ class AlgorithmConfig(Section):
     path: Neutral[PathText | None] = None
     """An algorithm of your own instead of ``adv_type`` and ``loss_type``: ``my_pkg.my_algo:MyAlgorithm`` or
     ``path/to/my_algo.py:MyAlgorithm``."""
-    loss_type: Literal["actor", "gspo", "cispo", "sapo", "actor_critic"] = "actor"
-    """Loss of the policy. ``actor``: clipped ratio per token; ``gspo``: per response; ``cispo``: policy gradient with a
+    loss_type: Literal["actor", "gspo", "gmpo", "cispo", "sapo", "actor_critic"] = "actor"
+    """Loss of the policy. ``actor``: clipped ratio per token; ``gspo``: per response; ``gmpo``: the mean of clipped
+    log-ratios; ``cispo``: policy gradient with a
     clipped weight; ``sapo``: a soft gate instead of a clip; ``actor_critic``: as ``actor``, with ``gae``."""
     loss_agg_func: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = (
         "token-mean"

@@ -17,6 +17,7 @@ from rlinf_lite.types import Column, Normalizers
 
 trl = pytest.importorskip("trl", reason="TRL is in the extra 'bench'")
 from accelerate import Accelerator  # noqa: E402
+from trl.experimental.gmpo import GMPOTrainer  # noqa: E402
 
 LENGTHS = [9, 1, 12, 7]
 VOCABULARY, LONGEST, LIMIT = 7, max(LENGTHS), 13
@@ -52,11 +53,11 @@ def numbers():
     return logits, targets, mask, {"old": noisy[0], "ref": noisy[1], "weights": weights}, advantages
 
 
-def theirs(**options: object):
-    """Loss of `GRPOTrainer._compute_loss`, and its gradient by the logits."""
+def theirs(kind: type = trl.GRPOTrainer, **options: object):
+    """Loss of ``kind._compute_loss``, and its gradient by the logits."""
     logits, targets, mask, others, advantages = numbers()
     model = Logits(logits)
-    trainer = trl.GRPOTrainer.__new__(trl.GRPOTrainer)
+    trainer = kind.__new__(kind)
     args = {"delta": None, "use_bias_correction_kl": False, "report_to": []}
     args |= {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05, "steps_per_generation": 1}
     settings = {
@@ -144,6 +145,10 @@ CASES = {
     "gspo": (
         {**CLIP, "loss_type": "gspo", "loss_agg_func": "seq-mean-token-mean"},
         {**TRL_CLIP, "loss_type": "grpo", "importance_sampling_level": "sequence"},
+    ),
+    "gmpo": (
+        {"loss_type": "gmpo", "ratio_clip_eps": 0.4, "loss_agg_func": "seq-mean-token-mean"},
+        {"kind": GMPOTrainer, "epsilon_low": 0.4, "epsilon_high": 0.4, "loss_type": "grpo"},
     ),
     "cispo": ({"loss_type": "cispo", "clip_ratio_high": 0.3}, {"epsilon_high": 1.3, "loss_type": "cispo"}),
     "sapo": ({"loss_type": "sapo", "loss_agg_func": "seq-mean-token-mean"}, {"loss_type": "sapo"}),

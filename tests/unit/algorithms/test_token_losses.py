@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rlinf_lite.algorithms.reduce import REDUCTIONS, Responses
 from rlinf_lite.config import AlgorithmConfig
 from rlinf_lite.types import Column, Normalizers
 
-POLICY_LOSSES = ("actor", "gspo", "cispo", "sapo", "actor_critic")
+POLICY_LOSSES = get_args(AlgorithmConfig.model_fields["loss_type"].annotation)
 
 
 def loss_at(ratio, advantage, **options):
@@ -128,6 +129,17 @@ def test_gspo_by_hand():
     # d(-2 s) / dlogp_t = -2 s / 2 tokens, over 2 responses.
     assert logprob.grad.tolist() == pytest.approx([-1.1051709 / 2, -1.1051709 / 2, 0.0], abs=1e-5)
     assert outputs.token_sums["policy/clip_fraction"].item() == 1.0
+
+
+def test_gmpo_by_hand():
+    # Log-ratios 0.2 and 0.6, limited to 0.4: mean 0.3. -0.6 with A = -1, limited to -0.4: s = exp(-0.4).
+    logprob = torch.tensor([-0.8, -0.4, -1.6]).requires_grad_()
+    loss = policy_loss(loss_type="gmpo", ratio_clip_eps=0.4, loss_agg_func="seq-mean-token-mean")
+    outputs = loss(inputs(logprob, torch.full((3,), -1.0), torch.tensor([2.0, 2.0, -1.0]), [2, 1]))
+    outputs.loss.backward()
+    assert outputs.loss.item() == pytest.approx((-2 * 1.3498588 + 0.6703200) / 2, abs=1e-5)
+    assert logprob.grad.tolist() == pytest.approx([-1.3498588 / 2, 0.0, 0.0], abs=1e-5)
+    assert outputs.token_sums["policy/clip_fraction"].item() == 2.0
 
 
 def test_extreme_ratios_stay_finite():
