@@ -1,11 +1,11 @@
-"""Peak memory of one micro-batch, forward and backward, with whole logits and with logits in parts.
+"""Peak memory of one unit, forward and backward, with whole logits (plain autograd) and with the head of `ScoredModel`.
 
     python benchmarks/head_memory.py
     python benchmarks/head_memory.py --rows 4 --length 256 --layers 0
 
 The model has the shape of Qwen2.5-0.5B (vocabulary 151,936, hidden size 896) with few layers and random weights in
 float32 on the CPU; the loss has the entropy bonus. With 0 layers, what is left is the embedding and the head. Each way
-runs in a process of its own, and each prints the resident memory before the micro-batch, its peak, and processor time.
+runs in a process of its own, and each prints the resident memory before the unit, its peak, and processor time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-WAYS = ("whole", "parts")
+WAYS = ("whole", "head")
 
 
 def main() -> int:
@@ -42,7 +42,6 @@ def measure(way: str, rows: int, length: int, layers: int) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from rlinf_lite import numerics
-    from rlinf_lite.algorithms import token_logprobs_and_entropy
     from rlinf_lite.models.scored import ScoredModel
 
     numerics.fix("cpu")
@@ -61,7 +60,9 @@ def measure(way: str, rows: int, length: int, layers: int) -> None:
     before, start = psutil.Process().memory_info().rss, time.process_time()
     if way == "whole":
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
-        logprobs, entropy = token_logprobs_and_entropy(logits_BTV, ids_BT[:, 1:], 1.0)
+        all_BTV = logits_BTV.log_softmax(-1)
+        logprobs = all_BTV.gather(2, ids_BT[:, 1:, None]).squeeze(2)
+        entropy = -(all_BTV.exp() * all_BTV).sum(-1)
     else:
         rows_M, columns_M = torch.ones_like(ids_BT[:, 1:]).nonzero(as_tuple=True)
         logprobs, entropy = ScoredModel(model)(ids_BT, rows_M, columns_M, ids_BT[:, 1:].flatten(), 1.0, True)
@@ -71,7 +72,7 @@ def measure(way: str, rows: int, length: int, layers: int) -> None:
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
-        f"{way:>6}: {before / 1e9:.2f} GB before, peak {peak / 1e9:.2f} GB: the micro-batch adds "
+        f"{way:>6}: {before / 1e9:.2f} GB before, peak {peak / 1e9:.2f} GB: the unit adds "
         f"{(peak - before) / 1e9:.2f} GB; {seconds:.0f} s of processor time; loss {loss.item():.7f}",
         flush=True,
     )

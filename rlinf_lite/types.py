@@ -75,66 +75,43 @@ class GenerationBatch:
     sampling: Sampling
     seed: int
 
+    @property
+    def weights_step(self) -> int:
+        """Completed steps of the weights that sample it."""
+        return self.step - 1 if self.stream == "train" else self.step
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rollout:
-    """One sampled response."""
+class Response:
+    """One sampled response to a prompt."""
 
-    prompt_index: int
-    """``Prompt.prompt_index`` of its prompt."""
     sample_index: int
     """0 .. group_size - 1."""
-    prompt_ids: np.ndarray
-    """int64 [P]."""
-    response_ids: np.ndarray
-    """int64 [R], including the end-of-sequence token if there is one."""
+    token_ids: np.ndarray
+    """int64 [R], including the end-of-sequence token if there is one; empty if there is an ``error``."""
+    loss_mask: np.ndarray
+    """bool [R]: the tokens that are trained. False for tokens that the policy did not sample, such as a tool's."""
     logprobs: np.ndarray | None
-    """float32 [R]: log-probs of the response tokens at the sampling temperature, before top-k, top-p and the
-    repetition penalty; None if the engine does not report them."""
+    """float32 [R]: log-probs of the tokens at the sampling temperature, before top-k, top-p and the repetition penalty;
+    None if the engine does not report them."""
     finished: bool
     """True: ended with an end-of-sequence token; False: truncated at ``max_new_tokens``."""
     text: str
-    """``response_ids`` decoded without special tokens."""
+    """``token_ids`` decoded without special tokens."""
+    weights_step: int
+    """Completed steps of the weights that sampled it."""
     error: str | None = None
-    """Why the engine could not generate this response (it is then not graded, and ``response_ids`` may be empty);
-    None if it could."""
+    """Why the engine could not generate it (it is then not graded, and has perhaps no tokens); None if it could."""
+    score: Score | None = None
+    """Its grade; None before grading."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MicroBatch:
-    """A canonical unit of training: rows computed together by one rank. Right padded, prompt first.
+class Group:
+    """A prompt with its responses, by sample index."""
 
-    Suffixes: B rows, T tokens of the longest row; per-token fields are aligned with the *predicted* token: column t
-    belongs to ``input_ids_BT[:, t + 1]``, and there are T - 1 columns.
-    """
-
-    index: int
-    """Index in the mini-batch: metrics are summed in this order, whatever the number of ranks."""
-    input_ids_BT: Tensor
-    """int64; padding holds the tokenizer's pad id, or 0."""
-    loss_mask_BT: Tensor
-    """float32 [B, T-1]: 1 on response tokens, 0 on prompt and padding, and on all of a row that is left out."""
-    advantages_BT: Tensor
-    """float32 [B, T-1]."""
-    min_prompt_len: int
-    """Length of the shortest prompt: no logits are needed before column ``min_prompt_len - 1``."""
-    old_logprobs_BT: Tensor | None = None
-    """float32 [B, T-1] from before the update; None: on-policy, the current ones (detached) are used."""
-    ref_logprobs_BT: Tensor | None = None
-    """float32 [B, T-1] of the frozen reference; None without a KL term."""
-    rollout_logprobs_BT: Tensor | None = None
-    """float32 [B, T-1] as the engine reported them; None if it did not."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MiniBatch:
-    """What one optimizer step sees, over all ranks."""
-
-    micro_batches: tuple[MicroBatch, ...]
-    num_tokens: int
-    """Loss tokens of the whole mini-batch, over all ranks: the token-mean normalizer. 0: no optimizer step is taken."""
-    num_sequences: int
-    """Rows with loss tokens of the whole mini-batch, over all ranks."""
+    prompt: Prompt
+    responses: tuple[Response, ...]
 
 
 class Column(StrEnum):
@@ -163,16 +140,60 @@ class Normalizers:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankBatch:
-    """What one optimizer step sees on one rank: its own micro-batches, and the normalisers of the whole mini-batch."""
+class Segments:
+    """S runs of tokens that form a forest: a token sees its segment's ancestors, and what is before it in its own."""
 
-    micro_batches: tuple[MicroBatch | None, ...]
+    start_S: Tensor
+    """int64: index of the first token in the unit."""
+    stop_S: Tensor
+    """int64: index after the last token; may equal ``start_S``."""
+    parent_S: Tensor
+    """int64: an earlier segment; -1: a root (a prompt)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenBatch:
+    """A canonical unit of training: N tokens computed together by one rank, of which M loss tokens are trained.
+
+    Its R responses are the segments without children, in order. A prompt is stored once, whatever the number of
+    responses to it.
+    """
+
+    index: int
+    """Index in the mini-batch: metrics are summed in this order, whatever the number of ranks."""
+    ids_N: Tensor
+    """int64: tokens of all segments, end to end."""
+    positions_N: Tensor
+    """int64: position of each token in its own sequence: from the first token of its root."""
+    segments: Segments
+    source_M: Tensor
+    """int64: index in ``ids_N`` of the token that predicts each loss token."""
+    targets_M: Tensor
+    """int64: the loss tokens."""
+    seq_M: Tensor
+    """int64, never decreasing: the response that each loss token belongs to, 0 .. R - 1."""
+    num_responses: int
+    """R, with those that have no loss token."""
+    columns: Mapping[Column, Tensor] = field(default_factory=dict)
+    """Values per loss token, float32 [M] each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MiniBatch:
+    """What one optimizer step sees, over all ranks."""
+
+    units: tuple[TokenBatch, ...]
+    norm: Normalizers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankBatch:
+    """What one optimizer step sees on one rank: its own units, and the normalizers of the whole mini-batch."""
+
+    units: tuple[TokenBatch | None, ...]
     """As many entries as on every other rank, because all ranks take part in the collectives of each forward and
-    backward pass. None: other ranks have one more micro-batch than this one."""
-    num_tokens: int
-    """`MiniBatch.num_tokens`: of the whole mini-batch, not of this rank."""
-    num_sequences: int
-    """`MiniBatch.num_sequences`: of the whole mini-batch, not of this rank."""
+    backward pass. None: other ranks have one more unit than this one."""
+    norm: Normalizers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,15 +31,8 @@ def algorithm_problems(config: Config) -> list[str]:
 def _not_yet(algorithm: AlgorithmConfig) -> Iterator[str]:
     """Choices that the trainer does not make yet. TO BE REMOVED, choice by choice, as the trainer learns them."""
     chosen = {
-        "path": algorithm.path is not None,
-        "adv_type": algorithm.adv_type != "grpo",
-        "loss_type": algorithm.loss_type != "actor",
-        "loss_agg_func": algorithm.loss_agg_func == "seq-mean-token-sum-norm",
-        "kl_in_reward": algorithm.kl_in_reward,
-        "importance_sampling_mode": algorithm.importance_sampling_mode != "token-truncate",
-        "overlong_buffer": algorithm.overlong_buffer > 0,
-        "mask_truncated": algorithm.mask_truncated,
-        "dynamic_sampling": algorithm.dynamic_sampling,
+        "adv_type": algorithm.adv_type == "gae",
+        "loss_type": algorithm.loss_type == "actor_critic",
     }
     for name in (name for name, is_chosen in chosen.items() if is_chosen):
         key = f"algorithm.{name}"

@@ -38,6 +38,13 @@ _UPDATE = (
     "progress/step_tokens",
 )
 _KL = ("loss/kl", "loss/kl_grad_fraction", "policy/kl")
+_LOSS_TYPES = {
+    "policy/clip_fraction": ("actor", "actor_critic", "gspo", "gmpo", "cispo"),
+    "policy/dual_clip_fraction": ("actor", "actor_critic", "gspo"),
+    "policy/gate_slope": ("sapo",),
+}
+"""Which values of ``algorithm.loss_type`` have the metric."""
+_SAMPLING = ("sampling/groups", "sampling/dropped_groups")
 _VALIDATION = (
     "val/accuracy",
     *(f"val/{name}" for name in _ROLLOUT if name != "reward/accuracy"),  # that one is val/accuracy
@@ -47,8 +54,13 @@ METRIC_NAMES = (
     *_ROLLOUT,
     *_UPDATE,
     *_KL,
+    "policy/gate_slope",
     "policy/entropy",
     "policy/rollout_logprob_gap",
+    "policy/importance_weight",
+    "reward/overlong_penalty",
+    "advantage/kl_in_reward",
+    *_SAMPLING,
     *_VALIDATION,
 )
 
@@ -60,8 +72,20 @@ def why_never(name: str, config: Config) -> str | None:
         return f"no step has a metric of that name{nearest(name, list(METRIC_NAMES))}"
     if name in _VALIDATION and config.runner.val_check_interval <= 0:
         return "nothing is validated; set runner.val_check_interval, or take another metric"
-    if name in _KL and not algorithm.kl_beta:
+    if name in _KL and (not algorithm.kl_beta or algorithm.kl_in_reward):
+        if algorithm.kl_in_reward:
+            return "with algorithm.kl_in_reward=true the loss has no KL term; take advantage/kl_in_reward"
         return "there is no KL term with algorithm.kl_beta=0; raise it, or take another metric"
+    if name in _LOSS_TYPES and algorithm.path is None and algorithm.loss_type not in _LOSS_TYPES[name]:
+        return f"algorithm.loss_type={algorithm.loss_type} has no such metric; take another one"
+    if name == "advantage/kl_in_reward" and not algorithm.kl_in_reward:
+        return "there is no KL in the reward; set algorithm.kl_in_reward=true, or take another metric"
+    if name == "policy/importance_weight" and not algorithm.importance_sampling_fix:
+        return "nothing is weighted; set algorithm.importance_sampling_fix=true, or take another metric"
+    if name == "reward/overlong_penalty" and not algorithm.overlong_buffer:
+        return "there is no such penalty; set algorithm.overlong_buffer, or take another metric"
+    if name in _SAMPLING and not algorithm.dynamic_sampling:
+        return "no group is dropped; set algorithm.dynamic_sampling=true, or take another metric"
     if name == "policy/entropy" and not (algorithm.calculate_entropy or algorithm.entropy_bonus):
         return "it is not computed; set algorithm.calculate_entropy=true, or take another metric"
     if name == "policy/rollout_logprob_gap" and not config.rollout.return_logprobs:

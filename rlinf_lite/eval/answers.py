@@ -8,11 +8,11 @@ from typing import Any
 
 from rlinf_lite.config import RewardConfig
 from rlinf_lite.eval.log import MemoryLog, Row
-from rlinf_lite.rewards import Grader, grading_items, ungraded
+from rlinf_lite.rewards import Grader, attach_scores, generated, grading_item
 from rlinf_lite.rewards.extraction import final_answer
 from rlinf_lite.rollout.batches import join
 from rlinf_lite.rollout.engine import RolloutEngine
-from rlinf_lite.types import GenerationBatch, Prompt, Rollout, Score
+from rlinf_lite.types import GenerationBatch, Group, Response
 
 
 def answer_batches(
@@ -35,17 +35,11 @@ def answer_batches(
         num_done += len(batch.prompts)
         if num_done <= len(log.rows):
             continue
-        rollouts = join([engine.generate(batch)])
-        rows = _rows(batch, rollouts, _scores(grader, batch.prompts, rollouts), answer_of)
+        groups = join([engine.generate(batch)])
+        scores = grader.score([grading_item(prompt, response) for prompt, response in generated(groups)])
+        rows = [_row(group, answer_of) for group in attach_scores(groups, scores)]
         log.append(rows)
         progress(rows)
-
-
-def _scores(grader: Grader, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Score]:
-    """One score per rollout, in order. The grader does not see responses that could not be generated."""
-    generated = [rollout for rollout in rollouts if rollout.error is None]
-    scores = iter(grader.score(grading_items(prompts, generated)))
-    return [next(scores) if rollout.error is None else ungraded(rollout.error) for rollout in rollouts]
 
 
 def answer_reader(reward: RewardConfig) -> Callable[[str], str]:
@@ -57,31 +51,27 @@ def answer_reader(reward: RewardConfig) -> Callable[[str], str]:
     return lambda response: final_answer(response) or response.strip()
 
 
-def _rows(
-    batch: GenerationBatch, rollouts: Sequence[Rollout], scores: Sequence[Score], answer_of: Callable[[str], str]
-) -> list[Row]:
-    """One row per problem."""
-    responses = [_response(rollout, score, answer_of) for rollout, score in zip(rollouts, scores, strict=True)]
-    return [
-        {
-            "problem_id": prompt.problem.problem_id,
-            "source": prompt.problem.source,
-            "prompt": prompt.problem.prompt,
-            "reference": prompt.problem.answer,
-            "num_prompt_tokens": len(prompt.problem.prompt_ids),
-            "responses": responses[index * batch.group_size : (index + 1) * batch.group_size],
-        }
-        for index, prompt in enumerate(batch.prompts)
-    ]
-
-
-def _response(rollout: Rollout, score: Score, answer_of: Callable[[str], str]) -> dict[str, Any]:
+def _row(group: Group, answer_of: Callable[[str], str]) -> Row:
+    problem = group.prompt.problem
     return {
-        "text": rollout.text,
-        "answer": answer_of(rollout.text),
+        "problem_id": problem.problem_id,
+        "source": problem.source,
+        "prompt": problem.prompt,
+        "reference": problem.answer,
+        "num_prompt_tokens": len(problem.prompt_ids),
+        "responses": [_response(response, answer_of) for response in group.responses],
+    }
+
+
+def _response(response: Response, answer_of: Callable[[str], str]) -> dict[str, Any]:
+    score = response.score
+    assert score is not None
+    return {
+        "text": response.text,
+        "answer": answer_of(response.text),
         "correct": score.correct,
         "reward": score.reward if score.graded else None,
-        "finished": rollout.finished,
-        "num_tokens": len(rollout.response_ids),
+        "finished": response.finished,
+        "num_tokens": len(response.token_ids),
         "error": score.error,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -12,14 +14,14 @@ from rlinf_lite.config import FsdpConfig
 from rlinf_lite.models.build import DTYPES
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh, config: FsdpConfig) -> None:
-    """Shard each transformer block, then the rest (embeddings, norm, head), over dimension 0.
+def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, config: FsdpConfig) -> None:
+    """Shard each transformer block, then the rest of ``root`` (embeddings, norm, head), over dimension 0.
 
     Tied embeddings are in one group with the head, so they stay tied.
     """
     policy = _mixed_precision(config)
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if config.cpu_offload else OffloadPolicy()
-    for module in [*blocks(model), model]:
+    for module in [*blocks, root]:
         fully_shard(
             module,
             mesh=mesh,
@@ -27,7 +29,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, config: FsdpConfig) -> None:
             offload_policy=offload,
             reshard_after_forward=config.reshard_after_forward,
         )
-    for module in model.modules():
+    for module in root.modules():
         if isinstance(module, FSDPModule):
             _sum_gradients(module)
 

@@ -69,15 +69,6 @@ def _stated_size(directory: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """The id that rows are padded with: the tokenizer's pad token, or 0 if the model has no such token.
-
-    Padding is masked, so the choice changes no result; but the model looks up its embedding.
-    """
-    found = tokenizer.pad_token_id
-    return found if isinstance(found, int) and 0 <= found < num_embeddings(config) else 0
-
-
 def num_embeddings(config: PretrainedConfig) -> int:
     """Number of tokens with an embedding; often more than the tokenizer has."""
     size = config.get_text_config().vocab_size

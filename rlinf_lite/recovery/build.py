@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlinf_lite import faults, readable
+from rlinf_lite.algorithms import Algorithm, build_algorithm
 from rlinf_lite.checkpoint import CheckpointError, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
@@ -19,7 +20,6 @@ from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.workers.records import PolicySetup
 from rlinf_lite.config import Config, flatten, to_yaml
 from rlinf_lite.data import PromptStream
-from rlinf_lite.data.batching import Batching
 from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, log_line
 from rlinf_lite.observability.hub import METRICS_FILE
@@ -42,9 +42,13 @@ from rlinf_lite.recovery.workers import Workers
 from rlinf_lite.runner.generation import Generation, Validation
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.loop import Runner
+from rlinf_lite.runner.models import Models
 from rlinf_lite.runner.policies import SaveRequest, policies
 from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.sampling import StepSource
 from rlinf_lite.runner.saving import Saver
+from rlinf_lite.training.batch import SplitSettings
+from rlinf_lite.types import Column, Sampling
 
 _FROM_STEP = re.compile(r"config\.from_step_([0-9]+)\.yaml")
 
@@ -99,24 +103,23 @@ class Build:
         hub, samples = self._begin_on_disk(start, sinks)
         info = self._info(start, {"tied": built.tied, "model_path": config.actor.model.model_path})
         info |= {"identity": carried_on(saved_identity(start), prepared.identity), "compute": self._compute}
+        generation = Generation(
+            rollouts=workers.rollouts,
+            rewards=workers.rewards,
+            enable_sleep=config.rollout.enable_sleep,
+            max_failed_fraction=config.reward.max_failed_fraction,
+        )
+        algorithm = build_algorithm(config.algorithm)
         runner = Runner(
-            algorithm=config.algorithm,
-            batching=Batching.of(config.algorithm, config.runner, config.rollout, seed=config.actor.seed),
-            num_prompts=config.data.rollout_batch_size,
-            max_rows=config.rollout.max_running_requests,
-            seed=config.actor.seed,
-            actors=workers.actors,
-            generation=Generation(
-                rollouts=workers.rollouts,
-                rewards=workers.rewards,
-                enable_sleep=config.rollout.enable_sleep,
-                max_failed_fraction=config.reward.max_failed_fraction,
-            ),
+            source=self._source(generation, algorithm),
+            algorithm=algorithm,
+            models=self._models(workers, algorithm),
+            split=SplitSettings.of(config.algorithm, config.runner, seed=config.actor.seed),
+            generation=generation,
             weights=workers.weight_sync(),
             replicas=MemoryReplicas(workers.actors, workers.session)
             if config.runner.checkpoint.memory_replicas
             else None,
-            stream=PromptStream(prepared.train.problems, seed=config.data.seed, shuffle=config.data.shuffle),
             validation=self._validation(),
             hub=hub,
             samples=samples,
@@ -124,13 +127,38 @@ class Build:
             progress=start.progress,
             last_step=prepared.last_step,
             saver=self._saver(workers, start, info),
-            pad_id=prepared.pad_id,
             stop=self.stop,
             between_steps=between_steps,
         )
         runner.saver.flush = runner.flush
         self._began_from = replace(start, progress=deepcopy(start.progress))
         return runner
+
+    def _source(self, generation: Generation, algorithm: Algorithm) -> StepSource:
+        config, settings = self.config, self.config.algorithm
+        problems = self.prepared.train.problems
+        return StepSource(
+            generation=generation,
+            stream=PromptStream(problems, seed=config.data.seed, shuffle=config.data.shuffle),
+            algorithm=algorithm,
+            num_groups=config.data.rollout_batch_size,
+            max_rounds=settings.max_sampling_rounds if settings.dynamic_sampling else 1,
+            group_size=settings.group_size,
+            sampling=Sampling(**vars(settings.sampling_params)),
+            max_rows=config.rollout.max_running_requests,
+            seed=config.actor.seed,
+        )
+
+    def _models(self, workers: Workers, algorithm: Algorithm) -> Models:
+        config = self.config
+        needs = set(algorithm.needs)
+        if config.rollout.return_logprobs:
+            needs.add(Column.ENGINE_LOGPROB)
+        if config.algorithm.n_minibatches > 1:
+            needs.add(Column.OLD_LOGPROB)
+        return Models(
+            policy=workers.actors, needs=frozenset(needs), old_from_engine=not config.algorithm.recompute_logprobs
+        )
 
     def _validation(self) -> Validation:
         config, problems = self.config, self.prepared.val

@@ -31,7 +31,6 @@ class Prepared:
     total_updates: int
     identity: dict[str, Any]
     """As configured now."""
-    pad_id: int
 
 
 def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | None = None) -> Prepared:
@@ -86,7 +85,6 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
         last_step=last_step,
         total_updates=total_updates,
         identity=made_of,
-        pad_id=vocabulary.pad_id(tokenizer, model_config),
     )
 
 

@@ -3,7 +3,7 @@
 `build_grader` makes the grader that the config names.
 """
 
-from rlinf_lite.rewards.outcome import RewardError, grading_items, refuse_too_many_ungraded, ungraded
+from rlinf_lite.rewards.outcome import RewardError, attach_scores, generated, grading_item, refuse_too_many_ungraded
 from rlinf_lite.rewards.registry import GRADERS, Grader, build_grader, fingerprint
 from rlinf_lite.rewards.verifier import VerifierStartError
 from rlinf_lite.user_code import search_path
@@ -13,10 +13,11 @@ __all__ = [
     "Grader",
     "RewardError",
     "VerifierStartError",
+    "attach_scores",
     "build_grader",
     "fingerprint",
-    "grading_items",
+    "generated",
+    "grading_item",
     "refuse_too_many_ungraded",
     "search_path",
-    "ungraded",
 ]

@@ -1,30 +1,47 @@
-"""What goes into a grader and comes out: grading items of rollouts, and scores of responses that were not graded."""
+"""What goes into a grader and comes out: grading items of responses, and scores of responses that were not graded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rlinf_lite.errors import ConfigError
-from rlinf_lite.types import GradingItem, Prompt, Rollout, Score
+from rlinf_lite.types import GradingItem, Group, Prompt, Response, Score
 
 
 class RewardError(ConfigError):
     """Too many responses could not be graded."""
 
 
-def grading_items(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[GradingItem]:
-    """One item per rollout, in order. Each rollout must answer one of ``prompts``."""
-    problems = {prompt.prompt_index: prompt.problem for prompt in prompts}
-    return [
-        GradingItem(
-            prompt=problems[rollout.prompt_index].prompt,
-            response=rollout.text,
-            answer=problems[rollout.prompt_index].answer,
-            finished=rollout.finished,
-            metadata=problems[rollout.prompt_index].metadata,
-        )
-        for rollout in rollouts
-    ]
+def grading_item(prompt: Prompt, response: Response) -> GradingItem:
+    """What a grader sees of a response."""
+    problem = prompt.problem
+    return GradingItem(
+        prompt=problem.prompt,
+        response=response.text,
+        answer=problem.answer,
+        finished=response.finished,
+        metadata=problem.metadata,
+    )
+
+
+def generated(groups: Iterable[Group]) -> list[tuple[Prompt, Response]]:
+    """The responses that a grader can be asked about, in order: those that were generated, each with its prompt."""
+    return [(group.prompt, response) for group in groups for response in group.responses if response.error is None]
+
+
+def attach_scores(groups: Sequence[Group], scores: Iterable[Score]) -> list[Group]:
+    """Return ``groups`` with a score for every response.
+
+    Args:
+        scores: of the `generated` responses, in order.
+    """
+    given = iter(scores)
+
+    def scored(response: Response) -> Response:
+        return replace(response, score=next(given) if response.error is None else ungraded(response.error))
+
+    return [replace(group, responses=tuple(scored(response) for response in group.responses)) for group in groups]
 
 
 def ungraded(reason: str) -> Score:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlinf_lite.config import DataConfig, RolloutConfig, SamplingConfig
 from rlinf_lite.counters import counter_hash
-from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Response, Sampling
 
 
 def generation_batches(
@@ -75,9 +75,18 @@ def validation_batches(
     ]
 
 
-def join(results: Iterable[list[Rollout]]) -> list[Rollout]:
-    """All rollouts in canonical order: by prompt index, then sample index, whichever worker finished first."""
-    return sorted((r for result in results for r in result), key=lambda r: (r.prompt_index, r.sample_index))
+def grouped(batch: GenerationBatch, responses: Sequence[Response]) -> list[Group]:
+    """The responses to each prompt of ``batch``, which come in the order of `rng_keys`."""
+    size = batch.group_size
+    return [
+        Group(prompt=prompt, responses=tuple(responses[index * size : (index + 1) * size]))
+        for index, prompt in enumerate(batch.prompts)
+    ]
+
+
+def join(results: Iterable[list[Group]]) -> list[Group]:
+    """All groups in canonical order, by prompt index, whichever worker finished first."""
+    return sorted((group for result in results for group in result), key=lambda group: group.prompt.prompt_index)
 
 
 def rng_keys(batch: GenerationBatch) -> np.ndarray:

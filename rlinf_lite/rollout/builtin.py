@@ -13,9 +13,9 @@ from transformers.cache_utils import DynamicCache
 
 from rlinf_lite import numerics
 from rlinf_lite.counters import counter_hash
-from rlinf_lite.rollout.batches import rng_keys
+from rlinf_lite.rollout.batches import grouped, rng_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
-from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.types import GenerationBatch, Group, Response
 from rlinf_lite.weights.pieces import WeightPiece
 
 
@@ -74,7 +74,7 @@ class BuiltinEngine:
         self._targets.clear()
 
     @torch.inference_mode()
-    def generate(self, batch: GenerationBatch) -> list[Rollout]:
+    def generate(self, batch: GenerationBatch) -> list[Group]:
         sampling = batch.sampling
         num_rows = len(batch.prompts) * batch.group_size
         tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=self._device)
@@ -162,22 +162,20 @@ class BuiltinEngine:
 
     def _collect(
         self, batch: GenerationBatch, tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor
-    ) -> list[Rollout]:
+    ) -> list[Group]:
         tokens, logprobs = tokens.cpu(), logprobs.cpu()
-        responses = [tokens[row, :length].numpy().copy() for row, length in enumerate(lengths.tolist())]
-        texts = self._tokenizer.batch_decode([response.tolist() for response in responses], skip_special_tokens=True)
-        rollouts = []
-        for row, response in enumerate(responses):
-            prompt = batch.prompts[row // batch.group_size]
-            rollouts.append(
-                Rollout(
-                    prompt_index=prompt.prompt_index,
-                    sample_index=row % batch.group_size,
-                    prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
-                    response_ids=response,
-                    logprobs=logprobs[row, : len(response)].numpy().copy() if self._return_logprobs else None,
-                    finished=bool(finished[row]),
-                    text=texts[row],
-                )
+        sampled = [tokens[row, :length].numpy().copy() for row, length in enumerate(lengths.tolist())]
+        texts = self._tokenizer.batch_decode([ids.tolist() for ids in sampled], skip_special_tokens=True)
+        responses = [
+            Response(
+                sample_index=row % batch.group_size,
+                token_ids=ids,
+                loss_mask=np.ones(len(ids), dtype=np.bool_),
+                logprobs=logprobs[row, : len(ids)].numpy().copy() if self._return_logprobs else None,
+                finished=bool(finished[row]),
+                text=texts[row],
+                weights_step=batch.weights_step,
             )
-        return rollouts
+            for row, ids in enumerate(sampled)
+        ]
+        return grouped(batch, responses)

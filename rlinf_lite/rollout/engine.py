@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.types import GenerationBatch, Group
 from rlinf_lite.weights.pieces import WeightPiece
 
 
@@ -30,8 +30,8 @@ class RolloutEngine(Protocol):
             KeyError: a name that the model does not have.
         """
 
-    def generate(self, batch: GenerationBatch) -> list[Rollout]:
-        """Generate ``group_size`` responses per prompt, ordered by prompt and then by sample index.
+    def generate(self, batch: GenerationBatch) -> list[Group]:
+        """Generate ``group_size`` responses per prompt, in the order of ``batch.prompts``.
 
         A response that could not be generated is included, with the reason in its ``error``.
 

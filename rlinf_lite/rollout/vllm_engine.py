@@ -15,8 +15,8 @@ from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
 from rlinf_lite.config.versions import vllm_version
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.rollout import vllm_setup
-from rlinf_lite.rollout.batches import rng_keys
-from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.rollout.batches import grouped, rng_keys
+from rlinf_lite.types import GenerationBatch, Group, Response
 from rlinf_lite.weights.pieces import WeightPiece, buckets, join_rows
 
 _NO_TOKEN = "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
@@ -94,7 +94,7 @@ class VllmEngine:
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
 
-    def generate(self, batch: GenerationBatch) -> list[Rollout]:
+    def generate(self, batch: GenerationBatch) -> list[Group]:
         # Prefixes that earlier batches left in the cache were computed in other batches, with other rounding.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM still holds requests of a batch that failed: this engine cannot be used any more")
@@ -111,10 +111,10 @@ class VllmEngine:
             raise
         outputs = [answer.outputs[0] for answer in answers]
         texts = self._tokenizer.batch_decode([list(output.token_ids) for output in outputs], skip_special_tokens=True)
-        rollouts = [self._rollout(batch, row, output, texts[row]) for row, output in enumerate(outputs)]
-        if all(rollout.error == _NO_TOKEN for rollout in rollouts):
+        responses = [self._response(batch, row, output, texts[row]) for row, output in enumerate(outputs)]
+        if all(response.error == _NO_TOKEN for response in responses):
             raise NotFinite(_NO_TOKEN)
-        return rollouts
+        return grouped(batch, responses)
 
     def _params(self, batch: GenerationBatch) -> list:
         """Sampling parameters of each request, each with its own seed."""
@@ -136,26 +136,25 @@ class VllmEngine:
         ]
 
     def _wants_logprobs(self, batch: GenerationBatch) -> bool:
-        # For some sampling settings of validation vLLM cannot report what `Rollout.logprobs` holds; nothing reads it.
+        # For some sampling settings of validation vLLM cannot report what `Response.logprobs` holds; nothing reads it.
         return self._return_logprobs and batch.stream == "train"
 
-    def _rollout(self, batch: GenerationBatch, row: int, output: Any, text: str) -> Rollout:
-        prompt = batch.prompts[row // batch.group_size]
-        response = np.array(output.token_ids, dtype=np.int64)
+    def _response(self, batch: GenerationBatch, row: int, output: Any, text: str) -> Response:
+        ids = np.array(output.token_ids, dtype=np.int64)
         error = _ended_early(output)
         logprobs = None
         if self._wants_logprobs(batch) and error is None:
             found = [at[token].logprob for at, token in zip(output.logprobs, output.token_ids, strict=True)]
             logprobs = np.array(found, dtype=np.float32)
             error = None if np.isfinite(logprobs).all() else _NO_TOKEN
-        return Rollout(
-            prompt_index=prompt.prompt_index,
+        return Response(
             sample_index=row % batch.group_size,
-            prompt_ids=np.array(prompt.problem.prompt_ids, dtype=np.int64),
-            response_ids=response,
+            token_ids=ids,
+            loss_mask=np.ones(len(ids), dtype=np.bool_),
             logprobs=logprobs,
-            finished=error is None and int(response[-1]) in self._eos,
+            finished=error is None and int(ids[-1]) in self._eos,
             text=text,
+            weights_step=batch.weights_step,
             error=error,
         )
 

@@ -1,34 +1,44 @@
-"""Computes the advantages of a step's responses from their scores, and which responses the step leaves out."""
+"""What an algorithm sees of a step's responses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rlinf_lite.algorithms import ADVANTAGES, left_out, over_graded, pick, whiten
-from rlinf_lite.config import AlgorithmConfig
-from rlinf_lite.types import Rollout, Score
+from rlinf_lite.algorithms import Graded
+from rlinf_lite.types import Column, Group
 
 
-def credit(rollouts: Sequence[Rollout], scores: Sequence[Score], config: AlgorithmConfig) -> tuple[Tensor, set[int]]:
-    """Compute advantages over whole groups, before the step is sharded over ranks.
+def is_graded(groups: Sequence[Group]) -> list[bool]:
+    """Whether each response of ``groups`` has a grade, in order."""
+    return [r.score is not None and r.score.graded for group in groups for r in group.responses]
+
+
+def graded_table(
+    groups: Sequence[Group], is_counted: Sequence[bool], columns: Mapping[Column, Tensor], max_tokens: int
+) -> Graded:
+    """Gather what `Algorithm.admit` and `Algorithm.credit` are given.
 
     Args:
-        rollouts: N of them: whole groups, in canonical order.
-        scores: one per rollout.
-
-    Returns:
-        Advantages, float32 [N]; and the rows that are left out of statistics and loss: those without a grade, and all
-        of a group with fewer than two grades. Their advantages are 0.
+        groups: with a score for every response; all of one size.
+        is_counted: whether each response takes part in the step; only graded ones may.
+        columns: of the whole step, over the loss tokens of the counted responses.
+        max_tokens: most tokens of a response.
     """
-    rewards_PG = torch.tensor([score.reward for score in scores], dtype=torch.float64).reshape(-1, config.group_size)
-    left_out_PG = left_out(torch.tensor([score.graded for score in scores]).reshape(rewards_PG.shape))
-    estimator = pick(ADVANTAGES, "algorithm.adv_type", config.adv_type)
-    advantages_N = over_graded(estimator, rewards_PG, left_out_PG).reshape(-1)
-    left_out_N = left_out_PG.reshape(-1)
-    if config.normalize_advantages:
-        num_tokens_N = torch.tensor([len(rollout.response_ids) for rollout in rollouts]).masked_fill(left_out_N, 0)
-        advantages_N = whiten(advantages_N, num_tokens_N).masked_fill(left_out_N, 0.0)
-    return advantages_N, set(left_out_N.nonzero()[:, 0].tolist())
+
+    def table(values: Sequence[float | bool | int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).reshape(len(groups), -1)
+
+    responses = [response for group in groups for response in group.responses]
+    rewards = [response.score.reward if response.score is not None else 0.0 for response in responses]
+    num_tokens = [int(r.loss_mask.sum()) if c else 0 for r, c in zip(responses, is_counted, strict=True)]
+    return Graded(
+        rewards_PG=table(rewards, torch.float64),
+        counted_PG=table(is_counted, torch.bool),
+        finished_PG=table([response.finished for response in responses], torch.bool),
+        num_tokens_PG=table(num_tokens, torch.int64),
+        max_tokens=max_tokens,
+        columns=columns,
+    )

@@ -13,8 +13,9 @@ from rlinf_lite.observability import log_line
 from rlinf_lite.rewards import refuse_too_many_ungraded
 from rlinf_lite.rollout.batches import join, validation_batches
 from rlinf_lite.runner.grading import GradingQueue, submit
+from rlinf_lite.runner.metrics import scores_of
 from rlinf_lite.runner.schedule import due
-from rlinf_lite.types import GenerationBatch, Problem, Rollout, Score
+from rlinf_lite.types import GenerationBatch, Group, Problem
 
 
 @dataclass(kw_only=True)
@@ -29,27 +30,27 @@ class Generation:
     """As ``reward.max_failed_fraction``."""
 
     def __post_init__(self) -> None:
-        self._made: dict[tuple[str, int, int], list[Rollout]] = {}
+        self._made: dict[tuple[str, int, int], list[Group]] = {}
         self._logged_ungraded = False
 
-    def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Rollout], GradingQueue]:
+    def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Group], GradingQueue]:
         """Generate responses, and hand each batch to the graders as soon as it is finished.
 
-        The responses are in canonical order, whichever worker generated which batch.
+        The groups are in canonical order, whichever worker generated which batch.
         """
         # Batches that were finished before an actor was lost are kept: recovery restores the weights that made them.
         keyed = {(batch.stream, batch.step, batch.prompts[0].prompt_index): batch for batch in batches}
         self._made = {key: made for key, made in self._made.items() if key in keyed}
-        generating: WorkQueue[tuple[str, int, int], GenerationBatch, list[Rollout]] = self.rollouts.queue()
+        generating: WorkQueue[tuple[str, int, int], GenerationBatch, list[Group]] = self.rollouts.queue()
         grading: GradingQueue = self.rewards.queue()
         for key, batch in keyed.items():
             if key in self._made:
-                submit(grading, batch.prompts, self._made[key])
+                submit(grading, self._made[key])
             else:
                 generating.add(key, batch)
-        for key, rollouts in generating.results(beside=[grading]):
-            self._made[key] = rollouts
-            submit(grading, keyed[key].prompts, rollouts)
+        for key, groups in generating.results(beside=[grading]):
+            self._made[key] = groups
+            submit(grading, groups)
         return join(self._made[key] for key in keyed), grading
 
     def rest(self) -> None:
@@ -57,8 +58,9 @@ class Generation:
         if self.enable_sleep:
             self.rollouts.sleep()
 
-    def check_graded(self, scores: Sequence[Score], what: str) -> None:
+    def check_graded(self, groups: Sequence[Group], what: str) -> None:
         """Raise above ``max_failed_fraction`` ungraded responses; log the first time that one is left out."""
+        scores = scores_of(groups)
         refuse_too_many_ungraded(scores, self.max_failed_fraction, what)
         errors = [score.error for score in scores if not score.graded]
         if errors and not self._logged_ungraded:

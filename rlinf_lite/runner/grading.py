@@ -1,12 +1,12 @@
-"""Sends rollouts to the reward workers and returns their scores in order."""
+"""Sends responses to the reward workers, and joins the scores to them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from rlinf_lite.cluster.work_queue import WorkQueue
-from rlinf_lite.rewards import grading_items, ungraded
-from rlinf_lite.types import GradingItem, Prompt, Rollout, Score
+from rlinf_lite.rewards import attach_scores, generated, grading_item
+from rlinf_lite.types import GradingItem, Group, Prompt, Response, Score
 
 _ITEMS_PER_CALL = 64
 
@@ -15,18 +15,18 @@ ResponseKey = tuple[int, int]
 GradingQueue = WorkQueue[Sequence[ResponseKey], Sequence[GradingItem], list[Score]]
 
 
-def submit(grading: GradingQueue, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> None:
+def submit(grading: GradingQueue, groups: Sequence[Group]) -> None:
     """Hand responses to the graders, without waiting for scores. Those that could not be generated are skipped."""
-    generated = [rollout for rollout in rollouts if rollout.error is None]
-    for part in (generated[first : first + _ITEMS_PER_CALL] for first in range(0, len(generated), _ITEMS_PER_CALL)):
-        grading.add([_key(rollout) for rollout in part], grading_items(prompts, part))
+    pairs = generated(groups)
+    for part in (pairs[first : first + _ITEMS_PER_CALL] for first in range(0, len(pairs), _ITEMS_PER_CALL)):
+        grading.add([_key(*pair) for pair in part], [grading_item(*pair) for pair in part])
 
 
-def in_order(grading: GradingQueue, rollouts: Sequence[Rollout]) -> list[Score]:
-    """Wait for all scores; return one per rollout, in order."""
-    graded = {key: score for keys, scores in grading.results() for key, score in zip(keys, scores, strict=True)}
-    return [graded[_key(rollout)] if rollout.error is None else ungraded(rollout.error) for rollout in rollouts]
+def graded(grading: GradingQueue, groups: Sequence[Group]) -> list[Group]:
+    """Wait for all scores; return ``groups`` with a score for every response."""
+    scores = {key: score for keys, found in grading.results() for key, score in zip(keys, found, strict=True)}
+    return attach_scores(groups, (scores[_key(*pair)] for pair in generated(groups)))
 
 
-def _key(rollout: Rollout) -> ResponseKey:
-    return rollout.prompt_index, rollout.sample_index
+def _key(prompt: Prompt, response: Response) -> ResponseKey:
+    return prompt.prompt_index, response.sample_index

@@ -8,41 +8,34 @@ from typing import Any
 
 import psutil
 
+from rlinf_lite.algorithms import Algorithm
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
-from rlinf_lite.cluster.workers.policy import PolicyWorkers
-from rlinf_lite.config import AlgorithmConfig
-from rlinf_lite.data import PromptStream
-from rlinf_lite.data.batching import Batching, StepBatch
 from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer
-from rlinf_lite.rollout.batches import generation_batches
-from rlinf_lite.runner.credit import credit
+from rlinf_lite.runner.credit import graded_table
 from rlinf_lite.runner.generation import Generation, Validation
-from rlinf_lite.runner.grading import in_order
+from rlinf_lite.runner.grading import graded
 from rlinf_lite.runner.interruption import Interruption
-from rlinf_lite.runner.metrics import Metrics, rollout_metrics, update_metrics, validation_metrics
+from rlinf_lite.runner.metrics import Metrics, rollout_metrics, sampling_metrics, update_metrics, validation_metrics
+from rlinf_lite.runner.models import Models
 from rlinf_lite.runner.progress import Progress
+from rlinf_lite.runner.sampling import StepSource
 from rlinf_lite.runner.saving import Saver
-from rlinf_lite.types import GenerationBatch, Prompt, Rollout, Sampling, Score
+from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.types import Group, Prompt, Response
 
 
 @dataclass(kw_only=True)
 class Runner:
     """Holds what a run needs, which is built elsewhere; `run` trains."""
 
-    algorithm: AlgorithmConfig
-    batching: Batching
-    num_prompts: int
-    """Prompts per step."""
-    max_rows: int
-    """Most responses per generation batch."""
-    seed: int
-    """Of sampling."""
-    actors: PolicyWorkers
+    source: StepSource
+    algorithm: Algorithm
+    models: Models
+    split: SplitSettings
     generation: Generation
     weights: WeightSync
     replicas: MemoryReplicas | None
-    stream: PromptStream
     validation: Validation
     hub: MetricHub
     samples: JsonlSink | None
@@ -51,12 +44,11 @@ class Runner:
     progress: Progress
     last_step: int
     saver: Saver
-    pad_id: int
     stop: Interruption
     between_steps: Callable[[], None]
     """Called when a step is completed and logged, and its save has begun."""
     intact: bool = True
-    """Whether the actors hold the state after ``progress.step``; false while an update changes it."""
+    """Whether the trainers hold the state after ``progress.step``; false while an update changes it."""
 
     def run(self) -> None:
         """Train until ``last_step`` steps are completed, or the time is up."""
@@ -78,37 +70,34 @@ class Runner:
         with self.stop.abandonable():
             with timer.phase("sync"):
                 self.weights.publish()
-            prompts = self.stream.batch(self.progress.cursor, self.num_prompts)
+            sampled = self.source.sample(step, self.progress.cursor, timer)
             with timer.phase("rollout"):
-                rollouts, grading = self.generation.generate(self.train_batches(prompts, step))
                 self.generation.rest()
-            with timer.phase("reward"):
-                scores = in_order(grading, rollouts)
-            self.generation.check_graded(scores, f"step {step}")
-            advantages, left_out = credit(rollouts, scores, self.algorithm)
-            batch = StepBatch(
-                rollouts, advantages, step=step, pad_id=self.pad_id, batching=self.batching, left_out=left_out
-            )
-            logprobs = self.logprobs(batch, timer)
+            batch = StepBatch(sampled.groups, sampled.is_counted, step=step, settings=self.split)
+            columns = self.models.columns(batch, timer)
+            max_tokens = self.source.sampling.max_new_tokens
+            credit = self.algorithm.credit(graded_table(sampled.groups, sampled.is_counted, columns, max_tokens))
         self.intact = False
         with timer.phase("update"):
-            *earlier, last = batch.for_update(logprobs)
-            reports = [self.actors.update(step, minibatch, last=False) for minibatch in earlier]
-            reports.append(self.actors.update(step, last, last=True))
-        num_tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
-        after = self.progress.after_step(num_prompts=len(prompts), num_samples=len(rollouts), num_tokens=num_tokens)
+            is_trained_N = credit.trained_PG.reshape(-1).numpy()
+            reports = self.models.update(step, batch, {**columns, **credit.columns}, is_trained_N)
+        after = self.progress.after_step(
+            num_prompts=len(sampled.candidates), num_samples=sampled.num_samples, num_tokens=sampled.num_tokens
+        )
         after.unlogged = (
-            rollout_metrics(rollouts, scores)
+            rollout_metrics(sampled.candidates)
+            | (sampling_metrics(len(sampled.candidates), sampled.num_dropped) if self.source.max_rounds > 1 else {})
+            | dict(credit.metrics)
             | update_metrics(reports)
             | {
-                "progress/epoch": self.stream.epoch_of(prompts[-1].prompt_index),
+                "progress/epoch": self.source.stream.epoch_of(sampled.candidates[-1].prompt.prompt_index),
                 "progress/samples": after.num_samples,
                 "progress/tokens": after.num_tokens,
-                "progress/step_tokens": num_tokens,
+                "progress/step_tokens": sampled.num_tokens,
             }
         )
         self.complete(after, timer)
-        self.log_samples(step, prompts, rollouts, scores)
+        self.log_samples(step, sampled.candidates)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
         """Complete the step; with replicas only when its state is held in memory, since nothing can undo it then."""
@@ -130,52 +119,17 @@ class Runner:
         self.saver.between_steps(metrics, self.state)
         self.between_steps()
 
-    def train_batches(self, prompts: Sequence[Prompt], step: int) -> list[GenerationBatch]:
-        """Split the prompts of a training step into generation batches."""
-        return generation_batches(
-            prompts,
-            stream="train",
-            step=step,
-            group_size=self.algorithm.group_size,
-            sampling=Sampling(**vars(self.algorithm.sampling_params)),
-            seed=self.seed,
-            max_rows=self.max_rows,
-        )
-
-    def logprobs(self, batch: StepBatch, timer: PhaseTimer) -> dict[str, list[Any]]:
-        """Compute the log-probs that the loss needs from before the update: of the reference, and of the old policy.
-
-        With one mini-batch the policy does not change between a recomputation and its use, so the update's own forward
-        pass (detached) is the recomputation.
-        """
-        algorithm = self.algorithm
-        found: dict[str, list[Any]] = {}
-        if not algorithm.recompute_logprobs:
-            found["old_logprobs_BT"] = [rollout.logprobs for rollout in batch.rollouts]
-        recompute = algorithm.recompute_logprobs and algorithm.n_minibatches > 1
-        wanted = {"old_logprobs_BT": False} if recompute else {}
-        if algorithm.kl_beta:
-            wanted["ref_logprobs_BT"] = True
-        if not wanted:
-            return found
-        with timer.phase("logprob"):
-            rows, micro_batches = batch.for_logprobs()
-            for field, of_reference in wanted.items():
-                found[field] = batch.by_row(rows, self.actors.logprobs(micro_batches, reference=of_reference))
-        return found
-
     def validate(self, timer: PhaseTimer) -> Metrics:
         """Answer every validation problem with the weights after this step; return the metrics."""
+        groups: list[Group] = []
         with timer.phase("validation"):
             self.weights.publish()
-            rollouts, scores = [], []
             for batches in self.validation.batches(self.progress.step):
                 made, grading = self.generation.generate(batches)
-                rollouts += made
-                scores += in_order(grading, made)
+                groups += graded(grading, made)
             self.generation.rest()
-        self.generation.check_graded(scores, f"the validation after step {self.progress.step}")
-        metrics = validation_metrics(rollouts, scores)
+        self.generation.check_graded(groups, f"the validation after step {self.progress.step}")
+        metrics = validation_metrics(groups)
         self.progress.validated(metrics["val/accuracy"])
         return metrics
 
@@ -195,28 +149,28 @@ class Runner:
         return {
             "throughput/tokens_per_second": metrics["progress/step_tokens"] / seconds,
             "memory/driver_gb": psutil.Process().memory_info().rss / 1e9,
-            "memory/actor_gb": max(self.actors.memory()),
+            "memory/actor_gb": max(self.models.policy.memory()),
         }
 
-    def log_samples(
-        self, step: int, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], scores: Sequence[Score]
-    ) -> None:
+    def log_samples(self, step: int, groups: Sequence[Group]) -> None:
         """Log the first responses of the step, with their prompts and tokens."""
         if self.samples is None:
             return
-        pairs = list(zip(rollouts, scores, strict=True))[: None if self.log_rollouts < 0 else self.log_rollouts]
-        texts = {prompt.prompt_index: prompt.problem.prompt for prompt in prompts}
-        self.samples.log_rows(step, (_sample_row(texts[r.prompt_index], r, score) for r, score in pairs))
+        pairs = [(group.prompt, response) for group in groups for response in group.responses]
+        limit = None if self.log_rollouts < 0 else self.log_rollouts
+        self.samples.log_rows(step, (_sample_row(prompt, response) for prompt, response in pairs[:limit]))
 
 
-def _sample_row(prompt: str, rollout: Rollout, score: Score) -> dict[str, Any]:
+def _sample_row(prompt: Prompt, response: Response) -> dict[str, Any]:
+    score = response.score
+    assert score is not None
     return {
-        "prompt_id": rollout.prompt_index,
-        "sample": rollout.sample_index,
-        "prompt_ids": rollout.prompt_ids.tolist(),
-        "response_ids": rollout.response_ids.tolist(),
-        "prompt": prompt,
-        "text": rollout.text,
+        "prompt_id": prompt.prompt_index,
+        "sample": response.sample_index,
+        "prompt_ids": list(prompt.problem.prompt_ids),
+        "response_ids": response.token_ids.tolist(),
+        "prompt": prompt.problem.prompt,
+        "text": response.text,
         "reward": score.reward if score.graded else None,
         "error": score.error,
     }

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlinf_lite.types import Rollout, Score
+from rlinf_lite.algorithms import combine
+from rlinf_lite.rewards import generated
+from rlinf_lite.types import Group, Prompt, Response, Score
 
 if TYPE_CHECKING:
-    from rlinf_lite.training.trainer import UpdateReport
+    from rlinf_lite.training.update import UpdateReport
 
 Metrics = dict[str, float | int]
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], scores: Sequence[Score], prefix: str = "") -> Metrics:
+def rollout_metrics(groups: Sequence[Group], prefix: str = "") -> Metrics:
     """Summarize rewards of graded responses and lengths of generated ones; a key without any response is left out."""
-    rewards = _rewards([score for score in scores if score.graded])
+    scores = scores_of(groups)
     counts: Metrics = {
         "reward/verifier_errors": sum(score.error is not None for score in scores),
         "reward/ungraded": sum(not score.graded for score in scores),
     }
-    lengths = _lengths([rollout for rollout in rollouts if rollout.error is None])
-    return {f"{prefix}{key}": value for key, value in (rewards | counts | lengths).items()}
+    metrics = _rewards([score for score in scores if score.graded]) | counts | _lengths(generated(groups))
+    return {f"{prefix}{key}": value for key, value in metrics.items()}
+
+
+def scores_of(groups: Sequence[Group]) -> list[Score]:
+    """The score of each response, in order; all must be graded."""
+    scores = [response.score for group in groups for response in group.responses]
+    return [score for score in scores if score is not None]
 
 
 def _rewards(graded: Sequence[Score]) -> Metrics:
@@ -38,27 +45,32 @@ def _rewards(graded: Sequence[Score]) -> Metrics:
     }
 
 
-def _lengths(generated: Sequence[Rollout]) -> Metrics:
-    if not generated:
+def _lengths(pairs: Sequence[tuple[Prompt, Response]]) -> Metrics:
+    if not pairs:
         return {}
-    lengths = np.array([len(rollout.response_ids) for rollout in generated], dtype=np.float64)
+    lengths = np.array([len(response.token_ids) for _, response in pairs], dtype=np.float64)
     return {
         "length/response_mean": float(lengths.mean()),
         "length/response_max": int(lengths.max()),
-        "length/prompt_mean": float(np.mean([len(rollout.prompt_ids) for rollout in generated])),
-        "length/cut_fraction": float(np.mean([not rollout.finished for rollout in generated])),
+        "length/prompt_mean": float(np.mean([len(prompt.problem.prompt_ids) for prompt, _ in pairs])),
+        "length/cut_fraction": float(np.mean([not response.finished for _, response in pairs])),
     }
 
 
-def validation_metrics(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> Metrics:
+def sampling_metrics(num_candidates: int, num_dropped: int) -> Metrics:
+    """Summarize the refilling of groups that were not admitted, of a step that may refill them."""
+    return {"sampling/groups": num_candidates, "sampling/dropped_groups": num_dropped}
+
+
+def validation_metrics(groups: Sequence[Group]) -> Metrics:
     """Summarize a validation, as `rollout_metrics`.
 
     A response that could not be graded counts as wrong in ``val/accuracy``: a failing grader must not make a model look
     better.
     """
-    metrics = rollout_metrics(rollouts, scores, prefix="val/")
+    metrics = rollout_metrics(groups, prefix="val/")
     metrics.pop("val/reward/accuracy", None)
-    return metrics | {"val/accuracy": float(np.mean([score.correct for score in scores]))}
+    return metrics | {"val/accuracy": float(np.mean([score.correct for score in scores_of(groups)]))}
 
 
 def update_metrics(reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
@@ -67,7 +79,7 @@ def update_metrics(reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
     Args:
         reports: for each mini-batch, every rank's report.
     """
-    per_minibatch = [_minibatch(ranks) for ranks in reports if any(report.sums for report in ranks)]
+    per_minibatch = [_minibatch(ranks) for ranks in reports if any(report.units for report in ranks)]
     metrics: Metrics = {}
     if per_minibatch:
         metrics = {key: float(np.mean([values[key] for values in per_minibatch])) for key in per_minibatch[0]}
@@ -81,34 +93,9 @@ def update_metrics(reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
     return metrics
 
 
-_MEANS = {
-    "ratio": "policy/ratio",
-    "clipped": "policy/clip_fraction",
-    "dual_clipped": "policy/dual_clip_fraction",
-    "update_kl": "policy/update_kl",
-    "ref_kl": "policy/kl",
-    "entropy": "policy/entropy",
-    "rollout_gap": "policy/rollout_logprob_gap",
-}
-_SHARES = {"loss": "loss/total", "policy_loss": "loss/policy", "kl_loss": "loss/kl"}
-
-
 def _minibatch(ranks: Sequence[UpdateReport]) -> dict[str, float]:
-    by_index = {index: sums for report in ranks for index, sums in report.sums.items()}
-    in_order = [by_index[index] for index in sorted(by_index)]
-    totals = {key: sum(sums[key] for sums in in_order) for key in in_order[0]}
-    tokens = max(totals["tokens"], 1.0)
-    means = {name: totals[key] / tokens for key, name in _MEANS.items() if key in totals}
-    shares = {name: totals[key] for key, name in _SHARES.items() if key in totals}
-    return means | shares | _kl_grad_fraction(totals)
-
-
-def _kl_grad_fraction(totals: Mapping[str, float]) -> dict[str, float]:
-    """How much of the gradient is the KL term's, as far as the log-probs of the loss tokens tell: its norm there, as a
-    fraction of its norm plus the policy loss's. (What each log-prob does to the parameters would take a second backward
-    pass.)
-    """
-    if "kl_grad_square" not in totals:
-        return {}
-    kl, policy = math.sqrt(totals["kl_grad_square"]), math.sqrt(totals["policy_grad_square"])
-    return {"loss/kl_grad_fraction": kl / (kl + policy) if kl + policy else 0.0}
+    by_index = {index: unit for report in ranks for index, unit in report.units.items()}
+    units = [by_index[index] for index in sorted(by_index)]
+    shares = {name: sum(unit.shares[name] for unit in units) for name in units[0].shares}
+    means = {name: sum(unit.token_sums[name] for unit in units) / ranks[0].num_tokens for name in units[0].token_sums}
+    return means | combine(shares)

@@ -14,18 +14,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from rlinf_lite.algorithms import build_algorithm
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.config import Config
-from rlinf_lite.data.batching import Batching, StepBatch
 from rlinf_lite.eval.engine import build_engine
 from rlinf_lite.eval.settings import configure
 from rlinf_lite.eval.source import opened
 from rlinf_lite.models.hf_directory import load_tokenizer, resolve
 from rlinf_lite.ties import tied_names
-from rlinf_lite.training.trainer import PolicyTrainer
-from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.fsdp.build import build_policy
+from rlinf_lite.training.ranks import shard_mini_batch
+from rlinf_lite.training.update import update
+from rlinf_lite.types import Column, GenerationBatch, Group, Problem, Prompt, Response, Sampling
 
 TOOLS = Path(__file__).parents[2] / "toolkits" / "ckpt_convertor"
 EMBEDDED = "embedded:tiny-arithmetic"
@@ -86,19 +89,31 @@ def settings() -> Config:
     return config
 
 
-def rollouts() -> list[Rollout]:
+def group(index: int, prompt_ids, responses) -> Group:
+    problem = Problem(problem_id=index, prompt="", answer="", prompt_ids=tuple(prompt_ids), source="made")
+    return Group(
+        prompt=Prompt(prompt_index=index, epoch=0, problem=problem),
+        responses=tuple(
+            Response(
+                sample_index=sample,
+                token_ids=np.array(ids),
+                loss_mask=np.ones(len(ids), dtype=bool),
+                logprobs=None,
+                finished=True,
+                text="",
+                weights_step=0,
+            )
+            for sample, ids in enumerate(responses)
+        ),
+    )
+
+
+def groups() -> list[Group]:
     rng = np.random.default_rng(0)
+    lengths = [(3, (12, 1)), (7, (9, 2)), (1, (14, 1))]
     return [
-        Rollout(
-            prompt_index=i,
-            sample_index=0,
-            prompt_ids=rng.integers(3, 20, prompt),
-            response_ids=rng.integers(3, 20, response),
-            logprobs=None,
-            finished=True,
-            text="",
-        )
-        for i, (prompt, response) in enumerate([(3, 12), (5, 1), (2, 9), (7, 2), (4, 14), (1, 1)])
+        group(i, rng.integers(3, 20, prompt).tolist(), [rng.integers(3, 20, response) for response in responses])
+        for i, (prompt, responses) in enumerate(lengths)
     ]
 
 
@@ -117,7 +132,7 @@ def _train_save_resume(mesh, rank, directory, steps):
     _step(trainer, config, 1)
     info = {"tied": tied_names(trainer.model), "model_path": str(directory)}
     path = checkpointer.save(1, trainer.state(), data={}, info=info).path
-    logits = _logits(trainer)
+    logprobs, weights = _logprobs(trainer, config), _weights(trainer)
     assert any(not torch.equal(before[name], value) for name, value in _weights(trainer).items()), "nothing was learned"
     for number in range(2, 2 + steps):
         _step(trainer, config, number)
@@ -125,27 +140,37 @@ def _train_save_resume(mesh, rank, directory, steps):
     torch.rand(5)
     resumed = _trainer(mesh, directory, config)
     checkpointer.load(path, resumed.state())
-    assert torch.equal(_logits(resumed), logits)
+    assert torch.equal(_logprobs(resumed, config), logprobs)
     for number in range(2, 2 + steps):
         _step(resumed, config, number)
     one, other = _everything(trainer), _everything(resumed)
     assert one.keys() == other.keys()
     differ = [name for name, value in one.items() if not torch.equal(value, other[name])]
-    return {"path": str(path), "logits": logits, "differ": differ, "tied": tied_names(resumed.model)}
+    return {
+        "path": str(path),
+        "logprobs": logprobs,
+        "weights": weights,
+        "differ": differ,
+        "tied": tied_names(resumed.model),
+    }
 
 
 def _trainer(mesh, directory, config):
-    device = torch.device("cpu")
-    return PolicyTrainer(
-        config.actor, config.algorithm, model_dir=directory, mesh=mesh, device=device, total_updates=10
-    )
+    return build_policy(config.actor, config.algorithm, model_dir=directory, mesh=mesh, device=torch.device("cpu"))
 
 
 def _step(trainer, config, number):
+    batch = _batch(groups(), config, number)
     advantages = torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, 2.0])
-    batching = Batching.of(config.algorithm, config.runner, config.rollout, seed=config.actor.seed)
-    for minibatch in StepBatch(rollouts(), advantages, step=number, pad_id=0, batching=batching).for_update({}):
-        trainer.update(minibatch)
+    columns = {Column.ADVANTAGE: advantages.repeat_interleave(torch.from_numpy(batch.num_tokens_N))}
+    loss = build_algorithm(config.algorithm).losses().policy
+    for mini_batch in batch.for_update(columns, batch.num_tokens_N > 0):
+        update(trainer, shard_mini_batch(mini_batch, trainer.world_size)[trainer.rank], loss, lr=0.01)
+
+
+def _batch(of, config, number):
+    settings = SplitSettings.of(config.algorithm, config.runner, seed=1)
+    return StepBatch(of, [True] * sum(len(one.responses) for one in of), step=number, settings=settings)
 
 
 def _everything(trainer):
@@ -163,12 +188,12 @@ def _whole(tensor):
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-@torch.no_grad()
-def _logits(trainer):
-    trainer.model.eval()
-    logits = trainer.model(input_ids=IDS, use_cache=False).logits
-    trainer.model.train()
-    return logits
+def _logprobs(trainer, config):
+    """Of every token of `IDS` but the first, [B, T - 1]."""
+    of = [group(i, ids[:1], [ids[1:]]) for i, ids in enumerate(IDS.tolist())]
+    units = _batch(of, config, 1).for_forward()
+    found = trainer.forward(units)  # each rank computes all of them
+    return torch.cat([found[index] for index in sorted(found)]).reshape(len(IDS), -1)
 
 
 @pytest.fixture
@@ -202,7 +227,7 @@ def greedy(checkpoint, prompts):
     problems = [
         Problem(problem_id=i, prompt="", answer="", prompt_ids=ids, source="made") for i, ids in enumerate(prompts)
     ]
-    chunk = GenerationBatch(
+    batch = GenerationBatch(
         stream="val",
         step=1,
         index=0,
@@ -211,7 +236,7 @@ def greedy(checkpoint, prompts):
         sampling=sampling,
         seed=0,
     )
-    return [rollout.response_ids.tolist() for rollout in engine.generate(chunk)]
+    return [group.responses[0].token_ids.tolist() for group in engine.generate(batch)]
 
 
 def generated(model, prompts):
@@ -235,14 +260,18 @@ def check(cases, steps, trained, export, tmp_path):
     for case in cases:
         made, other = (rank[case] for rank in ranks)
         assert made["differ"] == other["differ"] == [], case
-        assert torch.equal(made["logits"], other["logits"]), case
+        assert torch.equal(made["logprobs"], other["logprobs"]), case
         assert bool(made["tied"]) == case.endswith("-tied"), case
         assert manifests.read(Path(made["path"])).info["tied"] == made["tied"]
 
         base, exported = tmp_path / case / "base", export(made["path"], tmp_path / case / "exported")
         model = AutoModelForCausalLM.from_pretrained(exported).eval()
+        weights = model.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in made["weights"].items()), case
         with torch.no_grad():
-            assert torch.equal(model(input_ids=IDS, use_cache=False).logits, made["logits"]), case
+            logprobs = model(input_ids=IDS, use_cache=False).logits[:, :-1].log_softmax(-1)
+        expected = logprobs.gather(2, IDS[:, 1:, None]).squeeze(2)
+        torch.testing.assert_close(made["logprobs"], expected, rtol=0, atol=1e-5, msg=case)
         assert {file.name for file in base.iterdir()} == {file.name for file in exported.iterdir()}
         tokenizer = AutoTokenizer.from_pretrained(exported)
         assert tokenizer("57+38=")["input_ids"] == load_tokenizer(resolve(EMBEDDED))("57+38=")["input_ids"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlinf_lite.algorithms import token_logprobs_and_entropy
 from rlinf_lite.models import hf_directory
+from rlinf_lite.models.scored import ScoredModel
 from rlinf_lite.rollout.builtin import BuiltinEngine
-from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Sampling
 
 ON_GPU = pytest.param(
     "cuda",
@@ -42,16 +42,18 @@ def batch_for(device: str) -> GenerationBatch:
     return GenerationBatch(stream="train", step=1, index=0, prompts=prompts, group_size=4, sampling=sampling, seed=5)
 
 
-def bits(rollouts: list[Rollout]) -> list[tuple[list[int], bytes]]:
-    return [(r.response_ids.tolist(), b"" if r.logprobs is None else r.logprobs.tobytes()) for r in rollouts]
+def bits(groups: list[Group]) -> list[tuple[list[int], bytes]]:
+    responses = [response for group in groups for response in group.responses]
+    return [(r.token_ids.tolist(), b"" if r.logprobs is None else r.logprobs.tobytes()) for r in responses]
 
 
 def gradients(model: PreTrainedModel, device: torch.device) -> list[Tensor]:
     """Of one micro-batch, as the trainer computes it: no attention mask, log-probs and an entropy bonus."""
     model.zero_grad()
     ids = TRAINED_IDS.to(device)
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    logprobs, entropy = token_logprobs_and_entropy(logits, ids[:, 1:], 1.0)
+    places = torch.ones_like(ids[:, 1:]).nonzero()
+    rows, columns = places.unbind(1)
+    logprobs, entropy = ScoredModel(model)(ids, rows, columns, ids[:, 1:].reshape(-1), 1.0, True)
     (logprobs - 0.01 * entropy).mean().backward()
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 

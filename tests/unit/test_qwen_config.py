@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
-from rlinf_lite.algorithms import logprobs
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import Config
-from rlinf_lite.data.batching import arrange, micro_rows
 from rlinf_lite.driver import load
-from rlinf_lite.models import build, shard
+from rlinf_lite.models import build, head, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
 from rlinf_lite.ties import tied_names
+from rlinf_lite.training.batch import arrange, unit_rows
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("qwen*.yaml"))
@@ -132,16 +131,10 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
             ends * 8 / GB,
             f"embedding and head gathered in bf16, their gradient in bf16 and fp32: {ends / GB:.2f}e9 x 8 B",
         ),
+        # tests/unit/training/test_head_memory.py counts the bytes.
         (
-            2 * micro * length * vocab * 2 / GB,
-            f"logits of a micro-batch and their gradient, bf16: 2 x {micro} x {length} x {vocab} x 2 B",
-        ),
-        # tests/unit/training/test_head_memory.py counts both: 2 x 2 B per logit, 9 B per logit of a piece. The 13 B per
-        # logit that autograd would keep for an entropy bonus are not kept.
-        (
-            logprobs.MAX_ELEMENTS_CUDA * 9 / GB,
-            f"a block of them in fp32, twice, and a mask: {logprobs.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 9 B "
-            "(no more with an entropy bonus)",
+            head.MAX_ELEMENTS_CUDA * 13 / GB,
+            f"a chunk of logits, in bf16 and fp32, with their gradient: {head.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 13 B",
         ),
         (
             micro * length * (layers * hidden + 4 * inner + 12 * hidden) * 2 / GB,
@@ -218,8 +211,8 @@ def test_a_step_divides_evenly(config):
     algorithm, ranks = config.algorithm, num_ranks(config)
     rows = config.data.rollout_batch_size * algorithm.group_size
     minibatches = arrange(rows, 1, num_minibatches=algorithm.n_minibatches, shuffle_seed=None)
-    micros = micro_rows(minibatches[0], [100] * rows, algorithm.training_batch_size_per_gpu, None)
-    assert len(micros) % ranks == 0
+    units = unit_rows(minibatches[0], [100] * rows, algorithm.training_batch_size_per_gpu, None)
+    assert len(units) % ranks == 0
     assert sorted(row for minibatch in minibatches for row in minibatch) == list(range(rows))
     assert rows % (algorithm.logprob_forward_micro_batch_size * ranks) == 0
 

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -19,7 +20,7 @@ from rlinf_lite import numerics
 from rlinf_lite.config import RolloutConfig, RolloutModelConfig, SamplingConfig
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.vllm_engine import VllmEngine
-from rlinf_lite.types import GenerationBatch, Problem, Prompt, Rollout, Sampling
+from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Sampling
 from rlinf_lite.weights.names import named_weights, weight_shapes
 
 EMBEDDED = "embedded:tiny-arithmetic-2heads"
@@ -92,7 +93,36 @@ def make_batch(
     )
 
 
-def bits(rollouts: list[Rollout]) -> list[Any]:
+class Row(NamedTuple):
+    """A response with its prompt."""
+
+    prompt_index: int
+    sample_index: int
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    logprobs: np.ndarray | None
+    finished: bool
+    text: str
+
+
+def flat(groups: list[Group]) -> list[Row]:
+    """The responses of all groups, in order."""
+    return [
+        Row(
+            group.prompt.prompt_index,
+            response.sample_index,
+            np.array(group.prompt.problem.prompt_ids),
+            response.token_ids,
+            response.logprobs,
+            response.finished,
+            response.text,
+        )
+        for group in groups
+        for response in group.responses
+    ]
+
+
+def bits(rollouts: list[Row]) -> list[Any]:
     return [
         [
             r.prompt_index,
@@ -114,7 +144,7 @@ def main() -> None:
     engine = make_engine(**job.get("engine", {}))
     precision = job.get("engine", {}).get("precision", "fp32")
     engine.load_weights(pieces(load_model(precision=precision, **job.get("model", {}))))
-    made = [bits(engine.generate(make_batch(**batch))) for batch in job["batches"]]
+    made = [bits(flat(engine.generate(make_batch(**batch)))) for batch in job["batches"]]
     output = Path(job["output"])
     unfinished = output.with_suffix(".tmp")
     unfinished.write_text(json.dumps(made))

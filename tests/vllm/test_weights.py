@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_process import EMBEDDED, bits, load_model, make_batch, make_engine, pieces, sums
+from engine_process import EMBEDDED, bits, flat, load_model, make_batch, make_engine, pieces, sums
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -120,7 +120,7 @@ def test_families(model_type, tmp_path, engines):
         model = load_model(str(tmp_path / name), seed=7)
         engine.load_weights(pieces(model))
         # The attention of Gemma 2 caps its scores by tanh, of which vLLM's CPU kernel has an approximation.
-        assert gap(model, engine.generate(make_batch(PROMPTS, group_size=4))) < (
+        assert gap(model, flat(engine.generate(make_batch(PROMPTS, group_size=4)))) < (
             2e-3 if model_type == "gemma2" else 2e-5
         )
 
@@ -133,15 +133,15 @@ def test_bf16_is_cast_once(tmp_path, engines):
     model = load_model(str(tmp_path), "bf16", seed=3)
     engine.load_weights(pieces(model))
     assert digest(held_weights(engine, model.config, torch.bfloat16)) == digest(dict(model.state_dict()))
-    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=4))) < 0.1
+    assert gap(model, flat(engine.generate(make_batch(PROMPTS, group_size=4)))) < 0.1
 
 
 def test_rows_from_several_ranks(engine):
     model = load_model(seed=4)
     engine.load_weights(pieces(model))
-    expected = bits(engine.generate(make_batch(PROMPTS, group_size=4)))
+    expected = bits(flat(engine.generate(make_batch(PROMPTS, group_size=4))))
     engine.load_weights(pieces(load_model(seed=5)))
-    assert bits(engine.generate(make_batch(PROMPTS, group_size=4))) != expected
+    assert bits(flat(engine.generate(make_batch(PROMPTS, group_size=4)))) != expected
     ranks = []
     for rank in range(3):
         for name, _, tensor in pieces(model):
@@ -150,7 +150,7 @@ def test_rows_from_several_ranks(engine):
             if part.numel():
                 ranks.append((name, rank * rows, part))
     engine.load_weights(ranks)
-    assert bits(engine.generate(make_batch(PROMPTS, group_size=4))) == expected
+    assert bits(flat(engine.generate(make_batch(PROMPTS, group_size=4)))) == expected
 
 
 def test_weights_that_are_missing_or_unknown(engine):
@@ -164,15 +164,15 @@ def test_weights_that_are_missing_or_unknown(engine):
 
 
 def test_logprobs_are_those_of_the_trainer(engines):
-    """At the temperature, before top-k and top-p: the distribution of `algorithms.token_logprobs`."""
+    """At the temperature, before top-k and top-p: the distribution of the trainer's log-probs."""
     model = load_model()
     engine = engines.of()
     engine.load_weights(pieces(model))
-    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=16))) < 1e-5
-    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=16, top_p=0.5, top_k=4))) < 1e-5
+    assert gap(model, flat(engine.generate(make_batch(PROMPTS, group_size=16)))) < 1e-5
+    assert gap(model, flat(engine.generate(make_batch(PROMPTS, group_size=16, top_p=0.5, top_k=4)))) < 1e-5
     engine = engines.of(temperature=0.7)
     engine.load_weights(pieces(model))
-    assert gap(model, engine.generate(make_batch(PROMPTS, group_size=16, temperature=0.7)), 0.7) < 1e-5
+    assert gap(model, flat(engine.generate(make_batch(PROMPTS, group_size=16, temperature=0.7))), 0.7) < 1e-5
 
 
 def test_nothing_is_drawn_from_weights_that_are_not_finite(engines):
@@ -182,7 +182,7 @@ def test_nothing_is_drawn_from_weights_that_are_not_finite(engines):
         broken.model.norm.weight.fill_(float("nan"))
     engine.load_weights(pieces(broken))
     with pytest.raises(FloatingPointError, match=r"rollout\.model\.precision"):
-        engine.generate(make_batch(PROMPTS))
+        flat(engine.generate(make_batch(PROMPTS)))
     engines.close()  # its requests are still in it
 
 
@@ -200,4 +200,4 @@ def test_the_directory_is_read_for_its_config_alone(tmp_path: Path, engines):
     engine = engines.of(str(tmp_path))
     model = load_model()
     engine.load_weights((name, 0, tensor.detach()) for name, tensor in named_weights(model))
-    assert gap(model, engine.generate(make_batch(PROMPTS))) < 1e-5
+    assert gap(model, flat(engine.generate(make_batch(PROMPTS)))) < 1e-5

@@ -13,13 +13,14 @@ from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.workers.records import PolicySetup, StoreAddress
 from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig
 from rlinf_lite.training.ranks import shard, shard_mini_batch
-from rlinf_lite.types import MicroBatch, MiniBatch
+from rlinf_lite.types import MiniBatch, TokenBatch
+from rlinf_lite.user_code import search_path
 
 if TYPE_CHECKING:  # both import torch, which the driver does later
     from torch import Tensor
 
     from rlinf_lite.checkpoint import LoadReport, SaveError, SaveReport
-    from rlinf_lite.training.trainer import UpdateReport
+    from rlinf_lite.training.update import UpdateReport
     from rlinf_lite.weights.transport import PackedWeights
 
 Files = dict[str, np.ndarray]
@@ -39,7 +40,7 @@ class PolicyWorkers(WorkerGroup):
     ) -> None:
         """Start every process; does not wait until they are up."""
         target = "rlinf_lite.cluster.workers.policy_worker:PolicyWorker"
-        arguments = config, algorithm, checkpoint, session.config, session.device
+        arguments = config, algorithm, checkpoint, session.config, session.device, search_path()
         super().__init__(config.group_name, "actor", target, session, spares, *arguments)
 
     def setup(self, checkpoints: str, total_updates: int) -> list[PolicySetup]:
@@ -58,20 +59,20 @@ class PolicyWorkers(WorkerGroup):
 
     # -- training
 
-    def logprobs(self, micro_batches: Sequence[MicroBatch], *, reference: bool) -> dict[int, Tensor]:
-        """Compute log-probs of the policy, or of the reference model.
+    def forward(self, units: Sequence[TokenBatch], *, reference: bool) -> dict[int, Tensor]:
+        """Compute log-probs of the policy, or of the reference model, without gradients.
 
         Returns:
-            By `MicroBatch.index`: float32 [B, T-1].
+            By `TokenBatch.index`: float32 [M].
         """
-        of_ranks = shard(micro_batches, self.size)
+        of_ranks = shard(units, self.size)
         results: list[dict[int, Tensor]] = wait_all(
-            self.start_each("logprobs", [(of_rank, reference) for of_rank in of_ranks])
+            self.start_each("forward", [(of_rank, reference) for of_rank in of_ranks])
         )
         return {index: logprobs for result in results for index, logprobs in result.items()}
 
     def update(self, step: int, batch: MiniBatch, *, last: bool) -> list[UpdateReport]:
-        """Take one optimizer step on all ranks; each is sent its own micro-batches only.
+        """Take one optimizer step on all ranks; each is sent its own units only.
 
         Args:
             last: the last one of ``step``: the state must be finite afterwards.

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from rlinf_lite import faults
+from rlinf_lite.algorithms import build_algorithm
 from rlinf_lite.checkpoint import (
     Checkpointer,
     DamagedCheckpoint,
@@ -38,8 +39,12 @@ from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig, Cl
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.models import build, hf_directory
 from rlinf_lite.ties import tied_names
-from rlinf_lite.training.trainer import PolicyTrainer, UpdateReport
-from rlinf_lite.types import MicroBatch, RankBatch
+from rlinf_lite.training.fsdp.build import build_policy, build_reference
+from rlinf_lite.training.fsdp.model import ShardedPolicy
+from rlinf_lite.training.fsdp.trainer import FsdpTrainer
+from rlinf_lite.training.lr import learning_rate
+from rlinf_lite.training.update import UpdateReport, update
+from rlinf_lite.types import RankBatch, TokenBatch
 from rlinf_lite.weights.names import weight_shapes
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
 
@@ -50,7 +55,8 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 class _Parts:
     """What `setup` builds and `reset` drops: everything that shares a process group with the other ranks."""
 
-    trainer: PolicyTrainer
+    trainer: FsdpTrainer
+    reference: ShardedPolicy | None
     checkpointer: Checkpointer
     replicas: MemoryCheckpoints
 
@@ -67,9 +73,16 @@ class PolicyWorker:
         checkpoint: CheckpointConfig,
         cluster: ClusterConfig,
         device: str,
+        search: Sequence[str],
     ) -> None:
+        """
+        Args:
+            search: where to look for a user's algorithm.
+        """
         self.rank, self.num_ranks = rank, num_ranks
         self.config, self._algorithm, self._checkpoint = config, algorithm, checkpoint
+        self._loss = build_algorithm(algorithm, search).losses().policy
+        self._total_updates = 0
         self.device = fix_device(cluster, device)
         self.step = 0
         """The newest step whose update has begun here, or that was loaded; used by `faults`."""
@@ -93,11 +106,8 @@ class PolicyWorker:
             backend, store=store, rank=self.rank, world_size=self.num_ranks, timeout=_COLLECTIVE_TIMEOUT
         )
         rngs.reseed(self.config.seed, 0, self.rank)
-        trainer = self._build_trainer(total_updates)
-        self._parts = self._with_checkpoints(trainer, checkpoints)
-        # An optimizer step changes the weights, so a save in flight must have read them by then.
-        fence = self._parts.checkpointer.fence
-        trainer.optimizer.register_step_pre_hook(lambda *_: fence())
+        self._total_updates = total_updates
+        trainer = self._build(checkpoints).trainer
         return PolicySetup(
             num_parameters=sum(p.numel() for p in trainer.model.parameters()),
             tied=tied_names(trainer.model),
@@ -105,27 +115,26 @@ class PolicyWorker:
             weights=weight_shapes(trainer.model),
         )
 
-    def _build_trainer(self, total_updates: int) -> PolicyTrainer:
-        return PolicyTrainer(
-            self.config,
-            self._algorithm,
-            model_dir=hf_directory.resolve(self.config.model.model_path),
-            mesh=init_device_mesh(self.device.type, (self.num_ranks,)),
-            device=self.device,
-            total_updates=total_updates,
-        )
-
-    def _with_checkpoints(self, trainer: PolicyTrainer, directory: str) -> _Parts:
+    def _build(self, directory: str) -> _Parts:
         settings, seed = self._checkpoint, self.config.seed
-        checkpointer = Checkpointer(
-            directory,
-            seed=seed,
-            keep=_retention(settings),
-            staged_fraction=settings.staged_fraction,
-            timeout_seconds=settings.timeout,
+        model_dir = hf_directory.resolve(self.config.model.model_path)
+        mesh = init_device_mesh(self.device.type, (self.num_ranks,))
+        given: dict[str, Any] = {"model_dir": model_dir, "mesh": mesh, "device": self.device}
+        self._parts = _Parts(
+            trainer=build_policy(self.config, self._algorithm, **given),
+            reference=build_reference(self.config, self._algorithm, **given),
+            checkpointer=Checkpointer(
+                directory,
+                seed=seed,
+                keep=_retention(settings),
+                staged_fraction=settings.staged_fraction,
+                timeout_seconds=settings.timeout,
+            ),
+            replicas=MemoryCheckpoints(seed=seed, timeout_seconds=settings.timeout),
         )
-        replicas = MemoryCheckpoints(seed=seed, timeout_seconds=settings.timeout)
-        return _Parts(trainer=trainer, checkpointer=checkpointer, replicas=replicas)
+        # An optimizer step changes the weights, so a save in flight must have read them by then.
+        self._parts.trainer.on_before_change(self._parts.checkpointer.fence)
+        return self._parts
 
     def reset(self) -> None:
         """Drop everything that was shared with ranks that are gone, so that `setup` can be called again."""
@@ -148,7 +157,7 @@ class PolicyWorker:
         return self._parts
 
     @property
-    def trainer(self) -> PolicyTrainer:
+    def trainer(self) -> FsdpTrainer:
         """Of this rank."""
         return self._built.trainer
 
@@ -157,7 +166,7 @@ class PolicyWorker:
     def weight_rows(self, precision: str) -> PackedWeights:
         """Return this rank's rows of every weight, for the object store."""
         faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
-        return pack(self.trainer.local_weights(build.DTYPES[precision]))
+        return pack(self.trainer.weights(build.DTYPES[precision]))
 
     def open_channel(self, num_receivers: int) -> StoreAddress:
         """Rank 0: open the store at which it meets the rollout workers that it broadcasts weights to."""
@@ -178,10 +187,13 @@ class PolicyWorker:
 
     # -- training
 
-    def logprobs(self, micro_batches: Sequence[MicroBatch | None], reference: bool) -> dict[int, Tensor]:
-        """Compute log-probs, as `PolicyTrainer.logprobs`."""
+    def forward(self, units: Sequence[TokenBatch | None], reference: bool) -> dict[int, Tensor]:
+        """Compute log-probs of the policy or of the reference, as `Trainer.forward`."""
         faults.reach("actor.logprobs", step=self.step + 1, rank=self.rank)
-        return self.trainer.logprobs(micro_batches, reference=reference)
+        if not reference:
+            return self.trainer.forward(units)
+        assert self._built.reference is not None, "there is no KL term"
+        return self._built.reference.forward(units)
 
     def update(self, step: int, batch: RankBatch, last: bool) -> UpdateReport:
         """Take one optimizer step; after the ``last`` one of ``step`` the state must be finite.
@@ -191,8 +203,9 @@ class PolicyWorker:
         """
         self.step = step
         faults.reach("actor.update", step=step, rank=self.rank)
+        lr = learning_rate(self.config.optim, int(self.trainer.num_updates), self._total_updates)
         try:
-            report = self.trainer.update(batch)
+            report = update(self.trainer, batch, self._loss, lr)
             if last:
                 self.trainer.check_finite()
             return report
@@ -234,8 +247,7 @@ class PolicyWorker:
         """Load only the model of a checkpoint; optimizer state, counters and RNG state stay as they are."""
         model = {"model": self.trainer.state()["model"]}
         report = self._built.checkpointer.load(path, model, verify=verify, whole=False)
-        name = self.trainer.non_finite(weights_only=True)
-        self._check_loaded(path, None if name is None else f"{name} holds a NaN or an infinity")
+        self._check_loaded(path, self.trainer.bad_state(weights_only=True))
         return report
 
     def replicate(

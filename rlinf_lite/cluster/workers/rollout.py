@@ -11,7 +11,7 @@ from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
 from rlinf_lite.config import RolloutConfig, SamplingConfig, TokenizerConfig
-from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.types import GenerationBatch, Group
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
     from rlinf_lite.weights.transport import PackedWeights
@@ -48,11 +48,11 @@ class RolloutWorkers(WorkerGroup):
         """Build one engine, without weights."""
         return self.start_one(rank, "setup", self._sampling, self._seq_length)
 
-    def start_generate(self, rank: int, batch: GenerationBatch) -> Call[list[Rollout]]:
+    def start_generate(self, rank: int, batch: GenerationBatch) -> Call[list[Group]]:
         """Sample the responses of one generation batch on one engine."""
         return self.start_one(rank, "generate", batch)
 
-    def queue(self) -> WorkQueue[Key, GenerationBatch, list[Rollout]]:
+    def queue(self) -> WorkQueue[Key, GenerationBatch, list[Group]]:
         """A queue of generation batches, each for whichever engine is free."""
         return WorkQueue(self, self.start_generate)
 

@@ -12,7 +12,7 @@ from rlinf_lite.config import ClusterConfig, RolloutConfig, SamplingConfig, Toke
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
-from rlinf_lite.types import GenerationBatch, Rollout
+from rlinf_lite.types import GenerationBatch, Group
 from rlinf_lite.weights.names import named_weights, weight_shapes
 from rlinf_lite.weights.pieces import WeightPiece
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, unpack
@@ -76,7 +76,7 @@ class RolloutWorker:
             for name, target in named_weights(self.model)
         )
 
-    def generate(self, batch: GenerationBatch) -> list[Rollout]:
+    def generate(self, batch: GenerationBatch) -> list[Group]:
         """Sample the responses of one generation batch."""
         faults.reach(f"rollout.{batch.stream}", step=batch.step, rank=self.rank)
         return self.engine.generate(batch)

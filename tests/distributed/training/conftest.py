@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.config import Config
-from rlinf_lite.types import Rollout
+from rlinf_lite.types import Group, Problem, Prompt, Response
 
 
 class Ranks:
@@ -181,22 +181,33 @@ def assert_same_state():
 
 
 @pytest.fixture
-def rollouts() -> list[Rollout]:
-    """Ten responses of very different lengths, so that ranks hold different numbers of tokens."""
+def groups() -> list[Group]:
+    """Ten responses of very different lengths to five prompts, so that ranks hold different numbers of tokens."""
     rng = np.random.default_rng(0)
-    lengths = [(3, 12), (5, 1), (2, 9), (7, 2), (4, 14), (1, 1), (6, 3), (3, 3), (2, 11), (5, 2)]
-    return [
-        Rollout(
-            prompt_index=i,
-            sample_index=0,
-            prompt_ids=rng.integers(0, 37, prompt),
-            response_ids=rng.integers(0, 37, response),
-            logprobs=rng.normal(-3.6, 0.1, response).astype(np.float32),
+    lengths = [(3, (12, 1)), (5, (9, 2)), (1, (14, 1)), (6, (3, 3)), (2, (11, 2))]
+
+    def response(sample: int, num_tokens: int) -> Response:
+        return Response(
+            sample_index=sample,
+            token_ids=rng.integers(0, 37, num_tokens),
+            loss_mask=np.ones(num_tokens, dtype=bool),
+            logprobs=rng.normal(-3.6, 0.1, num_tokens).astype(np.float32),
             finished=True,
             text="",
+            weights_step=0,
         )
-        for i, (prompt, response) in enumerate(lengths)
-    ]
+
+    made = []
+    for index, (prompt, responses) in enumerate(lengths):
+        ids = tuple(rng.integers(0, 37, prompt).tolist())
+        problem = Problem(problem_id=index, prompt="?", answer="", prompt_ids=ids, source="")
+        made.append(
+            Group(
+                prompt=Prompt(prompt_index=index, epoch=0, problem=problem),
+                responses=tuple(response(sample, num_tokens) for sample, num_tokens in enumerate(responses)),
+            )
+        )
+    return made
 
 
 @pytest.fixture

@@ -11,52 +11,64 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from rlinf_lite.algorithms import build_algorithm
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config
-from rlinf_lite.data.batching import Batching, StepBatch
 from rlinf_lite.ties import tied_names
+from rlinf_lite.training import lr
+from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.fsdp.build import build_policy, build_reference
+from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.training.ranks import shard, shard_mini_batch
-from rlinf_lite.training.trainer import PolicyTrainer
-from rlinf_lite.types import Rollout
+from rlinf_lite.training.update import UpdateReport, update
+from rlinf_lite.types import Column, Group
 
 
-def make_trainer(mesh: DeviceMesh, model_dir: str, config: Config, total_updates: int = 100) -> PolicyTrainer:
-    return PolicyTrainer(
-        config.actor,
-        config.algorithm,
-        model_dir=Path(model_dir),
-        mesh=mesh,
-        device=torch.device("cpu"),
-        total_updates=total_updates,
-    )
+class Trained:
+    """What a worker holds: a policy, the reference, the loss; and how many updates the run has."""
+
+    def __init__(self, mesh: DeviceMesh, model_dir: str, config: Config, total_updates: int = 100) -> None:
+        given = {"model_dir": Path(model_dir), "mesh": mesh, "device": torch.device("cpu")}
+        self.trainer: FsdpTrainer = build_policy(config.actor, config.algorithm, **given)
+        self.reference = build_reference(config.actor, config.algorithm, **given)
+        self.loss = build_algorithm(config.algorithm).losses().policy
+        self.config, self.total_updates = config, total_updates
+        self.rank, self.world_size = mesh.get_local_rank(), mesh.size()
+
+    def batch(self, groups: list[Group], number: int, left_out: Collection[int] = ()) -> StepBatch:
+        counted = [row not in left_out for row in range(sum(len(group.responses) for group in groups))]
+        settings = SplitSettings.of(self.config.algorithm, self.config.runner, seed=self.config.actor.seed)
+        return StepBatch(groups, counted, step=number, settings=settings)
+
+    def logprobs(self, batch: StepBatch, *, reference: bool) -> dict[int, Tensor]:
+        """Of this rank's units."""
+        model = self.reference if reference else self.trainer
+        return model.forward(shard(batch.for_forward(), self.world_size)[self.rank])
+
+    def step(
+        self, groups: list[Group], advantages: Tensor, number: int, left_out: Collection[int] = ()
+    ) -> list[UpdateReport]:
+        """A step as the runner makes it: old and reference log-probs, then the updates; returns this rank's reports."""
+        batch, config = self.batch(groups, number, left_out), self.config
+        columns = {Column.ADVANTAGE: advantages.repeat_interleave(torch.from_numpy(batch.num_tokens_N))}
+        if config.rollout.return_logprobs:
+            columns[Column.ENGINE_LOGPROB] = batch.engine_logprobs()
+        if config.algorithm.n_minibatches > 1:
+            columns[Column.OLD_LOGPROB] = joined(self.logprobs(batch, reference=False))
+        if config.algorithm.kl_beta:
+            columns[Column.REF_LOGPROB] = joined(self.logprobs(batch, reference=True))
+        reports = []
+        for mini_batch in batch.for_update(columns, batch.num_tokens_N > 0):
+            rate = lr.learning_rate(config.actor.optim, int(self.trainer.num_updates), self.total_updates)
+            mine = shard_mini_batch(mini_batch, self.world_size)[self.rank]
+            reports.append(update(self.trainer, mine, self.loss, rate))
+        self.trainer.check_finite()
+        return reports
 
 
-def batching_of(config: Config) -> Batching:
-    return Batching.of(config.algorithm, config.runner, config.rollout, seed=config.actor.seed)
-
-
-def step(
-    trainer: PolicyTrainer,
-    config: Config,
-    rollouts: list[Rollout],
-    advantages: Tensor,
-    number: int,
-    left_out: Collection[int] = (),
-) -> list[Any]:
-    """A step as the runner makes it: old and reference log-probs, then the updates; returns this rank's reports."""
-    batch = StepBatch(rollouts, advantages, step=number, pad_id=0, batching=batching_of(config), left_out=left_out)
-    fields = {"old_logprobs_BT": False} if config.algorithm.n_minibatches > 1 else {}
-    if config.algorithm.kl_beta:
-        fields["ref_logprobs_BT"] = True
-    logprobs = {}
-    for field, reference in fields.items():
-        cuts, micro_batches = batch.for_logprobs()
-        mine = shard(micro_batches, trainer.world_size)[trainer.rank]
-        logprobs[field] = batch.by_row(cuts, gathered(trainer.logprobs(mine, reference=reference)))
-    minibatches = [shard_mini_batch(minibatch, trainer.world_size) for minibatch in batch.for_update(logprobs)]
-    reports = [trainer.update(ranks[trainer.rank]) for ranks in minibatches]
-    trainer.check_finite()
-    return reports
+def joined(mine: dict[int, Tensor]) -> Tensor:
+    found = gathered(mine)
+    return torch.cat([found[index] for index in sorted(found)])
 
 
 def gathered(mine: dict[int, Any]) -> dict[int, Any]:
@@ -69,7 +81,7 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def snapshot(trainer: PolicyTrainer) -> dict[str, Any]:
+def snapshot(trainer: FsdpTrainer) -> dict[str, Any]:
     """Everything that training changes, put together from all ranks."""
     state = trainer.state()
     return {
@@ -87,52 +99,46 @@ def train(
     *,
     model_dir: str,
     config: Config,
-    rollouts: list[Rollout],
+    groups: list[Group],
     advantages: Tensor,
     num_steps: int = 1,
     left_out: Collection[int] = (),
 ) -> dict[str, Any]:
-    trainer = make_trainer(mesh, model_dir, config)
+    trained = Trained(mesh, model_dir, config)
     reports = [
-        report
-        for number in range(1, num_steps + 1)
-        for report in step(trainer, config, rollouts, advantages, number, left_out)
+        report for number in range(1, num_steps + 1) for report in trained.step(groups, advantages, number, left_out)
     ]
+    trainer = trained.trainer
     return {
         **snapshot(trainer),
         "reports": reports,
         "tied": tied_names(trainer.model),
-        "local_rows": {name: (start, len(rows)) for name, start, rows in trainer.local_weights(torch.float32)},
+        "local_rows": {name: (start, len(rows)) for name, start, rows in trainer.weights(torch.float32)},
         "dtypes": {tensor.dtype for tensor in trainer.model.parameters()},
     }
 
 
 def logprobs(
-    mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], reference: bool
+    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], reference: bool
 ) -> dict[str, Any]:
-    trainer = make_trainer(mesh, model_dir, config)
-    batch = StepBatch(rollouts, torch.zeros(len(rollouts)), step=1, pad_id=0, batching=batching_of(config))
-    cuts, micro_batches = batch.for_logprobs()
-    mine = trainer.logprobs(shard(micro_batches, trainer.world_size)[trainer.rank], reference=reference)
+    trained = Trained(mesh, model_dir, config)
+    mine = trained.logprobs(trained.batch(groups, 1), reference=reference)
     return {
         "mine": mine,
-        "by_row": batch.by_row(cuts, gathered(mine)),
-        "training": trainer.model.training,
-        "has_reference": trainer.reference is not None,
+        "whole": joined(mine),
+        "training": trained.trainer.model.training,
+        "has_reference": trained.reference is not None,
     }
 
 
 def published(
-    mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], advantages: Tensor, dtype: torch.dtype
+    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], advantages: Tensor, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Both forms in which the trainer gives out its weights, after a step."""
-    trainer = make_trainer(mesh, model_dir, config)
-    step(trainer, config, rollouts, advantages, 1)
-    return {
-        "local": list(trainer.local_weights(dtype)),
-        "whole": list(trainer.whole_weights(dtype)),
-        **snapshot(trainer),
-    }
+    trained = Trained(mesh, model_dir, config)
+    trained.step(groups, advantages, 1)
+    trainer = trained.trainer
+    return {"local": list(trainer.weights(dtype)), "whole": list(trainer.whole_weights(dtype)), **snapshot(trainer)}
 
 
 def train_with_failures(
@@ -140,20 +146,20 @@ def train_with_failures(
     *,
     model_dir: str,
     config: Config,
-    rollouts: list[Rollout],
+    groups: list[Group],
     advantages_of_steps: list[Tensor],
     total_updates: int = 100,
 ) -> list[dict[str, Any]]:
     """Steps of which some may not be finite: the error's message or the report of each, and the state after it."""
-    trainer = make_trainer(mesh, model_dir, config, total_updates)
-    seen: list[dict[str, Any]] = [snapshot(trainer)]
+    trained = Trained(mesh, model_dir, config, total_updates)
+    seen: list[dict[str, Any]] = [snapshot(trained.trainer)]
     for number, advantages in enumerate(advantages_of_steps, 1):
         outcome: dict[str, Any] = {}
         try:
-            outcome["report"] = step(trainer, config, rollouts, advantages, number)[0]
+            outcome["report"] = trained.step(groups, advantages, number)[0]
         except FloatingPointError as error:
             outcome["error"] = str(error)
-        seen.append({**snapshot(trainer), **outcome})
+        seen.append({**snapshot(trained.trainer), **outcome})
     return seen
 
 
@@ -162,7 +168,7 @@ def train_and_save(
     *,
     model_dir: str,
     config: Config,
-    rollouts: list[Rollout],
+    groups: list[Group],
     advantages: Tensor,
     root: str,
     steps: range,
@@ -171,7 +177,8 @@ def train_and_save(
     draw: int = 0,
 ) -> dict[str, Any]:
     """The steps ``steps``, from a checkpoint if one is given, after ``draw`` random numbers."""
-    trainer = make_trainer(mesh, model_dir, config, total_updates=8)
+    trained = Trained(mesh, model_dir, config, total_updates=8)
+    trainer = trained.trainer
     checkpointer = Checkpointer(Path(root), seed=1)
     if load is not None:
         torch.rand(7)  # restored RNG state does not depend on it
@@ -179,28 +186,29 @@ def train_and_save(
     torch.rand(draw)
     reports, path = [], None
     for number in steps:
-        reports += step(trainer, config, rollouts, advantages, number)
+        reports += trained.step(groups, advantages, number)
         if number == save_after:
             path = str(checkpointer.save(number, trainer.state(), data={}, info={}).path)
     return {**snapshot(trainer), "reports": reports, "path": path, "random": torch.rand(4)}
 
 
 def train_on_a_nan(
-    mesh: DeviceMesh, *, model_dir: str, config: Config, rollouts: list[Rollout], advantages: Tensor, broken: str
+    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], advantages: Tensor, broken: str
 ) -> tuple[str | None, str | None, str | None]:
     """Two steps; before the second, rank 1 finds a NaN in one tensor of its shard: ``weight`` or a moment's name.
 
     Returns what `bad_state` said before it, the second step's error, and what `bad_state` says then.
     """
-    trainer = make_trainer(mesh, model_dir, config)
-    step(trainer, config, rollouts, advantages, 1)
+    trained = Trained(mesh, model_dir, config)
+    trainer = trained.trainer
+    trained.step(groups, advantages, 1)
     before, error = trainer.bad_state(), None
     if mesh.get_local_rank() == 1:
         param = list(trainer.model.parameters())[-1]
         tensor = param.detach() if broken == "weight" else trainer.optimizer.state[param][broken]
         tensor.to_local().view(-1)[0] = torch.nan
     try:
-        step(trainer, config, rollouts, advantages, 2)
+        trained.step(groups, advantages, 2)
     except FloatingPointError as raised:
         error = str(raised)
     return before, error, trainer.bad_state()

@@ -17,12 +17,12 @@ FP16 = {
 
 
 @pytest.fixture
-def given(model_dirs, rollouts, advantages, make_config):
+def given(model_dirs, groups, advantages, make_config):
     def make(changes=None, model="llama", **others):
         return {
             "model_dir": model_dirs[model],
             "config": make_config(changes),
-            "rollouts": rollouts,
+            "groups": groups,
             "advantages": advantages,
             **others,
         }

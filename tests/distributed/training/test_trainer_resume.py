@@ -25,12 +25,12 @@ FP16 = {
 
 @pytest.mark.parametrize("changes", [DROPOUT, {**DROPOUT, **FP16}], ids=["fp32", "fp16-scaled"])
 def test_resumed_equals_straight(
-    ranks, fresh_ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, tmp_path, changes
+    ranks, fresh_ranks, model_dirs, make_config, groups, advantages, assert_same_state, tmp_path, changes
 ):
     given = {
         "model_dir": model_dirs["gpt2"],
         "config": make_config(changes),
-        "rollouts": rollouts,
+        "groups": groups,
         "advantages": advantages,
         "root": str(tmp_path),
     }
@@ -48,14 +48,14 @@ def test_resumed_equals_straight(
 
 @pytest.mark.parametrize("dropout", [True, False])
 def test_dropout_depends_on_the_rng_state_of_the_rank(
-    ranks, model_dirs, make_config, rollouts, advantages, tmp_path, dropout
+    ranks, model_dirs, make_config, groups, advantages, tmp_path, dropout
 ):
     """The test above would detect lost RNG state: another one gives another update. Without dropout an update draws no
     random numbers, and the policy that is updated is the one that was sampled."""
     given = {
         "model_dir": model_dirs["gpt2"],
         "config": make_config({"actor.model.dropout": dropout}),
-        "rollouts": rollouts,
+        "groups": groups,
         "advantages": advantages,
         "root": str(tmp_path),
     }
@@ -67,12 +67,12 @@ def test_dropout_depends_on_the_rng_state_of_the_rank(
     assert torch.equal(first["model"][name], shuffled["model"][name]) is not dropout
 
 
-def test_another_number_of_ranks(ranks, model_dirs, make_config, rollouts, advantages, assert_same_state, tmp_path):
+def test_another_number_of_ranks(ranks, model_dirs, make_config, groups, advantages, assert_same_state, tmp_path):
     """Weights, optimizer state and counters are the same on 1 and 3 ranks; later sums are in another order."""
     given = {
         "model_dir": model_dirs["llama"],
         "config": make_config(),
-        "rollouts": rollouts,
+        "groups": groups,
         "advantages": advantages,
         "root": str(tmp_path),
     }

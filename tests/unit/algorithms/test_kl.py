@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlinf_lite.algorithms import corrected_kl, kl_penalty
+from rlinf_lite.algorithms.kl import corrected_kl, kl_penalty
 
 LOGPROBS, REF_LOGPROBS = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -1.0, -3.0])  # policy - ref: 0.5, -1, 0
 

@@ -23,7 +23,8 @@ from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
 from rlinf_lite.driver import load
 from rlinf_lite.recovery.workers import start_workers
-from rlinf_lite.types import MicroBatch, MiniBatch, RankBatch
+from rlinf_lite.types import MiniBatch, Normalizers, RankBatch, Segments, TokenBatch
+from rlinf_lite.user_code import search_path
 
 ROOMS = Path(workers.__file__).parents[2]
 PAIRS = [(PolicyWorkers, PolicyWorker), (RolloutWorkers, RolloutWorker), (RewardWorkers, RewardWorker)]
@@ -92,6 +93,7 @@ def test_a_worker_is_started_with_the_sections_that_it_uses(fake_ray, tmp_path):
     assert of_actor == {
         **own,
         **{"rank": 0, "config": config.actor, "algorithm": config.algorithm, "checkpoint": config.runner.checkpoint},
+        "search": search_path(),
     }
     assert of_rollout == {**own, "rank": 0, "config": config.rollout, "tokenizer": config.actor.tokenizer}
     assert (of_reward["rank"], of_reward["config"]) == (0, config.reward)
@@ -99,12 +101,21 @@ def test_a_worker_is_started_with_the_sections_that_it_uses(fake_ray, tmp_path):
     assert (asked["sampling"], asked["seq_length"]) == (config.algorithm.sampling_params, config.runner.seq_length)
 
 
-# -- each rank is sent its own micro-batches
+# -- each rank is sent its own units
 
 
-def micro_batch(index: int) -> MicroBatch:
-    empty = torch.zeros((1, 2))
-    return MicroBatch(index=index, input_ids_BT=empty, loss_mask_BT=empty, advantages_BT=empty, min_prompt_len=1)
+def unit(index: int) -> TokenBatch:
+    none = torch.zeros(0, dtype=torch.int64)
+    return TokenBatch(
+        index=index,
+        ids_N=none,
+        positions_N=none,
+        segments=Segments(start_S=none, stop_S=none, parent_S=none),
+        source_M=none,
+        targets_M=none,
+        seq_M=none,
+        num_responses=0,
+    )
 
 
 class Rank:
@@ -117,9 +128,9 @@ class Rank:
         self.sent.append((step, batch, last))
         return SimpleNamespace(step=step)
 
-    def logprobs(self, micro_batches: tuple, reference: bool) -> dict[int, str]:
-        self.sent.append(micro_batches)
-        return {micro.index: f"{micro.index} {reference}" for micro in micro_batches if micro is not None}
+    def forward(self, units: tuple, reference: bool) -> dict[int, str]:
+        self.sent.append(units)
+        return {unit.index: f"{unit.index} {reference}" for unit in units if unit is not None}
 
 
 def policy_of(num_ranks: int) -> tuple[PolicyWorkers, FakeSession]:
@@ -131,22 +142,22 @@ def policy_of(num_ranks: int) -> tuple[PolicyWorkers, FakeSession]:
 
 
 @pytest.mark.parametrize(
-    ("num_micro_batches", "expected"),
+    ("num_units", "expected"),
     [(5, [[0, 2, 4], [1, 3, None]]), (4, [[0, 2], [1, 3]]), (1, [[0], [None]]), (0, [[], []])],
 )
-def test_each_rank_is_sent_its_own_micro_batches_only(fake_ray, num_micro_batches, expected):
+def test_each_rank_is_sent_its_own_units_only(fake_ray, num_units, expected):
     policy, session = policy_of(2)
-    micro_batches = [micro_batch(index) for index in range(num_micro_batches)]
-    batch = MiniBatch(micro_batches=tuple(micro_batches), num_tokens=7, num_sequences=3)
+    norm = Normalizers(num_tokens=7, num_sequences=3)
+    batch = MiniBatch(units=tuple(unit(index) for index in range(num_units)), norm=norm)
     assert len(policy.update(6, batch, last=True)) == 2
     for actor, indices in zip(session.actors, expected, strict=True):
         ((step, sent, last),) = actor.worker.sent
-        assert [None if micro is None else micro.index for micro in sent.micro_batches] == indices
-        assert (step, last, sent.num_tokens, sent.num_sequences) == (6, True, 7, 3), "normalisers of the whole"
+        assert [None if one is None else one.index for one in sent.units] == indices
+        assert (step, last, sent.norm) == (6, True, norm), "normalizers of the whole"
 
 
 def test_log_probs_of_all_ranks_are_put_together(fake_ray):
     policy, session = policy_of(3)
-    found = policy.logprobs([micro_batch(index) for index in range(4)], reference=True)
+    found = policy.forward([unit(index) for index in range(4)], reference=True)
     assert found == {index: f"{index} True" for index in range(4)}
     assert [len(actor.worker.sent[0]) for actor in session.actors] == [2, 2, 2], "as many collectives on every rank"

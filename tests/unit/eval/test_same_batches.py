@@ -15,7 +15,7 @@ from rlinf_lite.observability import PhaseTimer
 from rlinf_lite.runner.generation import Generation, Validation
 from rlinf_lite.runner.loop import Runner
 from rlinf_lite.runner.progress import Progress
-from rlinf_lite.types import GenerationBatch, Rollout, Score
+from rlinf_lite.types import GenerationBatch, Group, Prompt, Response, Score
 
 
 class Engines:
@@ -34,7 +34,7 @@ class Engines:
     def results(self, beside=()):
         for key, batch in self.new:
             self.batches.append(batch)
-            yield key, [empty(prompt.prompt_index) for prompt in batch.prompts]
+            yield key, [empty(prompt) for prompt in batch.prompts]
 
 
 class Graders(Engines):
@@ -44,17 +44,18 @@ class Graders(Engines):
         return ((names, [Score(reward=0.0, correct=False)] * len(names)) for names, _ in self.new)
 
 
-def empty(prompt_index: int) -> Rollout:
+def empty(prompt: Prompt) -> Group:
     none = np.zeros(0, dtype=np.int64)
-    return Rollout(
-        prompt_index=prompt_index,
+    response = Response(
         sample_index=0,
-        prompt_ids=none,
-        response_ids=none,
+        token_ids=none,
+        loss_mask=none == 0,
         logprobs=None,
         finished=True,
         text="",
+        weights_step=0,
     )
+    return Group(prompt=prompt, responses=(response,))
 
 
 def validated_by_the_loop(config: Config, problems, step: int) -> list[GenerationBatch]:
@@ -63,8 +64,8 @@ def validated_by_the_loop(config: Config, problems, step: int) -> list[Generatio
     progress = Progress()
     progress.step = step
     unused = (
-        *("algorithm", "batching", "num_prompts", "max_rows", "seed", "log_rollouts"),
-        *("actors", "replicas", "stream", "hub", "samples", "saver", "pad_id", "stop", "between_steps"),
+        *("source", "algorithm", "models", "split", "log_rollouts"),
+        *("replicas", "hub", "samples", "saver", "stop", "between_steps"),
     )
     runner = Runner(
         generation=Generation(rollouts=engines, rewards=Graders(), enable_sleep=False, max_failed_fraction=0.0),

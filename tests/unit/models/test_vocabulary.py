@@ -74,11 +74,6 @@ def test_a_broken_generation_config_is_named_with_its_line(tmp_path):
         vocabulary.eos_ids(tmp_path, tokenizer(eos=2))
 
 
-@pytest.mark.parametrize(("pad", "expected"), [(None, 0), (0, 0), (9, 9), (10, 0), (-1, 0)])
-def test_rows_are_padded_with_a_token_that_the_model_has(pad, expected):
-    assert vocabulary.pad_id(tokenizer(pad=pad), LlamaConfig(vocab_size=10)) == expected
-
-
 def test_prompts_with_tokens_without_embedding(tmp_path):
     small, padded = LlamaConfig(vocab_size=10), LlamaConfig(vocab_size=64)
     vocabulary.check_prompts(9, tmp_path / "tok", {tmp_path / "small": small, tmp_path / "padded": padded})

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rlinf_lite.rollout.batches import generation_batches, join
-from rlinf_lite.types import Problem, Prompt, Rollout, Sampling
+from rlinf_lite.rollout.batches import generation_batches, grouped, join
+from rlinf_lite.types import GenerationBatch, Problem, Prompt, Response, Sampling
 
 SAMPLING = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=4)
 
@@ -18,16 +18,16 @@ def prompts(count, first=100):
     return [Prompt(prompt_index=first + i, epoch=0, problem=problem) for i in range(count)]
 
 
-def rollout(prompt_index, sample_index):
+def response(sample_index):
     none = np.zeros(1, dtype=np.int64)
-    return Rollout(
-        prompt_index=prompt_index,
+    return Response(
         sample_index=sample_index,
-        prompt_ids=none,
-        response_ids=none,
+        token_ids=none,
+        loss_mask=none == 0,
         logprobs=None,
         finished=True,
         text="",
+        weights_step=0,
     )
 
 
@@ -53,7 +53,17 @@ def test_no_prompts():
 
 
 def test_join_is_canonical_whatever_the_order_of_arrival():
-    results = [[rollout(p, s) for p in batch for s in range(2)] for batch in ((3, 4), (10, 11), (12,))]
-    expected = [(p, s) for p in (3, 4, 10, 11, 12) for s in range(2)]
+    given = prompts(5)
+    batches = generation_batches(given, stream="train", step=1, group_size=2, sampling=SAMPLING, seed=0, max_rows=4)
+    results = [grouped(batch, [response(s) for _ in batch.prompts for s in range(2)]) for batch in batches]
     for arrived in itertools.permutations(results):
-        assert [(r.prompt_index, r.sample_index) for r in join(arrived)] == expected
+        groups = join(arrived)
+        assert [group.prompt for group in groups] == given
+        assert all([r.sample_index for r in group.responses] == [0, 1] for group in groups)
+
+
+def test_the_weights_that_sample_a_response_are_known_by_their_step():
+    """A training step samples with the weights before it, a validation with those after it."""
+    given = {"prompts": tuple(prompts(1)), "index": 0, "group_size": 1, "sampling": SAMPLING, "seed": 0, "step": 7}
+    assert GenerationBatch(stream="train", **given).weights_step == 6
+    assert GenerationBatch(stream="val", **given).weights_step == 7

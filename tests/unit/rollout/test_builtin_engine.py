@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
-from rlinf_lite.algorithms import token_logprobs
-from rlinf_lite.types import Rollout
+from rlinf_lite.types import Group
 
 RANDOM_PROMPTS = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13, 14, 15], [40], [3, 3, 3, 3, 20]]
 
@@ -16,7 +17,36 @@ def sums(embedded, *texts):
     return [embedded.tokenizer(text)["input_ids"] for text in texts]
 
 
-def tokens(rollouts: list[Rollout]) -> list[tuple[int, int, list[int]]]:
+class Row(NamedTuple):
+    """A response with its prompt."""
+
+    prompt_index: int
+    sample_index: int
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    logprobs: np.ndarray | None
+    finished: bool
+    text: str
+
+
+def flat(groups: list[Group]) -> list[Row]:
+    """The responses of all groups, in order."""
+    return [
+        Row(
+            group.prompt.prompt_index,
+            response.sample_index,
+            np.array(group.prompt.problem.prompt_ids),
+            response.token_ids,
+            response.logprobs,
+            response.finished,
+            response.text,
+        )
+        for group in groups
+        for response in group.responses
+    ]
+
+
+def tokens(rollouts: list[Row]) -> list[tuple[int, int, list[int]]]:
     return [(r.prompt_index, r.sample_index, r.response_ids.tolist()) for r in rollouts]
 
 
@@ -40,7 +70,7 @@ def generated(model, prompts, eos_ids, **options) -> list[list[int]]:
 def test_greedy_tokens_equal_those_of_generate(embedded, make_engine, make_batch):
     prompts = sums(embedded, "57+38=", "1+2=", "99+99=", "12+3=", "4+80=", "10+10=")
     batch = make_batch(prompts, do_sample=False, max_new_tokens=8)
-    rollouts = make_engine().generate(batch)
+    rollouts = flat(make_engine().generate(batch))
     expected = generated(embedded.model, prompts, embedded.eos_ids, max_new_tokens=8)
     assert [r.response_ids.tolist() for r in rollouts] == expected
     assert len({len(response) for response in expected}) > 1, "rows should finish at different tokens"
@@ -60,7 +90,9 @@ def test_greedy_tokens_of_other_architectures(random_model, make_engine, make_ba
     free = generated(model, RANDOM_PROMPTS, (), **options)
     eos_ids = {free[0][3], free[1][9]}
     expected = generated(model, RANDOM_PROMPTS, eos_ids, **options)
-    rollouts = make_engine(model, eos_ids=eos_ids).generate(make_batch(RANDOM_PROMPTS, do_sample=False, **options))
+    rollouts = flat(
+        make_engine(model, eos_ids=eos_ids).generate(make_batch(RANDOM_PROMPTS, do_sample=False, **options))
+    )
     assert [r.response_ids.tolist() for r in rollouts] == expected
     assert len(expected[0]) <= 4
 
@@ -68,11 +100,11 @@ def test_greedy_tokens_of_other_architectures(random_model, make_engine, make_ba
 def test_a_batch_gives_the_same_tokens_whatever_was_generated_in_between(embedded, make_engine, make_batch):
     engine = make_engine(return_logprobs=True)
     batch = make_batch(sums(embedded, "57+38=", "1+2=", "99+99="), group_size=4, first=20)
-    first = engine.generate(batch)
+    first = flat(engine.generate(batch))
     torch.manual_seed(99)
-    engine.generate(make_batch(sums(embedded, "5+8=", "31+2="), group_size=3, first=900, step=2))
+    flat(engine.generate(make_batch(sums(embedded, "5+8=", "31+2="), group_size=3, first=900, step=2)))
     torch.rand(3)
-    again, elsewhere = engine.generate(batch), make_engine(return_logprobs=True).generate(batch)
+    again, elsewhere = flat(engine.generate(batch)), flat(make_engine(return_logprobs=True).generate(batch))
     for other in (again, elsewhere):
         assert tokens(other) == tokens(first)
         assert all(np.array_equal(a.logprobs, b.logprobs) for a, b in zip(first, other, strict=True))
@@ -82,7 +114,7 @@ def test_tokens_depend_on_seed_step_stream_prompt_and_sample(embedded, make_engi
     engine, prompts = make_engine(), sums(embedded, "57+38=", "99+11=")
 
     def responses(**changes):
-        rollouts = engine.generate(make_batch(prompts, **{"group_size": 6, "temperature": 3.0, **changes}))
+        rollouts = flat(engine.generate(make_batch(prompts, **{"group_size": 6, "temperature": 3.0, **changes})))
         return [r.response_ids.tolist() for r in rollouts]
 
     plain = responses()
@@ -97,13 +129,13 @@ def test_a_sample_keeps_its_tokens_in_another_batch(embedded, make_engine, make_
     """The RNG key is made of (prompt index, sample index), not of the row in the batch."""
     prompts = sums(embedded, "57+38=", "99+11=", "23+45=")
     engine = make_engine()
-    together = {key[:2]: key[2] for key in tokens(engine.generate(make_batch(prompts, group_size=4, first=50)))}
-    alone = {key[:2]: key[2] for key in tokens(engine.generate(make_batch(prompts[1:2], group_size=6, first=51)))}
+    together = {key[:2]: key[2] for key in tokens(flat(engine.generate(make_batch(prompts, group_size=4, first=50))))}
+    alone = {key[:2]: key[2] for key in tokens(flat(engine.generate(make_batch(prompts[1:2], group_size=6, first=51))))}
     assert {key: alone[key] for key in alone if key in together} == {k: v for k, v in together.items() if k[0] == 51}
 
 
 def test_rollouts_are_ordered_by_prompt_and_sample(embedded, make_engine, make_batch):
-    rollouts = make_engine().generate(make_batch(sums(embedded, "1+2=", "57+38="), group_size=3, first=4))
+    rollouts = flat(make_engine().generate(make_batch(sums(embedded, "1+2=", "57+38="), group_size=3, first=4)))
     assert [(r.prompt_index, r.sample_index) for r in rollouts] == [(4, 0), (4, 1), (4, 2), (5, 0), (5, 1), (5, 2)]
     assert len({r.prompt_ids.tobytes() for r in rollouts[:3]}) == 1
 
@@ -115,7 +147,7 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
     engine._model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    rollouts = engine.generate(make_batch(RANDOM_PROMPTS, group_size=8, max_new_tokens=12))
+    rollouts = flat(engine.generate(make_batch(RANDOM_PROMPTS, group_size=8, max_new_tokens=12)))
     lengths = [len(r.response_ids) for r in rollouts]
     grown = [sum(length > t for length in lengths) for t in range(1, 12)]
     assert sizes == [len(RANDOM_PROMPTS), *(n for n in grown if n)]
@@ -126,20 +158,23 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
 
 
 def test_truncated_at_max_new_tokens(random_model, make_engine, make_batch):
-    rollouts = make_engine(random_model("llama"), eos_ids={999}).generate(make_batch(RANDOM_PROMPTS, max_new_tokens=3))
+    rollouts = flat(
+        make_engine(random_model("llama"), eos_ids={999}).generate(make_batch(RANDOM_PROMPTS, max_new_tokens=3))
+    )
     assert [len(r.response_ids) for r in rollouts] == [3] * 4
     assert not any(r.finished for r in rollouts)
-    single = make_engine(random_model("llama"), eos_ids=range(41)).generate(
-        make_batch(RANDOM_PROMPTS, max_new_tokens=1)
+    single = flat(
+        make_engine(random_model("llama"), eos_ids=range(41)).generate(make_batch(RANDOM_PROMPTS, max_new_tokens=1))
     )
     assert all(r.finished and len(r.response_ids) == 1 for r in single)
 
 
 @torch.no_grad()
-def full_pass(model, rollout: Rollout, temperature: float) -> torch.Tensor:
+def full_pass(model, rollout: Row, temperature: float) -> torch.Tensor:
     ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.response_ids]))[None]
     logits = model(input_ids=ids, use_cache=False).logits
-    return token_logprobs(logits[:, :-1], ids[:, 1:], temperature)[0, len(rollout.prompt_ids) - 1 :]
+    logprobs = (logits[0, :-1].float() / temperature).log_softmax(-1)
+    return logprobs.gather(1, ids[0, 1:, None])[len(rollout.prompt_ids) - 1 :, 0]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
@@ -155,7 +190,7 @@ def test_logprobs_equal_those_of_a_full_pass(random_model, make_engine, make_bat
     """1e-4: one token at a time over a cache rounds differently from a full pass (and padding shifts the sums)."""
     model = random_model(model_type)
     engine = make_engine(model, eos_ids={4, 6}, return_logprobs=True)
-    for rollout in engine.generate(make_batch(RANDOM_PROMPTS, group_size=3, max_new_tokens=12, **options)):
+    for rollout in flat(engine.generate(make_batch(RANDOM_PROMPTS, group_size=3, max_new_tokens=12, **options))):
         assert rollout.logprobs is not None and rollout.logprobs.dtype == np.float32
         expected = full_pass(model, rollout, temperature)
         torch.testing.assert_close(torch.from_numpy(rollout.logprobs), expected, rtol=0, atol=1e-4)
@@ -165,11 +200,11 @@ def test_repetition_penalty_counts_prompt_and_response_but_not_padding(random_mo
     """With a huge penalty no token repeats; token 0 (the padding) may still be drawn."""
     prompts = [[5, 9, 30], list(range(1, 36))]
     engine = make_engine(random_model("llama"), eos_ids={999})
-    rollouts = engine.generate(make_batch(prompts, do_sample=False, repetition_penalty=1e6, max_new_tokens=5))
+    rollouts = flat(engine.generate(make_batch(prompts, do_sample=False, repetition_penalty=1e6, max_new_tokens=5)))
     for rollout, prompt in zip(rollouts, prompts, strict=True):
         assert len({*prompt, *rollout.response_ids.tolist()}) == len(set(prompt)) + 5
     short = make_engine(random_model("llama"), eos_ids={999})
-    alone = short.generate(make_batch(prompts[:1], do_sample=False, repetition_penalty=1e6, max_new_tokens=5))
+    alone = flat(short.generate(make_batch(prompts[:1], do_sample=False, repetition_penalty=1e6, max_new_tokens=5)))
     assert alone[0].response_ids.tolist() == rollouts[0].response_ids.tolist()
 
 
@@ -185,7 +220,7 @@ def test_weights_may_arrive_as_pieces(random_model, make_engine, make_batch):
         pieces += [(name, middle, param[middle:].detach().clone()), (name, 0, param[:middle].detach().clone())]
     engine.load_weights(iter(pieces))
     batch = make_batch(RANDOM_PROMPTS, group_size=2)
-    assert tokens(engine.generate(batch)) == tokens(make_engine(source).generate(batch))
+    assert tokens(flat(engine.generate(batch))) == tokens(flat(make_engine(source).generate(batch)))
 
 
 def test_weights_are_converted_and_scalars_accepted(embedded, make_engine):
@@ -207,4 +242,4 @@ def test_broken_weights_are_an_error(embedded, make_engine, make_batch):
     engine = make_engine()
     engine.load_weights([("model.norm.weight", 0, torch.full((64,), torch.nan))])
     with pytest.raises(FloatingPointError, match="logits"):
-        engine.generate(make_batch(sums(embedded, "1+2=")))
+        flat(engine.generate(make_batch(sums(embedded, "1+2="))))

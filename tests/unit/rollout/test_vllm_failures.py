@@ -35,7 +35,7 @@ class Tokenizer:
 
 @pytest.fixture
 def generate():
-    """The rollouts of an engine for given outputs of one group."""
+    """The responses of an engine for given outputs of one group."""
 
     def run(*outputs):
         engine = VllmEngine.__new__(VllmEngine)
@@ -45,7 +45,7 @@ def generate():
         sampling = Sampling(
             do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=4
         )
-        return engine.generate(
+        (group,) = engine.generate(
             GenerationBatch(
                 stream="train",
                 step=1,
@@ -56,6 +56,8 @@ def generate():
                 seed=1,
             )
         )
+        assert group.prompt.prompt_index == 7
+        return group.responses
 
     return run
 
@@ -81,8 +83,8 @@ def test_regular_ends(generate):
 def test_a_request_that_fails_costs_one_response(generate, failed, error, num_tokens):
     first, second = generate(failed, output([4, EOS]))
     assert error in first.error and not first.finished
-    assert (first.prompt_index, first.sample_index, len(first.response_ids)) == (7, 0, num_tokens)
-    assert second.error is None and second.response_ids.tolist() == [4, EOS]
+    assert (first.sample_index, len(first.token_ids)) == (0, num_tokens)
+    assert second.error is None and second.token_ids.tolist() == [4, EOS]
 
 
 def test_non_finite_logprobs_in_every_response_mean_broken_weights(generate):

@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+import torch
 
-from rlinf_lite.config import CheckpointConfig, Config
+from rlinf_lite.algorithms import LossInputs, build_algorithm
+from rlinf_lite.config import AlgorithmConfig, CheckpointConfig, Config
 from rlinf_lite.config.metric_names import METRIC_NAMES, why_never
+from rlinf_lite.config.schema import keys
 from rlinf_lite.driver import load
 from rlinf_lite.runner import metrics
 from rlinf_lite.runner.keeping import never_meet
 from rlinf_lite.runner.schedule import due
-from rlinf_lite.types import Rollout, Score
+from rlinf_lite.training.trainer import UnitStats
+from rlinf_lite.training.update import UpdateReport
+from rlinf_lite.types import Column, Group, Normalizers, Problem, Prompt, Response, Score
+
+
+def report_of_everything(loss_type: str) -> UpdateReport:
+    """With the statistics of every term that a policy's loss may have."""
+    config = AlgorithmConfig(loss_type=loss_type, kl_beta=0.1, entropy_bonus=0.1, importance_sampling_fix=True)
+    ones = torch.ones(2)
+    inputs = LossInputs(
+        logprob_M=-ones.requires_grad_(),
+        entropy_M=ones,
+        columns=dict.fromkeys(Column, -ones.detach()),
+        seq_M=torch.zeros(2, dtype=torch.int64),
+        num_responses=1,
+        norm=Normalizers(num_tokens=2, num_sequences=1),
+    )
+    outputs = build_algorithm(config).losses().policy(inputs)
+    unit = UnitStats(
+        shares={name: value.item() for name, value in outputs.shares.items()},
+        token_sums={name: value.item() for name, value in outputs.token_sums.items()},
+    )
+    return UpdateReport(units={0: unit}, num_tokens=2, grad_norm=1.0, lr=0.1, skipped=False)
 
 
 def test_every_metric_that_a_step_makes_is_known():
-    rollout = Rollout(
-        prompt_index=0,
+    response = Response(
         sample_index=0,
-        prompt_ids=np.ones(2),
-        response_ids=np.ones(2),
+        token_ids=np.ones(2),
+        loss_mask=np.ones(2, dtype=bool),
         logprobs=None,
         finished=True,
         text="",
+        weights_step=0,
+        score=Score(reward=1.0, correct=True),
     )
-    of_rollouts = metrics.rollout_metrics([rollout], [Score(reward=1.0, correct=True)])
-    sums = {key: 1.0 for key in (*metrics._MEANS, *metrics._SHARES, "tokens")}
-    report = SimpleNamespace(sums={0: sums}, lr=0.1, grad_norm=1.0, skipped=False)
-    of_updates = metrics.update_metrics([[report]])
+    problem = Problem(problem_id=0, prompt="", answer="", prompt_ids=(1, 2), source="")
+    group = Group(prompt=Prompt(prompt_index=0, epoch=0, problem=problem), responses=(response,))
+    of_rollouts = metrics.rollout_metrics([group])
+    kinds = keys()["algorithm.loss_type"].choices
+    of_updates = {name for kind in kinds for name in metrics.update_metrics([[report_of_everything(kind)]])}
     of_validation = {f"val/{name}" for name in of_rollouts} - {"val/reward/accuracy"} | {"val/accuracy"}
     assert {*of_rollouts, *of_updates, *of_validation} <= {*METRIC_NAMES}
     assert len(METRIC_NAMES) == len({*METRIC_NAMES})

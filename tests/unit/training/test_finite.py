@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
-from rlinf_lite.training.state import first_non_finite, norms_are_finite
+from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig, ClusterConfig
+from rlinf_lite.training.fsdp.state import first_non_finite, norms_are_finite
+from rlinf_lite.types import Normalizers, RankBatch
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -29,10 +31,12 @@ def test_a_norm_that_fp16_could_not_hold_is_finite():
 
 def test_only_after_the_last_mini_batch_of_a_step():
     asked = []
-    worker = object.__new__(PolicyWorker)
-    worker.rank = 0
-    trainer = SimpleNamespace(update=lambda batch: asked.append(batch), check_finite=lambda: asked.append("finite?"))
+    worker = PolicyWorker(0, 1, ActorConfig(), AlgorithmConfig(), CheckpointConfig(), ClusterConfig(), "cpu", ())
+    trainer = SimpleNamespace(
+        num_updates=0, skip_step=lambda: asked.append("skip"), check_finite=lambda: asked.append("finite?")
+    )
     worker._parts = SimpleNamespace(trainer=trainer)
-    for number, last in ((1, False), (2, False), (3, True)):
-        worker.update(7, number, last)
-    assert asked == [1, 2, 3, "finite?"]
+    empty = RankBatch(units=(), norm=Normalizers(num_tokens=0, num_sequences=0))
+    for last in (False, False, True):
+        worker.update(7, empty, last)
+    assert asked == ["skip", "skip", "skip", "finite?"]

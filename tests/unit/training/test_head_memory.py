@@ -1,4 +1,4 @@
-"""Peak memory of a micro-batch's loss and backward pass, as the estimates in the configs assume it."""
+"""Peak memory of log-probs and their gradients, as the estimates in the configs assume it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlinf_lite.algorithms import logprobs
-from rlinf_lite.config import AlgorithmConfig
-from rlinf_lite.training.objective import micro_batch_loss
-from rlinf_lite.types import MicroBatch, RankBatch
+from rlinf_lite.models import head
 
-ROWS, COLUMNS, HIDDEN, VOCAB = 4, 32, 2, 4096
-PIECE = 8 * VOCAB
+NUM_TOKENS, HIDDEN, VOCAB = 128, 2, 4096
+BYTES_PER_LOGIT = 13
 
 
 class LiveBytes(TorchDispatchMode):
@@ -43,40 +40,24 @@ class LiveBytes(TorchDispatchMode):
         self.now -= num_bytes
 
 
-def peak_bytes(entropy_bonus: float) -> int:
-    """Peak bytes of a bf16 head, its logits, the loss and the backward pass, as in `PolicyTrainer`."""
+def peak_bytes(*, entropy_bonus: float) -> int:
+    """Peak bytes of a bf16 head's log-probs, a loss and the backward pass."""
     torch.manual_seed(0)
-    head = (torch.randn(VOCAB, HIDDEN) / 4).bfloat16().requires_grad_()
-    hidden = torch.randn(ROWS, COLUMNS + 1, HIDDEN).bfloat16().requires_grad_()
-    ids = torch.randint(0, VOCAB, (ROWS, COLUMNS + 1))
-    ones = torch.ones(ROWS, COLUMNS)
-    micro = MicroBatch(
-        index=0,
-        input_ids_BT=ids,
-        loss_mask_BT=ones,
-        advantages_BT=torch.randn(ROWS, COLUMNS),
-        min_prompt_len=1,
-    )
-    batch = RankBatch(micro_batches=(micro,), num_tokens=ROWS * COLUMNS, num_sequences=ROWS)
-    config = AlgorithmConfig(entropy_bonus=entropy_bonus)
+    weight = (torch.randn(VOCAB, HIDDEN) / 4).bfloat16().requires_grad_()
+    hidden = torch.randn(NUM_TOKENS, HIDDEN).bfloat16().requires_grad_()
+    targets = torch.randint(0, VOCAB, (NUM_TOKENS,))
     with LiveBytes() as live:
-        backward_of(head, hidden, ids, micro, batch, config)
+        logprob, entropy = head.token_stats(hidden, weight, None, targets, 1.0, with_entropy=bool(entropy_bonus))
+        loss = -logprob.mean() if entropy is None else -(logprob + entropy_bonus * entropy).mean()
+        loss.backward()
     return live.peak
 
 
-def backward_of(head, hidden, ids, micro, batch, config) -> None:
-    def loss():  # as in the trainer: when the backward pass starts, only autograd holds the logits
-        logits = hidden @ head.T
-        return micro_batch_loss(logits[:, :-1], ids[:, 1:], 0, micro, batch, config, 1.0)[0]
-
-    loss().backward()
-
-
 @pytest.mark.parametrize("entropy_bonus", [0.0, 0.001])
-def test_logits_their_gradient_and_a_block_in_float32(monkeypatch, entropy_bonus):
-    """2 x 2 bytes per logit, and 9 per logit of a block: float32 twice, and a mask. An entropy bonus adds nothing."""
-    monkeypatch.setattr(logprobs, "MAX_ELEMENTS", PIECE)
-    num_logits = ROWS * (COLUMNS + 1) * VOCAB
-    others = 16 * ROWS * COLUMNS * 4 + 4 * VOCAB * HIDDEN * 2  # values per token, and the head's own weights
-    peak = peak_bytes(entropy_bonus)
-    assert 4 * num_logits <= peak <= 4 * num_logits + 9 * PIECE + others
+@pytest.mark.parametrize("num_rows", [4, 8])
+def test_no_more_than_a_chunk_of_logits(monkeypatch, entropy_bonus, num_rows):
+    """BYTES_PER_LOGIT of a chunk, and nothing that grows with tokens times vocabulary."""
+    monkeypatch.setattr(head, "MAX_ELEMENTS", num_rows * VOCAB)
+    others = 32 * NUM_TOKENS * 4 + 8 * VOCAB * HIDDEN  # values per token; the weight's gradient in fp32 and bf16
+    peak = peak_bytes(entropy_bonus=entropy_bonus)
+    assert 11 * num_rows * VOCAB <= peak <= BYTES_PER_LOGIT * num_rows * VOCAB + others

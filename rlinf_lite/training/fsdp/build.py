@@ -1,0 +1,50 @@
+"""Builds the models of one rank, as the config asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from rlinf_lite.config import ActorConfig, AlgorithmConfig
+from rlinf_lite.training.fsdp.model import ShardedPolicy
+from rlinf_lite.training.fsdp.trainer import FsdpTrainer
+
+
+def build_policy(
+    actor: ActorConfig, algorithm: AlgorithmConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device
+) -> FsdpTrainer:
+    """Build the policy and its optimizer; see `ShardedModel` for the arguments."""
+    return FsdpTrainer(
+        _policy(actor, algorithm, model_dir, mesh, device),
+        actor.optim,
+        actor.fsdp_config.grad_scaler,
+        gradient_checkpointing=actor.fsdp_config.gradient_checkpointing,
+        key="actor",
+    )
+
+
+def build_reference(
+    actor: ActorConfig, algorithm: AlgorithmConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device
+) -> ShardedPolicy | None:
+    """Build the frozen base model; None without a KL term."""
+    if not algorithm.kl_beta:
+        return None
+    reference = _policy(actor, algorithm, model_dir, mesh, device)
+    reference.model.eval().requires_grad_(False)
+    return reference
+
+
+def _policy(
+    actor: ActorConfig, algorithm: AlgorithmConfig, model_dir: Path, mesh: DeviceMesh, device: torch.device
+) -> ShardedPolicy:
+    sampling = algorithm.sampling_params
+    return ShardedPolicy(
+        actor.model,
+        actor.fsdp_config,
+        model_dir=model_dir,
+        mesh=mesh,
+        device=device,
+        temperature=sampling.temperature if sampling.do_sample else 1.0,
+    )
