@@ -1,4 +1,4 @@
-"""The page in a real browser, opened from disk: it draws without an error, and reacts to the pointer."""
+"""The page in a real browser, opened from disk: its charts are valid, and react to the pointer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ FLAGS = [
     "--window-size=1400,3000",
 ]
 POINT = """<script>
-const first = document.querySelector("[data-chart]");
+const first = document.querySelector("[data-plot]");
 const until = (ready, act) => ready() ? act() : setTimeout(until, 50, ready, act);
 until(() => drawn.length >= 5, () => {
+  for (const { data, layout } of [...drawn, { data: first.data, layout: template.layout }])
+    for (const { msg } of Plotly.validate(data, layout) ?? []) console.error(msg);
   const area = first.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
-  first.dispatchEvent(new PointerEvent("pointerenter"));
   const middle = { clientX: box.left + box.width / 2, clientY: box.top + 50 };
   area.dispatchEvent(new MouseEvent("mousemove", { bubbles: true, ...middle }));
 });
