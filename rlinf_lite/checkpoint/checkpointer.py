@@ -13,10 +13,10 @@ from typing import Any
 from rlinf_lite.checkpoint import layout, loading, storage
 from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlanner
 from rlinf_lite.checkpoint.live import HostBuffer
-from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.reports import LoadReport, SaveReport
 from rlinf_lite.checkpoint.retention import Retention
-from rlinf_lite.checkpoint.saving import Content, SaveJob, SaveReport, SaveSettings, capture
+from rlinf_lite.checkpoint.saving import Content, SaveJob, SaveSettings, capture
 from rlinf_lite.checkpoint.sections import Section
 from rlinf_lite.checkpoint.state import State
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -17,26 +16,13 @@ from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan, ShardReader
 from rlinf_lite.checkpoint.formats.read_ahead import warming
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.reports import LoadReport
 from rlinf_lite.checkpoint.sections import Section, check_sections, section_of_shard
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 _NOTHING = Metadata({}, storage_data={})
 """What a section that the checkpoint does not have holds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadReport:
-    """Describes a checkpoint that was loaded."""
-
-    path: StoragePath
-    manifest: Manifest
-    load_seconds: float
-    rng_restored: bool
-    """False if only a part was loaded; or if any rank's section was written by other ranks, or only one of the two has
-    a GPU: then the RNG state of the ranks of that section was derived anew from (seed, step, rank)."""
-    num_bytes: int
-    """Bytes read by all ranks together."""
 
 
 def load(

@@ -22,38 +22,13 @@ from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlan, ShardPl
 from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.reports import SaveReport
 from rlinf_lite.checkpoint.sections import Section
 from rlinf_lite.checkpoint.state import State, take
 from rlinf_lite.checkpoint.storage import StoragePath
 
 _SMALL_BYTES = 4096
 """Tensors up to this size (step counters) are copied at the start: they may change outside of the optimizer step."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SaveReport:
-    """A committed checkpoint."""
-
-    path: StoragePath
-    step: int
-    num_bytes: int
-    durable_seconds: float
-    """From the call to the commit."""
-    stall_seconds: float
-    """How long `Checkpointer.start` and `Checkpointer.fence` blocked the caller on this rank."""
-    superseded: StoragePath | None
-    """Where an older directory of the same name was moved to; None if there was none."""
-    removed: tuple[StoragePath, ...] = ()
-    """Older checkpoints that retention deleted."""
-    problems: tuple[str, ...] = ()
-    """Older checkpoints that retention could not delete, with the reason."""
-    idle: tuple[str, ...] = ()
-    """Retention rules that deleted nothing because they have no candidate; see `RetentionReport.idle`."""
-
-    @property
-    def gb_per_second(self) -> float:
-        """Durable throughput over all ranks."""
-        return self.num_bytes / 1e9 / self.durable_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

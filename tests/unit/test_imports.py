@@ -88,6 +88,7 @@ def test_libraries_stay_in_their_rooms():
         ("rlinf_lite.training", ["ray", "hydra", "rlinf_lite.checkpoint"]),
         ("rlinf_lite.cluster.group", ["torch", "transformers"]),
         ("rlinf_lite.driver", ["torch", "ray"]),
+        ("rlinf_lite.recovery.supervisor", ["torch.distributed.checkpoint", "torch._dynamo", "sympy"]),
         ("rlinf_lite.main_math", ["torch", "ray", "hydra", "omegaconf", "pydantic", "numpy", "psutil", "yaml"]),
     ],
 )

@@ -25,10 +25,10 @@ from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan
 from rlinf_lite.checkpoint.formats.dcp_writer import Find, ShardPlan, ShardPlanner, encode_metadata, write_items
 from rlinf_lite.checkpoint.formats.tensor_file import EntryEncoder
 from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
-from rlinf_lite.checkpoint.loading import LoadReport
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.memory.files import MemoryFile, MemoryWriter, path_of
 from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.reports import LoadReport
 from rlinf_lite.checkpoint.saving import Content, capture
 from rlinf_lite.checkpoint.sections import Section, check_sections, section_of_shard
 from rlinf_lite.checkpoint.state import State

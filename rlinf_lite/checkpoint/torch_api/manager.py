@@ -26,8 +26,8 @@ from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, Sta
 from rlinf_lite.checkpoint.formats.data_file import read_data
 from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
 from rlinf_lite.checkpoint.formats.dcp_reader import check_size
+from rlinf_lite.checkpoint.reports import SaveReport
 from rlinf_lite.checkpoint.retention import METRICS, Retention
-from rlinf_lite.checkpoint.saving import SaveReport
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.checkpoint.torch_api import torch_state
 
