@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -37,27 +38,75 @@ def start_and_reach(run, mark: Path, phase: str, step: int, action: str, *extra:
     return process
 
 
-def test_stopped_in_every_phase(straight, new_run, same_run, tmp_path):
-    """A run that saves nothing by itself, stopped in the middle of a rollout, an update, a validation and a save."""
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """A signal while the run is in ``phase`` of ``step``, and what it leads to."""
+
+    phase: str
+    step: int
+    action: str
+    number: int
+    code: int = EXIT_OUT_OF_TIME
+    interrupted: str
+    saved: int
+
+
+IN_ROLLOUT = Stop(
+    phase="rollout.train",
+    step=2,
+    action="hang",
+    number=signal.SIGTERM,
+    interrupted="SIGTERM: 1 of 8 steps",
+    saved=1,
+)
+IN_UPDATE = Stop(  # which is finished
+    phase="actor.update",
+    step=3,
+    action="wait",
+    number=signal.SIGTERM,
+    interrupted="SIGTERM: 3 of 8 steps",
+    saved=3,
+)
+IN_VALIDATION = Stop(  # which is still to come, and the row of metrics too
+    phase="rollout.val",
+    step=4,
+    action="hang",
+    number=signal.SIGINT,
+    code=EXIT_INTERRUPTED,
+    interrupted="Ctrl-C: 4 of 8 steps",
+    saved=4,
+)
+IN_SAVE = Stop(
+    phase="save.written",
+    step=5,
+    action="wait",
+    number=signal.SIGUSR1,
+    interrupted="SIGUSR1: ",
+    saved=5,
+)
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param([IN_UPDATE, IN_VALIDATION], id="finished and given up"),
+        pytest.param([IN_ROLLOUT, IN_UPDATE, IN_VALIDATION, IN_SAVE], id="every phase", marks=pytest.mark.soak),
+    ],
+)
+def test_stopped_in_a_phase(stops, straight, new_run, same_run, tmp_path):
+    """A run that saves nothing by itself, stopped again and again."""
     run, mark = new_run(NO_SAVES), tmp_path / "reached"
-    process = start_and_reach(run, mark, "rollout.train", 2, "hang")
-    printed = stop(run, process, signal.SIGTERM, EXIT_OUT_OF_TIME)
-    assert "SIGTERM: stopping" in printed and "interrupted by SIGTERM: 1 of 8 steps" in printed
-    assert run.steps() == [1]
-
-    process = start_and_reach(run, mark, "actor.update", 3, "wait")
-    printed = stop(run, process, signal.SIGUSR1, EXIT_OUT_OF_TIME)
-    assert "interrupted by SIGUSR1: 3 of 8 steps" in printed  # an update is finished
-    assert run.steps() == [1, 3]
-
-    process = start_and_reach(run, mark, "rollout.val", 4, "hang")
-    printed = stop(run, process, signal.SIGINT, EXIT_INTERRUPTED)
-    assert "interrupted by Ctrl-C: 4 of 8 steps" in printed  # its validation and its row are still to come
-    assert run.steps() == [1, 3, 4] and [row["step"] for row in run.rows()] == [1, 2, 3]
-
-    process = start_and_reach(run, mark, "save.written", 5, "wait", "runner.save_interval=5")
-    stop(run, process, signal.SIGTERM, EXIT_OUT_OF_TIME)
-    assert 5 in run.steps()
+    for place, each in enumerate(stops):
+        save = [f"runner.save_interval={each.step}"] if each is IN_SAVE else []
+        process = start_and_reach(run, mark, each.phase, each.step, each.action, *save)
+        printed = stop(run, process, each.number, each.code)
+        assert f"interrupted by {each.interrupted}" in printed
+        assert f"{each.interrupted.partition(':')[0]}: stopping" in printed
+        if each is not IN_SAVE:  # which may be followed by one more
+            assert run.steps() == [earlier.saved for earlier in stops[: place + 1]]
+        assert each.saved in run.steps()
+        if each is IN_VALIDATION:
+            assert [row["step"] for row in run.rows()] == [1, 2, 3]
     run.finish(AUTO)
     same_run(straight, run, 8)
 

@@ -33,7 +33,7 @@ def processor() -> str:
 def run_digest(output_dir: Path, *overrides: str) -> str:
     """Train the embedded default for 8 steps; returns the sha256 of the state that it saves."""
     settings = [f"runner.max_steps={STEPS}", f"runner.save_interval={STEPS}", f"runner.output_dir={output_dir}"]
-    command = [sys.executable, "-m", "rlinf_lite.main_math", *settings, *overrides]
+    command = [sys.executable, "-m", "rlinf_lite.main_math", *settings, "cluster.warm_spares=0", *overrides]
     environment = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ import pytest
 
 from rlinf_lite.driver import load
 from rlinf_lite.errors import EXIT_USER_ERROR
+from rlinf_lite.recovery.directories import make_directories
 from rlinf_lite.recovery.prepare import prepare
 from rlinf_lite.runner.failures import explain
 
@@ -16,21 +17,27 @@ pytestmark = pytest.mark.timeout(900)
 AUTO = "runner.resume_dir=auto"
 
 
+def test_before_anything_is_started(new_run):
+    printed = new_run({}).finish("runner.max_stepz=3", expect=2)
+    assert "runner.max_stepz: unknown key; did you mean runner.max_steps?" in printed
+    assert "Traceback" not in printed and len(printed.splitlines()) <= 3
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("runner.max_stepz=3", "runner.max_stepz: unknown key; did you mean runner.max_steps?"),
         ("runner.max_steps=many", "runner.max_steps=many: takes a whole number"),
         ("algorithm.n_minibatches=3", "algorithm.n_minibatches=3: does not divide data.rollout_batch_size=8"),
         ("actor.enable_offload=true", "actor.enable_offload=true: is not implemented"),
-        ("cluster.component_placement.critic=0", "unknown component 'critic'"),
         ("runner.output_dir=/dev/null/logs", "cannot write in /dev/null/logs"),
     ],
 )
-def test_before_anything_is_started(new_run, override, said):
-    printed = new_run({}).finish(override, expect=2)
-    assert said in printed
-    assert "Traceback" not in printed and len(printed.splitlines()) <= 3
+def test_a_config_that_cannot_be_run(new_run, override, said):
+    with pytest.raises(Exception) as caught:
+        make_directories(load(new_run({}).arguments(override)))
+    message, code = explain(caught.value)
+    assert message is not None and said in message and code == EXIT_USER_ERROR
+    assert len(message.splitlines()) <= 3
 
 
 @pytest.mark.parametrize(

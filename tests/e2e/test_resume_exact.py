@@ -91,7 +91,7 @@ def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
 
 
 @pytest.mark.parametrize(
-    "actors", [THREE_ACTORS, pytest.param(ONE_ACTOR, marks=pytest.mark.soak)], ids=["three ranks", "one rank"]
+    "actors", [ONE_ACTOR, pytest.param(THREE_ACTORS, marks=pytest.mark.soak)], ids=["one rank", "three ranks"]
 )
 def test_another_number_of_actor_ranks(straight, new_run, actors):
     run = new_run(actors)
