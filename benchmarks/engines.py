@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
 from rlinf_lite.config import Config
+from rlinf_lite.config.compose import load
 from rlinf_lite.data import load_problems
-from rlinf_lite.driver import load
 from rlinf_lite.models import build, hf_directory
 from rlinf_lite.rollout.batches import generation_batches
 from rlinf_lite.types import GenerationBatch, Prompt, Sampling

@@ -45,7 +45,7 @@ def launch(config: Config, link: ParentLink) -> int:
     Returns:
         The exit code: 0; 1 if the last checkpoint is not on the disk; that of the signal or deadline that stopped it.
     """
-    directories = make_directories(config)
+    directories = make_directories(config.runner)
     stop = Interruption(config.runner.preemption_grace)
     log_line(f"run: {config.runner.experiment_name}, in {directories.log}; starting ...")
     if not config.cluster.deterministic:
@@ -204,7 +204,7 @@ def _log_if_slow(config: Config, device: str) -> None:
 
     from rlinf_lite.recovery.prepare import slow_precision
 
-    if line := slow_precision(config, device, torch.backends.cpu.get_cpu_capability()):
+    if line := slow_precision(config.actor, config.rollout.model, device, torch.backends.cpu.get_cpu_capability()):
         log_line(line)
 
 

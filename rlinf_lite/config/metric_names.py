@@ -5,7 +5,9 @@ A test compares the names with what the runner logs.
 
 from __future__ import annotations
 
-from rlinf_lite.config.schema import Config
+from rlinf_lite.config.algorithm import AlgorithmConfig
+from rlinf_lite.config.rollout import RolloutConfig
+from rlinf_lite.config.runner import RunnerConfig
 from rlinf_lite.config.suggestions import nearest
 
 MACHINE_METRICS = ("time/", "throughput/", "memory/", "save/")
@@ -65,12 +67,11 @@ METRIC_NAMES = (
 )
 
 
-def why_never(name: str, config: Config) -> str | None:
+def why_never(name: str, runner: RunnerConfig, algorithm: AlgorithmConfig, rollout: RolloutConfig) -> str | None:
     """Why no step of this run logs the metric, with the remedy; None if steps may log it."""
-    algorithm = config.algorithm
     if name not in METRIC_NAMES:
         return f"no step has a metric of that name{nearest(name, list(METRIC_NAMES))}"
-    if name in _VALIDATION and config.runner.val_check_interval <= 0:
+    if name in _VALIDATION and runner.val_check_interval <= 0:
         return "nothing is validated; set runner.val_check_interval, or take another metric"
     if name in _KL and (not algorithm.kl_beta or algorithm.kl_in_reward):
         if algorithm.kl_in_reward:
@@ -88,6 +89,6 @@ def why_never(name: str, config: Config) -> str | None:
         return "no group is dropped; set algorithm.dynamic_sampling=true, or take another metric"
     if name == "policy/entropy" and not (algorithm.calculate_entropy or algorithm.entropy_bonus):
         return "it is not computed; set algorithm.calculate_entropy=true, or take another metric"
-    if name == "policy/rollout_logprob_gap" and not config.rollout.return_logprobs:
+    if name == "policy/rollout_logprob_gap" and not rollout.return_logprobs:
         return "the engine reports no log-probs; set rollout.return_logprobs=true, or take another metric"
     return None

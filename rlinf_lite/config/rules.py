@@ -259,7 +259,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
         yield "runner.checkpoint.save_on_best=true: needs a metric; set runner.checkpoint.keep_best.metric"
     if metric is not None and metric.startswith(MACHINE_METRICS):
         yield f"runner.checkpoint.keep_best.metric={metric}: says nothing about the model; take another metric"
-    elif metric is not None and (reason := why_never(metric, config)) is not None:
+    elif metric is not None and (reason := why_never(metric, runner, config.algorithm, config.rollout)) is not None:
         yield f"runner.checkpoint.keep_best.metric={metric}: {reason}"
     if runner.resume_mode == "weights" and runner.resume_dir in (None, "auto"):
         yield (

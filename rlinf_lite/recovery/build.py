@@ -202,7 +202,7 @@ class Build:
     def _saver(self, workers: Workers, start: Start, info: dict[str, Any]) -> Saver:
         return Saver(
             actors=workers.actors,
-            policies=policies(self.config),
+            policies=policies(self.config.runner),
             checkpoint=self.config.runner.checkpoint,
             progress=start.progress,
             saved=self._saved_in(start),
@@ -231,7 +231,9 @@ class Build:
         return manifest.info.get(manifests.SAVE_ID) == save_id
 
     def _restore_from(self, start: Start, workers: Workers) -> Start:
-        return restore(start, workers.actors, self.config, self.checkpoints, self.prepared.identity, self._compute)
+        return restore(
+            start, workers.actors, self.config.runner, self.checkpoints, self.prepared.identity, self._compute
+        )
 
     def restore(self, runner: Runner, workers: Workers, sinks: ExitStack) -> None:
         """The newest completed step's state for workers that were replaced: from memory, else from the newest
@@ -292,13 +294,12 @@ class Build:
         saved = self.saved_by(runner.progress.step)
         others = {path: "not of this run" for path in {*layout.committed(self.checkpoints)} - saved}
         settings = self.config.runner.model_copy(update={"resume_dir": AUTO, "resume_mode": "full"})
-        config = self.config.model_copy(update={"runner": settings})
         if saved:
             touched = True
             try:
-                start = choose_start(config, self.checkpoints, others)
+                start = choose_start(settings, self.checkpoints, others)
                 return restore(
-                    start, workers.actors, config, self.checkpoints, self.prepared.identity, self._compute, others
+                    start, workers.actors, settings, self.checkpoints, self.prepared.identity, self._compute, others
                 )
             except CheckpointError as error:
                 log_line(f"!! {error}")

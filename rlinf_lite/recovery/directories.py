@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.config import ConfigError, RunnerConfig
 
 if TYPE_CHECKING:
     from rlinf_lite.checkpoint.storage import StoragePath
@@ -33,18 +33,18 @@ class Directories:
         return [*([self.checkpoints] if isinstance(self.checkpoints, Path) else []), *apart]
 
 
-def make_directories(config: Config) -> Directories:
+def make_directories(runner: RunnerConfig) -> Directories:
     """Create the run's directories and make sure that they can be written; if they cannot, none is left behind.
 
     Raises:
         ConfigError: they cannot; names the key.
     """
-    run, log = _run_directory(config), Path(config.runner.logger.log_path)
-    checkpoints = checkpoints_directory(config)
+    run, log = _run_directory(runner), Path(runner.logger.log_path)
+    checkpoints = checkpoints_directory(runner)
     wanted: list[tuple[str, StoragePath]] = [
         ("runner.output_dir", run),
         ("runner.logger.log_path", log),
-        ("runner.output_dir" if config.runner.checkpoint.root is None else "runner.checkpoint.root", checkpoints),
+        ("runner.output_dir" if runner.checkpoint.root is None else "runner.checkpoint.root", checkpoints),
     ]
     made: list[Path] = []
     try:
@@ -64,15 +64,15 @@ def remove_empty(made: Sequence[Path]) -> None:
             path.rmdir()
 
 
-def checkpoints_directory(config: Config) -> StoragePath:
+def checkpoints_directory(runner: RunnerConfig) -> StoragePath:
     """``runner.checkpoint.root``, or ``checkpoints`` in the run's directory.
 
     Raises:
         ConfigError: it is a URL that cannot be used.
     """
-    root = config.runner.checkpoint.root
+    root = runner.checkpoint.root
     if root is None:
-        return _run_directory(config) / "checkpoints"
+        return _run_directory(runner) / "checkpoints"
     if "://" not in root:
         return Path(root)
     # Imported here: it brings torch, which a run with a plain directory imports while Ray starts.
@@ -84,18 +84,18 @@ def checkpoints_directory(config: Config) -> StoragePath:
         raise ConfigError(f"runner.checkpoint.root={error}") from None
 
 
-def has_saved(config: Config, checkpoints: StoragePath) -> bool:
+def has_saved(runner: RunnerConfig, checkpoints: StoragePath) -> bool:
     """Whether there are checkpoints that the same command resumes from with ``runner.resume_dir=auto``.
 
     Not with ``resume_mode=weights``, which looks for them by itself.
     """
     from rlinf_lite.checkpoint import layout
 
-    return config.runner.resume_mode == "full" and bool(layout.committed(checkpoints))
+    return runner.resume_mode == "full" and bool(layout.committed(checkpoints))
 
 
-def _run_directory(config: Config) -> Path:
-    return Path(config.runner.output_dir) / config.runner.experiment_name
+def _run_directory(runner: RunnerConfig) -> Path:
+    return Path(runner.output_dir) / runner.experiment_name
 
 
 def _missing(directory: StoragePath) -> list[Path]:

@@ -1,4 +1,7 @@
-"""The identity of a run: everything that determines its numbers. A resume that changes it is refused by name."""
+"""The identity of a run: everything that determines its numbers. A resume that changes it is refused by name.
+
+It takes the whole config, because a key that is not `Neutral` belongs to it wherever it stands.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Checks before workers start: checkpoint, model directory, data, and the identity of the run."""
+"""Checks before workers start: checkpoint, model directories, data, and the identity of the run, which is of the whole
+config."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 from rlinf_lite import rewards
 from rlinf_lite.algorithms import user_algorithm
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.config import Config
+from rlinf_lite.config import ActorConfig, Config, OptimConfig, RolloutModelConfig
 from rlinf_lite.config.versions import versions
 from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.models import hf_directory, vocabulary
@@ -42,30 +45,22 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     Raises:
         ConfigError, DataError, CheckpointError: what cannot be run or resumed, by key or file.
     """
-    start = choose_start(config, checkpoints)
-    model_dir = _model_dir(config.actor.model.model_path, "actor.model.model_path")
-    tokenizer_dir = _model_dir(config.actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
-    engine_dir = _model_dir(config.rollout.model.model_path, "rollout.model.model_path")
-    model_config = hf_directory.load_config(model_dir, config.actor.model.model_type)
-    hf_directory.check_length(model_config, config.runner.seq_length)
-    tokenizer = hf_directory.load_tokenizer(tokenizer_dir)
-    engine_config = hf_directory.load_config(engine_dir, config.rollout.model.model_type)
+    runner, num_prompts = config.runner, config.data.rollout_batch_size
+    start = choose_start(runner, checkpoints)
+    models = _read_models(config.actor, config.rollout.model, runner.seq_length)
     reward, algorithm = rewards.fingerprint(config.reward), user_algorithm.fingerprint(config.algorithm)
     versions(config.rollout)
-    eos_ids = vocabulary.eos_ids(engine_dir, tokenizer)
-    train = load_problems(config.data, "train", tokenizer, stop=stop)
-    val = load_problems(config.data, "val", tokenizer, stop=stop) if config.runner.val_check_interval > 0 else None
-    models = {model_dir: model_config, engine_dir: engine_config}
-    vocabulary.check_prompts(max(part.max_token_id for part in (train, val) if part), tokenizer_dir, models)
-    if line := vocabulary.more_tokens_than_model(tokenizer, tokenizer_dir, model_config, model_dir):
-        log_line(line)
-    last_step = schedule.total_steps(config, len(train.problems))
-    total_updates = schedule.total_updates(config, last_step)
+    eos_ids = vocabulary.eos_ids(models.engine_dir, models.tokenizer)
+    train = load_problems(config.data, "train", models.tokenizer, stop=stop)
+    val = load_problems(config.data, "val", models.tokenizer, stop=stop) if runner.val_check_interval > 0 else None
+    models.check_prompts(max(part.max_token_id for part in (train, val) if part))
+    last_step = schedule.total_steps(runner, num_problems=len(train.problems), batch=num_prompts)
+    total_updates = schedule.total_updates(config.actor.optim, last_step, config.algorithm.n_minibatches)
     made_of = identity(
         config,
-        base_model=hf_directory.fingerprint(model_dir),
-        tokenizer=hf_directory.tokenizer_fingerprint(tokenizer_dir),
-        engine=f"{hf_directory.config_digest(engine_config)} {sorted(eos_ids)}",
+        base_model=hf_directory.fingerprint(models.policy_dir),
+        tokenizer=hf_directory.tokenizer_fingerprint(models.tokenizer_dir),
+        engine=f"{hf_directory.config_digest(models.engine)} {sorted(eos_ids)}",
         train_data=train.fingerprint,
         val_data=val.fingerprint if val else None,
         reward=reward,
@@ -73,11 +68,11 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
         initial_weights=initial_weights(start),
         total_updates=total_updates,
     )
-    start = check_identity(start, made_of, config)
-    _log_data(train, val, last_step, config)
-    for line in never_meet(config, last_step):
+    start = check_identity(start, made_of, runner.resume_allow_changes)
+    _log_data(train, val, last_step, num_prompts, config.algorithm.group_size)
+    for line in never_meet(runner, last_step):
         log_line(f"!! {line}")
-    _log_if_never_warm(config, total_updates)
+    _log_if_never_warm(config.actor.optim, total_updates)
     return Prepared(
         start=start,
         train=train,
@@ -88,23 +83,59 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Models:
+    """What the directories of the policy, of its tokenizer and of the engines hold, without weights."""
+
+    policy_dir: Path
+    policy: PretrainedConfig
+    tokenizer_dir: Path
+    tokenizer: PreTrainedTokenizerBase
+    engine_dir: Path
+    engine: PretrainedConfig
+
+    def check_prompts(self, max_token_id: int) -> None:
+        """Check that both models know every token of the prompts; log if the policy does not know all others."""
+        models = {self.policy_dir: self.policy, self.engine_dir: self.engine}
+        vocabulary.check_prompts(max_token_id, self.tokenizer_dir, models)
+        line = vocabulary.more_tokens_than_model(self.tokenizer, self.tokenizer_dir, self.policy, self.policy_dir)
+        if line:
+            log_line(line)
+
+
+def _read_models(actor: ActorConfig, engine: RolloutModelConfig, seq_length: int) -> _Models:
+    policy_dir = _model_dir(actor.model.model_path, "actor.model.model_path")
+    tokenizer_dir = _model_dir(actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
+    engine_dir = _model_dir(engine.model_path, "rollout.model.model_path")
+    policy = hf_directory.load_config(policy_dir, actor.model.model_type)
+    hf_directory.check_length(policy, seq_length)
+    return _Models(
+        policy_dir=policy_dir,
+        policy=policy,
+        tokenizer_dir=tokenizer_dir,
+        tokenizer=hf_directory.load_tokenizer(tokenizer_dir),
+        engine_dir=engine_dir,
+        engine=hf_directory.load_config(engine_dir, engine.model_type),
+    )
+
+
 def _model_dir(path: str, key: str) -> Path:
     found = hf_directory.resolve(path, key)
     check_files(found, key)
     return found
 
 
-def slow_precision(config: Config, device: str, capability: str) -> str | None:
+def slow_precision(actor: ActorConfig, engine: RolloutModelConfig, device: str, capability: str) -> str | None:
     """A warning if a CPU without bf16 instructions shall compute in bf16, which is several times slower; else None.
 
     Args:
         capability: `torch.backends.cpu.get_cpu_capability` of the driver, which stands for the workers' nodes.
     """
-    compute = config.actor.fsdp_config.mixed_precision.param_dtype
+    compute = actor.fsdp_config.mixed_precision.param_dtype
     asked = {
-        "actor.model.precision": config.actor.model.precision if compute is None else "fp32",
+        "actor.model.precision": actor.model.precision if compute is None else "fp32",
         "actor.fsdp_config.mixed_precision.param_dtype": compute or "fp32",
-        "rollout.model.precision": config.rollout.model.precision,
+        "rollout.model.precision": engine.precision,
     }
     low = [f"{key}={dtype}" for key, dtype in asked.items() if dtype != "fp32"]
     if device != "cpu" or capability not in ("DEFAULT", "AVX2") or not low:
@@ -112,20 +143,19 @@ def slow_precision(config: Config, device: str, capability: str) -> str | None:
     return f"{' and '.join(low)}: this processor has no instructions for it, and fp32 is several times faster here"
 
 
-def _log_if_never_warm(config: Config, total_updates: int) -> None:
-    warmup = config.actor.optim.lr_warmup_steps
-    if warmup >= total_updates and config.actor.optim.total_training_steps is None:
+def _log_if_never_warm(optim: OptimConfig, total_updates: int) -> None:
+    warmup = optim.lr_warmup_steps
+    if warmup >= total_updates and optim.total_training_steps is None:
         log_line(
             f"note: actor.optim.lr_warmup_steps={warmup}: the run has {total_updates} optimizer steps, so the learning "
             "rate is still rising at its end"
         )
 
 
-def _log_data(train: ProblemSet, val: ProblemSet | None, last_step: int, config: Config) -> None:
+def _log_data(train: ProblemSet, val: ProblemSet | None, last_step: int, num_prompts: int, group_size: int) -> None:
     left_out = f", {train.num_filtered} over data.max_prompt_length left out" if train.num_filtered else ""
     held_out = f", {len(val.problems)} to validate on" if val else ""
-    rows = config.data.rollout_batch_size * config.algorithm.group_size
     log_line(
         f"data: {len(train.problems)} problems from {train.source}{left_out}{held_out}; {last_step} steps of "
-        f"{config.data.rollout_batch_size} prompts x {config.algorithm.group_size} = {rows} responses"
+        f"{num_prompts} prompts x {group_size} = {num_prompts * group_size} responses"
     )

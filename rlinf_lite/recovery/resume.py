@@ -21,7 +21,7 @@ from rlinf_lite.checkpoint import (
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
-from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.config import ConfigError, RunnerConfig
 from rlinf_lite.observability import log_line
 from rlinf_lite.observability.hub import METRICS_FILE, HubState
 from rlinf_lite.observability.jsonl import first_step, missing_steps
@@ -61,7 +61,9 @@ class Start:
         return path is not None and absolute(path).parent == absolute(checkpoints)
 
 
-def choose_start(config: Config, checkpoints: StoragePath, damaged: Mapping[StoragePath, str] | None = None) -> Start:
+def choose_start(
+    runner: RunnerConfig, checkpoints: StoragePath, damaged: Mapping[StoragePath, str] | None = None
+) -> Start:
     """Find the checkpoint that ``runner.resume_dir`` names, and read its counters.
 
     Hashes are checked later: in `restore`, each rank hashes what it reads.
@@ -74,9 +76,9 @@ def choose_start(config: Config, checkpoints: StoragePath, damaged: Mapping[Stor
         CheckpointError: as `checkpoint.select`; or its ``data.pt`` is not what this version writes.
         ConfigError: see `refuse_to_mix`.
     """
-    wanted, verify = config.runner.resume_dir, config.runner.checkpoint.verify
+    wanted, verify = runner.resume_dir, runner.checkpoint.verify
     level = "size" if verify == "full" else verify
-    if config.runner.resume_mode == "weights":
+    if runner.resume_mode == "weights":
         if not layout.committed(checkpoints):
             return Start(
                 selection=_NO_CHECKPOINT, progress=Progress(), weights=select(wanted, checkpoints, verify=level)
@@ -95,7 +97,7 @@ def choose_start(config: Config, checkpoints: StoragePath, damaged: Mapping[Stor
                 log_line(f"!! stepped over a damaged checkpoint: {reason}")
         try:
             start = _start(selection, checkpoints, automatic=wanted == AUTO)
-            refuse_to_mix(start, checkpoints, Path(config.runner.logger.log_path) / METRICS_FILE)
+            refuse_to_mix(start, checkpoints, Path(runner.logger.log_path) / METRICS_FILE)
             return start
         except DamagedCheckpoint as error:
             if wanted != AUTO:
@@ -175,8 +177,12 @@ def initial_weights(start: Start) -> str | None:
     return start.weights.manifest.weights_fingerprint()
 
 
-def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Start:
+def check_identity(start: Start, now: Mapping[str, Any], allowed: Sequence[str]) -> Start:
     """Refuse a resume that would change the numbers; say which changes were allowed.
+
+    Args:
+        now: the identity as configured.
+        allowed: ``runner.resume_allow_changes``.
 
     Returns:
         ``start``, with the changes that were allowed.
@@ -186,7 +192,7 @@ def check_identity(start: Start, now: Mapping[str, Any], config: Config) -> Star
     """
     if start.selection.path is None:
         return start
-    changes = refuse_changes(saved_identity(start), now, config.runner.resume_allow_changes, start.selection.path.name)
+    changes = refuse_changes(saved_identity(start), now, allowed, start.selection.path.name)
     for change in changes:
         log_line(f"!! allowed by runner.resume_allow_changes, numbers will differ: {change}")
     return replace(start, changes=(*start.changes, *changes))
@@ -218,7 +224,7 @@ def sweep(checkpoints: StoragePath) -> None:
 def restore(
     start: Start,
     actors: PolicyWorkers,
-    config: Config,
+    runner: RunnerConfig,
     checkpoints: StoragePath,
     now: Mapping[str, Any],
     compute: str,
@@ -239,17 +245,18 @@ def restore(
         ConfigError: an older one that verifies would not give the same numbers.
     """
     if start.weights is not None:
-        _load_weights(start.weights, actors, config)
+        _load_weights(start.weights, actors, runner.checkpoint.verify)
     while (path := start.selection.path) is not None:
         try:
-            report = actors.load(str(absolute(path)), config.runner.checkpoint.verify)
+            report = actors.load(str(absolute(path)), runner.checkpoint.verify)
         except (DamagedCheckpoint, StateMismatch) as error:
             # Its identity matches, so a state of another form means that its content does not match its manifest.
-            allowed = isinstance(error, StateMismatch) and bool(config.runner.resume_allow_changes)
+            allowed = isinstance(error, StateMismatch) and bool(runner.resume_allow_changes)
             if not start.automatic or allowed:
                 raise
             known = {**(others or {}), **step_over(start.selection, error)}
-            start = check_identity(choose_start(config, checkpoints, known), now, config)
+            start = choose_start(runner, checkpoints, known)
+            start = check_identity(start, now, runner.resume_allow_changes)
         else:
             _log_restored(report, actors.size, compute)
             changes = (*start.changes, *what_differs(report, actors.size, compute))
@@ -257,10 +264,10 @@ def restore(
     return start
 
 
-def _load_weights(weights: Selection, actors: PolicyWorkers, config: Config) -> None:
+def _load_weights(weights: Selection, actors: PolicyWorkers, verify: str) -> None:
     path, manifest = weights.path, weights.manifest
     assert path is not None and manifest is not None
-    report = actors.load_weights(str(absolute(path)), config.runner.checkpoint.verify)
+    report = actors.load_weights(str(absolute(path)), verify)
     log_line(f"a new run, with the model weights of step {manifest.step} of {path} ({report.load_seconds:.2f} s)")
 
 

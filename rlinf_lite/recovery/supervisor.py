@@ -194,7 +194,7 @@ class Supervisor:
         Not with ``resume_mode=weights``, which looks for them by itself; nor before a start is through, because until
         then the newest checkpoint may be one that this start was told to go back from.
         """
-        return self.runner is not None and has_saved(self.build.config, self.build.checkpoints)
+        return self.runner is not None and has_saved(self.build.config.runner, self.build.checkpoints)
 
     def _admit(self, step: int, text: str, cause: str, *, death: bool) -> None:
         log_line("\n".join(f"!! {line}" for line in text.splitlines()))

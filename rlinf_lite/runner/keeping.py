@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from rlinf_lite.config import Config
+from rlinf_lite.config import RunnerConfig
 
 
-def never_meet(config: Config, last_step: int) -> Iterator[str]:
+def never_meet(runner: RunnerConfig, last_step: int) -> Iterator[str]:
     """Yield warnings for the start of a run of ``last_step`` steps. Ignores saves by signal or deadline."""
-    yield from _best_without_validation(config, last_step)
-    yield from _every_without_save(config, last_step)
+    yield from _best_without_validation(runner, last_step)
+    yield from _every_without_save(runner, last_step)
 
 
-def _best_without_validation(config: Config, last_step: int) -> Iterator[str]:
-    runner, checkpoint = config.runner, config.runner.checkpoint
+def _best_without_validation(runner: RunnerConfig, last_step: int) -> Iterator[str]:
+    checkpoint = runner.checkpoint
     metric, validation, save = checkpoint.keep_best.metric, runner.val_check_interval, runner.save_interval
     if metric is None or not metric.startswith("val/") or checkpoint.save_on_best:
         return
@@ -31,8 +31,8 @@ def _best_without_validation(config: Config, last_step: int) -> Iterator[str]:
     )
 
 
-def _every_without_save(config: Config, last_step: int) -> Iterator[str]:
-    runner, every, save = config.runner, config.runner.checkpoint.keep_every, config.runner.save_interval
+def _every_without_save(runner: RunnerConfig, last_step: int) -> Iterator[str]:
+    every, save = runner.checkpoint.keep_every, runner.save_interval
     if every is None or last_step % every == 0 or runner.save_interval_minutes > 0 or runner.checkpoint.save_on_best:
         return
     if save > 0 and math.lcm(every, save) <= last_step:

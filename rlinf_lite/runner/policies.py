@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-from rlinf_lite.config import Config, seconds_of
+from rlinf_lite.config import RunnerConfig, seconds_of
 from rlinf_lite.runner.signals import SAVE_SIGNAL
 
 
@@ -116,9 +116,9 @@ def decide(policies: Sequence[Policy], moment: Moment) -> Due | None:
     return Due("" if ordinary else ", ".join(due.why for due in found if due.why), stop)
 
 
-def policies(config: Config) -> tuple[Policy, ...]:
+def policies(runner: RunnerConfig) -> tuple[Policy, ...]:
     """Return the policies that the config asks for; a save at the last step and on the signal is always among them."""
-    runner, best = config.runner, config.runner.checkpoint.keep_best.metric
+    best = runner.checkpoint.keep_best.metric
     seconds = seconds_of(runner.max_time)
     return (
         AtLastStep(),

@@ -1,18 +1,22 @@
-"""The number of steps of a run, and when validation is due. Pure functions of config and step."""
+"""The number of steps of a run, and when validation is due. Pure functions of settings and step."""
 
 from __future__ import annotations
 
-from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.config import ConfigError, OptimConfig, RunnerConfig
 
 
-def total_steps(config: Config, num_problems: int) -> int:
+def total_steps(runner: RunnerConfig, *, num_problems: int, batch: int) -> int:
     """Return the steps of the whole run: the smaller of what ``max_steps`` and ``max_epochs`` allow.
+
+    Args:
+        num_problems: of an epoch.
+        batch: problems per step.
 
     Raises:
         ConfigError: the epochs are less than one batch.
     """
-    batch, epochs = config.data.rollout_batch_size, config.runner.max_epochs
-    limits = [config.runner.max_steps] if config.runner.max_steps > 0 else []
+    epochs = runner.max_epochs
+    limits = [runner.max_steps] if runner.max_steps > 0 else []
     if epochs > 0:
         limits.append(epochs * num_problems // batch)
     if min(limits) < 1:
@@ -23,9 +27,9 @@ def total_steps(config: Config, num_problems: int) -> int:
     return min(limits)
 
 
-def total_updates(config: Config, steps: int) -> int:
-    """Return the optimizer steps over which the learning rate decays."""
-    return config.actor.optim.total_training_steps or steps * config.algorithm.n_minibatches
+def total_updates(optim: OptimConfig, steps: int, num_minibatches: int) -> int:
+    """Return the optimizer steps over which the learning rate decays, in a run of ``steps`` training steps."""
+    return optim.total_training_steps or steps * num_minibatches
 
 
 def due(step: int, interval: int, last: int) -> bool:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.recovery.directories import make_directories
 from rlinf_lite.recovery.prepare import prepare

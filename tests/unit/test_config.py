@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from rlinf_lite.config import Config, ConfigError, build, flatten, keys, known_keys, seconds_of
+from rlinf_lite.config.compose import CONFIGS, load
 from rlinf_lite.config.rules import check
-from rlinf_lite.driver import CONFIGS, load
 from rlinf_lite.recovery.identity import ADDED
 
 # RLinf's documented example, word for word (its resume page), and the model that any run needs.

@@ -40,7 +40,7 @@ LEVELS = [
     {"driver", "main_math"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-ONLY_IN = {"ray": {"cluster"}, "hydra": {"driver", "config"}, "wandb": {"observability"}}
+ONLY_IN = {"ray": {"cluster"}, "hydra": {"config"}, "wandb": {"observability"}}
 
 
 def imports() -> list[tuple[Path, str, list[str]]]:

@@ -16,7 +16,7 @@ from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.workers.device import fix_device
 from rlinf_lite.config import ClusterConfig, Config, ConfigError, flatten
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.eval.command import explain as explain_eval
 from rlinf_lite.eval.engine import prepare_device
@@ -306,7 +306,7 @@ def test_the_key_is_part_of_the_identity():
 def test_opting_out_is_said_in_the_first_lines(tmp_path, capsys, deterministic):
     """Before Ray is there; a run that is already there ends the start after these lines."""
     config = load([f"runner.output_dir={tmp_path}", f"cluster.deterministic={deterministic}"])
-    with hold(make_directories(config).checkpoints), pytest.raises(ConfigError, match="in use"):
+    with hold(make_directories(config.runner).checkpoints), pytest.raises(ConfigError, match="in use"):
         launch(config, ParentLink())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("run: ")

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import Config
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.models import build, head, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
 from rlinf_lite.ties import tied_names
@@ -235,6 +235,6 @@ def test_the_engine_is_compared_with_the_trainer(config):
 
 def test_schedule_of_the_first_config():
     config = load(["qwen2.5-1.5b-grpo-fsdp"])
-    steps = total_steps(config, num_problems=106_000)
+    steps = total_steps(config.runner, num_problems=106_000, batch=config.data.rollout_batch_size)
     assert steps == 5 * 106_000 // 128
-    assert total_updates(config, steps) == 4 * steps
+    assert total_updates(config.actor.optim, steps, config.algorithm.n_minibatches) == 4 * steps

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlinf_lite.config import Config, ConfigError, build, flatten, keys
+from rlinf_lite.config.compose import CONFIGS, load
 from rlinf_lite.config.rules import check
 from rlinf_lite.config.unusual import unusual_values
-from rlinf_lite.driver import CONFIGS, load
 
 START = {"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}, "data": {"type": "arithmetic"}}
 COUNT, SECONDS, SEED, ANY = 2**31 - 1, 1e8, 2**63 - 1, None

@@ -13,10 +13,10 @@ from rlinf_lite import faults, paths
 from rlinf_lite.checkpoint import Checkpointer, CheckpointManager, NoCheckpoint
 from rlinf_lite.checkpoint.storage import storage_path
 from rlinf_lite.config import ConfigError, build, flatten, keys
+from rlinf_lite.config.compose import load
 from rlinf_lite.config.overrides import readable
 from rlinf_lite.config.rules import check
 from rlinf_lite.config.schema import is_list, is_text
-from rlinf_lite.driver import load
 from rlinf_lite.eval.__main__ import parse as parse_eval
 from rlinf_lite.eval.settings import overrides as eval_overrides
 from rlinf_lite.eval.source import opened

@@ -21,7 +21,7 @@ from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.reward_worker import RewardWorker
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.workers import start_workers
 from rlinf_lite.types import MiniBatch, Normalizers, RankBatch, Segments, TokenBatch
 from rlinf_lite.user_code import search_path

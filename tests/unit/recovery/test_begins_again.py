@@ -19,7 +19,7 @@ import torch.distributed as dist
 from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.records import PolicySetup
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.observability import MetricHub
 from rlinf_lite.recovery.build import Build
 from rlinf_lite.recovery.resume import choose_start
@@ -98,7 +98,7 @@ def build(root: Path, actor: OneActor, *overrides: str) -> Build:
     config = load([f"runner.output_dir={root}", "runner.logger.logger_backends=[]", *overrides])
     checkpoints = root / "checkpoints"
     prepared = SimpleNamespace(
-        start=choose_start(config, checkpoints), identity=IDENTITY, last_step=9, total_updates=100
+        start=choose_start(config.runner, checkpoints), identity=IDENTITY, last_step=9, total_updates=100
     )
     made = Build(
         config=config, prepared=prepared, checkpoints=checkpoints, log=root, stop=None, request=None, started=0.0

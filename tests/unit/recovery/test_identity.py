@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from rlinf_lite.config import ConfigError, versions
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.identity import identity, refuse_changes
 
 

@@ -11,7 +11,7 @@ import torch
 
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint
 from rlinf_lite.config import Config
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.recovery.resume import choose_start
 from rlinf_lite.runner.failures import explain
@@ -101,12 +101,12 @@ def checkpoints(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("data", "info", "said"), CASES.values(), ids=CASES)
 def test_nonsense_is_stepped_over_aloud_and_refused_where_it_is_given(checkpoints, config_of, capsys, data, info, said):
     path = Checkpointer(checkpoints).save(3, {"w": torch.zeros(2)}, data=data, info=info).path
-    start = choose_start(config_of("auto"), checkpoints)
+    start = choose_start(config_of("auto").runner, checkpoints)
     assert start.progress == Progress(step=2) and set(start.selection.damaged) == {path}
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("!!")]
     assert "stepped over a damaged checkpoint" in line and said in line and str(path) in line
     with pytest.raises(DamagedCheckpoint) as caught:
-        choose_start(config_of(path), checkpoints)
+        choose_start(config_of(path).runner, checkpoints)
     message, code = explain(caught.value)
     assert code == EXIT_USER_ERROR and said in str(message)
 
@@ -123,5 +123,5 @@ def test_what_a_run_writes_is_taken(checkpoints, config_of):
     data = {"progress": progress.state(), "observability": {"wandb_run_id": None, "last_step": -1}}
     info = {"identity": {"a": [1, None]}, "compute": "cpu", "tied": {"a": "b"}, "metrics": {"x": 1, "y": 0.5}}
     Checkpointer(checkpoints).save(3, {"w": torch.zeros(2)}, data=data, info=info)
-    taken = choose_start(config_of("auto"), checkpoints).progress
+    taken = choose_start(config_of("auto").runner, checkpoints).progress
     assert taken.step == 3 and taken.best == progress.best and math.isnan(taken.unlogged["loss"])

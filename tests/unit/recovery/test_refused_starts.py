@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.directories import make_directories
 from rlinf_lite.recovery.prepare import _log_if_never_warm
@@ -53,13 +53,13 @@ def test_what_was_there_before_stays(tmp_path):
 def test_directories_that_cannot_all_be_made_are_not_made(tmp_path):
     config = load([f"runner.output_dir={tmp_path}/a", "runner.checkpoint.root=/dev/null/x"])
     with pytest.raises(ConfigError, match=r"runner\.checkpoint\.root: cannot write"):
-        make_directories(config)
+        make_directories(config.runner)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_probe_is_no_way_to_another_file(tmp_path):
     """Its name cannot be known before; a link of that name would not be followed."""
-    directories = make_directories(load([f"runner.output_dir={tmp_path}/a"]))
+    directories = make_directories(load([f"runner.output_dir={tmp_path}/a"]).runner)
     assert [path.name for path in directories.made] == ["a", "grpo-tiny-arithmetic", "checkpoints"]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 

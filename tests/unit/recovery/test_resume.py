@@ -11,7 +11,7 @@ import torch
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, LoadReport
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.config import Config, ConfigError
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.identity import carried_on
 from rlinf_lite.recovery.resume import check_identity, choose_start, initial_weights, restore
 from rlinf_lite.runner.progress import Progress
@@ -61,7 +61,7 @@ class Ranks:
 
 
 def resume(config: Config, checkpoints: Path, ranks: Ranks, now: dict = IDENTITY):
-    return restore(choose_start(config, checkpoints), ranks, config, checkpoints, now, "cpu")
+    return restore(choose_start(config.runner, checkpoints), ranks, config.runner, checkpoints, now, "cpu")
 
 
 def test_the_newest_is_loaded_and_verified_by_the_ranks(checkpoints, capsys):
@@ -121,7 +121,7 @@ def test_counters_of_another_version_are_stepped_over(checkpoints, capsys):
     assert resume(asks(), checkpoints, Ranks()).progress.step == 3
     assert "another version wrote it" in capsys.readouterr().out
     with pytest.raises(DamagedCheckpoint, match="another version wrote it"):
-        choose_start(asks(f"runner.resume_dir={checkpoints / 'global_step_4'}"), checkpoints)
+        choose_start(asks(f"runner.resume_dir={checkpoints / 'global_step_4'}").runner, checkpoints)
 
 
 def test_an_older_checkpoint_must_be_of_the_same_run_too(checkpoints):
@@ -139,7 +139,7 @@ def test_weights_start_a_new_run_once_and_then_it_resumes_its_own(checkpoints, t
     assert ranks.asked == [("load_weights", "global_step_2", "full")]
     assert "a new run, with the model weights of step 2" in capsys.readouterr().out
 
-    began = {**IDENTITY, INITIAL: initial_weights(choose_start(config, own))}
+    began = {**IDENTITY, INITIAL: initial_weights(choose_start(config.runner, own))}
     save(own, (1, 2), began)
     again = resume(config, own, Ranks(damaged=("global_step_2",)), began)
     assert again.committed_step == 1
@@ -150,15 +150,17 @@ def test_weights_start_a_new_run_once_and_then_it_resumes_its_own(checkpoints, t
 
 
 def test_the_origin_of_the_weights_is_part_of_the_run(checkpoints, tmp_path):
-    of = {step: initial_weights(choose_start(begins_with(checkpoints, step), tmp_path / "new")) for step in (1, 2)}
+    of = {
+        step: initial_weights(choose_start(begins_with(checkpoints, step).runner, tmp_path / "new")) for step in (1, 2)
+    }
     assert of[1] is not None and of[2] is not None and of[1] != of[2]
-    assert initial_weights(choose_start(asks(), checkpoints)) is None
+    assert initial_weights(choose_start(asks().runner, checkpoints)) is None
     own = save(tmp_path / "own", (1,), {**IDENTITY, INITIAL: of[1]})
-    start = choose_start(asks(), own)
+    start = choose_start(asks().runner, own)
     for unknown_or_same in (None, of[1]):
-        assert check_identity(start, {**IDENTITY, INITIAL: unknown_or_same}, asks()) == start
+        assert check_identity(start, {**IDENTITY, INITIAL: unknown_or_same}, []) == start
     with pytest.raises(ConfigError, match=r"actor\.model \(initial weights\)"):
-        check_identity(start, {**IDENTITY, INITIAL: of[2]}, asks())
+        check_identity(start, {**IDENTITY, INITIAL: of[2]}, [])
     assert carried_on({INITIAL: of[1]}, IDENTITY)[INITIAL] == of[1]
     assert carried_on({}, {**IDENTITY, INITIAL: of[2]})[INITIAL] == of[2]
 
@@ -173,13 +175,13 @@ def test_a_link_to_the_weights_may_move_on_or_go(checkpoints, tmp_path):
     link, own = checkpoints / "latest", tmp_path / "own"
     link.symlink_to("global_step_1")
     config = begins_with(checkpoints, "latest")
-    began = {**IDENTITY, INITIAL: initial_weights(choose_start(config, own))}
+    began = {**IDENTITY, INITIAL: initial_weights(choose_start(config.runner, own))}
     save(own, (1,), began)
     for target in ("global_step_2", None):
         link.unlink()
         if target is not None:
             link.symlink_to(target)
-        start = choose_start(config, own)
+        start = choose_start(config.runner, own)
         now = {**IDENTITY, INITIAL: initial_weights(start)}
-        assert check_identity(start, now, config).committed_step == 1
+        assert check_identity(start, now, config.runner.resume_allow_changes).committed_step == 1
         assert carried_on(began, now) == began

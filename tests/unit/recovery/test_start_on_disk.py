@@ -22,7 +22,7 @@ from rlinf_lite import faults
 from rlinf_lite.checkpoint import Checkpointer, layout, select, storage
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.config import Config
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.launch import _how_to_resume
 from rlinf_lite.observability import JsonlSink, read_jsonl_rows
@@ -67,7 +67,7 @@ class OnDisk:
         config.runner.logger.log_rollouts = -1
         config.runner.logger.log_path = str(self.directory)
         config.runner.logger.logger_backends = list(backends)
-        start = choose_start(config, self.checkpoints)
+        start = choose_start(config.runner, self.checkpoints)
         return Build(
             config=config,
             prepared=SimpleNamespace(start=start, last_step=last_step),
@@ -208,7 +208,7 @@ def test_a_kill_while_a_run_that_lost_its_ranks_goes_back(run, phase, capsys):
 
     def go_back() -> None:
         (run.checkpoints / "global_step_8" / "manifest.json").write_bytes(b"{")
-        start = choose_start(build.config, run.checkpoints)
+        start = choose_start(build.config.runner, run.checkpoints)
         saver = SimpleNamespace(went_back=lambda saved: None)
         hub = SimpleNamespace(state=lambda: {"wandb_run_id": None, "last_step": 9})
         runner = SimpleNamespace(progress=Progress(step=9), saver=saver, hub=hub)
@@ -235,7 +235,7 @@ def test_where_there_is_nothing_to_do_nothing_is_changed(run, resume_dir):
 
 
 def test_a_last_step_whose_row_is_still_to_come_is_something_to_do(run):
-    chosen = choose_start(config_of("auto"), run.checkpoints).selection
+    chosen = choose_start(config_of("auto").runner, run.checkpoints).selection
     assert not Start(selection=chosen, progress=Progress(step=4, unlogged={"reward/mean": 0.5})).is_done(4)
     assert Start(selection=chosen, progress=Progress(step=4)).is_done(4)
 
@@ -262,10 +262,10 @@ def test_missing_rows_are_logged_with_the_way_to_get_them(run, capsys):
 
 def test_what_is_set_aside_says_why(run, capsys):
     (run.checkpoints / "global_step_8" / "manifest.json").write_bytes(b"{")
-    start = choose_start(config_of("auto"), run.checkpoints)
+    start = choose_start(config_of("auto").runner, run.checkpoints)
     set_newer_aside(start, run.checkpoints)
     assert "global_step_8 did not verify; it is now global_step_8.damaged-" in capsys.readouterr().out
-    start = choose_start(config_of(run.checkpoints / "global_step_4"), run.checkpoints)
+    start = choose_start(config_of(run.checkpoints / "global_step_4").runner, run.checkpoints)
     set_newer_aside(start, run.checkpoints)
     assert "global_step_6 is newer than step 4" in capsys.readouterr().out
     assert [layout.step_of(path) for path in layout.committed(run.checkpoints)] == [4, 2]
@@ -291,7 +291,7 @@ def test_the_same_in_an_object_store(run, capsys):
 def test_no_checkpoint_but_some_that_were_set_aside(run, capsys):
     for path in layout.committed(run.checkpoints):
         layout.set_aside(path)
-    choose_start(config_of("auto"), run.checkpoints)
+    choose_start(config_of("auto").runner, run.checkpoints)
     said = capsys.readouterr().out
     assert "holds global_step_2.superseded-" in said and "rename it" in said
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rlinf_lite.config import ConfigError, RolloutConfig, RolloutModelConfig, SamplingConfig, build
+from rlinf_lite.config.compose import load
 from rlinf_lite.config.rules import check
 from rlinf_lite.config.versions import vllm_version
-from rlinf_lite.driver import load
 from rlinf_lite.models.embedded import make_tiny_arithmetic
 from rlinf_lite.rollout import vllm_setup
 

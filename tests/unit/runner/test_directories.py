@@ -8,7 +8,7 @@ import pytest
 
 from rlinf_lite.checkpoint.storage import storage_path
 from rlinf_lite.config import Config, ConfigError
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.directories import make_directories
 
 
@@ -19,7 +19,7 @@ def config(tmp_path: Path, root: str | None = None) -> Config:
 
 
 def test_checkpoints_lie_in_the_run_directory(tmp_path):
-    directories = make_directories(config(tmp_path))
+    directories = make_directories(config(tmp_path).runner)
     assert directories.checkpoints == tmp_path / "logs" / "x" / "checkpoints" and directories.checkpoints.is_dir()
     assert directories.owned == [directories.checkpoints]
     assert list(directories.checkpoints.iterdir()) == []
@@ -28,13 +28,13 @@ def test_checkpoints_lie_in_the_run_directory(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_checkpoints_may_lie_in_another_directory(tmp_path, prefix):
     elsewhere = tmp_path / "elsewhere"
-    directories = make_directories(config(tmp_path, f"{prefix}{elsewhere}"))
+    directories = make_directories(config(tmp_path, f"{prefix}{elsewhere}").runner)
     assert directories.checkpoints == elsewhere and elsewhere.is_dir()
     assert directories.owned == [elsewhere, tmp_path / "logs" / "x"]
 
 
 def test_checkpoints_may_lie_behind_a_url(tmp_path):
-    directories = make_directories(config(tmp_path, "memory://bucket/x"))
+    directories = make_directories(config(tmp_path, "memory://bucket/x").runner)
     assert directories.checkpoints == storage_path("memory://bucket/x")
     assert directories.owned == [tmp_path / "logs" / "x"]
 
@@ -48,5 +48,5 @@ def test_checkpoints_may_lie_behind_a_url(tmp_path):
 )
 def test_a_root_that_cannot_be_used_is_named(tmp_path, root, said):
     with pytest.raises(ConfigError) as caught:
-        make_directories(config(tmp_path, root))
+        make_directories(config(tmp_path, root).runner)
     assert said in str(caught.value)

@@ -10,7 +10,7 @@ from rlinf_lite.algorithms import LossInputs, build_algorithm
 from rlinf_lite.config import AlgorithmConfig, CheckpointConfig, Config
 from rlinf_lite.config.metric_names import METRIC_NAMES, why_never
 from rlinf_lite.config.schema import keys
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.runner import metrics
 from rlinf_lite.runner.keeping import never_meet
 from rlinf_lite.runner.schedule import due
@@ -74,7 +74,8 @@ def test_every_metric_that_a_step_makes_is_known():
     ],
 )
 def test_a_metric_that_comes_is_taken(name, overrides):
-    assert why_never(name, load([*overrides, f"runner.checkpoint.keep_best.metric={name}"])) is None
+    config = load([*overrides, f"runner.checkpoint.keep_best.metric={name}"])
+    assert why_never(name, config.runner, config.algorithm, config.rollout) is None
 
 
 BEST = "runner.checkpoint.keep_best.metric=val/accuracy"
@@ -86,7 +87,7 @@ def config() -> Config:
 
 
 def said(last_step: int, *overrides: str) -> list[str]:
-    return list(never_meet(load(overrides), last_step))
+    return list(never_meet(load(overrides).runner, last_step))
 
 
 def test_validations_and_saves_that_never_meet_are_told_with_the_remedy():
@@ -104,7 +105,7 @@ def test_it_is_told_exactly_when_no_save_before_the_last_follows_a_validation(co
             for save in (-1, 1, 2, 3, 4, 50):
                 meet = [s for s in range(1, last) if due(s, validation, last) and due(s, save, last)]
                 runner = config.runner.model_copy(update={"val_check_interval": validation, "save_interval": save})
-                lines = list(never_meet(config.model_copy(update={"runner": runner}), last))
+                lines = list(never_meet(runner, last))
                 assert bool(lines) == (not meet), (last, validation, save)
 
 
@@ -140,7 +141,7 @@ def test_saves_by_the_clock_are_no_promise():
 def test_multiples_that_are_never_saved_are_told(config, every, save, last, told):
     settings = {"checkpoint": CheckpointConfig(keep_every=every), "save_interval": save}
     runner = config.runner.model_copy(update=settings)
-    lines = list(never_meet(config.model_copy(update={"runner": runner}), last))
+    lines = list(never_meet(runner, last))
     assert bool(lines) == told
     assert bool([s for s in range(1, last + 1) if due(s, save, last) and s % every == 0]) == (not told)
     assert all(line.startswith(f"runner.checkpoint.keep_every={every}: with ") for line in lines)

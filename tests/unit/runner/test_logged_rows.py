@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlinf_lite.checkpoint import Checkpointer, LoadReport, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.config import Config, ConfigError, flatten
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.observability import MetricHub, read_jsonl_rows
 from rlinf_lite.observability.wandb_file import read_records
 from rlinf_lite.observability.wandb_rows import SentRows
@@ -79,8 +79,8 @@ class Toy:
         """
         config = self.config(resume, *overrides)
         now = flatten(config, neutral_keys=False)
-        start = check_identity(choose_start(config, self.checkpoints), now, config)
-        start = restore(start, Ranks(ranks), config, self.checkpoints, now, "cpu")
+        start = check_identity(choose_start(config.runner, self.checkpoints), now, config.runner.resume_allow_changes)
+        start = restore(start, Ranks(ranks), config.runner, self.checkpoints, now, "cpu")
         set_newer_aside(start, self.checkpoints)
         with ExitStack() as sinks:
             hub, _ = open_sinks(config, self.log, start, until, sinks, made_with=recipe(now, ranks, "cpu"))
@@ -254,7 +254,7 @@ def test_fewer_ranks_and_more_again_in_mid_run(toy):
     """`Build.restore` as the supervisor calls it, after actors were replaced; the workers are played by hand."""
     config = toy.config(None)
     now = flatten(config, neutral_keys=False)
-    start = choose_start(config, toy.checkpoints)
+    start = choose_start(config.runner, toy.checkpoints)
     prepared = SimpleNamespace(start=start, identity=now, last_step=9)
     log, checkpoints = toy.log, toy.checkpoints
     build = Build(

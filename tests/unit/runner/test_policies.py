@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.runner.policies import (
     SAVE_SIGNAL,
     AtLastStep,
@@ -75,7 +75,7 @@ def test_together_the_ordinary_interval_needs_no_word_but_a_stop_does():
 
 
 def test_policies_of_a_config():
-    assert policies(load(["runner.save_interval=-1"])) == (AtLastStep(), OnSignal())
+    assert policies(load(["runner.save_interval=-1"]).runner) == (AtLastStep(), OnSignal())
     asked = load(
         [
             "runner.save_interval=5",
@@ -85,7 +85,7 @@ def test_policies_of_a_config():
             "runner.checkpoint.save_on_best=true",
         ]
     )
-    assert policies(asked) == (
+    assert policies(asked.runner) == (
         AtLastStep(),
         OnSignal(),
         EverySteps(5),

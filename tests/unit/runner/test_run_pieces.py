@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rlinf_lite import numerics
-from rlinf_lite.driver import load
+from rlinf_lite.config import OptimConfig
+from rlinf_lite.config.compose import load
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.identity import identity, refuse_changes
 from rlinf_lite.recovery.lock import hold
@@ -55,18 +56,16 @@ def test_a_step_whose_row_is_still_to_come():
 
 
 def test_total_steps_is_the_nearer_limit():
-    config = load(["runner.max_steps=10", "runner.max_epochs=2"])
-    assert total_steps(config, num_problems=2048) == 10
-    assert total_steps(config, num_problems=100) == 3  # 200 prompts, 64 per step
+    runner = load(["runner.max_steps=10", "runner.max_epochs=2"]).runner
+    assert total_steps(runner, num_problems=2048, batch=64) == 10
+    assert total_steps(runner, num_problems=100, batch=64) == 3  # 200 prompts, 64 per step
     with pytest.raises(ConfigError, match=r"raise runner\.max_epochs to 64"):
-        total_steps(config, num_problems=1)
+        total_steps(runner, num_problems=1, batch=64)
 
 
 def test_total_updates():
-    config = load(["algorithm.n_minibatches=4", "algorithm.training_batch_size_per_gpu=64"])
-    assert total_updates(config, 10) == 40
-    config.actor.optim.total_training_steps = 7
-    assert total_updates(config, 10) == 7
+    assert total_updates(OptimConfig(), 10, num_minibatches=4) == 40
+    assert total_updates(OptimConfig(total_training_steps=7), 10, num_minibatches=4) == 7
 
 
 @pytest.mark.parametrize(
@@ -110,12 +109,13 @@ def test_identity_holds_validation_data_against_each_other_only():
 
 def test_bf16_on_a_processor_without_it_is_said():
     bf16 = load(["smollm2-135m-sums"])
-    said = slow_precision(bf16, "cpu", "AVX2")
+    said = slow_precision(bf16.actor, bf16.rollout.model, "cpu", "AVX2")
     assert "param_dtype=bf16 and rollout.model.precision=bf16: this processor" in said
     assert "actor.model.precision" not in said  # it stores fp32
-    assert slow_precision(bf16, "cuda", "AVX2") is None
-    assert slow_precision(bf16, "cpu", "AVX512") is None
-    assert slow_precision(load([]), "cpu", "AVX2") is None
+    assert slow_precision(bf16.actor, bf16.rollout.model, "cuda", "AVX2") is None
+    assert slow_precision(bf16.actor, bf16.rollout.model, "cpu", "AVX512") is None
+    fp32 = load([])
+    assert slow_precision(fp32.actor, fp32.rollout.model, "cpu", "AVX2") is None
 
 
 def test_a_verifier_that_cannot_start_is_for_the_user_to_solve():
