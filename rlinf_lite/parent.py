@@ -28,8 +28,7 @@ _STOP_CODES = (EXIT_OUT_OF_TIME, EXIT_INTERRUPTED)
 START_SECONDS = 1.0
 """How long a driver that has nothing to save may take to end after a stop request."""
 _MAX_RESTARTS, _RESTART_WINDOW = 10, 3600.0
-"""For a driver that dies before it has read its config: the defaults of ``runner.max_restarts`` and
-``restart_window``."""
+"""The defaults of ``runner.max_restarts`` and ``restart_window``."""
 
 
 def driver_command(command: Sequence[str], num_arguments: int) -> list[str]:
@@ -43,6 +42,18 @@ def driver_command(command: Sequence[str], num_arguments: int) -> list[str]:
     options = command[1 : end - 1]  # then comes the module after -m, or a script's path
     module = [] if options and options[-1].endswith("m") and options[-1].startswith("-") else ["-m"]
     return [sys.executable, *options, *module, "rlinf_lite.driver", *command[end:]]
+
+
+def max_restarts_of(command: Sequence[str]) -> int:
+    """``runner.max_restarts`` of a driver that dies before it has read its config.
+
+    As the command line sets it, or else the default: what a YAML file says, only a driver can read.
+    """
+    for argument in reversed(command):
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") == "runner.max_restarts" and value.isdecimal():
+            return int(value)
+    return _MAX_RESTARTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +197,7 @@ class Parent:
     def _admit(self, report: Report, text: str) -> None:
         """Spend a restart, and prepare the handover to the next driver. Raises `GaveUp`."""
         _print("\n".join(f"!! {line}" for line in text.splitlines()))
-        budget = budget_for(_MAX_RESTARTS, _RESTART_WINDOW, None)
+        budget = budget_for(max_restarts_of(self._command), _RESTART_WINDOW, None)
         if (spent := report.budget or self._handover.budget) is not None:
             budget = RestartBudget.from_json(spent)
         number = budget.admit(step=self._step, cause="Ray was lost" if report.ray_lost else text, death=True)

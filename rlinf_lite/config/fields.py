@@ -75,6 +75,8 @@ PositiveFraction: TypeAlias = Annotated[float, Gt(0), Le(1)]
 NonNegative: TypeAlias = Annotated[float, Ge(0)]
 Seed: TypeAlias = Annotated[int, Ge(-(2**63)), Le(2**63 - 1)]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+TYPE_NAMES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What torch and vLLM call each `Precision`."""
 
 PathText: TypeAlias = Annotated[str, AfterValidator(paths.expand)]
 """A path or URL; a leading ``~`` becomes the home directory."""

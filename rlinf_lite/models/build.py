@@ -15,10 +15,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rlinf_lite.config.fields import TYPE_NAMES
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.ties import tied_names
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {precision: getattr(torch, name) for precision, name in TYPE_NAMES.items()}
 
 
 def build_on_meta(config: PretrainedConfig, precision: str) -> PreTrainedModel:

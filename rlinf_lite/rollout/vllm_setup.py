@@ -10,8 +10,8 @@ import torch
 import torch._dynamo
 
 from rlinf_lite.config import ConfigError, RolloutConfig, SamplingConfig
+from rlinf_lite.config.fields import TYPE_NAMES
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CPU_BLOCK_TOKENS = 32
 """The smallest size its kernels are fast with (default: 128): a group shares only full blocks of its prompt."""
 _LARGEST_BLOCK_TOKENS = 64
@@ -62,7 +62,7 @@ def engine_arguments(
         "skip_tokenizer_init": True,
         "load_format": "dummy",
         "generation_config": "vllm",
-        "dtype": _DTYPES[settings.model.precision],
+        "dtype": TYPE_NAMES[settings.model.precision],
         "max_model_len": seq_length,
         "max_num_seqs": settings.max_running_requests,
         "max_num_batched_tokens": max(_TOKENS_PER_STEP, settings.max_running_requests),

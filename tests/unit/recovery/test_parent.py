@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from rlinf_lite.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_TIME, EXIT_WORKER_LOST
-from rlinf_lite.parent import driver_command
+from rlinf_lite.parent import driver_command, max_restarts_of
 
 PARENT = """
 import sys
@@ -59,9 +59,9 @@ def ready():
 class Family:
     """A parent, and the drivers that it has started."""
 
-    def __init__(self, directory: Path, driver: str, **options: object) -> None:
+    def __init__(self, directory: Path, driver: str, *arguments: str, **options: object) -> None:
         self.directory = directory
-        command = [sys.executable, "-c", PARENT, PRELUDE + driver, str(directory)]
+        command = [sys.executable, "-c", PARENT, PRELUDE + driver, str(directory), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, start_new_session=True, **{**pipes, **options})
 
@@ -83,8 +83,8 @@ class Family:
 def start(tmp_path):
     families = []
 
-    def make(driver: str, **options: object) -> Family:
-        families.append(Family(tmp_path, driver, **options))
+    def make(driver: str, *arguments: str, **options: object) -> Family:
+        families.append(Family(tmp_path, driver, *arguments, **options))
         return families[-1]
 
     yield make
@@ -191,6 +191,26 @@ def test_a_driver_that_dies_before_it_reads_its_config_is_given_up_too(start):
     family = start("die(signal.SIGKILL)")
     code, _, err = family.end()
     assert code == EXIT_WORKER_LOST and len(family.lives) == 3 and "with 0 steps completed" in err
+
+
+def test_without_restarts_on_the_command_line_a_death_before_the_config_is_read_is_the_end(start):
+    family = start("die(signal.SIGKILL)", "runner.max_restarts=0")
+    code, _, err = family.end()
+    assert code == EXIT_WORKER_LOST and len(family.lives) == 1 and "runner.max_restarts=0: the run is not" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], 10),
+        (["runner.max_restarts=0"], 0),
+        (["++runner.max_restarts=3"], 3),
+        (["runner.max_restarts=0", "runner.max_restarts=4", "runner.max_steps=8"], 4),
+        (["runner.max_restarts=some"], 10),
+    ],
+)
+def test_the_restarts_that_the_command_line_allows(arguments, expected):
+    assert max_restarts_of(["python", "-m", "rlinf_lite.driver", "grpo-tiny-arithmetic", *arguments]) == expected
 
 
 # -- signals

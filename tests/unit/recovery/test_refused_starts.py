@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlinf_lite.config import OptimConfig
 from rlinf_lite.config.compose import load
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.directories import make_directories
@@ -66,6 +67,6 @@ def test_a_probe_is_no_way_to_another_file(tmp_path):
 
 @pytest.mark.parametrize(("warmup", "said"), [(3, ""), (4, "note: actor.optim.lr_warmup_steps=4: the run has 4")])
 def test_a_warm_up_longer_than_the_run_is_said(capsys, warmup, said):
-    _log_if_never_warm(load([f"actor.optim.lr_warmup_steps={warmup}"]), 4)
+    _log_if_never_warm(OptimConfig(lr_warmup_steps=warmup), 4)
     printed = capsys.readouterr().out
     assert said in printed and bool(printed) == bool(said)
