@@ -8,9 +8,9 @@ import torch
 
 from rlinf_lite.algorithms import LossInputs, build_algorithm
 from rlinf_lite.config import AlgorithmConfig, CheckpointConfig, Config
+from rlinf_lite.config.compose import load
 from rlinf_lite.config.metric_names import METRIC_NAMES, why_never
 from rlinf_lite.config.schema import keys
-from rlinf_lite.config.compose import load
 from rlinf_lite.runner import metrics
 from rlinf_lite.runner.keeping import never_meet
 from rlinf_lite.runner.schedule import due
