@@ -35,7 +35,7 @@ class OneActor:
 
     def __init__(self, config: Any) -> None:
         self.worker = PolicyWorker(
-            0, 1, config.actor, config.algorithm, config.runner.checkpoint, config.cluster, "cpu"
+            0, 1, config.actor, config.algorithm, config.runner.checkpoint, config.cluster, "cpu", search=[]
         )
         self.session = SimpleNamespace(watch=SimpleNamespace(starting=lambda seconds: nullcontext()))
 
@@ -61,8 +61,7 @@ class OneActor:
         for param in trainer.model.parameters():
             param.grad = torch.ones_like(param)
         torch.rand(3)
-        trainer.optimizer.step()
-        trainer._count_update()
+        trainer.optim_step(0.01)
         self.worker.step = step
 
     def whole_state(self) -> str:

@@ -10,14 +10,14 @@ import torch
 
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, LoadReport
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.config import Config, ConfigError
+from rlinf_lite.config import Config, ConfigError, keys
 from rlinf_lite.config.compose import load
-from rlinf_lite.recovery.identity import carried_on
+from rlinf_lite.recovery.identity import ADDED, carried_on
 from rlinf_lite.recovery.resume import check_identity, choose_start, initial_weights, restore
 from rlinf_lite.runner.progress import Progress
 
 INITIAL = "actor.model (initial weights)"
-IDENTITY = {"lr": 1.0, INITIAL: None}
+IDENTITY = {"lr": 1.0, INITIAL: None} | {key: keys()[key].default for key in ADDED}
 
 
 @pytest.fixture
