@@ -57,7 +57,7 @@ from rlinf_lite.cluster.session import open_session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.cluster.work_queue import WorkQueue
-from rlinf_lite.driver import load
+from rlinf_lite.config.compose import load
 from rlinf_lite.runner.failures import explain
 
 config = load(["cluster.component_placement={actor: 0, rollout: 0, reward: 0}", "cluster.warm_spares=0"]).cluster
