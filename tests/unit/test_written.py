@@ -34,6 +34,7 @@ PATH_KEYS = {
     "rollout.model.model_path",
     "data.train_data_paths",
     "data.val_data_paths",
+    "algorithm.path",
     "reward.path",
 }
 

@@ -219,7 +219,7 @@ STOPS = """
 got = []
 def note(number, frame):
     got.append(number)
-    print(signal.Signals(number).name, flush=True)
+    os.write(1, (signal.Signals(number).name + "\\n").encode())  # whole, if another signal interrupts it
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, note)
