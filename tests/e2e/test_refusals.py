@@ -34,7 +34,7 @@ def test_before_anything_is_started(new_run):
 )
 def test_a_config_that_cannot_be_run(new_run, override, said):
     with pytest.raises(Exception) as caught:
-        make_directories(load(new_run({}).arguments(override)))
+        make_directories(load(new_run({}).arguments(override)).runner)
     message, code = explain(caught.value)
     assert message is not None and said in message and code == EXIT_USER_ERROR
     assert len(message.splitlines()) <= 3
