@@ -19,7 +19,7 @@ from rlinf_lite.checkpoint import Checkpointer, flatten
 from rlinf_lite.config import FsdpConfig
 from rlinf_lite.models import build, shard
 from rlinf_lite.models import hf_directory as model_directory
-from rlinf_lite.training.state import build_optimizer, optimizer_state
+from rlinf_lite.training.fsdp.state import build_optimizer, optimizer_state
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.live import fill, local_rows
 from rlinf_lite.weights.names import WeightNames, named_weights

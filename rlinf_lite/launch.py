@@ -108,7 +108,12 @@ class _Driver:
             background.shutdown(wait=False)
             watch = Watch(runner.hang_timeout)
             session = self.session = self.stack.enter_context(
-                open_session(self.config.cluster, watch, handover.address)
+                open_session(
+                    self.config.cluster,
+                    watch,
+                    handover.address,
+                    with_critic=self.config.critic.use_critic_model,
+                )
             )
             self.stop.install()
         if not own_ray.started():

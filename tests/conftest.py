@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from rlinf_lite import numerics
 from rlinf_lite.quick_imports import quick_imports
@@ -158,15 +160,18 @@ class Run:
 
     def digest(self, step: int) -> str:
         """sha256 of the parameters, optimizer state and counters in a checkpoint, without the RNG state."""
-        tensors = read_tensors(
-            self.checkpoints / f"global_step_{step}" / "actor", lambda name: not name.startswith("rng.")
-        )
+        tensors = self._tensors(step, lambda name: not name.startswith("rng."))
         assert any(name.endswith("exp_avg_sq") for name in tensors)
         return state_digest(tensors)
 
     def rng_digest(self, step: int) -> str:
-        tensors = read_tensors(self.checkpoints / f"global_step_{step}" / "actor", lambda name: name.startswith("rng."))
-        return state_digest(tensors)
+        return state_digest(self._tensors(step, lambda name: name.startswith("rng.")))
+
+    def _tensors(self, step: int, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+        """Of all sections: ``actor/model...``."""
+        sections = sorted(path.parent for path in (self.checkpoints / f"global_step_{step}").glob("*/.metadata"))
+        read = {section.name: read_tensors(section, wanted) for section in sections}
+        return {f"{section}/{name}": tensor for section, held in read.items() for name, tensor in held.items()}
 
     def data_digest(self, step: int) -> str:
         return hashlib.sha256((self.checkpoints / f"global_step_{step}" / "data" / "data.pt").read_bytes()).hexdigest()
@@ -194,7 +199,7 @@ _PRELOAD = [
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
     "rlinf_lite.checkpoint",
-    "rlinf_lite.training.trainer",
+    "rlinf_lite.training.fsdp.trainer",
     "wandb",
 ]
 """What ranks and programs import. Python leaves out in silence what is not installed."""

@@ -149,5 +149,5 @@ def _answers(address: str) -> bool:
 
 def _slots(config: ClusterConfig) -> int:
     """CPUs that the placement needs: a Ray of our own is told it has them, since slots are locations, not cores."""
-    placement = parse(config.component_placement, os.cpu_count() or 1)
+    placement = parse(config.component_placement, os.cpu_count() or 1, with_critic=True)
     return len(placement.used) * config.threads_per_worker

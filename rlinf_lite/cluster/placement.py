@@ -8,7 +8,8 @@ from typing import Any
 
 from rlinf_lite.errors import ConfigError
 
-COMPONENTS = ("actor", "rollout", "reward")
+COMPONENTS = ("actor", "critic", "rollout", "reward")
+"""The critic is placed only if there is one."""
 _KEY = "cluster.component_placement"
 
 
@@ -25,31 +26,38 @@ class Placement:
 
     def sharers(self, slot: int) -> int:
         """Count the components in ``slot`` that need its device; rewards need none."""
-        return sum(slot in self.slots[name] for name in COMPONENTS if name != "reward")
+        return sum(slot in slots for name, slots in self.slots.items() if name != "reward")
 
     def collocated(self) -> bool:
         """Whether actor and rollout share a slot."""
         return bool(set(self.slots["actor"]) & set(self.slots["rollout"]))
 
 
-def parse(component_placement: Mapping[str, Any], num_available: int) -> Placement:
+def parse(component_placement: Mapping[str, Any], num_available: int, *, with_critic: bool = False) -> Placement:
     """Read ``{"actor,rollout": "0-3", "reward": 0}``.
 
     Args:
         num_available: slots that ``all`` stands for.
+        with_critic: whether there is one. Its slots are the actor's, unless it is placed.
 
     Raises:
         ConfigError: an unknown or missing component, one named twice, or slots that cannot be read.
     """
     slots: dict[str, tuple[int, ...]] = {}
-    for names, value in (component_placement or {",".join(COMPONENTS): "0"}).items():
+    for names, value in (component_placement or {"actor,rollout,reward": "0"}).items():
         for name in (part.strip() for part in str(names).split(",")):
             if name not in COMPONENTS:
                 raise ConfigError(f"{_KEY}: unknown component {name!r}; the components are {', '.join(COMPONENTS)}")
             if name in slots:
                 raise ConfigError(f"{_KEY}: {name} is placed twice; name it once")
             slots[name] = _slots(name, str(value), num_available)
-    if missing := [name for name in COMPONENTS if name not in slots]:
+    if "critic" in slots and not with_critic:
+        raise ConfigError(
+            f"{_KEY}: critic is placed, but there is none; set critic.use_critic_model=true, or remove it"
+        )
+    if with_critic and "actor" in slots:
+        slots.setdefault("critic", slots["actor"])
+    if missing := [name for name in COMPONENTS if name not in slots and name != "critic"]:
         raise ConfigError(f"{_KEY}: {missing[0]} has no slots; add for example {missing[0]}: 0")
     return Placement(slots=slots)
 

@@ -18,8 +18,8 @@ from rlinf_lite.cluster.errors import Hung, WorkerLost
 from rlinf_lite.cluster.group import Call, wait_all
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.session import Session
-from rlinf_lite.cluster.workers.policy import Files, PolicyWorkers
 from rlinf_lite.cluster.workers.replica_holder import ReplicaHolderProcess
+from rlinf_lite.cluster.workers.trainer import Files, Trainers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,14 +29,14 @@ class _Held:
     small: Files
     """Held by the driver, so that it is not lost with the node of rank 0."""
     shards: list[Call[Files]]
-    """By rank."""
+    """By rank: the policy's, then the critic's."""
 
 
 class MemoryReplicas:
     """Holds the state of the newest completed step; while the next one is copied, of both."""
 
-    def __init__(self, policy: PolicyWorkers, session: Session) -> None:
-        self._policy, self._session = policy, session
+    def __init__(self, trainers: Trainers, session: Session) -> None:
+        self._trainers, self._session = trainers, session
         self._held: _Held | None = None
         self._holders: dict[str, ReplicaHolderProcess] = {}
 
@@ -47,7 +47,7 @@ class MemoryReplicas:
 
     def take(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Copy the current state of all ranks, in place of the one held before. Raises as `wait_all`."""
-        small, shards = self._policy.start_replicas(step, data, info)
+        small, shards = self._trainers.start_replicas(step, data, info)
         first = wait_all(small)[0]
         for shard in shards:
             self._hold_elsewhere(step, shard)
@@ -59,22 +59,22 @@ class MemoryReplicas:
         if len(slots) == 1:
             return
         nodes = sorted(slots)
-        home = self._session.node_of_slot(self._session.placement.slots["actor"][shard.rank])
+        home = self._session.node_of_slot(self._session.placement.slots[shard.group.component][shard.rank])
         node = nodes[(nodes.index(home) + 1) % len(nodes)]
         if node not in self._holders:
             self._holders[node] = ReplicaHolderProcess(self._session, slots[node])
-        held = self._holders[node].start_hold(step, shard.rank, shard.ref)
+        held = self._holders[node].start_hold(step, shard.worker, shard.ref)
         try:
             with self._session.watch.starting(self._session.config.start_timeout):
                 self._session.watch.wait_one([held], lambda _: ("holder", shard.rank))
             guard.get(held)
         except (ray_errors.RayError, Hung):
-            if lost := self._policy.gone(0.5):
+            if lost := self._trainers.gone(0.5):
                 raise lost[0] from None  # the shard is gone with its rank
             self._holders.pop(node).kill()  # the next step starts a new one
 
     def restore(self) -> tuple[LoadReport, Mapping[str, Any]] | None:
-        """Load the held state into the policy's ranks, whose number may have changed; return it with its ``data``.
+        """Load the held state into the ranks, whose number may have changed; return it with its ``data``.
 
         None if no state is held, or if it cannot be used: the state of the ranks is undefined then.
         """
@@ -82,10 +82,10 @@ class MemoryReplicas:
         if held is None:
             return None
         try:
-            return self._policy.load_replicas(held.step, held.small, held.shards), held.data
+            return self._trainers.load_replicas(held.step, held.small, held.shards), held.data
         except (DamagedCheckpoint, WorkerLost):
             # A shard that no node holds any more looks like the loss of the worker that was to read it.
-            if lost := self._policy.gone(1.0):
+            if lost := self._trainers.gone(1.0):
                 raise lost[0] from None
             self._held = None
             return None

@@ -29,16 +29,26 @@ from rlinf_lite.observability.notices import log_line
 class Session:
     """A Ray cluster with this job's slots reserved."""
 
-    def __init__(self, config: ClusterConfig, address: str, device: str, watch: Watch, pulse: RayPulse) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        address: str,
+        device: str,
+        watch: Watch,
+        pulse: RayPulse,
+        *,
+        with_critic: bool = False,
+    ) -> None:
         """
         Args:
             address: where the cluster is, or ``local``.
             device: ``cpu`` or ``cuda``.
             watch: runs checks while the driver waits.
             pulse: tells whether Ray is still there.
+            with_critic: whether the job has a critic.
         """
         self.config, self.address, self.device, self.watch, self.pulse = config, address, device, watch, pulse
-        self.wanted = parse(config.component_placement, _available(device))
+        self.wanted = parse(config.component_placement, _available(device), with_critic=with_critic)
         """As configured."""
         self.placement = self.wanted
         """As it is now: fewer slots with ``cluster.elastic``, while nodes are missing."""
@@ -200,11 +210,14 @@ class Session:
 
 
 @contextmanager
-def open_session(config: ClusterConfig, watch: Watch, rejoin: str | None = None) -> Iterator[Session]:
+def open_session(
+    config: ClusterConfig, watch: Watch, rejoin: str | None = None, *, with_critic: bool = False
+) -> Iterator[Session]:
     """Join or start Ray and reserve the slots; leave Ray and release the slots at the end.
 
     Args:
         rejoin: as in `connect`.
+        with_critic: as for `Session`.
 
     Raises:
         ClusterError: too few nodes, GPUs or CPUs for ``cluster.component_placement``.
@@ -213,7 +226,7 @@ def open_session(config: ClusterConfig, watch: Watch, rejoin: str | None = None)
     address = connect(config, rejoin)
     try:
         pulse = _look_at_ray(watch)
-        session = Session(config, address, _device(config), watch, pulse)
+        session = Session(config, address, _device(config), watch, pulse, with_critic=with_critic)
         session.reserve()
         try:
             yield session

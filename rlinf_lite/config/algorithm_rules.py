@@ -18,7 +18,6 @@ def algorithm_problems(config: Config) -> list[str]:
     """What does not fit together, one line each."""
     algorithm = config.algorithm
     return [
-        *_not_yet(algorithm),
         *_logprobs(config),
         *_groups(algorithm),
         *_critic(config),
@@ -26,17 +25,6 @@ def algorithm_problems(config: Config) -> list[str]:
         *_shaping(algorithm),
         *_unused(algorithm),
     ]
-
-
-def _not_yet(algorithm: AlgorithmConfig) -> Iterator[str]:
-    """Choices that the trainer does not make yet. TO BE REMOVED, choice by choice, as the trainer learns them."""
-    chosen = {
-        "adv_type": algorithm.adv_type == "gae",
-        "loss_type": algorithm.loss_type == "actor_critic",
-    }
-    for name in (name for name, is_chosen in chosen.items() if is_chosen):
-        key = f"algorithm.{name}"
-        yield f"{key}={shown(value_of(algorithm, name))}: is not implemented yet; use {shown(keys()[key].default)}"
 
 
 def _logprobs(config: Config) -> Iterator[str]:

@@ -46,6 +46,15 @@ _LOSS_TYPES = {
     "policy/gate_slope": ("sapo",),
 }
 """Which values of ``algorithm.loss_type`` have the metric."""
+_CRITIC = (
+    "loss/value",
+    "value/mean",
+    "value/clip_fraction",
+    "value/explained_variance",
+    "critic/lr",
+    "critic/grad_norm",
+    "critic/skipped",
+)
 _SAMPLING = ("sampling/groups", "sampling/dropped_groups")
 _VALIDATION = (
     "val/accuracy",
@@ -62,6 +71,7 @@ METRIC_NAMES = (
     "policy/importance_weight",
     "reward/overlong_penalty",
     "advantage/kl_in_reward",
+    *_CRITIC,
     *_SAMPLING,
     *_VALIDATION,
 )
@@ -85,6 +95,8 @@ def why_never(name: str, runner: RunnerConfig, algorithm: AlgorithmConfig, rollo
         return "nothing is weighted; set algorithm.importance_sampling_fix=true, or take another metric"
     if name == "reward/overlong_penalty" and not algorithm.overlong_buffer:
         return "there is no such penalty; set algorithm.overlong_buffer, or take another metric"
+    if name in _CRITIC and algorithm.adv_type != "gae" and algorithm.path is None:
+        return f"algorithm.adv_type={algorithm.adv_type} has no critic; set it to gae, or take another metric"
     if name in _SAMPLING and not algorithm.dynamic_sampling:
         return "no group is dropped; set algorithm.dynamic_sampling=true, or take another metric"
     if name == "policy/entropy" and not (algorithm.calculate_entropy or algorithm.entropy_bonus):

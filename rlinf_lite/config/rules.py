@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlinf_lite.config.actor import ModelConfig
+from rlinf_lite.config.actor import ActorConfig, ModelConfig, OptimConfig
 from rlinf_lite.config.algorithm import SamplingConfig
 from rlinf_lite.config.algorithm_rules import algorithm_problems
+from rlinf_lite.config.critic import CriticConfig
 from rlinf_lite.config.data import DataConfig
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import value_of
@@ -47,8 +48,8 @@ def problems(config: Config) -> list[str]:
         *_lengths(config),
         *_sampling(config),
         *algorithm_problems(config),
-        *_optimizer(config),
-        *_precision(config),
+        *(line for key, part in _trained(config).items() for line in _optimizer(key, part.optim)),
+        *(line for key, part in _trained(config).items() for line in _precision(key, part)),
         *_rollout(config),
         *_data(config),
         *_reward(config.reward, config.data),
@@ -61,7 +62,7 @@ def evaluation_problems(config: EvalConfig) -> list[str]:
     rollout, sampling = config.rollout, config.algorithm.val_sampling_params
     return [
         *_temperature("algorithm.val_sampling_params", sampling, rollout),
-        *_model_precision(config.actor.model),
+        *_model_precision("actor", config.actor.model),
         *_engine(rollout, config.cluster.device),
         *_problems_and_prompts(config.data),
         *_reward(config.reward, config.data),
@@ -130,32 +131,37 @@ def _temperature(key: str, params: SamplingConfig, rollout: RolloutConfig) -> It
         yield f"{key}.temperature={temperature}: vLLM samples at 0.01 to 2; choose one of these"
 
 
-def _optimizer(config: Config) -> Iterator[str]:
-    optim = config.actor.optim
+def _trained(config: Config) -> dict[str, ActorConfig | CriticConfig]:
+    """The sections of the models that are trained."""
+    critic = {"critic": config.critic} if config.critic.use_critic_model else {}
+    return {"actor": config.actor, **critic}
+
+
+def _optimizer(key: str, optim: OptimConfig) -> Iterator[str]:
     if optim.min_lr > optim.lr:
-        yield f"actor.optim.min_lr={optim.min_lr}: is above actor.optim.lr; lower it"
+        yield f"{key}.optim.min_lr={optim.min_lr}: is above {key}.optim.lr; lower it"
     if (decay := optim.lr * optim.weight_decay) >= 1:
         yield (
-            f"actor.optim.weight_decay={optim.weight_decay}: times actor.optim.lr it takes away {decay:g} of each "
+            f"{key}.optim.weight_decay={optim.weight_decay}: times {key}.optim.lr it takes away {decay:g} of each "
             "weight per step; it must be below 1"
         )
 
 
-def _precision(config: Config) -> Iterator[str]:
-    yield from _model_precision(config.actor.model)
-    fp16 = config.actor.fsdp_config.mixed_precision.param_dtype == "fp16"
-    if config.actor.fsdp_config.grad_scaler.enabled and not fp16:
+def _precision(key: str, config: ActorConfig | CriticConfig) -> Iterator[str]:
+    yield from _model_precision(key, config.model)
+    fp16 = config.fsdp_config.mixed_precision.param_dtype == "fp16"
+    if config.fsdp_config.grad_scaler.enabled and not fp16:
         yield (
-            "actor.fsdp_config.grad_scaler.enabled=true: scaling is for fp16; set it to false, or "
-            "actor.fsdp_config.mixed_precision.param_dtype=fp16"
+            f"{key}.fsdp_config.grad_scaler.enabled=true: scaling is for fp16; set it to false, or "
+            f"{key}.fsdp_config.mixed_precision.param_dtype=fp16"
         )
 
 
-def _model_precision(model: ModelConfig) -> Iterator[str]:
+def _model_precision(key: str, model: ModelConfig) -> Iterator[str]:
     if model.precision == "fp16":
         yield (
-            "actor.model.precision=fp16: parameters in fp16 cannot be trained (Adam's eps is 0 there); set it to fp32 "
-            "and actor.fsdp_config.mixed_precision.param_dtype=fp16"
+            f"{key}.model.precision=fp16: parameters in fp16 cannot be trained (Adam's eps is 0 there); set it to fp32 "
+            f"and {key}.fsdp_config.mixed_precision.param_dtype=fp16"
         )
 
 

@@ -17,7 +17,7 @@ from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
 from rlinf_lite.cluster.replicas import MemoryReplicas
-from rlinf_lite.cluster.workers.records import PolicySetup
+from rlinf_lite.cluster.workers.records import TrainerSetup
 from rlinf_lite.config import Config, flatten, to_yaml
 from rlinf_lite.data import PromptStream
 from rlinf_lite.durable import replace_text
@@ -75,13 +75,13 @@ class Build:
         """Steps that are completed when the run begins."""
         return self.prepared.start.progress.step
 
-    def bring_up(self, workers: Workers) -> tuple[PolicySetup, str]:
+    def bring_up(self, workers: Workers) -> tuple[TrainerSetup, str]:
         """Build models in all workers. Raises as `Workers.set_up`."""
         with workers.session.watch.starting(self.config.cluster.start_timeout):
             return workers.set_up(str(absolute(self.checkpoints)), self.prepared.total_updates)
 
     def bring_up_again(self, workers: Workers, runner: Runner) -> None:
-        """Models in actors that were reset or replaced. Raises as `Workers.set_up`."""
+        """Models in trainers that were reset or replaced. Raises as `Workers.set_up`."""
         _, compute = self.bring_up(workers)
         if compute != self._compute:
             log_line(f"!! the run was on {self._compute}, now {compute}: numbers will not be bit-equal")
@@ -97,9 +97,9 @@ class Build:
         config, prepared = self.config, self.prepared
         built, self._compute = self.bring_up(workers)
         size = f"{readable.count(built.num_parameters)} parameters"
-        log_line(f"model: {config.actor.model.model_path}, {size}, {workers.actors.size} actor ranks")
+        log_line(f"model: {config.actor.model.model_path}, {size}, {_ranks(workers)}")
         start = self._restore_from(prepared.start, workers)
-        self._recipe = recipe(prepared.identity, workers.actors.size, self._compute)
+        self._recipe = recipe(prepared.identity, workers.trainers.layout.sizes, self._compute)
         hub, samples = self._begin_on_disk(start, sinks)
         info = self._info(start, {"tied": built.tied, "model_path": config.actor.model.model_path})
         info |= {"identity": carried_on(saved_identity(start), prepared.identity), "compute": self._compute}
@@ -114,10 +114,11 @@ class Build:
             source=self._source(generation, algorithm),
             algorithm=algorithm,
             models=self._models(workers, algorithm),
+            trainers=workers.trainers,
             split=SplitSettings.of(config.algorithm, config.runner, seed=config.actor.seed),
             generation=generation,
             weights=workers.weight_sync(),
-            replicas=MemoryReplicas(workers.actors, workers.session)
+            replicas=MemoryReplicas(workers.trainers, workers.session)
             if config.runner.checkpoint.memory_replicas
             else None,
             validation=self._validation(),
@@ -157,7 +158,11 @@ class Build:
         if config.algorithm.n_minibatches > 1:
             needs.add(Column.OLD_LOGPROB)
         return Models(
-            policy=workers.actors, needs=frozenset(needs), old_from_engine=not config.algorithm.recompute_logprobs
+            policy=workers.trainers.policy,
+            critic=workers.trainers.critic,
+            needs=frozenset(needs),
+            old_from_engine=not config.algorithm.recompute_logprobs,
+            critic_warmup_steps=config.algorithm.critic_warmup_steps,
         )
 
     def _validation(self) -> Validation:
@@ -201,7 +206,7 @@ class Build:
 
     def _saver(self, workers: Workers, start: Start, info: dict[str, Any]) -> Saver:
         return Saver(
-            actors=workers.actors,
+            trainers=workers.trainers,
             policies=policies(self.config.runner),
             checkpoint=self.config.runner.checkpoint,
             progress=start.progress,
@@ -232,7 +237,7 @@ class Build:
 
     def _restore_from(self, start: Start, workers: Workers) -> Start:
         return restore(
-            start, workers.actors, self.config.runner, self.checkpoints, self.prepared.identity, self._compute
+            start, workers.trainers, self.config.runner, self.checkpoints, self.prepared.identity, self._compute
         )
 
     def restore(self, runner: Runner, workers: Workers, sinks: ExitStack) -> None:
@@ -240,17 +245,20 @@ class Build:
         checkpoint, else from the beginning. What was logged of later steps is dropped: they come again.
         """
         sweep(self.checkpoints)  # a rank that died in a save could not: and nobody else saves now
-        before, self._recipe = self._recipe, recipe(self.prepared.identity, workers.actors.size, self._compute)
+        before, self._recipe = (
+            self._recipe,
+            recipe(self.prepared.identity, workers.trainers.layout.sizes, self._compute),
+        )
         held = None if runner.replicas is None else runner.replicas.step
         if runner.replicas is not None and (found := runner.replicas.restore()) is not None:
             report, data = found
             log_line(f"   the state of step {report.manifest.step} was in memory ({report.load_seconds:.2f} s)")
-            log_what_differs(report, workers.actors.size, self._compute)
+            log_what_differs(report, workers.trainers.layout.sizes, self._compute)
             start = replace(
                 self._began_from,
                 progress=Progress.from_state(data["progress"]),
                 hub_state=data["observability"],
-                changes=tuple(what_differs(report, workers.actors.size, self._compute)),
+                changes=tuple(what_differs(report, workers.trainers.layout.sizes, self._compute)),
             )
             self._log_from(start, runner, sinks, same_recipe=self._recipe == before)
             return
@@ -299,14 +307,14 @@ class Build:
             try:
                 start = choose_start(settings, self.checkpoints, others)
                 return restore(
-                    start, workers.actors, settings, self.checkpoints, self.prepared.identity, self._compute, others
+                    start, workers.trainers, settings, self.checkpoints, self.prepared.identity, self._compute, others
                 )
             except CheckpointError as error:
                 log_line(f"!! {error}")
         start = replace(self._began_from, progress=deepcopy(self._began_from.progress))
         if touched and start.selection.path is None:
             # Nothing that follows would overwrite optimizer state, counters and RNG state, nor base weights.
-            workers.reset_actors()
+            workers.reset_trainers()
             self.bring_up_again(workers, runner)
         return self._restore_from(start, workers)
 
@@ -363,3 +371,9 @@ def save_config(config: Config, log: Path, start: Start) -> None:
             path.replace(path.with_suffix(".superseded.yaml"))
     name = "config.yaml" if step is None else f"config.from_step_{step}.yaml"
     replace_text(log / name, to_yaml(config), durable=False)
+
+
+def _ranks(workers: Workers) -> str:
+    """``"2 actor ranks, 1 critic ranks"``."""
+    sizes = workers.trainers.layout.sizes
+    return ", ".join(f"{size} {section} ranks" for section, size in sizes.items())

@@ -33,8 +33,8 @@ class Failure:
     hung: Hung | None = None
     new_nodes: bool = False
     """Whether the slots must be reserved again."""
-    actors_too: bool = True
-    """Whether the actors' process group or their state is affected."""
+    trainers_too: bool = True
+    """Whether the process group of policy and critic, or their state, is affected."""
 
     @property
     def death(self) -> bool:
@@ -49,7 +49,7 @@ def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
     looked for before any error is believed.
 
     Args:
-        intact: whether the actors hold the state of the newest completed step.
+        intact: whether the trainers hold the state of the newest completed step.
 
     Raises:
         Exception: ``error`` itself, if the user has to act on it, or it would come again.
@@ -59,8 +59,11 @@ def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
     if isinstance(error, NodeLost):
         return Failure(text=str(error), cause="a node was lost", new_nodes=True)
     if isinstance(error, Hung):
-        actors = not intact or any(component == "actor" for component, _ in error.waiting)
-        return Failure(text=str(error), cause=f"no answer from {sorted(error.waiting)}", hung=error, actors_too=actors)
+        affected = {group.component for group in workers.trainers.groups}
+        trainers = not intact or any(component in affected for component, _ in error.waiting)
+        return Failure(
+            text=str(error), cause=f"no answer from {sorted(error.waiting)}", hung=error, trainers_too=trainers
+        )
     if isinstance(error, RayLost) or not isinstance(error, RuntimeError):
         raise error
     if isinstance(error, WorkerLost):
@@ -81,12 +84,13 @@ def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
 
 def _of_losses(losses: Iterable[WorkerLost], workers: Workers, intact: bool) -> Failure:
     found = sorted(losses, key=lambda lost: (lost.group, lost.rank))
-    actors = any(lost.group == workers.actors.name for lost in found)
+    names = {group.name for group in workers.trainers.groups}
+    trainers = any(lost.group in names for lost in found)
     return Failure(
         text="\n".join(describe(lost) for lost in found),
         cause=", ".join(f"{lost.group} rank {lost.rank} was lost" for lost in found),
         losses=found,
-        actors_too=actors or not intact,
+        trainers_too=trainers or not intact,
     )
 
 

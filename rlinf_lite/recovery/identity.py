@@ -13,6 +13,7 @@ from rlinf_lite.config.versions import versions
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES
 
 _VAL_DATA = "data (validation problems)"
+_USES_CRITIC = "critic.use_critic_model"
 _INITIAL_WEIGHTS = "actor.model (initial weights)"
 ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
 
@@ -38,6 +39,7 @@ def identity(
     config: Config,
     *,
     base_model: str,
+    critic_model: str | None,
     tokenizer: str,
     engine: str,
     train_data: str,
@@ -51,6 +53,7 @@ def identity(
 
     Args:
         base_model, tokenizer, engine, train_data, val_data: fingerprints.
+        critic_model: fingerprint of the critic's base model; None without a critic.
         reward: fingerprint of a user's function, or of the package that grades.
         algorithm: fingerprint of a user's algorithm.
         initial_weights: fingerprint of the checkpoint whose weights the run began with; None: the base model's, or it
@@ -58,6 +61,10 @@ def identity(
         total_updates: over how many optimizer steps the rate decays.
     """
     made = flatten(config, neutral_keys=False)
+    if critic_model is None:  # keys of a critic that is not there make no number
+        made = {key: value for key, value in made.items() if not key.startswith("critic.") or key == _USES_CRITIC}
+    else:
+        made["critic.model (base weights)"] = critic_model
     decays = config.actor.optim.lr_scheduler != "constant"
     return made | {
         "actor.optim.total_training_steps": total_updates if decays else None,

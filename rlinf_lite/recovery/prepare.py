@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rlinf_lite import rewards
 from rlinf_lite.algorithms import user_algorithm
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.config import ActorConfig, Config, OptimConfig, RolloutModelConfig
+from rlinf_lite.config import ActorConfig, Config, CriticConfig, OptimConfig, RolloutModelConfig
 from rlinf_lite.config.versions import versions
 from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.models import hf_directory, vocabulary
@@ -47,7 +47,7 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     """
     runner, num_prompts = config.runner, config.data.rollout_batch_size
     start = choose_start(runner, checkpoints)
-    models = _read_models(config.actor, config.rollout.model, runner.seq_length)
+    models = _read_models(config.actor, config.critic, config.rollout.model, runner.seq_length)
     reward, algorithm = rewards.fingerprint(config.reward), user_algorithm.fingerprint(config.algorithm)
     versions(config.rollout)
     eos_ids = vocabulary.eos_ids(models.engine_dir, models.tokenizer)
@@ -59,6 +59,7 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     made_of = identity(
         config,
         base_model=hf_directory.fingerprint(models.policy_dir),
+        critic_model=hf_directory.fingerprint(models.critic_dir) if models.critic_dir else None,
         tokenizer=hf_directory.tokenizer_fingerprint(models.tokenizer_dir),
         engine=f"{hf_directory.config_digest(models.engine)} {sorted(eos_ids)}",
         train_data=train.fingerprint,
@@ -85,7 +86,7 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Models:
-    """What the directories of the policy, of its tokenizer and of the engines hold, without weights."""
+    """What the directories of the models and of the tokenizer hold, without weights."""
 
     policy_dir: Path
     policy: PretrainedConfig
@@ -93,22 +94,31 @@ class _Models:
     tokenizer: PreTrainedTokenizerBase
     engine_dir: Path
     engine: PretrainedConfig
+    critic_dir: Path | None
+    critic: PretrainedConfig | None
 
     def check_prompts(self, max_token_id: int) -> None:
-        """Check that both models know every token of the prompts; log if the policy does not know all others."""
+        """Check that all models know every token of the prompts; log if the policy does not know all others."""
         models = {self.policy_dir: self.policy, self.engine_dir: self.engine}
+        if self.critic_dir is not None and self.critic is not None:
+            models[self.critic_dir] = self.critic
         vocabulary.check_prompts(max_token_id, self.tokenizer_dir, models)
         line = vocabulary.more_tokens_than_model(self.tokenizer, self.tokenizer_dir, self.policy, self.policy_dir)
         if line:
             log_line(line)
 
 
-def _read_models(actor: ActorConfig, engine: RolloutModelConfig, seq_length: int) -> _Models:
+def _read_models(actor: ActorConfig, critic: CriticConfig, engine: RolloutModelConfig, seq_length: int) -> _Models:
     policy_dir = _model_dir(actor.model.model_path, "actor.model.model_path")
     tokenizer_dir = _model_dir(actor.tokenizer.tokenizer_model, "actor.tokenizer.tokenizer_model")
     engine_dir = _model_dir(engine.model_path, "rollout.model.model_path")
     policy = hf_directory.load_config(policy_dir, actor.model.model_type)
     hf_directory.check_length(policy, seq_length)
+    critic_dir = critic_config = None
+    if critic.use_critic_model:
+        critic_dir = _model_dir(critic.model.model_path, "critic.model.model_path")
+        critic_config = hf_directory.load_config(critic_dir, critic.model.model_type)
+        hf_directory.check_length(critic_config, seq_length)
     return _Models(
         policy_dir=policy_dir,
         policy=policy,
@@ -116,6 +126,8 @@ def _read_models(actor: ActorConfig, engine: RolloutModelConfig, seq_length: int
         tokenizer=hf_directory.load_tokenizer(tokenizer_dir),
         engine_dir=engine_dir,
         engine=hf_directory.load_config(engine_dir, engine.model_type),
+        critic_dir=critic_dir,
+        critic=critic_config,
     )
 
 

@@ -18,9 +18,10 @@ from rlinf_lite.checkpoint import (
     select,
     storage,
 )
+from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
-from rlinf_lite.cluster.workers.policy import PolicyWorkers
+from rlinf_lite.cluster.workers.trainer import Trainers
 from rlinf_lite.config import ConfigError, RunnerConfig
 from rlinf_lite.observability import log_line
 from rlinf_lite.observability.hub import METRICS_FILE, HubState
@@ -198,10 +199,10 @@ def check_identity(start: Start, now: Mapping[str, Any], allowed: Sequence[str])
     return replace(start, changes=(*start.changes, *changes))
 
 
-def recipe(made_of: Mapping[str, Any], num_ranks: int, compute: str) -> str:
-    """`Origin.recipe`: a digest of an identity, the number of actor ranks, and what they compute on."""
+def recipe(made_of: Mapping[str, Any], num_ranks: Mapping[str, int], compute: str) -> str:
+    """`Origin.recipe`: a digest of an identity, the number of ranks of each section, and what they compute on."""
     made_with = {key: value for key, value in made_of.items() if key not in ONE_SIDED}
-    return fingerprints.of_value([made_with, num_ranks, compute])[:16]
+    return fingerprints.of_value([made_with, dict(num_ranks), compute])[:16]
 
 
 def saved_identity(start: Start) -> Mapping[str, Any]:
@@ -223,7 +224,7 @@ def sweep(checkpoints: StoragePath) -> None:
 
 def restore(
     start: Start,
-    actors: PolicyWorkers,
+    trainers: Trainers,
     runner: RunnerConfig,
     checkpoints: StoragePath,
     now: Mapping[str, Any],
@@ -245,10 +246,10 @@ def restore(
         ConfigError: an older one that verifies would not give the same numbers.
     """
     if start.weights is not None:
-        _load_weights(start.weights, actors, runner.checkpoint.verify)
+        _load_weights(start.weights, trainers, runner.checkpoint.verify)
     while (path := start.selection.path) is not None:
         try:
-            report = actors.load(str(absolute(path)), runner.checkpoint.verify)
+            report = trainers.load(str(absolute(path)), runner.checkpoint.verify)
         except (DamagedCheckpoint, StateMismatch) as error:
             # Its identity matches, so a state of another form means that its content does not match its manifest.
             allowed = isinstance(error, StateMismatch) and bool(runner.resume_allow_changes)
@@ -258,20 +259,20 @@ def restore(
             start = choose_start(runner, checkpoints, known)
             start = check_identity(start, now, runner.resume_allow_changes)
         else:
-            _log_restored(report, actors.size, compute)
-            changes = (*start.changes, *what_differs(report, actors.size, compute))
+            _log_restored(report, trainers.layout.sizes, compute)
+            changes = (*start.changes, *what_differs(report, trainers.layout.sizes, compute))
             return replace(start, changes=tuple(dict.fromkeys(changes)))
     return start
 
 
-def _load_weights(weights: Selection, actors: PolicyWorkers, verify: str) -> None:
+def _load_weights(weights: Selection, trainers: Trainers, verify: str) -> None:
     path, manifest = weights.path, weights.manifest
     assert path is not None and manifest is not None
-    report = actors.load_weights(str(absolute(path)), verify)
+    report = trainers.load_weights(str(absolute(path)), verify)
     log_line(f"a new run, with the model weights of step {manifest.step} of {path} ({report.load_seconds:.2f} s)")
 
 
-def _log_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
+def _log_restored(report: LoadReport, num_ranks: Mapping[str, int], compute: str) -> None:
     path, manifest = report.path, report.manifest
     log_line(
         f"resumed from {path.name} ({path}, {report.load_seconds:.2f} s); continuing with step {manifest.step + 1}"
@@ -279,23 +280,39 @@ def _log_restored(report: LoadReport, num_ranks: int, compute: str) -> None:
     log_what_differs(report, num_ranks, compute)
 
 
-def what_differs(report: LoadReport, num_ranks: int, compute: str) -> list[str]:
-    """Short reasons why later numbers will differ from an uninterrupted run's; empty if they will not."""
-    saved_ranks, saved_compute = report.manifest.world_size, report.manifest.info.get("compute")
-    ranks = f"actor ranks: {saved_ranks} -> {num_ranks}" if saved_ranks != num_ranks else ""
-    device = f"devices: {saved_compute} -> {compute}" if saved_compute != compute else ""
-    rng = "RNG state not restored" if not report.rng_restored and not (ranks or device) else ""
-    return [text for text in (ranks, device, rng) if text]
+def what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: str) -> list[str]:
+    """Short reasons why later numbers will differ from an uninterrupted run's; empty if they will not.
+
+    Args:
+        num_ranks: of each section.
+    """
+    saved = saved_ranks(report.manifest)
+    ranks = [
+        f"{name} ranks: {saved.get(name, 0)} -> {num_ranks.get(name, 0)}"
+        for name in {**saved, **num_ranks}
+        if saved.get(name) != num_ranks.get(name)
+    ]
+    saved_compute = report.manifest.info.get("compute")
+    device = [f"devices: {saved_compute} -> {compute}"] if saved_compute != compute else []
+    rng = ["RNG state not restored"] if not (report.rng_restored or ranks or device) else []
+    return ranks + device + rng
 
 
-def log_what_differs(report: LoadReport, num_ranks: int, compute: str) -> None:
+def saved_ranks(manifest: Manifest) -> dict[str, int]:
+    """How many ranks wrote each section."""
+    return {name: len(ranks) for name, ranks in manifest.ranks_of().items()}
+
+
+def log_what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: str) -> None:
     """The same in full, for the log."""
-    manifest = report.manifest
-    if not report.rng_restored and manifest.world_size == num_ranks:
+    manifest, saved = report.manifest, saved_ranks(report.manifest)
+    if not report.rng_restored and saved == num_ranks:
         log_line("!! saved on another kind of device: each rank's RNG state is derived from (seed, step, rank)")
     elif not report.rng_restored:
+        before = ", ".join(f"{number} {name} ranks" for name, number in saved.items())
+        after = ", ".join(f"{number}" for number in num_ranks.values())
         log_line(
-            f"!! saved by {manifest.world_size} actor ranks, now {num_ranks}: weights, optimizer state, data "
+            f"!! saved by {before}, now {after}: weights, optimizer state, data "
             "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state is "
             "derived from (seed, step, rank)"
         )

@@ -121,12 +121,12 @@ class Supervisor:
         if self._recovery is None:
             self._recovery = Stopwatch()
         watch = self._recovery
-        if failure.actors_too:
+        if failure.trainers_too:
             runner.intact = False
             runner.saver.interrupt()
         self._take_down(failure)
         watch.lap("tear down")
-        if failure.actors_too:
+        if failure.trainers_too:
             self.build.bring_up_again(self.workers, runner)
             watch.lap("rebuild")
             self.build.restore(runner, self.workers, self._sinks)
@@ -145,8 +145,8 @@ class Supervisor:
                 raise GaveUp(str(error)) from None
             return
         self.workers.replace_lost(failure.losses)
-        if failure.actors_too:
-            self.workers.reset_actors()
+        if failure.trainers_too:
+            self.workers.reset_trainers()
 
     def _take_down_all(self, failure: Failure) -> None:
         replicas = self.runner.replicas if self.runner is not None else None
@@ -182,7 +182,7 @@ class Supervisor:
 
     def _drain_saves(self) -> None:
         """Give a save in flight some seconds; ranks that wait for a failed one may never answer."""
-        if self.runner is not None and not self.workers.actors.gone(0.3):
+        if self.runner is not None and not self.workers.trainers.gone(0.3):
             watch = self.workers.session.watch
             watch.hang_timeout = min(watch.hang_timeout, _DRAIN_SECONDS) if watch.hang_timeout > 0 else _DRAIN_SECONDS
             self.runner.saver.drain_after_error()

@@ -12,10 +12,12 @@ from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
-from rlinf_lite.cluster.workers.records import EngineSetup, PolicySetup, WeightShapes, WorkerLocation
+from rlinf_lite.cluster.workers.records import EngineSetup, TrainerSetup, WeightShapes, WorkerLocation
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
+from rlinf_lite.cluster.workers.trainer import Trainers
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.durable import replace_text
 
@@ -27,11 +29,11 @@ _RESET_SECONDS = 5.0
 
 
 class Workers:
-    """The three groups of workers, their spares, and how weights travel between them."""
+    """All groups of workers, their spares, and how weights travel between them."""
 
     def __init__(
         self,
-        actors: PolicyWorkers,
+        trainers: Trainers,
         rollouts: RolloutWorkers,
         rewards: RewardWorkers,
         *,
@@ -43,19 +45,19 @@ class Workers:
         Args:
             workers_file: where `note` writes which process is which worker.
         """
-        self.actors, self.rollouts, self.rewards = actors, rollouts, rewards
+        self.trainers, self.rollouts, self.rewards = trainers, rollouts, rewards
         self.spares, self.session, self._workers_file = spares, session, workers_file
         self._fresh_engines = set(range(rollouts.size))
         self._noted = False
 
     @property
     def groups(self) -> tuple[WorkerGroup, ...]:
-        """Actors, rollouts, rewards."""
-        return self.actors, self.rollouts, self.rewards
+        """Those of the trainers, rollouts, rewards."""
+        return *self.trainers.groups, self.rollouts, self.rewards
 
     # -- setting up
 
-    def set_up(self, checkpoints: str, total_updates: int) -> tuple[PolicySetup, str]:
+    def set_up(self, checkpoints: str, total_updates: int) -> tuple[TrainerSetup, str]:
         """Build the policy on all ranks, and the engines of rollout workers that have none yet.
 
         Returns:
@@ -65,7 +67,7 @@ class Workers:
             ConfigError: the engines' architecture is not the policy's.
         """
         starting = self._start_engines()
-        ranks = self.actors.setup(checkpoints, total_updates)
+        ranks = self.trainers.setup(checkpoints, total_updates)
         engines = self._await_engines(starting)
         _check_weights(ranks[0].weights, engines)
         devices = {rank.compute for rank in ranks} | {engine.compute for engine in engines}
@@ -87,7 +89,7 @@ class Workers:
         """Build the transport of weights between the workers as they are now."""
         from rlinf_lite.cluster.weight_sync import build_weight_sync
 
-        return build_weight_sync(self.session, self.actors, self.rollouts, self.rollouts.precision)
+        return build_weight_sync(self.session, self.trainers.policy, self.rollouts, self.rollouts.precision)
 
     # -- replacing
 
@@ -120,10 +122,10 @@ class Workers:
                 self._replace(self.rollouts, lost.rank)
                 self._fresh_engines.add(lost.rank)
 
-    def reset_actors(self) -> None:
-        """Make every actor rank ready to be set up again: living ones keep their process, the others get a new one."""
-        for rank in self.actors.reset(_RESET_SECONDS):
-            self._replace(self.actors, rank)
+    def reset_trainers(self) -> None:
+        """Make every rank of both models ready for `set_up`: living ones keep their process, others get a new one."""
+        for group, rank in self.trainers.reset(_RESET_SECONDS):
+            self._replace(group, rank)
 
     def rebuild(self) -> None:
         """Replace all processes, on the nodes that the cluster has now."""
@@ -186,11 +188,16 @@ def start_workers(config: Config, session: Session, workers_file: Path) -> Worke
         workers_file: as for `Workers`; one of an earlier start is removed.
     """
     workers_file.unlink(missing_ok=True)
-    actor, algorithm, tokenizer = config.actor, config.algorithm, config.actor.tokenizer
+    actor, algorithm, checkpoint = config.actor, config.algorithm, config.runner.checkpoint
+    tokenizer = actor.tokenizer
     spares = Spares(session, "rlinf_lite.cluster.workers.warm_up:warm_up", actor.model, tokenizer)
     sampling, seq_length = algorithm.sampling_params, config.runner.seq_length
+    policy = PolicyWorkers(actor, algorithm, checkpoint, session, spares)
+    critic = None
+    if config.critic.use_critic_model:
+        critic = CriticWorkers(config.critic, algorithm, checkpoint, session, spares, seed=actor.seed)
     return Workers(
-        PolicyWorkers(actor, algorithm, config.runner.checkpoint, session, spares),
+        Trainers(policy, critic),
         RolloutWorkers(config.rollout, tokenizer, session, spares, sampling=sampling, seq_length=seq_length),
         RewardWorkers(config.reward, session, spares),
         spares=spares,

@@ -11,6 +11,7 @@ import psutil
 from rlinf_lite.algorithms import Algorithm
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.weight_sync import WeightSync
+from rlinf_lite.cluster.workers.trainer import Trainers
 from rlinf_lite.observability import JsonlSink, MetricHub, PhaseTimer
 from rlinf_lite.runner.credit import graded_table
 from rlinf_lite.runner.generation import Generation, Validation
@@ -32,6 +33,7 @@ class Runner:
     source: StepSource
     algorithm: Algorithm
     models: Models
+    trainers: Trainers
     split: SplitSettings
     generation: Generation
     weights: WeightSync
@@ -88,7 +90,8 @@ class Runner:
             rollout_metrics(sampled.candidates)
             | (sampling_metrics(len(sampled.candidates), sampled.num_dropped) if self.source.max_rounds > 1 else {})
             | dict(credit.metrics)
-            | update_metrics(reports)
+            | update_metrics(reports.policy)
+            | update_metrics(reports.critic, prefix="critic")
             | {
                 "progress/epoch": self.source.stream.epoch_of(sampled.candidates[-1].prompt.prompt_index),
                 "progress/samples": after.num_samples,
@@ -149,7 +152,7 @@ class Runner:
         return {
             "throughput/tokens_per_second": metrics["progress/step_tokens"] / seconds,
             "memory/driver_gb": psutil.Process().memory_info().rss / 1e9,
-            "memory/actor_gb": max(self.models.policy.memory()),
+            "memory/actor_gb": max(self.trainers.memory()),
         }
 
     def log_samples(self, step: int, groups: Sequence[Group]) -> None:

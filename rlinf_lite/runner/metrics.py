@@ -73,23 +73,26 @@ def validation_metrics(groups: Sequence[Group]) -> Metrics:
     return metrics | {"val/accuracy": float(np.mean([score.correct for score in scores_of(groups)]))}
 
 
-def update_metrics(reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
-    """Average losses and policy statistics over the mini-batches of a step that have loss tokens.
+def update_metrics(reports: Sequence[Sequence[UpdateReport]], prefix: str = "optim") -> Metrics:
+    """Average a model's losses and statistics over the mini-batches of a step that have loss tokens.
 
     Args:
-        reports: for each mini-batch, every rank's report.
+        reports: for each mini-batch, every rank's report; empty if the model was not trained.
+        prefix: of the optimizer's metrics: ``"optim"`` for the policy.
     """
+    if not reports:
+        return {}
     per_minibatch = [_minibatch(ranks) for ranks in reports if any(report.units for report in ranks)]
     metrics: Metrics = {}
     if per_minibatch:
         metrics = {key: float(np.mean([values[key] for values in per_minibatch])) for key in per_minibatch[0]}
     if (gap := "policy/rollout_logprob_gap") in metrics:
         metrics[gap] = per_minibatch[0][gap]  # later ones may be compared with weights that the engine never had
-    metrics["optim/lr"] = reports[-1][0].lr
+    metrics[f"{prefix}/lr"] = reports[-1][0].lr
     norms = [ranks[0].grad_norm for ranks in reports if not ranks[0].skipped]
     if norms:
-        metrics["optim/grad_norm"] = float(np.mean(norms))
-    metrics["optim/skipped"] = sum(ranks[0].skipped for ranks in reports)
+        metrics[f"{prefix}/grad_norm"] = float(np.mean(norms))
+    metrics[f"{prefix}/skipped"] = sum(ranks[0].skipped for ranks in reports)
     return metrics
 
 

@@ -10,24 +10,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlinf_lite.cluster.group import Call, wait_all
+from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.observability import PhaseTimer
 from rlinf_lite.training.batch import StepBatch
-from rlinf_lite.types import Column
+from rlinf_lite.types import Column, TokenBatch
 
 if TYPE_CHECKING:
     from rlinf_lite.training.update import UpdateReport
 
 
+POLICY_COLUMNS = (Column.ADVANTAGE, Column.OLD_LOGPROB, Column.REF_LOGPROB, Column.ENGINE_LOGPROB)
+CRITIC_COLUMNS = (Column.RETURN, Column.OLD_VALUE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateReports:
+    """Every rank's report of each optimizer step; empty for a model that was not trained."""
+
+    policy: Sequence[Sequence[UpdateReport]]
+    critic: Sequence[Sequence[UpdateReport]]
+
+
 @dataclass(kw_only=True)
 class Models:
-    """The policy and its frozen reference."""
+    """The policy with its frozen reference, and the critic if there is one."""
 
     policy: PolicyWorkers
+    critic: CriticWorkers | None
     needs: frozenset[Column]
     """Columns that the algorithm, or more than one mini-batch, needs from before the update."""
     old_from_engine: bool
     """The engine's log-probs are the old ones: ``algorithm.recompute_logprobs`` is false."""
+    critic_warmup_steps: int
+    """In the first steps only the critic is trained."""
 
     def columns(self, batch: StepBatch, timer: PhaseTimer) -> dict[Column, Tensor]:
         """Compute the columns of the whole step that are needed."""
@@ -36,20 +53,47 @@ class Models:
             found[Column.ENGINE_LOGPROB] = batch.engine_logprobs()
         if self.old_from_engine:
             found[Column.OLD_LOGPROB] = batch.engine_logprobs()
-        passes = [column for column in (Column.OLD_LOGPROB, Column.REF_LOGPROB) if column in self.needs - found.keys()]
+        passes = [column for column in self._passes() if column in self.needs - found.keys()]
         if not passes:
             return found
         with timer.phase("logprob"):
             units = batch.for_forward()
-            for column in passes:
-                of_units = self.policy.forward(units, reference=column is Column.REF_LOGPROB)
+            started = {column: self._start_pass(column, units) for column in passes}
+            for column, calls in started.items():
+                of_units = {index: values for of_rank in wait_all(calls) for index, values in of_rank.items()}
                 found[column] = torch.cat([of_units[unit.index] for unit in units])
         return found
 
+    def _passes(self) -> tuple[Column, ...]:
+        return Column.OLD_VALUE, Column.OLD_LOGPROB, Column.REF_LOGPROB
+
+    def _start_pass(self, column: Column, units: Sequence[TokenBatch]) -> list[Call[dict[int, Tensor]]]:
+        if column is Column.OLD_VALUE:
+            assert self.critic is not None
+            return self.critic.start_forward(units)
+        return self.policy.start_forward(units, reference=column is Column.REF_LOGPROB)
+
     def update(
         self, step: int, batch: StepBatch, columns: Mapping[Column, Tensor], is_trained_N: np.ndarray
-    ) -> list[Sequence[UpdateReport]]:
-        """Take the optimizer steps of ``step``; returns every rank's report of each."""
-        *earlier, last = batch.for_update(columns, is_trained_N)
-        reports = [self.policy.update(step, mini_batch, last=False) for mini_batch in earlier]
-        return [*reports, self.policy.update(step, last, last=True)]
+    ) -> UpdateReports:
+        """Take the optimizer steps of ``step``: policy and critic at the same time, mini-batch by mini-batch."""
+        models: dict[str, PolicyWorkers | CriticWorkers] = {}
+        if step > self.critic_warmup_steps:
+            models["policy"] = self.policy
+        if self.critic is not None:
+            models["critic"] = self.critic
+        wanted = {"policy": POLICY_COLUMNS, "critic": CRITIC_COLUMNS}
+        minis = {
+            name: batch.for_update({c: columns[c] for c in wanted[name] if c in columns}, is_trained_N)
+            for name in models
+        }
+        reports: dict[str, list[list[UpdateReport]]] = {"policy": [], "critic": []}
+        last = len(batch.minibatch_rows) - 1
+        for number in range(last + 1):
+            started = {
+                name: group.start_update(step, minis[name][number], last=number == last)
+                for name, group in models.items()
+            }
+            for name, calls in started.items():
+                reports[name].append(wait_all(calls))
+        return UpdateReports(policy=reports["policy"], critic=reports["critic"])

@@ -13,7 +13,7 @@ from rlinf_lite import readable
 from rlinf_lite.checkpoint import SaveError, SaveReport
 from rlinf_lite.checkpoint.manifest import SAVE_ID
 from rlinf_lite.checkpoint.retention import METRICS
-from rlinf_lite.cluster.workers.policy import PolicyWorkers
+from rlinf_lite.cluster.workers.trainer import Trainers
 from rlinf_lite.config import CheckpointConfig
 from rlinf_lite.config.metric_names import MACHINE_METRICS
 from rlinf_lite.observability import events, log_line
@@ -57,7 +57,7 @@ class _InFlight:
 class Saver:
     """Makes every checkpoint of the run, at most one at a time."""
 
-    actors: PolicyWorkers
+    trainers: Trainers
     policies: Sequence[Policy]
     checkpoint: CheckpointConfig
     progress: Progress
@@ -95,7 +95,7 @@ class Saver:
     def drain(self) -> None:
         """Wait for the save in flight, if there is one. A failure is logged."""
         if self._in_flight is not None:
-            self._follow(self._in_flight, self.actors.finish_save)
+            self._follow(self._in_flight, self.trainers.finish_save)
 
     def interrupt(self) -> None:
         """Give up following the save in flight, because actor ranks were lost. `settle` repeats it if necessary."""
@@ -152,7 +152,7 @@ class Saver:
     def poll(self) -> Metrics:
         """Return the metrics of a save that has ended. Called between the update and its metrics row."""
         if self._in_flight is not None:
-            self._follow(self._in_flight, self.actors.poll_save)
+            self._follow(self._in_flight, self.trainers.poll_save)
         return self._ended.pop(0) if self._ended else {}
 
     def between_steps(self, metrics: Metrics, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -203,11 +203,11 @@ class Saver:
         try:
             self.flush()
             if self.checkpoint.mode == "sync":
-                save.add(self.actors.save(step, state(), info))
+                save.add(self.trainers.save(step, state(), info))
             else:
-                save.start_seconds = self.actors.start_save(step, state(), info)
+                save.start_seconds = self.trainers.start_save(step, state(), info)
         except (SaveError, OSError) as error:
-            if lost := self.actors.gone(0.5):
+            if lost := self.trainers.gone(0.5):
                 raise lost[0] from None  # the storage did not fail: the save can be repeated
             self._fail(save, error)
             return
@@ -220,7 +220,7 @@ class Saver:
         began = self.clock()
         save.add(ask())
         if save.failure is not None and not save.ended:
-            save.add(self.actors.finish_save())  # the other ranks are about to fail too
+            save.add(self.trainers.finish_save())  # the other ranks are about to fail too
         save.driver_seconds += self.clock() - began
         if save.failure is not None:
             self._fail(save, save.failure)

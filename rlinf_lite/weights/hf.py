@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,19 @@ DTYPES = {
 class HfWeights:
     """A `WeightSource` over a Hugging Face directory. Tensors have the shapes that the architecture wants."""
 
-    def __init__(self, directory: Path, names: WeightNames, *, where: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        names: WeightNames,
+        *,
+        where: str | None = None,
+        may_lack: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         """
         Args:
             names: of the model that ``config.json`` describes.
             where: how messages name ``directory``; None: as ``actor.model.model_path``.
+            may_lack: whether a weight of this name may be missing; `read_rows` then returns zeros.
 
         Raises:
             ConfigError: there are no safetensors files, one cannot be read, or weights are missing.
@@ -49,7 +57,7 @@ class HfWeights:
         self._stored = {
             name: [stored for stored in names.stored_names(name) if stored in self._files] for name in names.shapes
         }
-        if missing := [name for name, stored in self._stored.items() if not stored]:
+        if missing := [name for name, stored in self._stored.items() if not stored and not may_lack(name)]:
             raise ConfigError(f"{self._where}: its weights lack {listed(missing)}")
 
     @property
@@ -77,6 +85,8 @@ class HfWeights:
 
     def read_rows(self, name: str, first_row: int, num_rows: int) -> Tensor:
         """Rows of dimension 0 as stored; a tensor without dimensions is read whole."""
+        if not self._stored[name]:
+            return torch.zeros(num_rows, *self.shapes[name][1:])
         with self._opened(name) as found:
             return found[first_row : first_row + num_rows] if self.shapes[name] else found[...]
 

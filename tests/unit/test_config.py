@@ -30,6 +30,9 @@ runner:
 """
 
 
+CRITIC = {"critic__use_critic_model": True, "algorithm__adv_type": "gae"}
+
+
 def small(**values: object) -> Config:
     raw: dict = {"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}}
     for key, value in {"data.type": "arithmetic", **{k.replace("__", "."): v for k, v in values.items()}}.items():
@@ -103,6 +106,25 @@ def test_a_missing_value_is_named():
         ({"data__type": "math"}, "data.train_data_paths=[]"),
         ({"actor__fsdp_config__grad_scaler__enabled": True}, "scaling is for fp16"),
         ({"actor__model__precision": "fp16"}, "mixed_precision.param_dtype=fp16"),
+        ({"actor__optim__min_lr": 0.5}, "actor.optim.min_lr=0.5: is above actor.optim.lr"),
+        ({**CRITIC, "critic__optim__min_lr": 0.5}, "critic.optim.min_lr=0.5: is above critic.optim.lr"),
+        (
+            {**CRITIC, "critic__optim__lr": 0.5, "critic__optim__weight_decay": 2.0},
+            "critic.optim.weight_decay=2.0: times critic.optim.lr it takes away 1 of each weight per step",
+        ),
+        (
+            {**CRITIC, "critic__model__precision": "fp16"},
+            "critic.model.precision=fp16: parameters in fp16 cannot be trained (Adam's eps is 0 there); set it to fp32 "
+            "and critic.fsdp_config.mixed_precision.param_dtype=fp16",
+        ),
+        (
+            {**CRITIC, "critic__fsdp_config__grad_scaler__enabled": True},
+            "critic.fsdp_config.grad_scaler.enabled=true: scaling is for fp16",
+        ),
+        (
+            {"runner__checkpoint__keep_best__metric": "value/explained_variance"},
+            "algorithm.adv_type=grpo has no critic; set it to gae, or take another metric",
+        ),
         ({"runner__save_interval": 0}, "must be positive, or -1"),
         ({"runner__logger__logger_backends": ["swanlab"]}, "'swanlab' is not known here; use tensorboard or wandb"),
         ({"runner__checkpoint__mode": "later"}, "use async or sync"),
@@ -135,6 +157,15 @@ def test_a_contradiction_is_named_with_its_remedy(values, said):
     with pytest.raises(ConfigError) as caught:
         check(small(**values))
     assert said in str(caught.value)
+
+
+def test_a_critic_is_checked_only_if_there_is_one():
+    check(small(**CRITIC))
+    check(
+        small(
+            critic__optim__min_lr=0.5, critic__model__precision="fp16", critic__fsdp_config__grad_scaler__enabled=True
+        )
+    )
 
 
 def test_an_estimator_without_gradient_is_fine_where_it_is_not_differentiated():
@@ -260,6 +291,9 @@ def test_the_identity_of_shipped_configs_is_as_recorded(name):
     since = {key: keys()[key].default for key in ADDED}
     values = flatten(load([name]), neutral_keys=False)
     assert {key: values.pop(key) for key in ADDED} == since
+    assert values["critic.use_critic_model"] is False
+    of_critic = {key for key in values if key.startswith("critic.")} - {"critic.use_critic_model"}
+    values = {key: value for key, value in values.items() if key not in of_critic}  # as `identity` without a critic
     made_of = json.dumps(values)
     assert hashlib.sha256(made_of.encode()).hexdigest()[:16] == IDENTITIES[name]
 

@@ -32,6 +32,7 @@ PATH_KEYS = {
     "actor.model.model_path",
     "actor.tokenizer.tokenizer_model",
     "rollout.model.model_path",
+    "critic.model.model_path",
     "data.train_data_paths",
     "data.val_data_paths",
     "algorithm.path",

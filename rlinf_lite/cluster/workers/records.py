@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlinf_lite.cluster.stacks import Process
@@ -29,8 +30,31 @@ class StoreAddress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PolicySetup:
-    """What a policy rank has built."""
+class RankLayout:
+    """How the ranks of one process group are divided over the models that are trained."""
+
+    sizes: Mapping[str, int]
+    """Number of ranks by section, in their order: ``{"actor": 2, "critic": 1}``."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Of all models."""
+        return sum(self.sizes.values())
+
+    @property
+    def ranks(self) -> dict[str, range]:
+        """The ranks of each section."""
+        return {section: range(self.first(section), self.first(section) + size) for section, size in self.sizes.items()}
+
+    def first(self, section: str) -> int:
+        """The first rank of a section."""
+        names = list(self.sizes)
+        return sum(self.sizes[name] for name in names[: names.index(section)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerSetup:
+    """What a rank of a policy or critic has built."""
 
     num_parameters: int
     tied: dict[str, str]

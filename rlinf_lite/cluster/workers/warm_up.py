@@ -25,7 +25,7 @@ def _warm_up(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     with quick_imports():
-        from rlinf_lite.cluster.workers import policy_worker, reward_worker, rollout_worker  # noqa: F401
+        from rlinf_lite.cluster.workers import critic_worker, policy_worker, reward_worker, rollout_worker  # noqa: F401
         from rlinf_lite.models import build, hf_directory
 
         model_dir = hf_directory.resolve(model.model_path)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from rlinf_lite.config import ActorConfig, AlgorithmConfig
-from rlinf_lite.training.fsdp.model import ShardedPolicy
+from rlinf_lite.config import ActorConfig, AlgorithmConfig, CriticConfig
+from rlinf_lite.training.fsdp.model import ShardedCritic, ShardedPolicy
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 
 
@@ -34,6 +34,18 @@ def build_reference(
     reference = _policy(actor, algorithm, model_dir, mesh, device)
     reference.model.eval().requires_grad_(False)
     return reference
+
+
+def build_critic(critic: CriticConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device) -> FsdpTrainer:
+    """Build the critic and its optimizer. A value head that the directory does not hold begins as zeros."""
+    model = ShardedCritic(critic.model, critic.fsdp_config, model_dir=model_dir, mesh=mesh, device=device)
+    return FsdpTrainer(
+        model,
+        critic.optim,
+        critic.fsdp_config.grad_scaler,
+        gradient_checkpointing=critic.fsdp_config.gradient_checkpointing,
+        key="critic",
+    )
 
 
 def _policy(

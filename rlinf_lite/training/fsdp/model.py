@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from rlinf_lite.config import FsdpConfig, ModelConfig
 from rlinf_lite.models import build, hf_directory, shard
-from rlinf_lite.models.scored import ScoredModel
+from rlinf_lite.models.scored import ScoredModel, ValueModel
 from rlinf_lite.training.fsdp.padded import padded_rows
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.hf import HfWeights
@@ -152,6 +152,33 @@ class ShardedPolicy(ShardedModel):
     def values(self, outputs: TokenOutputs) -> Tensor:
         assert outputs.logprob_M is not None
         return outputs.logprob_M
+
+
+class ShardedCritic(ShardedModel):
+    """A token classifier with one label: the value before each loss token, the expected return from there on."""
+
+    def _build(self, config: PretrainedConfig, precision: str) -> None:
+        self.model = build.build_value_model_on_meta(config, precision)
+        self.root = ValueModel(self.model)
+
+    def _fill(self, model_dir: Path) -> None:
+        names = WeightNames.of(self.model)
+        fill(
+            self.model,
+            HfWeights(model_dir, names, where=f"critic.model.model_path={model_dir}", may_lack=self._is_head),
+        )
+
+    def _is_head(self, name: str) -> bool:
+        return not name.startswith(f"{self.model.base_model_prefix}.")
+
+    def _outputs(
+        self, ids_BT: Tensor, rows_M: Tensor, columns_M: Tensor, targets_M: Tensor, with_entropy: bool
+    ) -> TokenOutputs:
+        return TokenOutputs(value_M=self.root(ids_BT, rows_M, columns_M))
+
+    def values(self, outputs: TokenOutputs) -> Tensor:
+        assert outputs.value_M is not None
+        return outputs.value_M
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:

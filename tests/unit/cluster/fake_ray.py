@@ -140,13 +140,15 @@ class FakeSession:
     build: Callable[..., Any]
     """Makes the worker that a process hosts, from what `WorkerHost.adopt` is given."""
     slots: tuple[int, ...] = (0, 1)
+    critic_slots: tuple[int, ...] = (0,)
     nodes: tuple[str, ...] = ("a", "a")
     config: ClusterConfig = field(default_factory=ClusterConfig)
     hang_timeout: float = 0.0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        self.placement = Placement(slots={"actor": self.slots, "rollout": self.slots, "reward": (0,)})
+        slots = {"actor": self.slots, "critic": self.critic_slots, "rollout": self.slots, "reward": (0,)}
+        self.placement = Placement(slots=slots)
         self.watch = Watch(self.hang_timeout)
         self.actors: list[FakeActor] = []
         self._pids = itertools.count(100)

@@ -10,8 +10,9 @@ from rlinf_lite.cluster.placement import COMPONENTS, Placement, parse, shrink
 from rlinf_lite.errors import ConfigError
 
 
-def _placed(actor: str, rollout: str, reward: str) -> Placement:
-    return parse({"actor": actor, "rollout": rollout, "reward": reward}, 8)
+def _placed(actor: str, rollout: str, reward: str, critic: str | None = None) -> Placement:
+    given = {"actor": actor, "rollout": rollout, "reward": reward, **({"critic": critic} if critic else {})}
+    return parse(given, 8, with_critic=critic is not None)
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,15 @@ def test_nothing_lost_nothing_changed():
 
 def test_bundles_fit_whatever_is_left():
     choices = ("0", "1", "2", "0-1", "1-2", "0-2", "2,0", "3", "2-3", "0-3")
-    for placed in itertools.product(choices, repeat=3):
+    of_critic = (None, "0", "1-2", "3")
+    for placed in itertools.product(choices, choices, choices, of_critic):
         whole = _placed(*placed)
         for num_slots in range(1, len(whole.used) + 1):
             left = shrink(whole, num_slots, 1)
             assert left.used == whole.used[:num_slots]
-            assert all(left.slots[name] for name in COMPONENTS)
-            assert all(len(left.slots[name]) <= len(whole.slots[name]) for name in COMPONENTS)
+            assert set(COMPONENTS) - {"critic"} <= left.slots.keys() == whole.slots.keys()
+            assert all(left.slots[name] for name in whole.slots)
+            assert all(len(left.slots[name]) <= len(whole.slots[name]) for name in whole.slots)
 
 
 @pytest.mark.parametrize(("num_slots", "min_actor_ranks"), [(2, 3), (1, 2), (0, 1), (0, 0), (-1, 1)])

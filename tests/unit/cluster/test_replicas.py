@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +14,24 @@ from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.replicas import MemoryReplicas
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.replica_holder import ReplicaHolder
+from rlinf_lite.cluster.workers.trainer import Trainers
 
 pytestmark = pytest.mark.usefixtures("fake_ray")
 
 
-class Policy:
-    """A rank whose state is its rank and the step."""
+class Rank:
+    """A rank whose state is the step, and its own name."""
 
-    def __init__(self, rank: int, num_ranks: int) -> None:
-        self.rank = rank
+    def __init__(self, component: str, rank: int) -> None:
+        self.name, self.is_first = f"{component} {rank}", (component, rank) == ("actor", 0)
         self.loaded: list[str] | None = None
 
     def replicate(self, step: int, data: dict, info: dict) -> tuple[dict, dict]:
-        return {"small": np.array([step])}, {f"{step}.{self.rank}": np.array([self.rank])}
+        small = {"small": np.array([step])} if self.is_first else {}
+        return small, {f"{self.name} of {step}": np.array([step])}
 
     def load_replica(self, step: int, *files: dict) -> SimpleNamespace:
         self.loaded = [name for part in files for name in part]
@@ -37,16 +41,25 @@ class Policy:
 
 
 class Case:
-    """Two ranks; each is on a node of its own if ``nodes`` says so."""
+    """Two ranks of the policy, and some of a critic; each of the policy's is on a node of its own if ``nodes`` says so.
 
-    def __init__(self, nodes: tuple[str, ...] = ("a", "a")) -> None:
-        self.session = FakeSession(self.build, nodes=nodes)
-        self.policy = object.__new__(PolicyWorkers)
-        WorkerGroup.__init__(self.policy, "Actors", "actor", "policy", self.session, Spares(self.session))
-        self.replicas = MemoryReplicas(self.policy, self.session)
+    Args:
+        critic: slots of the critic; none without a critic.
+    """
+
+    def __init__(self, nodes: tuple[str, ...] = ("a", "a"), *, critic: tuple[int, ...] = ()) -> None:
+        self.session = FakeSession(self.build, nodes=nodes, critic_slots=critic)
+        self.policy = self.group(PolicyWorkers, "Actors", "actor")
+        self.critic = self.group(CriticWorkers, "Critics", "critic") if critic else None
+        self.replicas = MemoryReplicas(Trainers(self.policy, self.critic), self.session)
+
+    def group(self, kind: type, name: str, component: str) -> Any:
+        group = object.__new__(kind)
+        WorkerGroup.__init__(group, name, component, component, self.session, Spares(self.session))
+        return group
 
     def build(self, target: str, *args: int) -> object:
-        return ReplicaHolder() if target.endswith(":ReplicaHolder") else Policy(*args)
+        return ReplicaHolder() if target.endswith(":ReplicaHolder") else Rank(target, args[0])
 
     def take(self, step: int) -> None:
         self.replicas.take(step, {"progress": step}, {})
@@ -55,8 +68,8 @@ class Case:
     def holders(self) -> list:
         return [actor for actor in self.session.actors if actor.name == "ReplicaHolder" and actor.alive]
 
-    def loaded(self) -> list:
-        return [actor.worker.loaded for actor in self.session.actors if actor.name == "Actors" and actor.alive]
+    def loaded(self, name: str = "Actors") -> list:
+        return [actor.worker.loaded for actor in self.session.actors if actor.name == name and actor.alive]
 
 
 def test_each_rank_gets_its_own_shard_back():
@@ -65,7 +78,7 @@ def test_each_rank_gets_its_own_shard_back():
     case.take(1), case.take(2)
     report, data = case.replicas.restore()
     assert (report.step, data, case.replicas.step) == (2, {"progress": 2}, 2)
-    assert case.loaded() == [["small", "2.0"], ["small", "2.1"]]
+    assert case.loaded() == [["small", "actor 0 of 2"], ["small", "actor 1 of 2"]]
     assert case.holders == [], "on one node the object store outlives the ranks"
 
 
@@ -75,7 +88,36 @@ def test_another_number_of_ranks_gets_all_shards():
     case.session.placement.slots["actor"] = (0,)
     case.policy.respawn()
     assert case.replicas.restore() is not None
-    assert case.loaded() == [["small", "1.0", "1.1"]]
+    assert case.loaded() == [["small", "actor 0 of 1", "actor 1 of 1"]]
+
+
+def test_policy_and_critic_get_their_own_shards_back():
+    case = Case(critic=(0,))
+    case.take(1), case.take(2)
+    report, data = case.replicas.restore()
+    assert (report.step, data) == (2, {"progress": 2})
+    assert case.loaded() == [["small", "actor 0 of 2"], ["small", "actor 1 of 2"]]
+    assert case.loaded("Critics") == [["small", "critic 0 of 2"]], "not the shard of the policy's rank 0"
+
+
+def test_another_number_of_ranks_of_the_policy_only():
+    case = Case(critic=(0, 1))
+    case.take(1)
+    case.session.placement.slots["actor"] = (0,)
+    case.policy.respawn()
+    assert case.replicas.restore() is not None
+    assert case.loaded() == [["small", "actor 0 of 1", "actor 1 of 1"]]
+    assert case.loaded("Critics") == [["small", "critic 0 of 1"], ["small", "critic 1 of 1"]]
+
+
+def test_another_number_of_ranks_of_the_critic_only():
+    case = Case(critic=(0,))
+    case.take(1)
+    case.session.placement.slots["critic"] = (0, 1)
+    case.critic.respawn()
+    assert case.replicas.restore() is not None
+    assert case.loaded() == [["small", "actor 0 of 1"], ["small", "actor 1 of 1"]]
+    assert case.loaded("Critics") == [["small", "critic 0 of 1"]] * 2
 
 
 def test_a_second_copy_is_on_another_node():
@@ -84,11 +126,30 @@ def test_a_second_copy_is_on_another_node():
         case.take(step)
     held = {actor.node: actor.worker._shards for actor in case.holders}
     assert {node: {step: list(ranks) for step, ranks in steps.items()} for node, steps in held.items()} == {
-        "a": {2: [1], 3: [1]},
-        "b": {2: [0], 3: [0]},
+        "a": {2: [("actor", 1)], 3: [("actor", 1)]},
+        "b": {2: [("actor", 0)], 3: [("actor", 0)]},
     }
     case.replicas.forget_holders()
     assert case.holders == []
+
+
+def test_a_holder_keeps_the_same_rank_of_policy_and_critic_apart():
+    case = Case(nodes=("a", "b"), critic=(0,))
+    case.take(1)
+    held = {actor.node: actor.worker._shards[1] for actor in case.holders}
+    assert {node: {worker: list(shard) for worker, shard in shards.items()} for node, shards in held.items()} == {
+        "a": {("actor", 1): ["actor 1 of 1"]},
+        "b": {("actor", 0): ["actor 0 of 1"], ("critic", 0): ["critic 0 of 1"]},
+    }
+
+
+def test_a_rank_of_the_critic_that_dies_in_the_copy_is_lost():
+    case = Case(nodes=("a", "b"), critic=(0,))
+    case.take(1)
+    next(actor for actor in case.session.actors if actor.name == "Critics").die()
+    with pytest.raises(WorkerLost) as caught:
+        case.take(2)
+    assert (caught.value.group, caught.value.rank, case.replicas.step) == ("Critics", 0, 1)
 
 
 def test_a_holder_that_died_is_started_again_at_the_next_step():

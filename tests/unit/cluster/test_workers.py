@@ -7,29 +7,40 @@ import inspect
 import typing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from fake_ray import FakeSession
 
 from rlinf_lite.cluster import workers
-from rlinf_lite.cluster.group import WorkerGroup, wait_all
+from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.workers.critic import CriticWorkers
+from rlinf_lite.cluster.workers.critic_worker import CriticWorker
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.reward_worker import RewardWorker
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
+from rlinf_lite.cluster.workers.trainer import Trainers
+from rlinf_lite.cluster.workers.trainer_worker import TrainerWorker
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.workers import start_workers
 from rlinf_lite.types import MiniBatch, Normalizers, RankBatch, Segments, TokenBatch
 from rlinf_lite.user_code import search_path
 
 ROOMS = Path(workers.__file__).parents[2]
-PAIRS = [(PolicyWorkers, PolicyWorker), (RolloutWorkers, RolloutWorker), (RewardWorkers, RewardWorker)]
-BY_NAME = {"call": 0, "start": 0, "start_each": 0, "start_in_two": 0, "start_one": 1, "run": 0}
-"""Methods of `WorkerGroup` and `WorkerHandle` that take a method's name, and at which place."""
+PAIRS = [
+    (PolicyWorkers, PolicyWorker),
+    (CriticWorkers, CriticWorker),
+    (Trainers, TrainerWorker),
+    (RolloutWorkers, RolloutWorker),
+    (RewardWorkers, RewardWorker),
+]
+BY_NAME = {"call": 0, "_call": 0, "start": 0, "start_each": 0, "start_in_two": 0, "start_one": 1, "run": 0}
+"""Methods of `WorkerGroup`, `Trainers` and `WorkerHandle` that take a method's name, and at which place."""
 
 
 def calls_by_name(tree: ast.AST) -> list[tuple[str, ast.Call, str]]:
@@ -64,22 +75,27 @@ def test_what_is_called_by_name_is_there_and_takes_the_arguments(face, worker):
 
 def test_results_have_the_types_that_the_driver_is_promised():
     for name in ("setup", "save", "start_save", "poll_save", "finish_save", "memory"):
-        assert _returns(PolicyWorkers, name) == list[_returns(PolicyWorker, name)], name
+        assert _returns(Trainers, name) == list[_returns(TrainerWorker, name)], name
     for name in ("load", "load_weights"):
-        assert _returns(PolicyWorkers, name) == _returns(PolicyWorker, name), name
+        assert _returns(Trainers, name) == _returns(TrainerWorker, name), name
+    for workers_of, worker in ((PolicyWorkers, PolicyWorker), (CriticWorkers, CriticWorker)):
+        for name in ("forward", "update"):
+            assert _returns(workers_of, f"start_{name}") == list[Call[_returns(worker, name)]], name
 
 
 def _returns(kind: type, method: str) -> object:
     from rlinf_lite.checkpoint import LoadReport, SaveError, SaveReport
+    from rlinf_lite.training.update import UpdateReport
 
     names = {"LoadReport": LoadReport, "SaveError": SaveError, "SaveReport": SaveReport, "Tensor": torch.Tensor}
+    names |= {"UpdateReport": UpdateReport}
     function = getattr(kind, method)
     annotation = function.__annotations__["return"]
     return eval(annotation, {**vars(typing), **function.__globals__, **names})
 
 
 def test_a_worker_is_started_with_the_sections_that_it_uses(fake_ray, tmp_path):
-    config, started = load([]), []
+    config, started = load(["critic.use_critic_model=true", "algorithm.adv_type=gae"]), []
 
     def build(target: str, *args: object) -> SimpleNamespace:
         (worker,) = (worker for _, worker in PAIRS if target.endswith(f":{worker.__name__}"))
@@ -88,12 +104,16 @@ def test_a_worker_is_started_with_the_sections_that_it_uses(fake_ray, tmp_path):
 
     session = FakeSession(build)
     workers_of_run = start_workers(config, session, tmp_path / "workers.json")
-    of_actor, of_rollout, of_reward = (started[index] for index in (0, 2, 4))
+    of_actor, of_critic, of_rollout, of_reward = (started[index] for index in (0, 2, 3, 5))
     own = {"num_ranks": 2, "cluster": session.config, "device": "cpu"}
     assert of_actor == {
         **own,
         **{"rank": 0, "config": config.actor, "algorithm": config.algorithm, "checkpoint": config.runner.checkpoint},
         "search": search_path(),
+    }
+    assert of_critic == {
+        **of_actor,
+        **{"num_ranks": 1, "config": config.critic, "seed": config.actor.seed},
     }
     assert of_rollout == {**own, "rank": 0, "config": config.rollout, "tokenizer": config.actor.tokenizer}
     assert (of_reward["rank"], of_reward["config"]) == (0, config.reward)
@@ -128,36 +148,43 @@ class Rank:
         self.sent.append((step, batch, last))
         return SimpleNamespace(step=step)
 
-    def forward(self, units: tuple, reference: bool) -> dict[int, str]:
+    def forward(self, units: tuple, *reference: bool) -> dict[int, str]:
         self.sent.append(units)
-        return {unit.index: f"{unit.index} {reference}" for unit in units if unit is not None}
+        return {unit.index: " ".join(map(str, (unit.index, *reference))) for unit in units if unit is not None}
 
 
-def policy_of(num_ranks: int) -> tuple[PolicyWorkers, FakeSession]:
+def group_of(kind: type[PolicyWorkers | CriticWorkers], num_ranks: int) -> tuple[Any, FakeSession]:
     slots = tuple(range(num_ranks))
-    session = FakeSession(lambda target, *args: Rank(*args), slots=slots, nodes=("a",) * num_ranks)
-    policy = object.__new__(PolicyWorkers)
-    WorkerGroup.__init__(policy, "Actors", "actor", "policy", session, Spares(session))
-    return policy, session
+    session = FakeSession(lambda target, *args: Rank(*args), slots=slots, critic_slots=slots, nodes=("a",) * num_ranks)
+    group, component = object.__new__(kind), {PolicyWorkers: "actor", CriticWorkers: "critic"}[kind]
+    WorkerGroup.__init__(group, component, component, "", session, Spares(session))
+    return group, session
 
 
+TRAINED = pytest.mark.parametrize("kind", [PolicyWorkers, CriticWorkers])
+
+
+@TRAINED
 @pytest.mark.parametrize(
     ("num_units", "expected"),
     [(5, [[0, 2, 4], [1, 3, None]]), (4, [[0, 2], [1, 3]]), (1, [[0], [None]]), (0, [[], []])],
 )
-def test_each_rank_is_sent_its_own_units_only(fake_ray, num_units, expected):
-    policy, session = policy_of(2)
+def test_each_rank_is_sent_its_own_units_only(fake_ray, kind, num_units, expected):
+    group, session = group_of(kind, 2)
     norm = Normalizers(num_tokens=7, num_sequences=3)
     batch = MiniBatch(units=tuple(unit(index) for index in range(num_units)), norm=norm)
-    assert len(policy.update(6, batch, last=True)) == 2
+    assert len(wait_all(group.start_update(6, batch, last=True))) == 2
     for actor, indices in zip(session.actors, expected, strict=True):
         ((step, sent, last),) = actor.worker.sent
         assert [None if one is None else one.index for one in sent.units] == indices
         assert (step, last, sent.norm) == (6, True, norm), "normalizers of the whole"
 
 
-def test_log_probs_of_all_ranks_are_put_together(fake_ray):
-    policy, session = policy_of(3)
-    found = policy.forward([unit(index) for index in range(4)], reference=True)
-    assert found == {index: f"{index} True" for index in range(4)}
+@pytest.mark.parametrize(
+    ("kind", "given", "said"), [(PolicyWorkers, {"reference": True}, " True"), (CriticWorkers, {}, "")]
+)
+def test_each_rank_returns_what_belongs_to_its_own_units(fake_ray, kind, given, said):
+    group, session = group_of(kind, 3)
+    found = wait_all(group.start_forward([unit(index) for index in range(4)], **given))
+    assert found == [{index: f"{index}{said}" for index in of_rank} for of_rank in ((0, 3), (1,), (2,))]
     assert [len(actor.worker.sent[0]) for actor in session.actors] == [2, 2, 2], "as many collectives on every rank"

@@ -14,7 +14,7 @@ from rlinf_lite.config import build
 from rlinf_lite.data import load_problems
 from rlinf_lite.eval import command as commands
 from rlinf_lite.models import hf_directory, vocabulary
-from rlinf_lite.rewards import build_grader, grading_items
+from rlinf_lite.rewards import build_grader, generated, grading_item
 from rlinf_lite.rollout.batches import generation_batches, join
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.types import Prompt, Sampling
@@ -24,7 +24,7 @@ EMBEDDED = "embedded:tiny-arithmetic"
 
 @pytest.fixture
 def validated(settings, trained_model):
-    """The rollouts and scores of a run's validation after ``step``, computed step by step."""
+    """The responses and scores of a run's validation after ``step``, computed step by step."""
 
     def run(step: int, **sampling):
         config = build(settings)
@@ -49,8 +49,9 @@ def validated(settings, trained_model):
                 max_rows=5,
             ):
                 made += engine.generate(batch)
-        made = join([made])
-        return made, build_grader(config.reward).score(grading_items(prompts, made))
+        pairs = generated(join([made]))
+        scores = build_grader(config.reward).score([grading_item(prompt, response) for prompt, response in pairs])
+        return [response for _, response in pairs], scores
 
     return run
 
@@ -62,18 +63,18 @@ def rows_of(file):
 @pytest.mark.parametrize("flags", [[], ["--temperature", "1.3"]], ids=["greedy", "sampled"])
 def test_the_numbers_equal_those_of_the_runs_validation(make_run, validated, results, tmp_path, flags):
     run, file = make_run([2, 4]), tmp_path / "rows.jsonl"
-    rollouts, scores = validated(4, **({"do_sample": True, "temperature": 1.3} if flags else {}))
+    responses, scores = validated(4, **({"do_sample": True, "temperature": 1.3} if flags else {}))
     found = results(run, *flags, "--output", file)
     assert found["accuracy"] == sum(score.correct for score in scores) / 20
     assert 0 < found["accuracy"] < 1
     assert (found["step"], found["num_problems"], found["num_samples"]) == (4, 20, 1)
-    for row, rollout, score in zip(rows_of(file), rollouts, scores, strict=True):
+    for row, expected, score in zip(rows_of(file), responses, scores, strict=True):
         (response,) = row["responses"]
         assert (response["text"], response["correct"], response["finished"], response["num_tokens"]) == (
-            rollout.text,
+            expected.text,
             score.correct,
-            rollout.finished,
-            len(rollout.response_ids),
+            expected.finished,
+            len(expected.token_ids),
         )
 
 

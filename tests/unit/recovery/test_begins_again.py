@@ -1,6 +1,6 @@
 """A run that begins again after its state was lost begins as a new run does, with nothing of what failed to load.
 
-A real `PolicyWorker` in this process stands where the actor group does; checkpoints and replicas are its own.
+A real `PolicyWorker` in this process takes the place of the trainers; checkpoints and replicas are its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
-from rlinf_lite.cluster.workers.records import PolicySetup
+from rlinf_lite.cluster.workers.records import RankLayout, TrainerSetup
 from rlinf_lite.config.compose import load
 from rlinf_lite.observability import MetricHub
 from rlinf_lite.recovery.build import Build
@@ -29,9 +29,9 @@ IDENTITY = {"lr": 1.0}
 
 
 class OneActor:
-    """The actor group, and the part of the workers that sets it up."""
+    """The trainers, and the part of the workers that sets them up."""
 
-    size = 1
+    layout = RankLayout(sizes={"actor": 1})
 
     def __init__(self, config: Any) -> None:
         self.worker = PolicyWorker(
@@ -40,7 +40,7 @@ class OneActor:
         self.session = SimpleNamespace(watch=SimpleNamespace(starting=lambda seconds: nullcontext()))
 
     @property
-    def actors(self) -> OneActor:
+    def trainers(self) -> OneActor:
         return self
 
     def load(self, path: str, verify: str) -> LoadReport:
@@ -49,10 +49,10 @@ class OneActor:
     def load_weights(self, path: str, verify: str) -> LoadReport:
         return self.worker.load_weights(path, verify)
 
-    def set_up(self, checkpoints: str, total_updates: int) -> tuple[PolicySetup, str]:
-        return self.worker.setup(self.worker.open_store(), checkpoints, total_updates), "cpu"
+    def set_up(self, checkpoints: str, total_updates: int) -> tuple[TrainerSetup, str]:
+        return self.worker.setup(self.worker.open_store(1), self.layout, checkpoints, total_updates), "cpu"
 
-    def reset_actors(self) -> None:
+    def reset_trainers(self) -> None:
         self.worker.reset()
 
     def train(self, step: int) -> None:
@@ -130,7 +130,7 @@ def lose_everything(root: Path, actor: OneActor, lost: str, *overrides: str) -> 
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
     actor.train(3)
-    actor.reset_actors()
+    actor.reset_trainers()
     saver = SimpleNamespace(went_back=lambda *saved: None, info={})
     runner = SimpleNamespace(
         progress=Progress(step=2), replicas=replicas, saver=saver, hub=MetricHub([], committed_step=None), samples=None
@@ -155,7 +155,7 @@ def test_with_the_weights_of_a_checkpoint(tmp_path, actor, lost):
     actor.train(1)
     actor.worker.save(1, data_of(1), {"identity": IDENTITY, "compute": "cpu"})
     base = actor.whole_state()
-    actor.reset_actors()
+    actor.reset_trainers()
     given = f"runner.resume_dir={tmp_path / 'source' / 'checkpoints' / 'global_step_1'}"
     began, again, step = lose_everything(tmp_path / "run", actor, lost, given, "runner.resume_mode=weights")
     assert (again, step) == (began, 0)
@@ -168,7 +168,7 @@ def test_from_the_checkpoint_of_another_run(tmp_path, actor):
     actor.train(1)
     actor.worker.save(1, data_of(1), {"identity": IDENTITY, "compute": "cpu"})
     saved = actor.whole_state()
-    actor.reset_actors()
+    actor.reset_trainers()
     given = f"runner.resume_dir={tmp_path / 'source' / 'checkpoints' / 'global_step_1'}"
     began, again, step = lose_everything(tmp_path / "run", actor, "checkpoint", given)
     assert (again, step) == (began, 1) and began == saved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,14 +19,20 @@ from rlinf_lite.recovery.restarts import GaveUp
 @dataclass
 class Group:
     name: str
+    component: str
 
 
 @dataclass
 class Workers:
-    """Stands where the workers does: which workers are found dead, by the how-manieth question."""
+    """Takes the place of `Workers`: which workers are found dead, by the how-manieth question."""
 
     deaths: list[list[WorkerLost]] = field(default_factory=list)
-    actors: Group = field(default_factory=lambda: Group("ActorGroup"))
+    with_critic: bool = False
+
+    @property
+    def trainers(self) -> SimpleNamespace:
+        critic = (Group("CriticGroup", "critic"),) if self.with_critic else ()
+        return SimpleNamespace(groups=(Group("ActorGroup", "actor"), *critic))
 
     def gone(self, seconds: float) -> list[WorkerLost]:
         return self.deaths.pop(0) if self.deaths else []
@@ -38,6 +45,7 @@ def no_long_search(monkeypatch):
 
 
 ACTOR = WorkerLost("ActorGroup", 1, "process 12 on 10.0.0.1: End of file.", pid=12)
+CRITIC = WorkerLost("CriticGroup", 0, "process 14 on 10.0.0.1: End of file.", pid=14)
 ROLLOUT = WorkerLost("RolloutGroup", 0, "process 13 on 10.0.0.1: End of file.", pid=13)
 
 
@@ -45,7 +53,7 @@ def test_the_dead_are_blamed_not_those_who_cried_first():
     cry = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]:4242")
     failure = diagnose(cry, Workers([[], [ACTOR]]), intact=True)
     assert failure.text == f"{ACTOR}\n      last line of 12"
-    assert (failure.cause, failure.death, failure.actors_too) == ("ActorGroup rank 1 was lost", True, True)
+    assert (failure.cause, failure.death, failure.trainers_too) == ("ActorGroup rank 1 was lost", True, True)
 
 
 def test_a_worker_that_missed_what_a_dead_one_had_made_is_not_dead():
@@ -60,15 +68,15 @@ def test_all_that_died_are_told_once():
 
 
 @pytest.mark.parametrize("intact", [True, False])
-def test_actors_are_left_alone_only_if_their_state_was_not_touched(intact):
-    assert diagnose(ROLLOUT, Workers(), intact=intact).actors_too is not intact
+def test_trainers_are_left_alone_only_if_their_state_was_not_touched(intact):
+    assert diagnose(ROLLOUT, Workers(), intact=intact).trainers_too is not intact
 
 
 def test_a_broken_connection_without_a_death():
     one, two = (RuntimeError(f"gloo: Connection closed by peer [10.0.0.1]:{port}") for port in (4242, 31))
     first, second = diagnose(one, Workers(), intact=False), diagnose(two, Workers(), intact=False)
     assert first.cause == second.cause != ""
-    assert not first.death and first.actors_too
+    assert not first.death and first.trainers_too
 
 
 @pytest.mark.parametrize(
@@ -93,12 +101,27 @@ def test_what_would_come_again_is_raised(error):
 def test_a_rank_that_heard_of_the_death_before_ray_did():
     silent = RankSilent("rank 1 did not come")
     assert diagnose(silent, Workers([[], [ACTOR]]), intact=False).losses == [ACTOR]
-    assert diagnose(silent, Workers(), intact=False).actors_too
+    assert diagnose(silent, Workers(), intact=False).trainers_too
 
 
-def test_a_hang_of_rollout_workers_leaves_the_actors_alone():
-    assert not diagnose(Hung(9.0, [("rollout", 0)]), Workers(), intact=True).actors_too
-    assert diagnose(Hung(9.0, [("rollout", 0)]), Workers(), intact=False).actors_too
+def test_a_lost_critic_takes_the_policy_with_it():
+    """They share a process group, and the step that the critic did not train."""
+    failure = diagnose(CRITIC, Workers([[CRITIC]], with_critic=True), intact=True)
+    assert (failure.losses, failure.cause, failure.trainers_too) == ([CRITIC], "CriticGroup rank 0 was lost", True)
+    cry = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]:4242")
+    assert diagnose(cry, Workers([[CRITIC]], with_critic=True), intact=True).losses == [CRITIC]
+    assert not diagnose(ROLLOUT, Workers(with_critic=True), intact=True).trainers_too
+
+
+def test_a_hang_of_the_critic_affects_the_trainers():
+    for waiting in ([("critic", 0)], [("rollout", 0), ("critic", 0)]):
+        assert diagnose(Hung(9.0, waiting), Workers(with_critic=True), intact=True).trainers_too
+    assert not diagnose(Hung(9.0, [("rollout", 0)]), Workers(with_critic=True), intact=True).trainers_too
+
+
+def test_a_hang_of_rollout_workers_leaves_the_trainers_alone():
+    assert not diagnose(Hung(9.0, [("rollout", 0)]), Workers(), intact=True).trainers_too
+    assert diagnose(Hung(9.0, [("rollout", 0)]), Workers(), intact=False).trainers_too
 
 
 def test_nodes_hangs_and_growth():

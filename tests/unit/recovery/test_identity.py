@@ -10,9 +10,12 @@ from rlinf_lite.config import ConfigError, versions
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.identity import identity, refuse_changes
 
+_USES_CRITIC = "critic.use_critic_model"
+
 
 def made_of(*overrides: str, **fingerprints: str | None) -> dict:
     given = {"base_model": "a", "tokenizer": "b", "engine": "c", "train_data": "d", "val_data": "e", "reward": "f"}
+    given["critic_model"] = None
     return identity(load(list(overrides)), **{**given, **fingerprints}, initial_weights=None, total_updates=100)
 
 
@@ -56,6 +59,38 @@ def test_a_checkpoint_from_before_a_key_has_its_default():
     assert "gamma" not in str(refusal.value) and "source" not in str(refusal.value)
     with pytest.raises(ConfigError, match=r"algorithm\.gamma: 1\.0 -> 0\.5"):
         refuse_changes(saved, now | {"algorithm.gamma": 0.5}, ["algorithm.adv_type"], "global_step_3")
+
+
+CRITIC = ("critic.use_critic_model=true", "algorithm.adv_type=gae")
+
+
+def test_a_critic_that_is_not_there_makes_no_number():
+    now = made_of("critic.optim.lr=0.5", "critic.model.dropout=true")
+    assert {key: value for key, value in now.items() if key.startswith("critic.")} == {_USES_CRITIC: False}
+    before = {key: value for key, value in made_of().items() if not key.startswith("critic.") or key == _USES_CRITIC}
+    assert refuse_changes(before, now, [], "global_step_3") == [], "as a checkpoint from before there was a critic"
+
+
+def test_a_critic_makes_numbers():
+    saved = made_of(*CRITIC, critic_model="a")
+    assert refuse_changes(saved, made_of(*CRITIC, "critic.group_name=Values", critic_model="a"), [], "c") == []
+    for now, key in (
+        (made_of(*CRITIC, critic_model="other"), "critic.model (base weights)"),
+        (made_of(*CRITIC, "critic.optim.lr=0.5", critic_model="a"), "critic.optim.lr"),
+        (made_of(*CRITIC, "critic.model.dropout=true", critic_model="a"), "critic.model.dropout"),
+    ):
+        with pytest.raises(ConfigError, match="would not give the same numbers") as refusal:
+            refuse_changes(saved, now, [], "global_step_3")
+        assert f"[{key!r}]" in str(refusal.value), "this key and no other"
+        assert len(refuse_changes(saved, now, [key], "global_step_3")) == 1
+
+
+@pytest.mark.parametrize("turned", ["on", "off"])
+def test_a_critic_that_comes_or_goes_is_refused(turned):
+    without, with_critic = made_of(), made_of(*CRITIC, critic_model="a")
+    saved, now = (without, with_critic) if turned == "on" else (with_critic, without)
+    with pytest.raises(ConfigError, match=r"critic\.use_critic_model: (False -> True|True -> False)"):
+        refuse_changes(saved, now, ["algorithm.adv_type"], "global_step_3")
 
 
 def test_what_changes_no_number_is_not_in_it():

@@ -10,10 +10,19 @@ import torch
 
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, LoadReport
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.cluster.workers.records import RankLayout
 from rlinf_lite.config import Config, ConfigError, keys
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.identity import ADDED, carried_on
-from rlinf_lite.recovery.resume import check_identity, choose_start, initial_weights, restore
+from rlinf_lite.recovery.resume import (
+    check_identity,
+    choose_start,
+    initial_weights,
+    log_what_differs,
+    recipe,
+    restore,
+    what_differs,
+)
 from rlinf_lite.runner.progress import Progress
 
 INITIAL = "actor.model (initial weights)"
@@ -40,10 +49,10 @@ def asks(*overrides: str) -> Config:
 
 @dataclass
 class Ranks:
-    """Takes the place of `PolicyWorkers`: finds the named checkpoints damaged."""
+    """Takes the place of `Trainers`: finds the named checkpoints damaged."""
 
     damaged: tuple[str, ...] = ()
-    size: int = 1
+    layout: RankLayout = field(default_factory=lambda: RankLayout(sizes={"actor": 1}))
     asked: list[tuple] = field(default_factory=list)
 
     def load(self, path: str, verify: str) -> LoadReport:
@@ -168,6 +177,49 @@ def test_the_origin_of_the_weights_is_part_of_the_run(checkpoints, tmp_path):
 def begins_with(checkpoints: Path, step: int | str) -> Config:
     name = step if isinstance(step, str) else f"global_step_{step}"
     return asks("runner.resume_mode=weights", f"runner.resume_dir={checkpoints / name}")
+
+
+def report_of(sections: dict[str, list[int]], *, rng_restored: bool) -> LoadReport:
+    world_size = len(sections.get("actor", [0]))
+    manifest = manifests.Manifest(
+        step=3, world_size=world_size, files={}, sections=sections if len(sections) > 1 else {}, info={"compute": "cpu"}
+    )
+    return LoadReport(
+        path=Path("global_step_3"), manifest=manifest, load_seconds=0.1, rng_restored=rng_restored, num_bytes=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("now", "differs", "said"),
+    [
+        ({"actor": 2, "critic": 1}, [], ""),
+        ({"actor": 2, "critic": 3}, ["critic ranks: 1 -> 3"], "saved by 2 actor ranks, 1 critic ranks, now 2, 3: "),
+        ({"actor": 1, "critic": 1}, ["actor ranks: 2 -> 1"], "saved by 2 actor ranks, 1 critic ranks, now 1, 1: "),
+        (
+            {"actor": 1, "critic": 2},
+            ["actor ranks: 2 -> 1", "critic ranks: 1 -> 2"],
+            "saved by 2 actor ranks, 1 critic ranks, now 1, 2: ",
+        ),
+    ],
+)
+def test_another_number_of_ranks_is_said_of_the_model_that_has_it(capsys, now, differs, said):
+    report = report_of({"actor": [0, 1], "critic": [2]}, rng_restored=not differs)
+    assert what_differs(report, now, "cpu") == differs
+    log_what_differs(report, now, "cpu")
+    printed = capsys.readouterr().out
+    assert said in printed and bool(printed) == bool(said)
+
+
+def test_a_checkpoint_without_sections_is_of_the_actor_alone():
+    report = report_of({"actor": [0]}, rng_restored=False)
+    assert what_differs(report, {"actor": 2}, "cuda") == ["actor ranks: 1 -> 2", "devices: cpu -> cuda"]
+    assert what_differs(report, {"actor": 1}, "cpu") == ["RNG state not restored"]
+
+
+def test_ranks_of_each_model_are_part_of_the_recipe():
+    made_with = [{"actor": 2}, {"actor": 2, "critic": 1}, {"actor": 1, "critic": 2}, {"actor": 3}]
+    assert len({recipe(IDENTITY, sizes, "cpu") for sizes in made_with}) == 4
+    assert recipe(IDENTITY, {"actor": 2, "critic": 1}, "cpu") == recipe(IDENTITY, dict(made_with[1]), "cpu")
 
 
 def test_a_link_to_the_weights_may_move_on_or_go(checkpoints, tmp_path):

@@ -318,9 +318,8 @@ def saver_of(build: Build, run: OnDisk) -> Saver:
         return [Checkpointer(run.checkpoints).save(step, {"w": torch.zeros(1)}, data=data, info=info)]
 
     build.config.runner.checkpoint.mode = "sync"
-    actors = SimpleNamespace(save=save, size=1)
-    start = build.prepared.start
-    return build._saver(SimpleNamespace(actors=actors), start, build._info(start, {}))
+    start, trainers = build.prepared.start, SimpleNamespace(save=save)
+    return build._saver(SimpleNamespace(trainers=trainers), start, build._info(start, {}))
 
 
 @pytest.mark.parametrize(("begins", "saved"), [("none", []), ("own", [4, 2]), ("another's", [4])])

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlinf_lite.checkpoint import Checkpointer, LoadReport, layout
 from rlinf_lite.checkpoint import manifest as manifests
+from rlinf_lite.cluster.workers.records import RankLayout
 from rlinf_lite.config import Config, ConfigError, flatten
 from rlinf_lite.config.compose import load
 from rlinf_lite.observability import MetricHub, read_jsonl_rows
@@ -33,9 +34,13 @@ pytest.importorskip("wandb")
 
 @dataclass
 class Ranks:
-    """Takes the place of `PolicyWorkers`."""
+    """Takes the place of `Trainers`."""
 
     size: int
+
+    @property
+    def layout(self) -> RankLayout:
+        return RankLayout(sizes={"actor": self.size})
 
     def load(self, path: str, verify: str) -> LoadReport:
         manifest = manifests.read(Path(path))
@@ -83,7 +88,7 @@ class Toy:
         start = restore(start, Ranks(ranks), config.runner, self.checkpoints, now, "cpu")
         set_newer_aside(start, self.checkpoints)
         with ExitStack() as sinks:
-            hub, _ = open_sinks(config, self.log, start, until, sinks, made_with=recipe(now, ranks, "cpu"))
+            hub, _ = open_sinks(config, self.log, start, until, sinks, made_with=recipe(now, {"actor": ranks}, "cpu"))
             self.train(config, hub, start.progress.step, until, ranks, drift)
         return self.check(hub) if "wandb" in config.runner.logger.logger_backends else ""
 
@@ -260,7 +265,7 @@ def test_fewer_ranks_and_more_again_in_mid_run(toy):
     build = Build(
         config=config, prepared=prepared, checkpoints=checkpoints, log=log, stop=None, request=None, started=0.0
     )
-    build._compute, build._recipe = "cpu", recipe(now, 2, "cpu")
+    build._compute, build._recipe = "cpu", recipe(now, {"actor": 2}, "cpu")
     saver = SimpleNamespace(went_back=lambda saved: None)
     with ExitStack() as sinks:
         hub, samples = open_sinks(config, toy.log, start, 9, sinks, made_with=build._recipe)
@@ -276,9 +281,11 @@ def test_fewer_ranks_and_more_again_in_mid_run(toy):
             toy.train(config, runner.hub, runner.progress.step, until, ranks)
             runner.progress.step = until
             if next_ranks:
-                build.restore(runner, SimpleNamespace(actors=Ranks(next_ranks)), sinks)
+                build.restore(runner, SimpleNamespace(trainers=Ranks(next_ranks)), sinks)
                 assert runner.progress.step == resumes_from
                 runs.append(runner.hub.state()["wandb_run_id"])
     assert runs[0] == runs[1] != runs[2] == runs[3] == runs[4]
     assert toy.check(runner.hub) == runs[4]
-    assert {row.recipe for step, row in SentRows(toy.log).of(runs[4]).items() if step > 8} == {recipe(now, 2, "cpu")}
+    assert {row.recipe for step, row in SentRows(toy.log).of(runs[4]).items() if step > 8} == {
+        recipe(now, {"actor": 2}, "cpu")
+    }

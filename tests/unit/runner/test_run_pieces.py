@@ -19,6 +19,7 @@ from rlinf_lite.runner.schedule import due, total_steps, total_updates
 
 FACTS = {
     "base_model": "a",
+    "critic_model": None,
     "tokenizer": "t",
     "engine": "e",
     "train_data": "b",

@@ -38,7 +38,7 @@ def report(
 
 @dataclass
 class TwoRanks:
-    """Takes the place of `PolicyWorkers`. Answers are given in advance; what was asked is kept."""
+    """Takes the place of `Trainers`. Answers are given in advance; what was asked is kept."""
 
     answers: dict[str, list[object]] = field(default_factory=dict)
     asked: list[tuple] = field(default_factory=list)
@@ -77,7 +77,7 @@ class TwoRanks:
 def make() -> Callable[..., Saver]:
     def make(ranks: TwoRanks, *policies: Policy, flush: Callable[[], None] = lambda: None, **checkpoint) -> Saver:
         return Saver(
-            actors=ranks,
+            trainers=ranks,
             policies=policies or (EverySteps(1),),
             checkpoint=CheckpointConfig(**checkpoint),
             progress=Progress(),

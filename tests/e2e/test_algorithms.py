@@ -1,0 +1,80 @@
+"""Every algorithm keeps the promise: killed and resumed, a run ends in the bits of the run that was never killed."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.timeout(900)  # two whole runs a test
+
+PPO = {
+    "algorithm.adv_type": "gae",
+    "algorithm.loss_type": "actor_critic",
+    "algorithm.gae_lambda": "0.95",
+    "algorithm.normalize_advantages": "true",
+    "algorithm.n_minibatches": "2",
+    "algorithm.critic_warmup_steps": "1",
+    "critic.use_critic_model": "true",
+    "critic.optim.lr": "1e-3",
+}
+DAPO = {
+    "algorithm.dynamic_sampling": "true",
+    "algorithm.max_sampling_rounds": "3",
+    "algorithm.clip_ratio_high": "0.28",
+    "algorithm.overlong_buffer": "2",
+    "algorithm.mask_truncated": "true",
+    "algorithm.n_minibatches": "2",
+}
+MISMATCH = {
+    "rollout.return_logprobs": "true",
+    "algorithm.importance_sampling_fix": "true",
+    "algorithm.importance_sampling_mode": "sequence-mask",
+}
+ALGORITHMS = {
+    "ppo": PPO,
+    "dapo": DAPO,
+    "grpo with a KL": {"algorithm.kl_beta": "0.05", **MISMATCH},
+    "dr_grpo": {"algorithm.adv_type": "dr_grpo", "algorithm.loss_agg_func": "seq-mean-token-sum-norm"},
+    "rloo": {"algorithm.adv_type": "rloo"},
+    "reinpp": {
+        "algorithm.adv_type": "reinpp",
+        "algorithm.kl_beta": "0.01",
+        "algorithm.kl_in_reward": "true",
+        "algorithm.kl_penalty_type": "kl",
+    },
+    "reinpp_baseline": {"algorithm.adv_type": "reinpp_baseline"},
+    "maxrl": {"algorithm.adv_type": "maxrl"},
+    "gspo": {"algorithm.loss_type": "gspo", "algorithm.n_minibatches": "2"},
+    "gmpo": {"algorithm.loss_type": "gmpo", "algorithm.n_minibatches": "2"},
+    "cispo": {"algorithm.loss_type": "cispo", "algorithm.n_minibatches": "2"},
+    "sapo": {"algorithm.loss_type": "sapo", "algorithm.n_minibatches": "2"},
+}
+BY_DEFAULT = ("ppo", "dapo")
+PLACES = {
+    "2 ranks": {"cluster.component_placement.actor": "0-1"},
+    "1 rank": {"cluster.component_placement.actor": "0"},
+}
+TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        pytest.param(name, ranks, marks=[] if name in BY_DEFAULT and ranks == "2 ranks" else pytest.mark.soak)
+        for name in ALGORITHMS
+        for ranks in PLACES
+    ],
+)
+def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_run):
+    """Against one rollout worker, never killed: two of them, and a kill."""
+    given = {**ALGORITHMS[name], **PLACES[ranks]}
+    straight, killed = new_run(given), new_run({**given, **TWO_ROLLOUTS})
+    straight.finish()
+    killed.kill_when("global_step_3 (")
+    killed.finish("runner.resume_dir=auto")
+    same_run(straight, killed, 8)
+    if name == "ppo":
+        assert "loss/policy" not in straight.rows()[0] and "loss/value" in straight.rows()[0], "critic warm-up"
+        assert "loss/policy" in straight.rows()[1]
+    if name == "dapo":
+        assert sum(row["sampling/dropped_groups"] for row in straight.rows()) > 0
+        assert max(row["sampling/groups"] for row in straight.rows()) > 8
