@@ -15,7 +15,7 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "learn.py"
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak)])
 def test_reward_above_nine_tenths(seed):
-    command = [sys.executable, BENCHMARK, "--seeds", str(seed), "cluster.warm_spares=0"]
+    command = [sys.executable, BENCHMARK, "cluster.warm_spares=0", "--seeds", str(seed)]
     shown = subprocess.run(command, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     columns = shown.stdout.splitlines()[-1].split()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlinf_lite.config import ConfigError, RewardConfig
-from rlinf_lite.rewards import RewardError, build_grader, fingerprint, refuse_too_many_ungraded, ungraded
+from rlinf_lite.rewards import RewardError, build_grader, fingerprint, refuse_too_many_ungraded
+from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.rewards.user_function import OFFERED, find
 from rlinf_lite.types import GradingItem, Score
 
