@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlinf_lite.config import Config, ConfigError, flatten, keys
+from rlinf_lite.config import Config, ConfigError, OptimConfig, flatten, keys
 from rlinf_lite.config.versions import versions
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES
 
@@ -58,16 +58,16 @@ def identity(
         algorithm: fingerprint of a user's algorithm.
         initial_weights: fingerprint of the checkpoint whose weights the run began with; None: the base model's, or it
             is not known any more.
-        total_updates: over how many optimizer steps the rate decays.
+        total_updates: over how many optimizer steps a rate decays that has no number of its own.
     """
     made = flatten(config, neutral_keys=False)
     if critic_model is None:  # keys of a critic that is not there make no number
         made = {key: value for key, value in made.items() if not key.startswith("critic.") or key == _USES_CRITIC}
     else:
         made["critic.model (base weights)"] = critic_model
-    decays = config.actor.optim.lr_scheduler != "constant"
+        made["critic.optim.total_training_steps"] = _decay_steps(config.critic.optim, total_updates)
     return made | {
-        "actor.optim.total_training_steps": total_updates if decays else None,
+        "actor.optim.total_training_steps": _decay_steps(config.actor.optim, total_updates),
         "actor.model (base weights)": base_model,
         _INITIAL_WEIGHTS: initial_weights,
         TOKENIZER_FILES: tokenizer,
@@ -78,6 +78,11 @@ def identity(
         "algorithm (source)": algorithm,
         **versions(config.rollout),
     }
+
+
+def _decay_steps(optim: OptimConfig, total_updates: int) -> int | None:
+    """Over how many optimizer steps the rate decays; None if it does not."""
+    return None if optim.lr_scheduler == "constant" else optim.total_training_steps or total_updates
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence[str], source: str) -> list[str]:

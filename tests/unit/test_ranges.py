@@ -105,6 +105,12 @@ RANGES: dict[str, tuple] = {
         "max_new_tokens": (0, 1, COUNT, COUNT + 1),
     }.items()
 }
+RANGES |= {
+    key.replace("actor.", "critic.", 1): limits
+    for key, limits in RANGES.items()
+    if key.startswith(("actor.optim.", "actor.fsdp_config."))
+}
+RANGES["critic.optim.weight_decay"] = (-0.1, 0.0, 1e5, ANY)  # the limit with lr holds if there is a critic
 NONE = ("runner.max_epochs", "runner.max_steps", "runner.val_check_interval", "runner.save_interval")
 
 

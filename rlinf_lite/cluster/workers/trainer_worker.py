@@ -108,7 +108,7 @@ class TrainerWorker(ABC):
         Args:
             layout: how many ranks each model has.
             checkpoints: directory, absolute, or a storage's address.
-            total_updates: optimizer steps of the whole run.
+            total_updates: optimizer steps over which the learning rate decays, unless the model has its own number.
         """
         rank = layout.first(self.section) + self.rank
         store = self._store or join_store(address)
@@ -116,7 +116,7 @@ class TrainerWorker(ABC):
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=layout.num_ranks, timeout=_COLLECTIVE_TIMEOUT
         )
-        self._total_updates = total_updates
+        self._total_updates = self._optim.total_training_steps or total_updates
         meshes = {section: _mesh(self.device, ranks) for section, ranks in layout.ranks.items()}
         rngs.reseed(self._seed, 0, rank)
         mesh = meshes[self.section]

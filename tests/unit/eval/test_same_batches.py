@@ -64,7 +64,7 @@ def validated_by_the_loop(config: Config, problems, step: int) -> list[Generatio
     progress = Progress()
     progress.step = step
     unused = (
-        *("source", "algorithm", "models", "split", "log_rollouts"),
+        *("source", "algorithm", "models", "trainers", "split", "log_rollouts"),
         *("replicas", "hub", "samples", "saver", "stop", "between_steps"),
     )
     runner = Runner(

@@ -13,10 +13,11 @@ from rlinf_lite.recovery.identity import identity, refuse_changes
 _USES_CRITIC = "critic.use_critic_model"
 
 
-def made_of(*overrides: str, **fingerprints: str | None) -> dict:
+def made_of(*overrides: str, total_updates: int = 100, **fingerprints: str | None) -> dict:
     given = {"base_model": "a", "tokenizer": "b", "engine": "c", "train_data": "d", "val_data": "e", "reward": "f"}
     given["critic_model"] = None
-    return identity(load(list(overrides)), **{**given, **fingerprints}, initial_weights=None, total_updates=100)
+    all_given = {**given, **fingerprints, "initial_weights": None, "total_updates": total_updates}
+    return identity(load(list(overrides)), **all_given)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,14 @@ def test_a_critic_that_comes_or_goes_is_refused(turned):
 def test_what_changes_no_number_is_not_in_it():
     neutral = ("runner.save_interval=7", "cluster.weight_sync=collective", "runner.logger.log_rollouts=0")
     assert refuse_changes(made_of(), made_of(*neutral), [], "global_step_3") == []
+
+
+def test_a_critic_whose_rate_decays_over_the_run_fixes_its_length():
+    """Although the policy's rate is constant."""
+    decays = (*CRITIC, "actor.optim.lr_scheduler=constant", "critic.optim.lr_scheduler=cosine")
+    saved, now = (made_of(*decays, critic_model="a", total_updates=number) for number in (8, 9))
+    with pytest.raises(ConfigError, match=r"critic\.optim\.total_training_steps: 8 -> 9"):
+        refuse_changes(saved, now, [], "global_step_3")
+    own = (*decays, "critic.optim.total_training_steps=20")
+    saved, now = (made_of(*own, critic_model="a", total_updates=number) for number in (8, 9))
+    assert refuse_changes(saved, now, [], "global_step_3") == []
