@@ -47,13 +47,13 @@ def bits(groups: list[Group]) -> list[tuple[list[int], bytes]]:
     return [(r.token_ids.tolist(), b"" if r.logprobs is None else r.logprobs.tobytes()) for r in responses]
 
 
-def gradients(model: PreTrainedModel, device: torch.device) -> list[Tensor]:
+def gradients(model: ScoredModel, device: torch.device) -> list[Tensor]:
     """Of one micro-batch, as the trainer computes it: no attention mask, log-probs and an entropy bonus."""
     model.zero_grad()
     ids = TRAINED_IDS.to(device)
     places = torch.ones_like(ids[:, 1:]).nonzero()
     rows, columns = places.unbind(1)
-    logprobs, entropy = ScoredModel(model)(ids, rows, columns, ids[:, 1:].reshape(-1), 1.0, True)
+    logprobs, entropy = model(ids, rows, columns, ids[:, 1:].reshape(-1), 1.0, True)
     (logprobs - 0.01 * entropy).mean().backward()
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
@@ -68,7 +68,7 @@ def test_every_operation_is_reproducible(device, qwen, fixed_kernels, twice):
         engine.generate(batch)
     assert not +found.differ, f"in the engine: {dict(+found.differ)}"
     assert found.seen.total() > 100
-    model = load(path, where).train()
+    model = ScoredModel(load(path, where).train())
     with twice() as found:
         gradients(model, where)
     assert not +found.differ, f"in the update: {dict(+found.differ)}"
@@ -93,7 +93,7 @@ def test_the_same_call_is_reproducible(device, qwen, fixed_kernels):
     ]
     batch = batch_for(device)
     first = bits(engines[0].generate(batch))
-    model = load(path, where).train()
+    model = ScoredModel(load(path, where).train())
     grads = gradients(model, where)
     assert bits(engines[0].generate(batch)) == bits(engines[1].generate(batch)) == first
     for _ in range(2):
