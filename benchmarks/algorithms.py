@@ -17,33 +17,34 @@ import tempfile
 import time
 from pathlib import Path
 
-PPO = [
-    "algorithm.adv_type=gae",
-    "algorithm.loss_type=actor_critic",
-    "algorithm.normalize_advantages=true",
-    "critic.use_critic_model=true",
-    "critic.optim.lr=1e-3",
-]
-ALGORITHMS = {
-    "grpo": [],
-    "dr_grpo": ["algorithm.adv_type=dr_grpo", "algorithm.loss_agg_func=seq-mean-token-sum-norm"],
-    "rloo": ["algorithm.adv_type=rloo"],
-    "reinpp": ["algorithm.adv_type=reinpp"],
-    "reinpp_baseline": ["algorithm.adv_type=reinpp_baseline"],
-    "maxrl": ["algorithm.adv_type=maxrl"],
-    "ppo": PPO,
-    "gspo": ["algorithm.loss_type=gspo", "algorithm.n_minibatches=2"],
-    "gmpo": ["algorithm.loss_type=gmpo", "algorithm.n_minibatches=2"],
-    "cispo": ["algorithm.loss_type=cispo", "algorithm.n_minibatches=2"],
-    "sapo": ["algorithm.loss_type=sapo", "algorithm.n_minibatches=2"],
-    "dapo": [
-        "algorithm.dynamic_sampling=true",
-        "algorithm.max_sampling_rounds=3",
-        "algorithm.clip_ratio_high=0.28",
-        "algorithm.mask_truncated=true",
-        "algorithm.n_minibatches=2",
-    ],
+PPO = {
+    "algorithm.adv_type": "gae",
+    "algorithm.loss_type": "actor_critic",
+    "algorithm.normalize_advantages": "true",
+    "critic.use_critic_model": "true",
+    "critic.optim.lr": "1e-3",
 }
+ALGORITHMS: dict[str, dict[str, str]] = {
+    "grpo": {},
+    "dr_grpo": {"algorithm.adv_type": "dr_grpo", "algorithm.loss_agg_func": "seq-mean-token-sum-norm"},
+    "rloo": {"algorithm.adv_type": "rloo"},
+    "reinpp": {"algorithm.adv_type": "reinpp"},
+    "reinpp_baseline": {"algorithm.adv_type": "reinpp_baseline"},
+    "maxrl": {"algorithm.adv_type": "maxrl"},
+    "ppo": PPO,
+    "gspo": {"algorithm.loss_type": "gspo", "algorithm.n_minibatches": "2"},
+    "gmpo": {"algorithm.loss_type": "gmpo", "algorithm.n_minibatches": "2"},
+    "cispo": {"algorithm.loss_type": "cispo", "algorithm.n_minibatches": "2"},
+    "sapo": {"algorithm.loss_type": "sapo", "algorithm.n_minibatches": "2"},
+    "dapo": {
+        "algorithm.dynamic_sampling": "true",
+        "algorithm.max_sampling_rounds": "3",
+        "algorithm.clip_ratio_high": "0.28",
+        "algorithm.mask_truncated": "true",
+        "algorithm.n_minibatches": "2",
+    },
+}
+"""Settings of each, by key; tests and `tests/soak/chaos.py` use them too."""
 _LAST = 10
 
 
@@ -62,8 +63,8 @@ def main() -> int:
 
 def row(name: str, steps: int, directory: Path) -> str:
     """Train with one algorithm; returns its row of the table."""
-    given = [f"runner.max_steps={steps}", f"runner.output_dir={directory}", *ALGORITHMS[name]]
-    command = [sys.executable, "-m", "rlinf_lite.main_math", *given]
+    given = {"runner.max_steps": steps, "runner.output_dir": directory, **ALGORITHMS[name]}
+    command = [sys.executable, "-m", "rlinf_lite.main_math", *(f"{key}={value}" for key, value in given.items())]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 from _job import Job, Launch, StepLine, kill
 from _plan import GROUPS, Kill, Pace
-from _traps import CHANGES, PHASES, Damage, Traps, damage
+from _traps import CHANGES, Damage, Traps, damage
 from _victims import below, strike
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
@@ -204,7 +204,7 @@ class Case:
         self._excused |= "parent" in death.victims
         self._killed.append((death.victims[0].split()[0].replace("gcs_server", "raylet"), death.step))
         if death.kill.victim == "phase":
-            death.target = _phase(death.kill)
+            death.target = self._phase(death.kill)
         elif death.kill.victim == "damage":
             self._damage = death.kill.rank
         elif death.kill.victim == "change":
@@ -222,8 +222,11 @@ class Case:
         """Whether a worker is in the phase now; lets the next one that comes there wait for the kill."""
         if self._armed is not kill_:
             self._armed = kill_
-            self._traps.arm(_phase(kill_))
-        return self._traps.is_reached(_phase(kill_))
+            self._traps.arm(self._phase(kill_))
+        return self._traps.is_reached(self._phase(kill_))
+
+    def _phase(self, kill_: Kill) -> str:
+        return self._traps.phases[kill_.rank % len(self._traps.phases)]
 
     def _look_for_orphans(self) -> None:
         """Nothing that a killed driver had started may outlive it for long."""
@@ -233,10 +236,6 @@ class Case:
         for process in left:
             self.outcome.wrong.append(f"left behind: process {process.pid}, {' '.join(process.cmdline())[:60]}")
             kill(process)
-
-
-def _phase(kill_: Kill) -> str:
-    return PHASES[kill_.rank % len(PHASES)]
 
 
 def _lives(process: psutil.Process) -> bool:

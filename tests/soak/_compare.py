@@ -47,8 +47,9 @@ def _checkpoints(reference: Path, run: Path, last_step: int) -> Iterator[str]:
 
 
 def _checkpoint(reference: Path, run: Path) -> Iterator[str]:
-    names = tensor_names(reference / layout.ACTOR)
-    assert any(name.endswith("exp_avg_sq") for name in names) and any(name.startswith("rng.") for name in names)
+    for section in manifests.read(reference).ranks_of():
+        names = tensor_names(reference / section)
+        assert any(name.endswith("exp_avg_sq") for name in names) and any(name.startswith("rng.") for name in names)
     manifests.verify(run, manifests.read(run), "full")
     found = compare(reference, run)
     yield from (

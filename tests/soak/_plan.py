@@ -9,17 +9,19 @@ from dataclasses import dataclass
 
 from _job import StepLine
 
-GROUPS = ("actor", "rollout", "reward")
-"""Of workers."""
-ANYWHERE = ("driver", *GROUPS, "raylet", "all")
+GROUPS = ("actor", "critic", "rollout", "reward")
+"""Of workers; the critic only in runs that have one."""
+ANYWHERE = ("driver", "actor", "rollout", "reward", "raylet", "all")
 """Who is killed, at any instant."""
 TARGETED = ("phase", "damage", "change")
 """What random instants do not find: the raylet while a worker is in one phase of a step; parent and driver, and then a
 bit of the newest checkpoint; parent and driver, and then the next driver before a change that a start makes on the
 disk."""
 KINDS = (*ANYWHERE, *TARGETED, "parent")
-"""``driver`` and ``raylet`` are recovered by the parent process; after ``parent``, ``all``, ``damage`` and ``change``
-the command is started again."""
+"""In every run. ``driver`` and ``raylet`` are recovered by the parent process; after ``parent``, ``all``, ``damage``
+and ``change`` the command is started again."""
+CRITIC = "critic"
+"""A kind in runs that have one."""
 ONE_OF_SEVERAL = (*GROUPS, "raylet", "phase")
 """Those that kill one of the processes they may mean."""
 MOST_KILLS = 3
@@ -33,7 +35,7 @@ _SAVE_INTERVALS = ("1", "1", "2", "3", "5")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kill:
     victim: str
-    """One of `KINDS`."""
+    """One of `KINDS`, or `CRITIC`."""
     rank: int
     """Which of them, modulo their number; of a targeted kind: which phase, bit or change."""
     step: int

@@ -7,15 +7,15 @@ import itertools
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _case import Case, Outcome
 from _compare import differences
 from _job import SETTINGS, Job
-from _plan import KINDS, Pace, draw
-from _traps import Traps
+from _plan import CRITIC, KINDS, Pace, draw
+from _traps import CRITIC_PHASES, PHASES, Traps
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
     from _nodes import Nodes
@@ -29,11 +29,19 @@ _SAVE_INTERVAL = "runner.save_interval"
 class Suite:
     """Cases one after the other, until enough kills have struck."""
 
-    def __init__(self, options: argparse.Namespace, overrides: Sequence[str], root: Path, nodes: Nodes | None) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        overrides: Sequence[str],
+        settings: Mapping[str, str],
+        root: Path,
+        nodes: Nodes | None,
+    ) -> None:
         """
         Args:
             options: of the command line.
-            overrides: of the job's settings, ``key=value``.
+            overrides: of the command line, ``key=value``.
+            settings: what the algorithm and the overrides set.
             root: an empty directory, for the runs.
         """
         self._options, self._overrides, self._root, self._nodes = options, overrides, root, nodes
@@ -41,9 +49,10 @@ class Suite:
             **SETTINGS,
             "cluster.component_placement.actor": f"0-{options.ranks - 1}",
             **({} if nodes is None else {"cluster.num_nodes": str(nodes.size)}),
-            **dict(override.split("=", 1) for override in overrides),
+            **settings,
         }
-        self._traps = Traps(root / "traps")
+        phases = (*PHASES, *CRITIC_PHASES) if CRITIC in options.victims else PHASES
+        self._traps = Traps(root / "traps", phases)
         self._reference = Job(root=root / "undisturbed", settings={**self._settings, _SAVE_INTERVAL: "1"})
         self._struck: Counter[str] = Counter()
         self._equal = self._runs = self._failed = 0
@@ -107,6 +116,7 @@ class Suite:
     def _again(self, number: int, num_kills: int) -> str:
         options = self._options
         words = [f"--seed {options.seed} --case {number} --kills-per-run {num_kills} --ranks {options.ranks}"]
+        words += [f"--algorithm {options.algorithm}"] if options.algorithm != "grpo" else []
         words += [f"--victims {','.join(options.victims)}"] if options.victims != KINDS else []
         words += [f"--{name}" for name in ("cluster", "strict") if vars(options)[name]]
         return " ".join(["python tests/soak/chaos.py", *words, *self._overrides])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ PHASES = (
     "rollout.val",
 )
 """Of a step, in which Ray is lost: sync, rollout, grading, update, replica, save, validation."""
+CRITIC_PHASES = ("critic.values", "critic.update")
+"""Further ones, with a critic."""
 CHANGES = (
     "resume.sweep",
     "resume.config",
@@ -36,11 +38,11 @@ CHANGES = (
 class Traps:
     """One for each phase; they do nothing until they are armed, and strike once."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, phases: Sequence[str] = PHASES) -> None:
         """To be made before what the faults shall strike is started: they travel in this process's environment."""
         directory.mkdir()
-        self._directory = directory
-        actions = dict.fromkeys(PHASES, "wait") | dict.fromkeys(CHANGES, "kill")
+        self._directory, self.phases = directory, phases
+        actions = dict.fromkeys(phases, "wait") | dict.fromkeys(CHANGES, "kill")
         os.environ[faults.VARIABLE] = json.dumps(
             [
                 {"phase": phase, "action": action, "armed": str(directory / phase), "mark": str(self._mark(phase))}

@@ -48,6 +48,8 @@ SEED = 10554
 """Its first case has one kill of each kind, three of them during a start or a recovery. One in some ten thousand
 seeds is such a one; with other kinds, look for another."""
 
+PPO_SEED = 569
+
 
 def test_the_command_starts_again_and_again(plan, tmp_path):
     """The instants within a step depend on the machine; equality does not."""
@@ -88,6 +90,19 @@ def test_ten_kills(tmp_path):
         "--kills", "10", "--kills-per-run", "10", "--seed", "7903", "--strict", "--directory", str(tmp_path)
     )
     assert "10 kills, 10 bit-equal" in printed, printed
+
+
+@pytest.mark.soak
+def test_ten_kills_with_ppo(plan, tmp_path):
+    """Three of them of critic ranks, one in the recovery from another kill; Ray is lost while the critic is updated."""
+    kinds = (*plan.KINDS, plan.CRITIC)
+    kills = plan.draw(PPO_SEED, 1, kinds, 10, STEPS).kills
+    assert [kill.step for kill in kills if kill.victim == plan.CRITIC] == [6, 0, 12]
+    printed = chaos(
+        *("--algorithm", "ppo", "--kills", "10", "--kills-per-run", "10", "--seed", str(PPO_SEED), "--strict"),
+        *("--directory", str(tmp_path), f"runner.max_steps={STEPS}", "algorithm.n_minibatches=2"),
+    )
+    assert "(critic.update)" in printed and "10 kills, 10 bit-equal" in printed, printed
 
 
 @pytest.mark.soak
