@@ -86,7 +86,8 @@ class ValueModel(nn.Module):
         """Compute the values float32 [M] before M loss tokens; arguments as in `ScoredModel.forward`."""
         hidden_MD = _hidden(self.model, ids_BT, rows_M, columns_M)
         (head,) = (child for child in self.model.children() if isinstance(child, nn.Linear))
-        return functional.linear(hidden_MD, head.weight, head.bias).squeeze(1).float()
+        value_M = functional.linear(hidden_MD, head.weight, head.bias).squeeze(1).float()
+        return value_M.clone()  # FSDP warns about a view
 
 
 def _hidden(model: PreTrainedModel, ids_BT: Tensor, rows_M: Tensor, columns_M: Tensor) -> Tensor:

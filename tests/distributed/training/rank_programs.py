@@ -17,7 +17,7 @@ from rlinf_lite.config import Config
 from rlinf_lite.ties import tied_names
 from rlinf_lite.training import lr
 from rlinf_lite.training.batch import SplitSettings, StepBatch
-from rlinf_lite.training.fsdp.build import build_policy, build_reference
+from rlinf_lite.training.fsdp.build import build_critic, build_policy, build_reference
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.training.update import UpdateReport, update
@@ -129,6 +129,35 @@ def logprobs(
         "training": trained.trainer.model.training,
         "has_reference": trained.reference is not None,
     }
+
+
+def gradients(
+    mesh: DeviceMesh,
+    *,
+    model_dirs: dict[str, str],
+    configs: dict[str, Config],
+    groups: list[Group],
+    columns: dict[Column, Tensor],
+    left_out: Collection[int],
+) -> dict[str, list[dict[str, Any]]]:
+    """Gradients of each config's losses on one mini-batch, of the policy, and then of the critic, if it has a loss."""
+    first, device = next(iter(configs.values())), torch.device("cpu")
+    policy = Trained(mesh, model_dirs["policy"], first)
+    critic = build_critic(first.critic, model_dir=Path(model_dirs["critic"]), mesh=mesh, device=device)
+    batch = policy.batch(groups, 1, left_out)
+    (mini_batch,) = batch.for_update(columns, batch.num_tokens_N > 0)
+    mine = shard_mini_batch(mini_batch, mesh.size())[mesh.get_local_rank()]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, config in configs.items():
+        losses = build_algorithm(config.algorithm).losses()
+        found[name] = []
+        for trainer, loss in ((policy.trainer, losses.policy), (critic, losses.critic)):
+            if loss is not None:
+                units = trainer.forward_backward(mine.units, loss, mine.norm)
+                params = {key: whole(param.grad) for key, param in trainer.model.named_parameters()}
+                found[name].append({"params": params, "units": units})
+                trainer.optimizer.zero_grad()
+    return found
 
 
 def published(
