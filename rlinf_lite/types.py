@@ -218,6 +218,9 @@ class Score:
 
     reward: float
     """Scaled by ``reward.reward_scale``; 0.0, without meaning, if not graded."""
+    parts: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What each of ``reward.functions`` gave, by name, neither weighted nor scaled; empty without them, and if not
+    graded."""
     correct: bool
     """False when not graded."""
     error: str | None = None

@@ -16,7 +16,7 @@ from rlinf_lite.config.data import ArithmeticConfig, DataConfig, ReasoningGymCon
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import flatten, to_yaml
 from rlinf_lite.config.load import build, build_evaluation
-from rlinf_lite.config.reward import RewardConfig
+from rlinf_lite.config.reward import RewardConfig, RewardFunctionConfig
 from rlinf_lite.config.rollout import RolloutConfig, RolloutModelConfig
 from rlinf_lite.config.rules import check
 from rlinf_lite.config.runner import CheckpointConfig, KeepBestConfig, LoggerConfig, RunnerConfig, seconds_of
@@ -44,6 +44,7 @@ __all__ = [
     "OptimConfig",
     "ReasoningGymConfig",
     "RewardConfig",
+    "RewardFunctionConfig",
     "RolloutConfig",
     "RolloutModelConfig",
     "RunnerConfig",

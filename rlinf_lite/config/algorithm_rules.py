@@ -23,6 +23,7 @@ def algorithm_problems(config: Config) -> list[str]:
         *_critic(config),
         *_kl(algorithm),
         *_shaping(algorithm),
+        *_penalties(config),
         *_unused(algorithm),
     ]
 
@@ -126,6 +127,15 @@ def _shaping(algorithm: AlgorithmConfig) -> Iterator[str]:
             f"algorithm.overlong_buffer={algorithm.overlong_buffer}: algorithm.adv_type=maxrl divides by a mean "
             "reward, which a penalty could make negative; set it to 0, or use dr_grpo"
         )
+
+
+def _penalties(config: Config) -> Iterator[str]:
+    for key, function in config.reward.by_key().items():
+        if function.weight < 0 and config.algorithm.adv_type == "maxrl" and config.algorithm.path is None:
+            yield (
+                f"{key}.weight={function.weight}: algorithm.adv_type=maxrl divides by a mean reward, which a penalty "
+                "could make negative; use a positive weight, or dr_grpo"
+            )
 
 
 def _unused(algorithm: AlgorithmConfig) -> Iterator[str]:

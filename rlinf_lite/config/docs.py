@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from pydantic import AfterValidator
 
 from rlinf_lite.config.fields import MOST_COUNT, MOST_SECONDS, positive_or_off
-from rlinf_lite.config.schema import Key, is_list, keys
+from rlinf_lite.config.schema import Key, is_list, is_section, keys, section_of_items
 from rlinf_lite.config.written import shown
 
 _INTRODUCTION = """# Config keys
@@ -36,10 +36,18 @@ _KINDS = {int: "whole number", float: "number", bool: "true or false", str: "tex
 def markdown() -> str:
     """The page of all keys: a table per section, and below it what does not fit into a cell."""
     by_section: dict[str, dict[str, Key]] = {}
-    for name, key in keys().items():
+    for name, key in _every_key():
         section, _, last = name.rpartition(".")
         by_section.setdefault(section, {})[last] = key
     return _INTRODUCTION + "".join(_section(name, found) for name, found in by_section.items())
+
+
+def _every_key() -> Iterator[tuple[str, Key]]:
+    """All keys, and after a list of sections the keys of its items, as ``reward.functions[].weight``."""
+    for name, key in keys().items():
+        yield name, key
+        if section := section_of_items(key.kind):
+            yield from ((f"{name}[].{inner}", spec) for inner, spec in keys(section).items())
 
 
 def _section(name: str, found: dict[str, Key]) -> str:
@@ -65,7 +73,7 @@ def listing() -> str:
     """One line per key: name, values, default, and ``neutral`` if it is."""
     lines = (
         f"{name}  {values(key, code=False)}  {shown(key.default)}{'  neutral' if key.neutral else ''}"
-        for name, key in keys().items()
+        for name, key in _every_key()
     )
     return "\n".join(lines) + "\n"
 
@@ -75,8 +83,8 @@ def text(prefix: str) -> str:
     return "\n".join(
         f"{name}={shown(key.default)}  ({values(key, code=False)}{', neutral' if key.neutral else ''})\n"
         f"    {key.description}"
-        for name, key in keys().items()
-        if name == prefix or name.startswith(f"{prefix}.") or not prefix
+        for name, key in _every_key()
+        if name == prefix or name.startswith((f"{prefix}.", f"{prefix}[")) or not prefix
     )
 
 
@@ -96,7 +104,7 @@ def values(key: Key, *, code: bool = True) -> str:
 def _kind(kind: Any) -> str:
     if is_list(kind):
         (item,) = typing.get_args(kind)
-        return "list" if item is Any else "list of texts"
+        return "list" if item is Any else "list of mappings" if is_section(item) else "list of texts"
     options = [option for option in typing.get_args(kind) if option is not NoneType]
     if typing.get_origin(kind) is dict:
         return _KINDS[dict]

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from rlinf_lite.config import rules
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.fields import Section
-from rlinf_lite.config.schema import Config, Key, is_section, keys, known_keys, sections
+from rlinf_lite.config.schema import Config, Key, is_section, keys, known_keys, section_of_items, sections
 from rlinf_lite.config.suggestions import nearest
 from rlinf_lite.config.written import problems_of, shown, typed
 from rlinf_lite.errors import ConfigError
@@ -96,6 +96,11 @@ def read(raw: Mapping[str, Any] | DictConfig, root: type[Section]) -> tuple[dict
                 values[key] = typed(value, spec.kind)
             except ValueError as error:
                 problems.append(f"{key}={shown(value)}: {error}")
+                continue
+            if section := section_of_items(spec.kind):
+                items = [read(item, section) for item in values[key]]
+                problems += [f"{key}.{index}.{line}" for index, (_, lines) in enumerate(items) for line in lines]
+                values[key] = [item for item, _ in items]
     return values, problems
 
 
@@ -158,14 +163,28 @@ def validate(values: Mapping[str, Any], root: type[S]) -> tuple[S | None, list[s
     try:
         return root.model_validate(nested(values)), []
     except ValidationError as error:
-        details = {_key_of(detail["loc"], root): detail for detail in reversed(error.errors(include_url=False))}
-        return None, [_line(key, values[key], detail, keys(root)[key]) for key, detail in reversed(details.items())]
+        lines = {}
+        for detail in reversed(error.errors(include_url=False)):
+            key, value, spec = _located(detail["loc"], values, root)
+            lines[key] = _line(key, value, detail, spec)
+        return None, list(reversed(lines.values()))
 
 
-def _key_of(location: tuple[int | str, ...], root: type[Section]) -> str:
-    """The dotted key that an error of pydantic is about; the rest of its location is inside of the key's value."""
+def _located(location: tuple[int | str, ...], values: Mapping[str, Any], root: type[Section]) -> tuple[str, Any, Key]:
+    """The dotted key that an error of pydantic is about, its value and its spec.
+
+    The rest of the location is inside of the value: in a list of sections it leads to a key of an item.
+    """
     parts = [str(part) for part in location]
-    return next(key for length in range(len(parts), 0, -1) if (key := ".".join(parts[:length])) in keys(root))
+    length = next(length for length in range(len(parts), 0, -1) if ".".join(parts[:length]) in keys(root))
+    key, inside = ".".join(parts[:length]), location[length:]
+    spec = keys(root)[key]
+    section = section_of_items(spec.kind)
+    if section is None:
+        return key, values[key], spec
+    index = int(inside[0])
+    name, value, spec = _located(inside[1:], values[key][index], section)
+    return f"{key}.{index}.{name}", value, spec
 
 
 def _line(key: str, value: Any, detail: ErrorDetails, spec: Key) -> str:
@@ -202,6 +221,8 @@ def _unchecked(section: type[S], values: Mapping[str, Any]) -> S:
     for name, field in section.model_fields.items():
         if is_section(field.annotation) and name in made:
             made[name] = _unchecked(field.annotation, made[name])
+        elif (item := section_of_items(field.annotation)) and name in made:
+            made[name] = [_unchecked(item, values) for values in made[name]]
     return section.model_construct(**made)
 
 

@@ -1,13 +1,13 @@
 """Names of the metrics of a step that say something about the model, and the settings that some of them need.
 
+Each of ``reward.functions`` has one more, ``reward/NAME``.
+
 A test compares the names with what the runner logs.
 """
 
 from __future__ import annotations
 
-from rlinf_lite.config.algorithm import AlgorithmConfig
-from rlinf_lite.config.rollout import RolloutConfig
-from rlinf_lite.config.runner import RunnerConfig
+from rlinf_lite.config.schema import Config
 from rlinf_lite.config.suggestions import nearest
 
 MACHINE_METRICS = ("time/", "throughput/", "memory/", "save/")
@@ -77,11 +77,13 @@ METRIC_NAMES = (
 )
 
 
-def why_never(name: str, runner: RunnerConfig, algorithm: AlgorithmConfig, rollout: RolloutConfig) -> str | None:
+def why_never(name: str, config: Config) -> str | None:
     """Why no step of this run logs the metric, with the remedy; None if steps may log it."""
-    if name not in METRIC_NAMES:
-        return f"no step has a metric of that name{nearest(name, list(METRIC_NAMES))}"
-    if name in _VALIDATION and runner.val_check_interval <= 0:
+    runner, algorithm, rollout = config.runner, config.algorithm, config.rollout
+    of_functions = [f"{stream}reward/{item.name}" for item in config.reward.functions for stream in ("", "val/")]
+    if name not in (known := [*METRIC_NAMES, *of_functions]):
+        return f"no step has a metric of that name{nearest(name, known)}"
+    if name.startswith("val/") and runner.val_check_interval <= 0:
         return "nothing is validated; set runner.val_check_interval, or take another metric"
     if name in _KL and (not algorithm.kl_beta or algorithm.kl_in_reward):
         if algorithm.kl_in_reward:

@@ -14,8 +14,8 @@ from rlinf_lite.config.critic import CriticConfig
 from rlinf_lite.config.data import DataConfig
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.identity import value_of
-from rlinf_lite.config.metric_names import MACHINE_METRICS, why_never
-from rlinf_lite.config.reward import RewardConfig
+from rlinf_lite.config.metric_names import MACHINE_METRICS, METRIC_NAMES, why_never
+from rlinf_lite.config.reward import RewardConfig, RewardFunctionConfig
 from rlinf_lite.config.rollout import RolloutConfig
 from rlinf_lite.config.schema import Config, keys
 from rlinf_lite.config.written import shown
@@ -235,27 +235,53 @@ def _problems_and_prompts(data: DataConfig) -> Iterator[str]:
 
 
 def _reward(reward: RewardConfig, data: DataConfig) -> Iterator[str]:
-    if reward.reward_type == "custom" and reward.path is None:
-        yield "reward.reward_type=custom: needs a function; set reward.path=my_pkg.my_reward:score"
-    if reward.reward_type != "custom" and reward.path is not None:
+    for key, function in reward.by_key().items():
+        yield from _reward_function(key, function, data)
+    if reward.functions:
+        yield from _reward_functions(reward)
+
+
+def _reward_function(key: str, function: RewardFunctionConfig, data: DataConfig) -> Iterator[str]:
+    """What does not fit together in the section ``key``."""
+    kind = function.reward_type
+    if kind == "custom" and function.path is None:
+        yield f"{key}.reward_type=custom: needs a function; set {key}.path=my_pkg.my_reward:score"
+    if kind != "custom" and function.path is not None:
         yield (
-            f"reward.path={reward.path}: reward.reward_type={reward.reward_type} calls no function; set "
-            "reward.reward_type=custom, or remove the path"
+            f"{key}.path={function.path}: {key}.reward_type={kind} calls no function; set {key}.reward_type=custom, or "
+            "remove the path"
         )
-    if reward.reward_type == "reasoning_gym" and data.type != "reasoning_gym":
-        yield f"reward.reward_type=reasoning_gym: does not know data.type={data.type}; set data.type=reasoning_gym"
-    if data.type == "reasoning_gym" and reward.reward_type not in ("reasoning_gym", "custom"):
+    if kind == "reasoning_gym" and data.type != "reasoning_gym":
+        yield f"{key}.reward_type=reasoning_gym: does not know data.type={data.type}; set data.type=reasoning_gym"
+    if data.type == "reasoning_gym" and kind not in ("reasoning_gym", "custom"):
         yield (
-            f"reward.reward_type={reward.reward_type}: cannot grade data.type=reasoning_gym, whose tasks grade their "
-            "own items; set reward.reward_type=reasoning_gym"
+            f"{key}.reward_type={kind}: cannot grade data.type=reasoning_gym, whose tasks grade their own items; set "
+            f"{key}.reward_type=reasoning_gym"
         )
-    if data.answer_key is None and reward.reward_type in ("math", "exact"):
-        yield f"data.answer_key=null: reward.reward_type={reward.reward_type} compares with answers; name their key"
-    if reward.answer_format != "auto" and reward.reward_type != "math":
+    if data.answer_key is None and kind in ("math", "exact"):
+        yield f"data.answer_key=null: {key}.reward_type={kind} compares with answers; name their key"
+    if function.answer_format != "auto" and kind != "math":
         yield (
-            f"reward.answer_format={reward.answer_format}: reward.reward_type={reward.reward_type} looks for no final "
-            "answer; set reward.reward_type=math, or remove the format"
+            f"{key}.answer_format={function.answer_format}: {key}.reward_type={kind} looks for no final answer; set "
+            f"{key}.reward_type=math, or remove the format"
         )
+
+
+def _reward_functions(reward: RewardConfig) -> Iterator[str]:
+    for key in ("reward.reward_type", "reward.path", "reward.answer_format"):
+        value, unused = getattr(reward, key.removeprefix("reward.")), keys()[key].default
+        if value != unused:
+            yield (
+                f"{key}={shown(value)}: has no effect with reward.functions; set it to {shown(unused)} and give it to "
+                "an item of the list, or set reward.functions=[]"
+            )
+    taken: dict[str, str] = {}
+    for key, function in reward.by_key().items():
+        if f"reward/{function.name}" in METRIC_NAMES:
+            yield f"{key}.name={function.name}: reward/{function.name} is another metric; use another name"
+        if function.name in taken:
+            yield f"{key}.name={function.name}: is the name of {taken[function.name]} too; use another name"
+        taken.setdefault(function.name, key)
 
 
 def _checkpoint(config: Config) -> Iterator[str]:
@@ -265,7 +291,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
         yield "runner.checkpoint.save_on_best=true: needs a metric; set runner.checkpoint.keep_best.metric"
     if metric is not None and metric.startswith(MACHINE_METRICS):
         yield f"runner.checkpoint.keep_best.metric={metric}: says nothing about the model; take another metric"
-    elif metric is not None and (reason := why_never(metric, runner, config.algorithm, config.rollout)) is not None:
+    elif metric is not None and (reason := why_never(metric, config)) is not None:
         yield f"runner.checkpoint.keep_best.metric={metric}: {reason}"
     if runner.resume_mode == "weights" and runner.resume_dir in (None, "auto"):
         yield (

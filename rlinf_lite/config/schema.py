@@ -77,6 +77,12 @@ def is_section(annotation: Any) -> typing.TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
+def section_of_items(kind: Any) -> type[Section] | None:
+    """The section that each item of a plain type is, if it is a list of sections; else None."""
+    items = typing.get_args(kind)
+    return items[0] if is_list(kind) and is_section(items[0]) else None
+
+
 def is_text(kind: Any) -> bool:
     """Whether a plain type takes only text, or text and null."""
     return kind is str or kind == str | None

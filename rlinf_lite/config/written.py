@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from rlinf_lite.config.schema import is_list, is_text
+from rlinf_lite.config.schema import is_list, is_section, is_text
 
 TAKES = {
     int: "takes a whole number",
@@ -78,7 +78,7 @@ def typed(value: Any, kind: Any) -> Any:
         return None
     if get_origin(kind) is list:
         return _typed_list(value, kind)
-    if get_origin(kind) is dict:
+    if get_origin(kind) is dict or is_section(kind):
         if isinstance(value, dict) and all(isinstance(name, str) for name in value):
             return value
         raise ValueError(TAKES[dict])
@@ -94,7 +94,7 @@ def typed(value: Any, kind: Any) -> Any:
 def _typed_list(value: Any, kind: Any) -> list[Any]:
     (item_kind,) = get_args(kind)
     if isinstance(value, str):
-        return [value]
+        value = [value]
     if not isinstance(value, list):
         raise ValueError("takes a list")
     return value if item_kind is Any else [typed(item, item_kind) for item in value]

@@ -44,10 +44,11 @@ def answer_batches(
 
 def answer_reader(reward: RewardConfig) -> Callable[[str], str]:
     """The function that finds the final answer in a response, for majority votes and for the rows."""
-    if reward.reward_type == "exact":
+    first = next(iter(reward.by_key().values()))  # it decides which responses are correct
+    if first.reward_type == "exact":
         return str.strip
-    if reward.reward_type == "math":
-        return partial(final_answer, answer_format=reward.answer_format)
+    if first.reward_type == "math":
+        return partial(final_answer, answer_format=first.answer_format)
     return lambda response: final_answer(response) or response.strip()
 
 
@@ -71,6 +72,7 @@ def _response(response: Response, answer_of: Callable[[str], str]) -> dict[str, 
         "answer": answer_of(response.text),
         "correct": score.correct,
         "reward": score.reward if score.graded else None,
+        **{f"reward/{name}": value for name, value in score.parts.items()},
         "finished": response.finished,
         "num_tokens": len(response.token_ids),
         "error": score.error,

@@ -159,15 +159,18 @@ def _print_head(
     left_out = f", {problems.num_filtered} over data.max_prompt_length left out" if problems.num_filtered else ""
     rollout = config.rollout
     log_line(f"model       {source.name}, {rollout.model.precision} on {device.type}, {rollout.rollout_backend} engine")
-    log_line(
-        f"problems    {len(problems.problems)} from {problems.source}{left_out}; reward {config.reward.reward_type}"
-    )
+    log_line(f"problems    {len(problems.problems)} from {problems.source}{left_out}; reward {_reward(config)}")
     if not config.cluster.deterministic:
         log_line(f"kernels     {numerics.OPTED_OUT}")
     log_line(f"decoding    {text.sampling_text(config.algorithm.val_sampling_params, num_samples)}")
     if isinstance(log, EvalLog):
         done = f"; {len(log.rows)} were written before" if log.rows else ""
         log_line(f"rows        {log.path}{done}")
+
+
+def _reward(config: EvalConfig) -> str:
+    functions = config.reward.functions
+    return " + ".join(f"{each.weight:g} x {each.name}" for each in functions) or config.reward.reward_type
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """The results as JSON values.
 
     ``accuracy`` is the mean over all responses; those that could not be graded count as wrong. ``reward_mean`` is the
-    mean over graded responses, None if there are none.
+    mean over graded responses, None if there are none, and ``reward/NAME`` that of the scores of one of
+    ``reward.functions``.
     """
     responses = [response for row in rows for response in row["responses"]]
     rewards = [response["reward"] for response in responses if response["reward"] is not None]
@@ -27,6 +28,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         "accuracy": float(np.mean([response["correct"] for response in responses])),
         "accuracy_stderr": _standard_error(rows),
         "reward_mean": float(np.mean(rewards)) if rewards else None,
+        **_function_means(responses),
         "response_tokens_mean": float(np.mean([response["num_tokens"] for response in responses])),
         "response_tokens_max": max(response["num_tokens"] for response in responses),
         "cut_fraction": float(np.mean([not response["finished"] for response in responses])),
@@ -38,6 +40,11 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         found["pass@k"] = {str(k): statistics.fmean(_pass_at_k(row, k) for row in rows) for k in ks}
         found["maj@k"] = {str(k): statistics.fmean(_maj_at_k(row, k) for row in rows) for k in ks}
     return found
+
+
+def _function_means(responses: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    names = dict.fromkeys(key for response in responses for key in response if key.startswith("reward/"))
+    return {name: float(np.mean([each[name] for each in responses if name in each])) for name in names}
 
 
 def _standard_error(rows: Sequence[Row]) -> float | None:

@@ -111,7 +111,17 @@ def _settings_of_checkpoint(source: Source) -> dict[str, Any]:
     file = max(_yamls(run, source.step), default=None)
     settings = _flat(file[1]) if file else {}
     made = source.manifest.info.get("identity", {})
-    return settings | {key: value for key, value in made.items() if key in keys(EvalConfig)}
+    return settings | {
+        key: _with_neutral(value, settings.get(key)) for key, value in made.items() if key in keys(EvalConfig)
+    }
+
+
+def _with_neutral(made: Any, written: Any) -> Any:
+    """The value of a key in the manifest. Items of a list of sections get their neutral keys from the YAML."""
+    if not isinstance(made, list) or not isinstance(written, list) or len(made) != len(written):
+        return made
+    both = zip(made, written, strict=True)
+    return [{**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new for new, old in both]
 
 
 def _yamls(run: StoragePath, step: int) -> Iterator[tuple[int, StoragePath]]:

@@ -92,6 +92,8 @@ def table(found: Mapping[str, Any]) -> list[str]:
         f"responses   {found['response_tokens_mean']:.1f} tokens on average, {found['response_tokens_max']} at most; "
         f"{found['cut_fraction']:.1%} truncated"
     )
+    if functions := [f"{key} {found[key]:.4f}" for key in found if key.startswith("reward/")]:
+        lines.append(f"reward      {found['reward_mean']:.4f} on average; {', '.join(functions)}")
     if found["ungraded"]:
         lines.append(f"ungraded    {found['ungraded']} could not be generated or graded, and count as wrong")
     if given_up := found["verifier_errors"] - found["ungraded"]:

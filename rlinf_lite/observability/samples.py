@@ -6,7 +6,7 @@ The rows are read from the file, so a resume that shows older steps again shows 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,21 @@ SAMPLE_INTERVAL = 10
 """Steps between tables. The first step also has one."""
 _NUM_ROWS = 8
 _LONGEST_TEXT = 2000
-COLUMNS = ("step", "prompt_id", "sample", "prompt", "response", "reward")
+_FUNCTION = "reward/"
+"""How the keys of a row begin that hold the score of one of ``reward.functions``."""
 _MARKDOWN = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation} | {ord("\n"): "<br>", ord("\r"): None}
 
 
-def samples_of(log_path: Path, step: int) -> list[tuple[int | float | str, ...]]:
-    """Rows of the table of ``step``, with `COLUMNS`; empty if the step has no table."""
+Cell = int | float | str | None
+
+
+def samples_of(log_path: Path, step: int) -> list[dict[str, Cell]]:
+    """Rows of the table of ``step``, by column, all with the same columns; empty if the step has no table."""
     if step != 1 and step % SAMPLE_INTERVAL != 0:
         return []
-    return [_cells(row) for row in rows_of_step(log_path / ROLLOUTS_FILE, step, _NUM_ROWS)]
+    rows = list(rows_of_step(log_path / ROLLOUTS_FILE, step, _NUM_ROWS))
+    functions = dict.fromkeys(key for row in rows for key in row if key.startswith(_FUNCTION))
+    return [_cells(row) | {key: row.get(key) for key in functions} for row in rows]
 
 
 def prompt_of(row: Mapping[str, Any]) -> str:
@@ -34,18 +40,25 @@ def prompt_of(row: Mapping[str, Any]) -> str:
     return row["prompt"] if "prompt" in row else f"tokens {' '.join(map(str, row['prompt_ids']))}"
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[int | float | str, ...]:
-    texts = (replace_surrogates(prompt_of(row)), replace_surrogates(row["text"]))
-    return row["step"], row["prompt_id"], row["sample"], *texts, row["reward"]
+def _cells(row: Mapping[str, Any]) -> dict[str, Cell]:
+    return {
+        "step": row["step"],
+        "prompt_id": row["prompt_id"],
+        "sample": row["sample"],
+        "prompt": replace_surrogates(prompt_of(row)),
+        "response": replace_surrogates(row["text"]),
+        "reward": row["reward"],
+    }
 
 
-def markdown_table(rows: Iterable[tuple[int | float | str, ...]]) -> str:
+def markdown_table(rows: Sequence[Mapping[str, Cell]]) -> str:
     """A Markdown table for TensorBoard's text tab. Texts are escaped, and truncated if they are long."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *([_cell(value) for value in row] for row in rows)]
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _cell(value: int | float | str) -> str:
+def _cell(value: Cell) -> str:
     text = str(value)
     return to_markdown(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ... ({len(text)} characters)")
 

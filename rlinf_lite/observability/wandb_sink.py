@@ -18,7 +18,7 @@ from rlinf_lite.observability.events import EVENTS_FILE, RESTARTS, History
 from rlinf_lite.observability.jsonl import read_jsonl_rows
 from rlinf_lite.observability.notices import log_line
 from rlinf_lite.observability.origin import Origin
-from rlinf_lite.observability.samples import COLUMNS, samples_of
+from rlinf_lite.observability.samples import samples_of
 from rlinf_lite.observability.sinks import Metrics
 from rlinf_lite.observability.wandb_file import recorded_steps, wait_until_finished
 from rlinf_lite.observability.wandb_rows import SentRow, SentRows, digest_of
@@ -109,7 +109,7 @@ class WandbSink:
         """What a step shows besides its metrics: a table of responses, the number of restarts."""
         extras: dict[str, Any] = {}
         if rows := samples_of(self._log_path, step):
-            table = self._starter.wandb.Table(columns=list(COLUMNS), data=[list(row) for row in rows])
+            table = self._starter.wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
             extras["samples/rollouts"] = table
         if self._history.new(step):
             extras[RESTARTS] = self._history.num_restarts(step)

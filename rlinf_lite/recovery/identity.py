@@ -31,6 +31,7 @@ ADDED = (
     "algorithm.mask_truncated",
     "algorithm.dynamic_sampling",
     "algorithm.max_sampling_rounds",
+    "reward.functions",
 )
 """Keys that older checkpoints lack, and whose default is what every run did before there was the key."""
 

@@ -3,8 +3,9 @@
 `build_grader` makes the grader that the config names.
 """
 
+from rlinf_lite.rewards.grader import Grader
 from rlinf_lite.rewards.outcome import RewardError, attach_scores, generated, grading_item, refuse_too_many_ungraded
-from rlinf_lite.rewards.registry import GRADERS, Grader, build_grader, fingerprint
+from rlinf_lite.rewards.registry import GRADERS, build_grader, fingerprint
 from rlinf_lite.rewards.verifier import VerifierStartError
 from rlinf_lite.user_code import search_path
 

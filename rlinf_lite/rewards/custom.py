@@ -20,12 +20,12 @@ _RETURNS = "return a number, a bool, or {'reward': number, 'correct': bool}"
 class CustomGrader:
     """Calls ``function`` once per response. A response for which it fails, or returns no finite number, is ungraded."""
 
-    def __init__(self, function: UserFunction, reward_scale: float) -> None:
+    def __init__(self, function: UserFunction) -> None:
         """
         Raises:
             ConfigError: the function is a class that cannot be instantiated.
         """
-        self._call, self._names, self._scale = function.ready(), function.parameters, reward_scale
+        self._function, self._call = function, function.ready()
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
         return [self._grade(item) for item in items]
@@ -35,23 +35,24 @@ class CustomGrader:
 
     def _grade(self, item: GradingItem) -> Score:
         try:
-            return self._score_of(self._call(**{name: _argument(item, name) for name in self._names}))
+            return self._score_of(self._call(**{name: _argument(item, name) for name in self._function.parameters}))
         except (Exception, SystemExit, CancelledError) as error:  # the user's code may raise anything
             return ungraded(f"{type(error).__name__}: {_text(error)} ({_location(error)})")
 
     def _score_of(self, returned: Any) -> Score:
         reward = returned.get("reward") if isinstance(returned, Mapping) else returned
         if not isinstance(reward, SupportsFloat) or (isinstance(reward, Complex) and not isinstance(reward, Real)):
-            return ungraded(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
+            return self._refused(returned)
         value = float(reward)
-        if not math.isfinite(self._scale * value):
-            return ungraded(
-                f"reward.path: the function returned {value}; a reward must be finite, reward_scale included"
-            )
+        if not math.isfinite(value):
+            return ungraded(f"{self._function.key}: the function returned {value}; a reward must be finite")
         correct = returned.get("correct") if isinstance(returned, Mapping) else None
         if isinstance(correct, str) or correct != correct:  # only NaN differs from itself
-            return ungraded(f"reward.path: the function returned {returned!r:.100}; {_RETURNS}")
-        return Score(reward=self._scale * value, correct=value >= 1.0 if correct is None else bool(correct))
+            return self._refused(returned)
+        return Score(reward=value, correct=value >= 1.0 if correct is None else bool(correct))
+
+    def _refused(self, returned: Any) -> Score:
+        return ungraded(f"{self._function.key}: the function returned {returned!r:.100}; {_RETURNS}")
 
 
 def _argument(item: GradingItem, name: str) -> Any:

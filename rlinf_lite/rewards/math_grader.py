@@ -21,7 +21,6 @@ class MathGrader:
     """Compares final answers. An answer in a truncated response counts.
 
     Args:
-        reward_scale: reward of a correct response.
         verifier_timeout: CPU seconds per check by math-verify.
         answer_format: where a response states its answer; see `final_answer`.
 
@@ -29,10 +28,10 @@ class MathGrader:
         ImportError: math-verify is not installed. Checked here, so that a run fails at start.
     """
 
-    def __init__(self, reward_scale: float, verifier_timeout: float, answer_format: str = "auto") -> None:
+    def __init__(self, verifier_timeout: float, answer_format: str = "auto") -> None:
         if find_spec("math_verify") is None:
             raise ImportError("reward.reward_type: 'math' needs math-verify; pip install math-verify, or use 'exact'")
-        self._scale, self._answer_format = reward_scale, answer_format
+        self._answer_format = answer_format
         self._verifier = Verifier(verifier_timeout)
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
@@ -48,7 +47,7 @@ class MathGrader:
             return Score(reward=0.0, correct=False, error=str(error))
         except VerifierLost as error:
             return ungraded(str(error))
-        return Score(reward=self._scale if correct else 0.0, correct=correct)
+        return Score(reward=float(correct), correct=correct)
 
     def _is_correct(self, found: str, reference: str) -> bool:
         if not found or not reference:

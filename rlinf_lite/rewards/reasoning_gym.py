@@ -18,17 +18,16 @@ _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 class ReasoningGymGrader:
     """The task's own scores, from 0 to 1; only 1 counts as correct."""
 
-    def __init__(self, reward_scale: float, verifier_timeout: float) -> None:
+    def __init__(self, verifier_timeout: float) -> None:
         """
         Args:
-            reward_scale: factor on the task's score.
             verifier_timeout: CPU seconds per response.
 
         Raises:
             ConfigError: reasoning-gym is not installed.
         """
         require_installed()
-        self._scale, self._verifier = reward_scale, Verifier(verifier_timeout, SUBJECT)
+        self._verifier = Verifier(verifier_timeout, SUBJECT)
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
         return [self._grade(item) for item in items]
@@ -43,7 +42,7 @@ class ReasoningGymGrader:
             return Score(reward=0.0, correct=False, error=str(error))
         except VerifierLost as error:
             return ungraded(str(error))
-        return Score(reward=self._scale * reply["reward"], correct=reply["reward"] >= 1.0)
+        return Score(reward=float(reply["reward"]), correct=reply["reward"] >= 1.0)
 
 
 def stated_answers(response: str) -> list[str]:

@@ -1,70 +1,101 @@
-"""The interface of graders, and the registry of graders by ``reward.reward_type``."""
+"""The registry of graders by ``reward.reward_type``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol
 
-from rlinf_lite.config import ConfigError, RewardConfig
+from rlinf_lite.config import ConfigError, RewardConfig, RewardFunctionConfig
 from rlinf_lite.rewards.custom import CustomGrader
 from rlinf_lite.rewards.exact import ExactGrader
+from rlinf_lite.rewards.grader import Grader, SumGrader, WeightedGrader
 from rlinf_lite.rewards.math_grader import MathGrader
 from rlinf_lite.rewards.reasoning_gym import ReasoningGymGrader, require_installed
 from rlinf_lite.rewards.user_function import UserFunction, find
-from rlinf_lite.types import GradingItem, Score
 from rlinf_lite.user_code import search_path
 
 
-class Grader(Protocol):
-    """Scores responses. Equal items get equal scores, whatever was graded before and by which thread."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Function:
+    """One of the functions that a config names."""
 
-    def score(self, items: Sequence[GradingItem]) -> list[Score]:
-        """One `Score` per response, in order."""
-        ...
+    key: str
+    """Of its section: ``"reward"``, ``"reward.functions.0"``."""
+    config: RewardFunctionConfig
+    verifier_timeout: float
+    search: Sequence[str]
 
-    def close(self) -> None:
-        """Stop child processes. May be called again; using the grader afterwards starts them again."""
-        ...
+    def imported(self) -> UserFunction:
+        """The user's function.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        key, path = f"{self.key}.path", self.config.path
+        if path is None:
+            raise ConfigError(f"{key}: no function given; {self.key}.reward_type=custom needs my_pkg.my_reward:score")
+        return find(key, path, self.search)
 
 
-GRADERS: dict[str, Callable[[RewardConfig, Sequence[str]], Grader]] = {
-    "custom": lambda config, search: CustomGrader(_function(config, search), config.reward_scale),
-    "exact": lambda config, _: ExactGrader(config.reward_scale),
-    "math": lambda config, _: MathGrader(config.reward_scale, config.verifier_timeout, config.answer_format),
-    "reasoning_gym": lambda config, _: ReasoningGymGrader(config.reward_scale, config.verifier_timeout),
+GRADERS: dict[str, Callable[[_Function], Grader]] = {
+    "custom": lambda function: CustomGrader(function.imported()),
+    "exact": lambda _: ExactGrader(),
+    "math": lambda function: MathGrader(function.verifier_timeout, function.config.answer_format),
+    "reasoning_gym": lambda function: ReasoningGymGrader(function.verifier_timeout),
 }
 
 
 def build_grader(config: RewardConfig, search: Sequence[str] | None = None) -> Grader:
-    """Make the grader that ``config.reward_type`` names.
+    """Make the grader that ``config.functions``, or else ``config.reward_type``, names.
 
     Args:
-        search: where to look for the user's function: `search_path` of the driver. None: that of this process.
+        search: where to look for the user's functions: `search_path` of the driver. None: that of this process.
 
     Raises:
-        ConfigError: the user's function cannot be used.
+        ConfigError: a user's function cannot be used.
     """
-    return GRADERS[config.reward_type](config, search_path() if search is None else search)
+    summands = [
+        WeightedGrader(
+            name=function.config.name,
+            weight=function.config.weight,
+            grader=GRADERS[function.config.reward_type](function),
+        )
+        for function in _functions(config, search_path() if search is None else search)
+    ]
+    return SumGrader(summands, config.reward_scale)
 
 
 def fingerprint(config: RewardConfig) -> str | None:
-    """Identifies code outside this project that computes rewards: a user's function, or reasoning-gym.
+    """Identifies code outside this project that computes rewards: users' functions, and reasoning-gym.
 
     None if there is no such code.
 
     Raises:
         ConfigError: a user's function cannot be found or called, or reasoning-gym is not installed.
     """
-    if config.reward_type == "custom":
-        return _function(config, search_path()).fingerprint
-    if config.reward_type == "reasoning_gym":
+    found, problems = [], []
+    for function in _functions(config, search_path()):
+        try:
+            found.append(_fingerprint(function))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return " | ".join(filter(None, found)) or None
+
+
+def _functions(config: RewardConfig, search: Sequence[str]) -> list[_Function]:
+    return [
+        _Function(key=key, config=function, verifier_timeout=config.verifier_timeout, search=search)
+        for key, function in config.by_key().items()
+    ]
+
+
+def _fingerprint(function: _Function) -> str | None:
+    if function.config.reward_type == "custom":
+        return function.imported().fingerprint
+    if function.config.reward_type == "reasoning_gym":
         require_installed()
         return f"reasoning-gym {version('reasoning-gym')}"
     return None
-
-
-def _function(config: RewardConfig, search: Sequence[str]) -> UserFunction:
-    if config.path is None:
-        raise ConfigError("reward.path: no function given; reward.reward_type=custom needs my_pkg.my_reward:score")
-    return find(config.path, search)

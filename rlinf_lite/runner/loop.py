@@ -175,5 +175,6 @@ def _sample_row(prompt: Prompt, response: Response) -> dict[str, Any]:
         "prompt": prompt.problem.prompt,
         "text": response.text,
         "reward": score.reward if score.graded else None,
+        **{f"reward/{name}": value for name, value in score.parts.items()},
         "error": score.error,
     }

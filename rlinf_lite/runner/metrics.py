@@ -42,6 +42,7 @@ def _rewards(graded: Sequence[Score]) -> Metrics:
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
         "reward/accuracy": float(np.mean([score.correct for score in graded])),
+        **{f"reward/{name}": float(np.mean([score.parts[name] for score in graded])) for name in graded[0].parts},
     }
 
 

@@ -20,9 +20,11 @@ ONE_ACTOR = {"cluster.component_placement.actor": "0"}
 TWO_ACTORS = {"cluster.component_placement.actor": "0-1"}
 THREE_ACTORS = {"cluster.component_placement.actor": "0-2"}
 AUTO = "runner.resume_dir=auto"
+FAILS = f"{Path(__file__).with_name('reward_that_fails.py')}:score"
 UNGRADED = {
-    "reward.reward_type": "custom",
-    "reward.path": f"{Path(__file__).with_name('reward_that_fails.py')}:score",
+    "reward.reward_type": "math",
+    "reward.functions": f"[{{name: correct, reward_type: custom, path: '{FAILS}'}}, "
+    "{name: ended, reward_type: exact, weight: -0.25}]",
     "algorithm.normalize_advantages": "true",
 }
 
@@ -64,7 +66,7 @@ def _is_rollout_worker(process: psutil.Process) -> bool:
 
 @pytest.mark.soak
 def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
-    """With a reward that leaves some responses without a grade."""
+    """With two reward functions, one of which leaves some responses without a grade."""
     one = new_run({**ONE_ACTOR, **UNGRADED})
     printed = one.finish(faults=[{"phase": "save.data", "step": 2, "action": "ENOSPC"}])
     assert "SAVE FAILED" in printed and "No space left on device" in printed
@@ -88,6 +90,13 @@ def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
     same_run(one, two, 8)
     assert sum(row["reward/ungraded"] for row in one.rows()) > 0 and "could not be graded; the first: " in printed
     assert all((row["reward"] is None) == (row["error"] is not None) for row in one.samples())
+    for row in one.samples():
+        if row["reward"] is not None:
+            assert row["reward"] == row["reward/correct"] - 0.25 * row["reward/ended"]
+    for row in one.rows():
+        for stream in ("", "val/") if row["step"] in (4, 8) else ("",):
+            parts = row[f"{stream}reward/correct"] - 0.25 * row[f"{stream}reward/ended"]
+            assert row[f"{stream}reward/mean"] == pytest.approx(parts, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlinf_lite.config import Config, flatten
+from rlinf_lite.config.docs import listing
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "docker" / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -54,11 +54,15 @@ def test_configs_exist(page):
 
 
 def test_config_keys_exist(page):
-    """Dotted keys such as ``runner.max_steps``, sections of the config, and keys within a value that is a dict."""
-    keys = flatten(Config())
+    """Dotted keys such as ``runner.max_steps``, sections of the config, and keys within a value that is a dict.
+
+    A key of an item of a list, such as ``reward.functions.1.weight``, is ``reward.functions[].weight``.
+    """
+    keys = {line.split()[0] for line in listing().splitlines()}
     sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
     for key in re.findall(
         rf"(?<![\w.\-/])((?:{SECTIONS})\.[a-z][\w.]*\w)(?=[=:`\s,)]|$)", page.read_text(), re.MULTILINE
     ):
+        key = re.sub(r"\.\d+\.", "[].", key)
         if key.rsplit(".", 1)[-1] not in ("py", "md", "yaml", "jsonl", "pt"):
             assert key in keys or key in sections or key.rsplit(".", 1)[0] in keys, f"{page.name}: {key}"

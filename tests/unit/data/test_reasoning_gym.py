@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from rlinf_lite.config import ConfigError, ReasoningGymConfig, RewardConfig
+from rlinf_lite.config import ConfigError, ReasoningGymConfig
 from rlinf_lite.data.reasoning_gym import generated_by
-from rlinf_lite.rewards import build_grader
-from rlinf_lite.rewards.reasoning_gym import SUBJECT, require_installed, stated_answers
+from rlinf_lite.rewards.grader import SumGrader, WeightedGrader
+from rlinf_lite.rewards.reasoning_gym import SUBJECT, ReasoningGymGrader, require_installed, stated_answers
 from rlinf_lite.rewards.verifier import Verifier
 from rlinf_lite.types import GradingItem
 
@@ -27,9 +27,9 @@ def child():
 
 @pytest.fixture(scope="module")
 def grader(child):
-    grader = build_grader(RewardConfig(reward_type="reasoning_gym", reward_scale=2.0))
-    grader._verifier = child
-    return grader
+    task = ReasoningGymGrader(60.0)
+    task._verifier = child
+    return SumGrader([WeightedGrader(name="task", weight=4.0, grader=task)], 0.5)
 
 
 def config(task: str, **values) -> ReasoningGymConfig:
@@ -57,6 +57,7 @@ def test_the_task_scores(child, grader):
     scores = grader.score([item(question, text) for text in texts])
     assert [score.reward for score in scores] == [2.0, 2.0, 0.0, 0.0, 0.0]
     assert [score.correct for score in scores] == [True, True, False, False, False]
+    assert [score.parts["task"] for score in scores] == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert all(score.error is None for score in scores)
 
 

@@ -122,6 +122,30 @@ def test_a_response_that_cannot_be_graded_counts_as_wrong(make_run, command, tmp
     assert "verifier " not in out
 
 
+def test_several_reward_functions(make_run, settings, results, command, tmp_path):
+    """As the run had them: the YAML has the paths, and the manifest what makes the numbers."""
+    (tmp_path / "size.py").write_text("def score(response): return len(response) or None\n")
+    path, file = f"{tmp_path}/size.py:score", tmp_path / "rows.jsonl"
+    functions = [
+        {"name": "correct", "reward_type": "exact"},
+        {"name": "size", "reward_type": "custom", "path": path, "weight": -0.25},
+    ]
+    run = make_run([4], {"reward": {"reward_type": "math", "functions": functions}})
+    code, out, err = command(run, "--output", file)
+    assert code == 0, err
+    graded = [row["responses"][0] for row in rows_of(file) if row["responses"][0]["reward"] is not None]
+    assert graded and all(each["reward/size"] == len(each["text"]) for each in graded)
+    assert all(each["reward"] == each["reward/correct"] - 0.25 * each["reward/size"] for each in graded)
+    assert all(each["correct"] == (each["reward/correct"] == 1.0) for each in graded)
+    found = json.loads((tmp_path / "rows.jsonl.summary.json").read_text())["results"]
+    mean = found["reward/correct"] - 0.25 * found["reward/size"]
+    assert found["reward_mean"] == pytest.approx(mean, abs=1e-12)
+    assert "reward 1 x correct + -0.25 x size" in out and f"size {found['reward/size']:.4f}" in out
+    assert results(run, "reward.functions.1.weight=-0.5")["reward/size"] == found["reward/size"]
+    code, _, err = command(run, "--output", file, "reward.functions.1.weight=-0.5")
+    assert code == 2 and "reward.functions: [" in err and "holds another evaluation" in err
+
+
 def test_an_interrupted_evaluation_continues(make_run, command, results, tmp_path, monkeypatch):
     """Ctrl-C in the third batch, then the same command: the file equals that of an uninterrupted evaluation."""
     run, whole, file = make_run([4]), tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"

@@ -9,7 +9,7 @@ import pytest
 
 from rlinf_lite.observability import JsonlSink
 from rlinf_lite.observability.jsonl import rows_of_step
-from rlinf_lite.observability.samples import COLUMNS, markdown_table, prompt_of, samples_of, to_markdown
+from rlinf_lite.observability.samples import markdown_table, prompt_of, samples_of, to_markdown
 
 HURTS = 'a|b\n<script>alert(1)</script> *x* `y` $z$ &amp; ü 漢 [l](http://x) \\ "q"'
 
@@ -30,7 +30,7 @@ def test_the_first_step_and_every_tenth_have_a_table_of_eight_rows(tmp_path):
     assert [step for step in range(1, 25) if samples_of(tmp_path, step)] == [1, 10, 20]
     rows = samples_of(tmp_path, 10)
     assert len(rows) == 8
-    assert dict(zip(COLUMNS, rows[3], strict=True)) == {
+    assert rows[3] == {
         "step": 10,
         "prompt_id": 10,
         "sample": 3,
@@ -38,6 +38,17 @@ def test_the_first_step_and_every_tenth_have_a_table_of_eight_rows(tmp_path):
         "response": "xxx" + HURTS,
         "reward": 0.5,
     }
+
+
+def test_the_score_of_each_function_has_a_column(tmp_path):
+    sink = JsonlSink(tmp_path / "rollouts.jsonl", committed_step=None)
+    row = {"prompt_id": 0, "sample": 0, "prompt_ids": [1], "text": "2"}
+    graded = {"reward": 0.9, "reward/correct": 1.0, "reward/brevity": -0.5, "error": None}
+    sink.log_rows(1, [row | {"reward": None, "error": "failed"}, row | graded])
+    sink.close()
+    ungraded, found = samples_of(tmp_path, 1)
+    assert list(found.items())[-3:] == [("reward", 0.9), ("reward/correct", 1.0), ("reward/brevity", -0.5)]
+    assert list(ungraded.items())[-3:] == [("reward", None), ("reward/correct", None), ("reward/brevity", None)]
 
 
 def test_without_rollouts_there_is_no_table(tmp_path):
@@ -68,8 +79,8 @@ def test_rows_without_their_prompt_show_its_ids():
 
 
 def test_texts_are_escaped():
-    html = markdown.markdown(markdown_table([(1, 2, 0, "p", HURTS, 0.5)]), extensions=["tables"])
-    assert html.count("<tr>") == 2 and html.count("<td>") == len(COLUMNS)
+    html = markdown.markdown(markdown_table([{"step": 1, "response": HURTS, "reward": 0.5}]), extensions=["tables"])
+    assert html.count("<tr>") == 2 and html.count("<td>") == 3
     for markup in ("<script", "<em>", "<code>", "<a "):
         assert markup not in html
     assert "&#60;script&#62;" in html and "漢" in html
@@ -81,4 +92,4 @@ def test_half_a_surrogate_pair_can_be_written():
 
 
 def test_long_texts_are_truncated_with_their_length():
-    assert "&#46;&#46;&#46; &#40;5000 characters&#41;" in markdown_table([(1, 2, 0, "p", "x" * 5000, 0.5)])
+    assert "&#46;&#46;&#46; &#40;5000 characters&#41;" in markdown_table([{"response": "x" * 5000}])

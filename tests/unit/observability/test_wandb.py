@@ -10,7 +10,6 @@ from types import MappingProxyType
 import pytest
 
 from rlinf_lite.observability import EventLog, JsonlSink, build_hub
-from rlinf_lite.observability.samples import COLUMNS
 from rlinf_lite.observability.wandb_file import read_records, recorded_steps
 from rlinf_lite.observability.wandb_rows import SentRow, SentRows
 from rlinf_lite.observability.wandb_state import WandbState, read_state, write_state
@@ -85,7 +84,9 @@ def test_tables_lost_by_a_kill_are_sent_by_the_resume(tmp_path, session):
     found = rows(log_path, state["wandb_run_id"], with_tables=True, with_restarts={4: 1, 6: 2})
     assert sorted(found) == [(step, step / 3) for step in range(1, 13)]
     tables = [json.loads(path.read_text()) for path in (log_path / "wandb").rglob("*.table.json")]
-    assert {tuple(table["columns"]) for table in tables} == {COLUMNS}
+    assert {tuple(table["columns"]) for table in tables} == {
+        ("step", "prompt_id", "sample", "prompt", "response", "reward")
+    }
     sent = {table["data"][0][0]: table["data"] for table in tables}
     assert sent == {step: [[step, step, 0, "tokens 1", "<b>\u6f22|", 1.0]] * 2 for step in (1, 10)}
 

@@ -24,6 +24,6 @@ def items() -> Callable[..., list[GradingItem]]:
 @pytest.fixture(scope="session")
 def math_grader() -> Iterator[MathGrader]:
     """Starting a verifier process takes a second."""
-    grader = MathGrader(1.0, 30.0)
+    grader = MathGrader(30.0)
     yield grader
     grader.close()

@@ -48,7 +48,7 @@ def test_a_function_gets_the_arguments_that_it_names(write):
         "'metadata', 'prompt', 'response'] and all['metadata'] == {'level': 5} and all['prompt'] == '1+1='"
     )
     assert scores(path) == [Score(reward=1.0, correct=True)]
-    assert find(path, ["."]).parameters == OFFERED
+    assert find("reward.path", path, ["."]).parameters == OFFERED
     assert scores(write("def score(response, *, weight=0.5, metadata=None): return weight * metadata['level']")) == [
         Score(reward=2.5, correct=True)
     ]

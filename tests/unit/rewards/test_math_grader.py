@@ -37,7 +37,7 @@ def is_correct(grader, response, answer):
     ],
 )
 def test_graded_without_a_verifier_process(response, answer, correct):
-    grader = MathGrader(1.0, 30.0)
+    grader = MathGrader(30.0)
     assert is_correct(grader, response, answer) is correct
     assert grader._verifier.pid is None
 
@@ -74,7 +74,7 @@ def test_scale_order_and_truncated_responses():
 
 
 def test_a_huge_answer_is_wrong_and_a_huge_response_is_graded():
-    grader = MathGrader(1.0, 30.0)
+    grader = MathGrader(30.0)
     digits = "9" * (MAX_CHARS + 1)
     responses = [rf"\boxed{{{digits}}}", "5 " * 200_000 + r"\boxed{4}" + " so" * 200_000]
     scores = grader.score([item(response, "4") for response in responses])

@@ -62,7 +62,7 @@ def is_running(pid):
 
 
 def test_a_hang_affects_one_response(verifier, items):
-    grader = MathGrader(1.0, 1.0)
+    grader = MathGrader(1.0)
     grader._verifier = verifier
     scores = grader.score(
         items(*((rf"\boxed{{{found}}}", "0.5") for found in (r"\sqrt{1/4}", HANG, r"\frac{\sqrt{4}}{4}")))
@@ -109,14 +109,14 @@ def test_a_response_whose_check_is_killed_twice_is_not_graded(items, other_child
     other_child(f"os.kill(os.getpid(), signal.{end})")
     with pytest.raises(VerifierLost, match="twice: exit status -"):
         Verifier(2.0).check("0.5", r"\frac12")
-    (score,) = MathGrader(1.0, 1.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
+    (score,) = MathGrader(1.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert not score.graded and "gave no answer twice" in str(score.error)
 
 
 @pytest.mark.parametrize("end", ["os.abort()", "os.kill(os.getpid(), 11)", "raise SystemExit(1)"])
 def test_a_response_that_crashes_the_check_twice_is_wrong(items, other_child, end):
     other_child(end)
-    (score,) = MathGrader(1.0, 1.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
+    (score,) = MathGrader(1.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
     assert score.graded and not score.correct and "gave no answer twice" in str(score.error)
 
 
@@ -169,7 +169,7 @@ def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(items, tmp_
     fake.write_text('print(\'{"error": "ImportError: no antlr"}\')\n')
     monkeypatch.setattr(verifier_module, "_CHILD", fake)
     with pytest.raises(VerifierStartError, match="no antlr"):
-        MathGrader(1.0, 1.0).score(items((r"\boxed{\sqrt{4}}", "2")))
+        MathGrader(1.0).score(items((r"\boxed{\sqrt{4}}", "2")))
     fake.write_text("raise SystemExit(3)\n")
     with pytest.raises(VerifierStartError, match="exit status 3"):
         Verifier(2.0).check("0.5", r"\frac{1}{2}")

@@ -75,7 +75,7 @@ def test_every_metric_that_a_step_makes_is_known():
 )
 def test_a_metric_that_comes_is_taken(name, overrides):
     config = load([*overrides, f"runner.checkpoint.keep_best.metric={name}"])
-    assert why_never(name, config.runner, config.algorithm, config.rollout) is None
+    assert why_never(name, config) is None
 
 
 BEST = "runner.checkpoint.keep_best.metric=val/accuracy"

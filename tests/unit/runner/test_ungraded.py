@@ -148,6 +148,17 @@ def test_an_ungraded_response_counts_as_wrong_in_a_validation():
     assert "val/reward/accuracy" not in metrics
 
 
+def test_the_mean_score_of_each_function_is_over_the_graded_responses():
+    parts = [Score(reward=r, correct=True, parts={"a": r, "b": -r}) for r in (1.0, 0.25)]
+    groups = attach_scores([group(0, *(response("", s) for s in range(3)))], [parts[0], FAILED, parts[1]])
+    of_step, of_validation = rollout_metrics(groups), validation_metrics(groups)
+    assert (of_step["reward/mean"], of_step["reward/a"], of_step["reward/b"]) == (0.625, 0.625, -0.625)
+    assert (of_validation["val/reward/a"], of_validation["val/reward/b"]) == (0.625, -0.625)
+    row = _sample_row(groups[0].prompt, groups[0].responses[2])
+    assert (row["reward"], row["reward/a"], row["reward/b"]) == (0.25, 0.25, -0.25)
+    assert "reward/a" not in _sample_row(groups[0].prompt, groups[0].responses[1])
+
+
 def test_the_step_line_counts_them_where_there_are_any():
     assert step_line(3, {"reward/ungraded": 0, "val/reward/ungraded": 0}) == "step    3"
     assert step_line(3, {"reward/ungraded": 5, "val/accuracy": 0.5, "val/reward/ungraded": 2}) == (
