@@ -55,8 +55,8 @@ class SumGrader:
 
     def _sum(self, scores: Sequence[Score]) -> Score:
         graders = list(zip(self._summands, scores, strict=True))
-        if failed := _errors((each, score) for each, score in graders if not score.graded):
-            return ungraded(failed)
+        if failed := [(each, score) for each, score in graders if not score.graded]:
+            return ungraded(_errors(failed))
         reward = self._scale * reduce(add, (each.weight * score.reward for each, score in graders))
         if not math.isfinite(reward):
             return ungraded(f"reward: {reward}; it must be finite, weights and reward.reward_scale included")
@@ -64,11 +64,11 @@ class SumGrader:
             reward=reward,
             parts={each.name: score.reward for each, score in graders if each.name},
             correct=scores[0].correct,
-            error=_errors(graders),
+            error=_errors(graders) or None,
         )
 
 
-def _errors(graders: Iterable[tuple[WeightedGrader, Score]]) -> str | None:
-    """What went wrong, with the names of the functions; None if nothing did."""
+def _errors(graders: Iterable[tuple[WeightedGrader, Score]]) -> str:
+    """What went wrong, with the names of the functions; empty if nothing did."""
     errors = [f"{each.name}: {score.error}" if each.name else score.error for each, score in graders if score.error]
-    return "; ".join(errors) or None
+    return "; ".join(errors)

@@ -38,7 +38,7 @@ def sample_of(step: int, index: int) -> dict:
     text = f"answer {step}.{index} {HURTS}" + " long" * (200 if index == 1 else 0)
     row = {"prompt_id": step, "sample": index, "prompt_ids": [1, 2], "prompt": f"{HURTS} 1+{step}=", "text": text}
     failed = {"reward": None, "error": "the verifier <i>died</i>"}
-    return row | (failed if index == 2 else {"reward": 0.25, "error": None})
+    return row | (failed if index == 2 else {"reward": 0.25, "reward/brevity": -0.5, "error": None})
 
 
 @pytest.fixture

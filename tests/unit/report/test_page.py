@@ -76,6 +76,7 @@ def test_the_content_of_the_page(run):
     assert "config.from_step_20.yaml changed:" in found.text("p") and "runner.hang_timeout" in found.text("code")
     # Of the samples, long texts are folded, and errors are shown.
     assert "the verifier <i>died</i>" in found.text("div")
+    assert "brevity -0.5" in found.text("div")
     assert {"none", "0.25"} <= set(found.text("td")) and sum(tag == "details" for tag, _ in found.found) > 20
 
 
