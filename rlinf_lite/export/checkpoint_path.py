@@ -13,8 +13,10 @@ from rlinf_lite.checkpoint.sections import check_sections
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 RLINF_DIRECTORY = "dcp_checkpoint"
+CRITIC = "critic"
+"""The section of a critic."""
 DCP_PATH_HELP = (
-    f"a global_step_N directory (its {layout.ACTOR} section), another section of it (global_step_N/critic), RLinf's "
+    f"a global_step_N directory (its {layout.ACTOR} section), another section of it (global_step_N/{CRITIC}), RLinf's "
     f"{layout.ACTOR}/{RLINF_DIRECTORY}, or any DCP directory of a model"
 )
 
@@ -27,6 +29,11 @@ class Located:
     """The DCP directory."""
     manifest: Manifest | None
     """None if it is not a checkpoint of rlinf_lite."""
+
+    @property
+    def is_critic(self) -> bool:
+        """Whether it is the section of a critic in a checkpoint of rlinf_lite."""
+        return self.manifest is not None and self.directory.name == CRITIC
 
     @property
     def tied(self) -> dict[str, str]:

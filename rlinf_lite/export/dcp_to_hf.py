@@ -11,17 +11,17 @@ from functools import reduce
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from rlinf_lite import readable
-from rlinf_lite.checkpoint import Manifest
 from rlinf_lite.checkpoint.manifest import LEVELS
 from rlinf_lite.durable import new_directory, new_file
 from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
 from rlinf_lite.export.arguments import checkpoint_path, size
-from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, Located, located
+from rlinf_lite.export.checkpoint_path import CRITIC, DCP_PATH_HELP, Located, located
 from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index
 from rlinf_lite.export.safetensors_file import Spec, split, write
-from rlinf_lite.models.build import DTYPES, build_on_meta
+from rlinf_lite.models.build import DTYPES, build_on_meta, build_value_model_on_meta
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES, load_config, resolve, tokenizer_fingerprint
 from rlinf_lite.paths import argument
 from rlinf_lite.weights.dcp import DcpWeights
@@ -30,7 +30,9 @@ from rlinf_lite.weights.source import WeightSource
 
 DESCRIPTION = """\
 Write the model of a checkpoint as a Hugging Face directory: weights in safetensors files; config, generation config,
-tokenizer and chat template of the base model. AutoModelForCausalLM.from_pretrained and vLLM load it.
+tokenizer and chat template of the base model. AutoModelForCausalLM.from_pretrained and vLLM load it. A critic
+(--dcp_path global_step_N/critic) becomes a token classifier with one label, its value, which
+AutoModelForTokenClassification loads, and a run as its critic.model.model_path.
 
 example:
   python toolkits/ckpt_convertor/convert_dcp_to_hf.py \\
@@ -49,7 +51,7 @@ class Written:
     """As in ``config.json``."""
 
 
-def base_model(given: str | None, manifest: Manifest | None) -> Path:
+def base_model(given: str | None, source: Located) -> Path:
     """The directory of the model that was trained: the one given, else the one that the checkpoint names.
 
     Raises:
@@ -57,14 +59,16 @@ def base_model(given: str | None, manifest: Manifest | None) -> Path:
     """
     if given is not None:
         return resolve(given, "--base_model")
-    named = manifest.info.get("model_path") if manifest else None
+    info = source.manifest.info if source.manifest else {}
+    section, name = (CRITIC, "critic_model_path") if source.is_critic else ("actor", "model_path")
+    named = info.get(name)
     if named is None:
         raise ConfigError(
             "--base_model is needed: the checkpoint does not name the model it started from; give the "
-            "Hugging Face directory that the run had as actor.model.model_path"
+            f"Hugging Face directory that the run had as {section}.model.model_path"
         )
     try:
-        return resolve(named, "model_path in the checkpoint's manifest")
+        return resolve(named, f"{name} in the checkpoint's manifest")
     except ConfigError as error:
         raise ConfigError(f"{error}; or give the directory with --base_model") from None
 
@@ -114,7 +118,7 @@ def convert(
     Raises:
         UserError, OSError: it cannot be written whole; then nothing is written.
     """
-    model = build_on_meta(load_config(base, None), "fp32")
+    model = _trained_model(source, base)
     weights = DcpWeights(source.directory, WeightNames.of(model), tied=source.tied, base="--base_model")
     specs = specs_of(weights, dtype)
     parts = split(specs, max_shard_size)
@@ -127,9 +131,24 @@ def convert(
                 write(stream, part, lambda name: read_as(weights, name, specs[name].dtype))
         if len(files) > 1:
             write_index(directory, files)
-        write_config(directory, base, common_dtype(specs), type(model).__name__)
+        write_config(directory, base, common_dtype(specs), type(model).__name__, one_label=source.is_critic)
     num_bytes = sum(spec.num_bytes for spec in specs.values())
     return Written(num_tensors=len(specs), num_files=len(files), num_bytes=num_bytes, dtype=common_dtype(specs))
+
+
+def _trained_model(source: Located, base: Path) -> PreTrainedModel:
+    """The architecture of the model in ``source``: that of ``base`` as a causal LM, or as a critic."""
+    config = load_config(base, None)
+    if not source.is_critic:
+        return build_on_meta(config, "fp32")
+    try:
+        return build_value_model_on_meta(config, "fp32")
+    except ConfigError:
+        raise ConfigError(
+            f"--dcp_path {source.directory}: a critic is exported as a token classifier, and transformers has none for "
+            f"the model type {config.model_type} of {base}; give the model that the critic started from with "
+            "--base_model, or use convert_dcp_to_state_dict.py"
+        ) from None
 
 
 def notes(source: Located, base: Path) -> list[str]:
@@ -176,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         refuse_existing(target)  # before the minutes that verifying takes
         with located(options.dcp_path, options.verify) as source:
-            base = base_model(options.base_model, source.manifest)
+            base = base_model(options.base_model, source)
             dtype = DTYPES[options.dtype] if options.dtype else None
             written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
             lines = notes(source, base)

@@ -39,8 +39,15 @@ def write_index(directory: Path, parts: Mapping[str, Mapping[str, Spec]]) -> Non
     _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
 
 
-def write_config(directory: Path, base: Path, dtype: torch.dtype, architecture: str) -> None:
-    """Write the base model's ``config.json`` with the type of the weights that were written."""
+def write_config(
+    directory: Path, base: Path, dtype: torch.dtype, architecture: str, *, one_label: bool = False
+) -> None:
+    """Write the base model's ``config.json`` with the type of the weights that were written.
+
+    Args:
+        architecture: name of the class, where the base names none.
+        one_label: it is a token classifier with one label, whatever the base is.
+    """
     config = json.loads((base / CONFIG).read_text())
     name = str(dtype).removeprefix("torch.")
     config["dtype"] = name
@@ -48,6 +55,8 @@ def write_config(directory: Path, base: Path, dtype: torch.dtype, architecture: 
         config["torch_dtype"] = name
     config.pop("quantization_config", None)  # the base's weights may be quantized, the written ones are not
     config["architectures"] = config.get("architectures") or [architecture]
+    if one_label:
+        config |= {"architectures": [architecture], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     _write_json(directory / CONFIG, config)
 
 

@@ -51,18 +51,22 @@ def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
     return directory
 
 
-def load_config(directory: Path, model_type: str | None) -> PretrainedConfig:
-    """Load the model's config. ``model_type``, unless None, must be the directory's."""
-    read_object(directory / "config.json", "actor.model.model_path")
+def load_config(directory: Path, model_type: str | None, section: str = "actor") -> PretrainedConfig:
+    """Load the model's config. ``model_type``, unless None, must be the directory's.
+
+    Args:
+        section: of the run's config, for messages.
+    """
+    read_object(directory / "config.json", f"{section}.model.model_path")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"actor.model.model_path={directory}: config.json is not usable: {_first_line(error)}"
+            f"{section}.model.model_path={directory}: config.json is not usable: {_first_line(error)}"
         ) from None
     if model_type is not None and _ALIASES.get(model_type, model_type) != config.model_type:
         raise ConfigError(
-            f"actor.model.model_type={model_type}: {directory} holds a {config.model_type}; write that, or null"
+            f"{section}.model.model_type={model_type}: {directory} holds a {config.model_type}; write that, or null"
         )
     return config
 

@@ -25,7 +25,7 @@ from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, ev
 from rlinf_lite.observability.hub import METRICS_FILE
 from rlinf_lite.recovery.identity import carried_on
 from rlinf_lite.recovery.prepare import Prepared
-from rlinf_lite.recovery.records import BEGAN_AFTER
+from rlinf_lite.recovery.records import BEGAN_AFTER, model_paths
 from rlinf_lite.recovery.resume import (
     Start,
     choose_start,
@@ -101,7 +101,7 @@ class Build:
         start = self._restore_from(prepared.start, workers)
         self._recipe = recipe(prepared.identity, workers.trainers.layout.sizes, self._compute)
         hub, samples = self._begin_on_disk(start, sinks)
-        info = self._info(start, {"tied": built.tied, "model_path": config.actor.model.model_path})
+        info = self._info(start, {"tied": built.tied, **model_paths(config)})
         info |= {"identity": carried_on(saved_identity(start), prepared.identity), "compute": self._compute}
         generation = Generation(
             rollouts=workers.rollouts,

@@ -117,7 +117,7 @@ def _read_models(actor: ActorConfig, critic: CriticConfig, engine: RolloutModelC
     critic_dir = critic_config = None
     if critic.use_critic_model:
         critic_dir = _model_dir(critic.model.model_path, "critic.model.model_path")
-        critic_config = hf_directory.load_config(critic_dir, critic.model.model_type)
+        critic_config = hf_directory.load_config(critic_dir, critic.model.model_type, "critic")
         hf_directory.check_length(critic_config, seq_length)
     return _Models(
         policy_dir=policy_dir,
@@ -125,7 +125,7 @@ def _read_models(actor: ActorConfig, critic: CriticConfig, engine: RolloutModelC
         tokenizer_dir=tokenizer_dir,
         tokenizer=hf_directory.load_tokenizer(tokenizer_dir),
         engine_dir=engine_dir,
-        engine=hf_directory.load_config(engine_dir, engine.model_type),
+        engine=hf_directory.load_config(engine_dir, engine.model_type, "rollout"),
         critic_dir=critic_dir,
         critic=critic_config,
     )

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from rlinf_lite.checkpoint.manifest import SAVE_ID
 from rlinf_lite.checkpoint.retention import METRICS
+from rlinf_lite.config import Config
 from rlinf_lite.observability.hub import HubState
 from rlinf_lite.runner.progress import Progress
 
@@ -47,6 +48,12 @@ def check_info(info: Mapping[str, Any]) -> None:
             raise ValueError(f"info.{key}={_short(info[key])}: {expected} was expected")
 
 
+def model_paths(config: Config) -> dict[str, str]:
+    """Where the trained models come from, for a manifest's info: the converters look there for config and tokenizer."""
+    critic = {"critic_model_path": config.critic.model.model_path} if config.critic.use_critic_model else {}
+    return {"model_path": config.actor.model.model_path, **critic}
+
+
 def _is_dict_of(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(type(part) in kinds for part in value.values())
 
@@ -56,6 +63,7 @@ _INFO: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compute": (lambda value: isinstance(value, str), "a text"),
     SAVE_ID: (lambda value: isinstance(value, str), "a text"),
     "model_path": (lambda value: isinstance(value, str), "a text"),
+    "critic_model_path": (lambda value: isinstance(value, str), "a text"),
     "tied": (_is_dict_of(str), "a dict of names"),
     BEGAN_AFTER: (lambda value: type(value) is int and value >= 0, "a whole number from 0 on"),
     METRICS: (_is_dict_of(float, int), "a dict of numbers"),

@@ -40,18 +40,21 @@ class HfWeights:
         names: WeightNames,
         *,
         where: str | None = None,
+        wanted_by: str = "the architecture in config.json",
         may_lack: Callable[[str], bool] = lambda name: False,
     ) -> None:
         """
         Args:
             names: of the model that ``config.json`` describes.
             where: how messages name ``directory``; None: as ``actor.model.model_path``.
+            wanted_by: what the shapes in ``names`` are of, for messages.
             may_lack: whether a weight of this name may be missing; `read_rows` then returns zeros.
 
         Raises:
             ConfigError: there are no safetensors files, one cannot be read, or weights are missing.
         """
         self._where = f"actor.model.model_path={directory}" if where is None else where
+        self._wanted_by = wanted_by
         self.shapes: Mapping[str, tuple[int, ...]] = names.shapes
         self._files = _tensor_files(directory, self._where)
         self._stored = {
@@ -114,8 +117,7 @@ class HfWeights:
             found = file.get_slice(stored)
             if tuple(found.get_shape()) != wanted:
                 raise ConfigError(
-                    f"{self._where}: {name} is {list(found.get_shape())}, "
-                    f"the architecture in config.json wants {list(wanted)}"
+                    f"{self._where}: {name} is {list(found.get_shape())}, {self._wanted_by} wants {list(wanted)}"
                 )
             yield found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,8 @@ class ShardedModel:
     """Its parameters have the names that checkpoints and engines know."""
     root: nn.Module
     """What FSDP shards and calls: the model with its head."""
+    section: ClassVar[str] = "actor"
+    """Of the run's config, for messages."""
 
     def __init__(
         self, settings: ModelConfig, fsdp: FsdpConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device
@@ -72,7 +74,7 @@ class ShardedModel:
             mesh: one-dimensional, over the data-parallel ranks.
         """
         self.device, self.mesh = device, mesh
-        config = hf_directory.load_config(model_dir, settings.model_type)
+        config = hf_directory.load_config(model_dir, settings.model_type, self.section)
         if not settings.dropout:
             build.disable_dropout(config)
         self._build(config, settings.precision)
@@ -157,16 +159,17 @@ class ShardedPolicy(ShardedModel):
 class ShardedCritic(ShardedModel):
     """A token classifier with one label: the value before each loss token, the expected return from there on."""
 
+    section: ClassVar[str] = "critic"
+
     def _build(self, config: PretrainedConfig, precision: str) -> None:
         self.model = build.build_value_model_on_meta(config, precision)
         self.root = ValueModel(self.model)
 
     def _fill(self, model_dir: Path) -> None:
         names = WeightNames.of(self.model)
-        fill(
-            self.model,
-            HfWeights(model_dir, names, where=f"critic.model.model_path={model_dir}", may_lack=self._is_head),
-        )
+        where = f"critic.model.model_path={model_dir}"
+        wanted_by = "a critic, which is a token classifier with one label,"
+        fill(self.model, HfWeights(model_dir, names, where=where, wanted_by=wanted_by, may_lack=self._is_head))
 
     def _is_head(self, name: str) -> bool:
         return not name.startswith(f"{self.model.base_model_prefix}.")

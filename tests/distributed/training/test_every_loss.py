@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 from rlinf_lite.algorithms import LossInputs, build_algorithm
 from rlinf_lite.algorithms.reduce import REDUCTIONS, Responses
 from rlinf_lite.config import AlgorithmConfig
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.types import Column, Normalizers
 
 LOSSES = AlgorithmConfig.model_fields["loss_type"].annotation.__args__
@@ -146,3 +147,15 @@ def test_the_gradient_of_every_loss_is_that_of_one_process(ranks, model_dirs, cr
     assert min(largest.values()) > 1e-4
     of_policy = {round(scale, 9) for (name, model), scale in largest.items() if model == 0}
     assert len(of_policy) == len(LOSSES) - 1 + len(REDUCTIONS) - 1, "only actor and actor_critic share a policy loss"
+
+
+def test_a_critic_from_a_directory_with_more_labels_is_refused(ranks, model_dirs, configs, groups, tmp_path):
+    config = AutoConfig.from_pretrained(model_dirs["llama"])
+    config.num_labels = 3
+    AutoModelForTokenClassification.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    wrong = (
+        r"critic\.model\.model_path=.*: score\.weight is \[3, 20\], a critic, which is .* one label, wants \[1, 20\]"
+    )
+    with pytest.raises(ConfigError, match=wrong):
+        directories = {"policy": model_dirs["llama"], "critic": str(tmp_path)}
+        ranks.run(1, "gradients", model_dirs=directories, configs=configs, groups=groups, columns={}, left_out=set())
