@@ -54,6 +54,8 @@ class Sampling:
     top_p: float
     repetition_penalty: float
     max_new_tokens: int
+    min_p: float = 0.0
+    """Keep tokens whose probability is at least this times the largest; 0 keeps all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,6 +30,8 @@ class SamplingConfig(Section):
     """Sample from the k most likely tokens; -1 or 0: from all."""
     top_p: PositiveFraction = 1.0
     """Sample from the smallest set of most likely tokens whose probabilities sum to at least this."""
+    min_p: Fraction = 0.0
+    """Sample from tokens whose probability is at least this times that of the most likely one; 0: off."""
     repetition_penalty: Annotated[float, Ge(0.01), Le(100)] = 1.0
     """Above 1: tokens that have occurred before become less likely; 1: off."""
     max_new_tokens: Count = 1024

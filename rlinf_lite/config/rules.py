@@ -168,13 +168,13 @@ def _model_precision(key: str, model: ModelConfig) -> Iterator[str]:
 def _rollout(config: Config) -> Iterator[str]:
     rollout, params = config.rollout, config.algorithm.sampling_params
     yield from _engine(rollout, config.cluster.device)
-    restricted = params.top_p < 1 or params.top_k > 0 or params.repetition_penalty != 1
+    restricted = params.top_p < 1 or params.top_k > 0 or params.min_p > 0 or params.repetition_penalty != 1
     reported = rollout.rollout_backend == "vllm" and rollout.return_logprobs
     if reported and restricted and params.do_sample and params.temperature != 1:
         yield (
             f"rollout.return_logprobs=true: with algorithm.sampling_params.temperature={params.temperature} and top_k, "
-            "top_p or repetition_penalty vLLM cannot report the log-probs that training needs (with the temperature, "
-            "without the others); set temperature=1, or turn the others off, or return_logprobs=false"
+            "top_p, min_p or repetition_penalty vLLM cannot report the log-probs that training needs (with the "
+            "temperature, without the others); set temperature=1, or turn the others off, or return_logprobs=false"
         )
 
 

@@ -10,6 +10,11 @@ from rlinf_lite.errors import ConfigError
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
 
+FIRST_SAMPLER = "1 (inverse CDF)"
+"""Of checkpoints that do not name one."""
+_SAMPLER = "2 (Gumbel-max)"
+"""How the builtin engine turns logits, counters and sampling parameters into tokens. To be raised with every change."""
+
 
 def versions(rollout: RolloutConfig) -> dict[str, str]:
     """``{"versions.torch": "2.13.0", ...}``.
@@ -20,6 +25,8 @@ def versions(rollout: RolloutConfig) -> dict[str, str]:
     found = {"rlinf_lite": __version__} | {name: version(name) for name in _PACKAGES}
     if rollout.rollout_backend == "vllm":
         found["vllm"] = vllm_version()
+    else:
+        found["sampler"] = _SAMPLER
     return {f"versions.{name}": number for name, number in found.items()}
 
 

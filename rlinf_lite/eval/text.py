@@ -69,6 +69,8 @@ def sampling_text(params: SamplingConfig, num_samples: int) -> str:
         parts = [f"{samples} per problem", f"temperature {params.temperature:g}"]
         if params.top_p < 1:
             parts.append(f"top_p {params.top_p:g}")
+        if params.min_p > 0:
+            parts.append(f"min_p {params.min_p:g}")
         if params.top_k > 0:
             parts.append(f"top_k {params.top_k}")
     else:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlinf_lite.config import Config, ConfigError, OptimConfig, flatten, keys
-from rlinf_lite.config.versions import versions
+from rlinf_lite.config.versions import FIRST_SAMPLER, versions
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES
 
 _VAL_DATA = "data (validation problems)"
@@ -32,6 +32,8 @@ ADDED = (
     "algorithm.dynamic_sampling",
     "algorithm.max_sampling_rounds",
     "reward.functions",
+    "algorithm.sampling_params.min_p",
+    "algorithm.val_sampling_params.min_p",
 )
 """Keys that older checkpoints lack, and whose default is what every run did before there was the key."""
 
@@ -95,7 +97,10 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
     Raises:
         ConfigError: what else changed, key by key, with the remedy.
     """
-    saved = {key: keys()[key].default for key in ADDED} | {"algorithm (source)": None} | dict(saved)
+    before = {key: keys()[key].default for key in ADDED} | {"algorithm (source)": None}
+    if saved.get("rollout.rollout_backend") == "builtin":
+        before["versions.sampler"] = FIRST_SAMPLER
+    saved = before | dict(saved)
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from rlinf_lite import numerics
-from rlinf_lite.counters import counter_hash
 from rlinf_lite.rollout.batches import grouped, rng_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.types import GenerationBatch, Group, Response
@@ -135,8 +134,7 @@ class BuiltinEngine:
         logits = rows.logits_RV
         if rows.seen_RV is not None:
             logits = penalize_repetition(logits, rows.seen_RV, batch.sampling.repetition_penalty)
-        bits = counter_hash(keys[rows.origin_R.cpu().numpy()], t) >> np.uint64(1)
-        return draw(logits, batch.sampling, torch.from_numpy(bits.astype(np.int64)).to(self._device))
+        return draw(logits, batch.sampling, keys[rows.origin_R.cpu().numpy()], t)
 
     def _grow(self, rows: _Rows, drawn: Tensor, growing: Tensor, cache: DynamicCache) -> _Rows:
         """Keep the unfinished rows, and run the model on the tokens they drew."""

@@ -1,69 +1,84 @@
-"""Sample tokens with integer weights: equal probabilities give the same token on every device, in any summation order.
+"""Sampling a token per row: the repetition penalty, the filters (min-p, top-k, top-p), then Gumbel variables decide.
 
-A row of probabilities becomes integer weights (p * 2^40, rounded); the counter's hash, as a fraction of their sum,
-selects a point in the cumulative weights. With a fraction instead of a remainder, probabilities that differ in their
-last bits (other kernels, another number of ranks) hardly move the point, so nearly every token stays the same. Top-k
-and top-p keep ties, so they do not depend on how a sort breaks them.
+Filters only mask logits, so the token that they would select stays the same unless it is filtered out. Tokens of equal
+logits are kept in the order of their ids.
 """
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlinf_lite.errors import NotFinite
+from rlinf_lite.rollout import gumbel
 from rlinf_lite.types import Sampling
 
 _SCALE = float(1 << 40)
 
 
-def penalize_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+def penalize_repetition(logits_RV: Tensor, seen_RV: Tensor, penalty: float) -> Tensor:
     """Make tokens of prompt and response less likely (Keskar et al., "CTRL", arXiv 1909.05858, section 4.1)."""
-    penalized = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return torch.where(seen_BV, penalized, logits_BV)
+    penalized = torch.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty)
+    return torch.where(seen_RV, penalized, logits_RV)
 
 
-def draw(logits_BV: Tensor, sampling: Sampling, random_B: Tensor) -> Tensor:
-    """Sample one token per row.
+def draw(logits_RV: Tensor, sampling: Sampling, keys_R: np.ndarray, t: int | np.ndarray) -> Tensor:
+    """Sample one token per row: a function of the row's logits, its key and ``t`` alone.
 
     Args:
-        logits_BV: float, any device.
-        random_B: int64 >= 0, 63 random bits per row; not used when greedy.
+        logits_RV: float, any device; after the repetition penalty.
+        keys_R: the rows' RNG keys, uint64, as from `rollout.batches.rng_keys`; not used when greedy.
+        t: index of the token in its response, one for all rows or int64 [R].
 
     Returns:
-        int64 [B].
+        int64 [R].
 
     Raises:
         NotFinite: a row's largest logit is NaN or infinite: no token would mean anything.
     """
-    if not logits_BV.amax(-1).isfinite().all():
-        raise NotFinite(
-            "logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit"
-        )
     if not sampling.do_sample:
-        return logits_BV.argmax(-1)
-    weights_BV = _integer_weights(logits_BV, sampling)
-    cumulative_BV = weights_BV.cumsum(-1)
-    total_B1 = cumulative_BV[:, -1:]
-    # 53 bits and a sum below 2^53: one correctly rounded product per row, the same on every device.
-    fraction_B1 = (random_B[:, None] >> 10).double() * 2.0**-53
-    point_B1 = (fraction_B1 * total_B1.double()).long().minimum(total_B1 - 1)
-    return torch.searchsorted(cumulative_BV, point_B1, right=True)[:, 0]
+        gumbel.require_finite(logits_RV)
+        return logits_RV.argmax(-1)
+    return gumbel.draw(filtered(logits_RV, sampling), sampling.temperature, keys_R, t)
 
 
-def _integer_weights(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    scaled = logits_BV.float() / sampling.temperature
-    if 0 < sampling.top_k < scaled.shape[-1]:
-        smallest_kept = scaled.topk(sampling.top_k, -1).values[:, -1:]
-        scaled = torch.where(scaled >= smallest_kept, scaled, -torch.inf)
-    weights_BV = (scaled.softmax(-1).double() * _SCALE).round().long()
-    return weights_BV if sampling.top_p >= 1.0 else _nucleus(weights_BV, sampling.top_p)
+def filtered(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+    """The logits, with -inf for every token that min-p, top-k or top-p excludes.
+
+    As vLLM applies them: min-p, then top-k, then top-p on what is left, all at the sampling temperature.
+
+    Raises:
+        NotFinite: as `draw`, if there is something to filter.
+    """
+    vocabulary = logits_RV.shape[-1]
+    limited = 0 < sampling.top_k < vocabulary
+    if not limited and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
+        return logits_RV
+    gumbel.require_finite(logits_RV)
+    logits_RV = logits_RV.float()
+    descending_RK = logits_RV.topk(sampling.top_k if limited else vocabulary, -1).values
+    scaled_RK = (descending_RK - descending_RK[:, :1]) / sampling.temperature
+    if sampling.min_p > 0.0:
+        scaled_RK = scaled_RK.masked_fill(scaled_RK < math.log(sampling.min_p), -torch.inf)
+    kept_RK = scaled_RK > -torch.inf
+    if sampling.top_p < 1.0:
+        kept_RK &= _nucleus(scaled_RK, sampling.top_p)
+    return _keep_largest(logits_RV, descending_RK, kept_RK.sum(-1, keepdim=True))
 
 
-def _nucleus(weights_BV: Tensor, top_p: float) -> Tensor:
-    """Zero all but the fewest most likely tokens whose weight reaches ``top_p`` of the total, and their ties."""
-    descending = weights_BV.sort(-1, descending=True).values
-    before = descending.cumsum(-1) - descending
-    enough = (descending.sum(-1, keepdim=True).double() * top_p).long().clamp(min=1)
-    smallest_kept = torch.where(before < enough, descending, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
-    return torch.where(weights_BV >= smallest_kept, weights_BV, 0)
+def _nucleus(scaled_RK: Tensor, top_p: float) -> Tensor:
+    """bool: the fewest first tokens whose probabilities sum to ``top_p``. Sums are of integers: exact in any order."""
+    weights_RK = (scaled_RK.softmax(-1).double() * _SCALE).round().long()
+    before_RK = weights_RK.cumsum(-1) - weights_RK
+    enough_R1 = (weights_RK.sum(-1, keepdim=True).double() * top_p).long().clamp(min=1)
+    return before_RK < enough_R1
+
+
+def _keep_largest(logits_RV: Tensor, descending_RK: Tensor, num_R1: Tensor) -> Tensor:
+    """Mask all but the ``num_R1`` largest logits of each row; of equal ones, the smallest token ids stay."""
+    smallest_R1 = descending_RK.gather(-1, num_R1 - 1)
+    larger_RV, equal_RV = logits_RV > smallest_R1, logits_RV == smallest_R1
+    kept_RV = larger_RV | (equal_RV & (equal_RV.cumsum(-1) <= num_R1 - larger_RV.sum(-1, keepdim=True)))
+    return logits_RV.masked_fill(~kept_RV, -torch.inf)

@@ -124,6 +124,7 @@ class VllmEngine:
                 temperature=sampling.temperature if sampling.do_sample else 0.0,
                 top_k=max(0, sampling.top_k) if sampling.do_sample else 0,
                 top_p=sampling.top_p if sampling.do_sample else 1.0,
+                min_p=sampling.min_p if sampling.do_sample else 0.0,
                 repetition_penalty=sampling.repetition_penalty,
                 max_tokens=sampling.max_new_tokens,
                 seed=int(key >> np.uint64(1)),

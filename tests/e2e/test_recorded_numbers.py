@@ -17,7 +17,7 @@ STEPS = 8
 # sha256 of parameters, optimizer state and counters after 8 steps, by processor and version of torch. A new line here
 # is a change of numbers, and needs a line in CHANGELOG.md.
 RECORDED = {
-    "AuthenticAMD AVX2, torch 2.13.0": "b7a1f4e3837c94e56cd10dc969f757606378668ca7101feb9b1e2e4a09bf2ce5",
+    "AuthenticAMD AVX2, torch 2.13.0": "136e3576df0c9947cb72b18d977324d62721ce536d2d7d1824497918507b2713",
 }
 
 

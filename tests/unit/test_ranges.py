@@ -101,6 +101,7 @@ RANGES: dict[str, tuple] = {
         "temperature": (-0.1, 0.001, 100.0, 101.0),
         "top_k": (-2, -1, COUNT, COUNT + 1),
         "top_p": (0.0, 0.001, 1.0, 1.1),
+        "min_p": (-0.1, 0.0, 1.0, 1.1),
         "repetition_penalty": (0.0, 0.01, 100.0, 101.0),
         "max_new_tokens": (0, 1, COUNT, COUNT + 1),
     }.items()

@@ -108,3 +108,14 @@ def test_a_critic_whose_rate_decays_over_the_run_fixes_its_length():
     own = (*decays, "critic.optim.total_training_steps=20")
     saved, now = (made_of(*own, critic_model="a", total_updates=number) for number in (8, 9))
     assert refuse_changes(saved, now, [], "global_step_3") == []
+
+
+def test_a_checkpoint_of_another_sampler_is_refused_by_name_and_can_be_allowed():
+    now = made_of()
+    before = {key: value for key, value in now.items() if key != "versions.sampler"}
+    with pytest.raises(ConfigError, match=r"versions\.sampler: 1 \(inverse CDF\) -> 2 \(Gumbel-max\)") as refusal:
+        refuse_changes(before, now, [], "global_step_3")
+    assert "runner.resume_allow_changes=['versions.sampler']" in str(refusal.value)
+    assert len(refuse_changes(before, now, ["versions.sampler"], "global_step_3")) == 1
+    vllm = {**before, "rollout.rollout_backend": "vllm", "versions.vllm": "1"}
+    assert refuse_changes(vllm, vllm, [], "global_step_3") == [], "vLLM has its own sampler"

@@ -1,6 +1,8 @@
-"""Sampling: frequencies, filters and penalties, compared with known distributions and with transformers."""
+"""Sampling: filters and penalties, compared with a plain reference, known distributions and transformers."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from rlinf_lite.counters import counter_hash
-from rlinf_lite.rollout.sampling import draw, penalize_repetition
+from rlinf_lite.rollout.sampling import draw, filtered, penalize_repetition
 from rlinf_lite.types import Sampling
 
 NUM_DRAWS = 20_000
@@ -26,14 +28,13 @@ def sampling(**changes) -> Sampling:
     return Sampling(**{**plain, **changes})
 
 
-def random_bits(count: int, *counters: int) -> torch.Tensor:
-    bits = counter_hash("test", *counters, np.arange(count)) >> np.uint64(1)
-    return torch.from_numpy(bits.astype(np.int64))
+def keys(count: int) -> np.ndarray:
+    return counter_hash("test", np.arange(count))
 
 
 def frequencies(probs, params: Sampling) -> torch.Tensor:
     logits = torch.tensor(probs, dtype=torch.float64).log().float()
-    drawn = draw(logits.expand(NUM_DRAWS, -1), params, random_bits(NUM_DRAWS))
+    drawn = draw(logits.expand(NUM_DRAWS, -1), params, keys(NUM_DRAWS), 0)
     return torch.bincount(drawn, minlength=len(probs)) / NUM_DRAWS
 
 
@@ -62,14 +63,14 @@ def test_temperature(temperature):
     [
         (1, [0, 1.0, 0, 0, 0]),
         (2, [0, 2 / 3, 1 / 3, 0, 0]),
-        (3, [0.1 / 0.95, 0.5 / 0.95, 0.25 / 0.95, 0.1 / 0.95, 0]),  # two tokens tie for third place
+        (3, [0.1 / 0.85, 0.5 / 0.85, 0.25 / 0.85, 0, 0]),  # of two that tie for third place the first
         (5, [0.1, 0.5, 0.25, 0.1, 0.05]),
         (99, [0.1, 0.5, 0.25, 0.1, 0.05]),
         (0, [0.1, 0.5, 0.25, 0.1, 0.05]),
         (-1, [0.1, 0.5, 0.25, 0.1, 0.05]),
     ],
 )
-def test_top_k_keeps_ties(top_k, expected):
+def test_top_k(top_k, expected):
     assert_follows(frequencies([0.1, 0.5, 0.25, 0.1, 0.05], sampling(top_k=top_k)), expected)
 
 
@@ -80,13 +81,14 @@ def test_top_k_keeps_ties(top_k, expected):
         (0.5, [1]),  # reached by the first alone
         (0.51, [1, 2]),
         (0.75, [1, 2]),
-        (0.8, [0, 1, 2, 3]),  # both tied tokens are kept
+        (0.8, [0, 1, 2]),  # of two that tie the first
+        (0.9, [0, 1, 2, 3]),
         (0.97, [0, 1, 2, 3, 4]),
         (1.0, [0, 1, 2, 3, 4]),
         (1e-15, [1]),
     ],
 )
-def test_top_p_keeps_the_fewest_that_reach_it_and_ties(top_p, kept):
+def test_top_p_keeps_the_fewest_that_reach_it(top_p, kept):
     probs = torch.tensor([0.1, 0.5, 0.25, 0.1, 0.05])
     mass = sum(probs[i].item() for i in kept)
     expected = [probs[i].item() / mass if i in kept else 0.0 for i in range(5)]
@@ -98,61 +100,88 @@ def test_top_p_applies_after_top_k():
     assert_follows(frequencies([0.1, 0.5, 0.25, 0.1, 0.05], sampling(top_k=2, top_p=0.6)), [0, 1.0, 0, 0, 0])
 
 
-def test_impossible_tokens_are_never_drawn():
-    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -200.0, -torch.inf])
-    drawn = draw(logits.expand(NUM_DRAWS, -1), sampling(), random_bits(NUM_DRAWS))
-    assert set(drawn.tolist()) == {1, 3}
-    last = draw(logits.expand(2, -1), sampling(), torch.tensor([2**63 - 1, 0]))  # the smallest and the largest
-    assert set(last.tolist()) <= {1, 3}
+@pytest.mark.parametrize(
+    ("min_p", "kept"),
+    [(0.0, [0, 1, 2, 3, 4]), (0.15, [0, 1, 2, 3]), (0.3, [1, 2]), (1.0, [1]), (1e-9, [0, 1, 2, 3, 4])],
+)
+def test_min_p_is_relative_to_the_most_likely(min_p, kept):
+    probs = torch.tensor([0.1, 0.5, 0.25, 0.1, 0.05])
+    mass = sum(probs[i].item() for i in kept)
+    expected = [probs[i].item() / mass if i in kept else 0.0 for i in range(5)]
+    assert_follows(frequencies(probs.tolist(), sampling(min_p=min_p)), expected)
 
 
-def test_all_random_bits_select_a_token():
-    logits = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
-    edges = torch.tensor([0, 1, 2**40 - 1, 2**40, 2**62, 2**63 - 1])
-    drawn = draw(logits.expand(len(edges), -1), sampling(), edges)
-    assert drawn.min() >= 0 and drawn.max() < 1000
+def kept_by_hand(logits: list[float], params: Sampling) -> set[int]:
+    """One token after the other, in the order of probability, then of ids."""
+    scaled = [logit / params.temperature for logit in logits]
+    order = sorted(range(len(logits)), key=lambda v: (-scaled[v], v))
+    weight = {v: math.exp(scaled[v] - scaled[order[0]]) for v in order}
+    order = [v for v in order if weight[v] > 0 and weight[v] >= params.min_p]
+    if params.top_k > 0:
+        order = order[: params.top_k]
+    total, kept, mass = sum(weight[v] for v in order), set[int](), 0.0
+    for v in order:
+        if mass >= params.top_p * total and params.top_p < 1:
+            break
+        kept.add(v)
+        mass += weight[v]
+    return kept
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1)) * 3
-    params, bits = sampling(temperature=0.9, top_k=40, top_p=0.9), random_bits(50)
-    together = draw(logits, params, bits)
-    alone = torch.cat([draw(logits[i : i + 1], params, bits[i : i + 1]) for i in range(50)])
-    assert torch.equal(together, alone)
-    backwards = draw(logits.flip(0), params, bits.flip(0)).flip(0)
-    assert torch.equal(together, backwards)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
+@pytest.mark.parametrize("top_k", [-1, 1, 7, 60])
+@pytest.mark.parametrize("top_p", [1.0, 0.93, 0.4])
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.31])
+def test_filters_keep_what_a_plain_reference_keeps(temperature, top_k, top_p, min_p):
+    params = sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(40, 60, generator=generator) * 2
+    logits[:20] = (logits[:20] * 2).round() / 2  # many ties
+    logits[torch.rand(logits.shape, generator=generator) < 0.2] = -torch.inf
+    kept = filtered(logits, params)
+    for row, found in zip(logits.tolist(), kept, strict=True):
+        assert set((found > -torch.inf).nonzero()[:, 0].tolist()) == kept_by_hand(row, params)
+    assert torch.equal(kept[kept > -torch.inf], logits[kept > -torch.inf])
 
 
-def test_integer_weights_have_the_same_sum_in_any_order():
-    """The total, and so the sampled token, does not depend on the summation order: only each p is rounded."""
-    logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(2))
-    scaled = (logits.softmax(-1).double() * 2**40).round().long()
-    order = torch.randperm(5000, generator=torch.Generator().manual_seed(3))
-    assert scaled.sum() == scaled[:, order].sum() == scaled.flip(-1).cumsum(-1)[:, -1]
-    bits = random_bits(1)
-    total = int(scaled.sum())
-    point = min(int((int(bits) >> 10) * 2.0**-53 * total), total - 1)
-    by_hand = next(i for i, end in enumerate(np.cumsum(scaled[0].tolist())) if end > point)
-    assert draw(logits, sampling(), bits).item() == by_hand
+def test_a_filter_keeps_the_token_selected_without_it_unless_it_is_filtered_out():
+    logits = torch.randn(2000, 60, generator=torch.Generator().manual_seed(8))
+    plain = draw(logits, sampling(), keys(2000), 3)
+    params = sampling(top_k=20, top_p=0.8, min_p=0.05)
+    limited = draw(logits, params, keys(2000), 3)
+    kept = filtered(logits, params).gather(1, plain[:, None])[:, 0] > -torch.inf
+    assert torch.equal(plain[kept], limited[kept]) and 0 < kept.sum() < 2000
+
+
+@pytest.mark.parametrize("vocabulary", [300, 20])
+def test_a_row_does_not_depend_on_its_neighbours(vocabulary):
+    logits = torch.randn(50, vocabulary, generator=torch.Generator().manual_seed(1)) * 3
+    steps = np.arange(50) % 7
+    for params in (sampling(), sampling(temperature=0.9, top_k=40, top_p=0.9, min_p=0.01)):
+        together = draw(logits, params, keys(50), steps)
+        alone = [draw(logits[i : i + 1], params, keys(50)[i : i + 1], int(steps[i])) for i in range(50)]
+        assert torch.equal(together, torch.cat(alone))
+        assert torch.equal(together, draw(logits.flip(0), params, keys(50)[::-1], steps[::-1]).flip(0))
 
 
 def test_low_precision_logits_draw_like_their_float32_values():
     logits = torch.randn(20, 100, generator=torch.Generator().manual_seed(4)).bfloat16()
-    params, bits = sampling(temperature=0.7), random_bits(20)
-    assert torch.equal(draw(logits, params, bits), draw(logits.float(), params, bits))
+    for params in (sampling(temperature=0.7), sampling(temperature=0.7, top_p=0.8)):
+        assert torch.equal(draw(logits, params, keys(20), 2), draw(logits.float(), params, keys(20), 2))
 
 
 def test_greedy_takes_the_largest_and_ignores_the_rest():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     params = sampling(do_sample=False, temperature=0.0, top_k=1, top_p=0.1)
-    assert draw(logits, params, torch.zeros(2, dtype=torch.int64)).tolist() == [1, 0]
+    assert draw(logits, params, keys(2), 0).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_broken_logits_are_an_error_not_a_token(bad):
+@pytest.mark.parametrize("filters", [{}, {"do_sample": False}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_broken_logits_are_an_error_not_a_token(bad, filters):
     logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, bad, 2.0]])
     with pytest.raises(FloatingPointError, match="logits"):
-        draw(logits, sampling(), random_bits(2))
+        draw(logits, sampling(**filters), keys(2), 0)
 
 
 def test_repetition_penalty_is_that_of_transformers():
@@ -162,12 +191,3 @@ def test_repetition_penalty_is_that_of_transformers():
     for penalty in (1.3, 0.8):
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
         assert torch.equal(penalize_repetition(logits, seen, penalty), expected)
-
-
-def test_a_last_bit_in_the_probabilities_hardly_moves_the_draw():
-    """Other kernels, or another number of ranks, round differently: equal random bits still select equal tokens."""
-    logits = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0))
-    nudged = logits * (1 + 2.0**-22)
-    assert not torch.equal(logits.softmax(-1), nudged.softmax(-1))
-    same = draw(logits, sampling(), random_bits(2000)) == draw(nudged, sampling(), random_bits(2000))
-    assert same.float().mean() > 0.999

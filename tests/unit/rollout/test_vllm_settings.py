@@ -86,7 +86,7 @@ def test_gpu_features_are_refused_on_a_cpu(key):
     )
 
 
-@pytest.mark.parametrize("filter_", [{"top_p": 0.9}, {"top_k": 20}, {"repetition_penalty": 1.1}])
+@pytest.mark.parametrize("filter_", [{"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 20}, {"repetition_penalty": 1.1}])
 def test_logprobs_that_vllm_cannot_report(filter_):
     """With a temperature it has only those after the filter; at 1 it has those before."""
     rollout = {"rollout_backend": "vllm", "return_logprobs": True}
