@@ -121,9 +121,9 @@ class CheckpointConfig(Section):
     """Keep checkpoints at multiples of this many steps."""
     keep_best: KeepBestConfig = Field(default_factory=KeepBestConfig)
     memory_replicas: Neutral[Literal[0, 1]] = 0
-    """1: after each step the state of every actor rank is also kept in memory (Ray's object store, on another node if
-    there is one), so that a lost worker or node costs no completed step. Takes about twice the size of a checkpoint in
-    memory, and in each step the time to copy and hash it. 0: only checkpoints."""
+    """1: after each step the state of every actor and critic rank is also kept in memory (Ray's object store, on
+    another node if there is one), so that a lost worker or node costs no completed step. Takes about twice the size of
+    a checkpoint in memory, and in each step the time to copy and hash it. 0: only checkpoints."""
     save_on_best: Neutral[bool] = False
     """Also save whenever ``keep_best.metric`` reaches a new best value."""
 

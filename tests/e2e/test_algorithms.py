@@ -43,17 +43,29 @@ TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
         for ranks in PLACES
     ],
 )
-def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_run):
-    """Against one rollout worker, never killed: two of them, and a kill."""
+def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_run, tmp_path):
+    """Against one rollout worker, never killed: two of them, and a kill. With PPO a critic rank is killed then, too."""
     given = {**ALGORITHMS[name], **PLACES[ranks]}
     straight, killed = new_run(given), new_run({**given, **TWO_ROLLOUTS})
     straight.finish()
     killed.kill_when("global_step_3 (")
-    killed.finish("runner.resume_dir=auto")
+    armed, last_rank = tmp_path / "armed", int(ranks == "2 ranks")
+    armed.touch()
+    fault = {"phase": "critic.update", "step": 6, "rank": last_rank, "action": "kill", "armed": str(armed)}
+    printed = killed.finish("runner.resume_dir=auto", faults=[fault])
     same_run(straight, killed, 8)
     if name == "ppo":
+        assert_no_step_was_lost(printed, last_rank)
         assert "loss/policy" not in straight.rows()[0] and "loss/value" in straight.rows()[0], "critic warm-up"
         assert "loss/policy" in straight.rows()[1]
     if name == "dapo":
         assert sum(row["sampling/dropped_groups"] for row in straight.rows()) > 0
         assert max(row["sampling/groups"] for row in straight.rows()) > 8
+
+
+def assert_no_step_was_lost(printed, rank):
+    """A critic rank was killed in step 6: the run continues in that step, from the replicas in memory."""
+    assert printed.count(f"CriticGroup rank {rank} was lost") == 1
+    assert printed.count("the state of step 5 was in memory") == 1
+    steps = [int(line.split()[1].split("/")[0]) for line in printed.splitlines() if line.startswith("step ")]
+    assert steps == list(range(steps[0], 9)) and steps[0] < 6, "each step once"
