@@ -43,6 +43,8 @@ def measure(way: str, rows: int, length: int, layers: int) -> None:
 
     from rlinf_lite import numerics
     from rlinf_lite.models.scored import ScoredModel
+    from rlinf_lite.models.segments import FlatTokens
+    from rlinf_lite.types import Segments
 
     numerics.fix("cpu")
     config = Qwen2Config(
@@ -64,8 +66,12 @@ def measure(way: str, rows: int, length: int, layers: int) -> None:
         logprobs = all_BTV.gather(2, ids_BT[:, 1:, None]).squeeze(2)
         entropy = -(all_BTV.exp() * all_BTV).sum(-1)
     else:
-        rows_M, columns_M = torch.ones_like(ids_BT[:, 1:]).nonzero(as_tuple=True)
-        logprobs, entropy = ScoredModel(model)(ids_BT, rows_M, columns_M, ids_BT[:, 1:].flatten(), 1.0, True)
+        starts = torch.arange(rows) * (length + 1)
+        segments = Segments(start_S=starts, stop_S=starts + length + 1, parent_S=torch.full((rows,), -1))
+        tokens = FlatTokens.of(ids_BT.flatten(), torch.arange(length + 1).repeat(rows), segments)
+        source_M = torch.arange(ids_BT.numel()).view_as(ids_BT)[:, :-1].flatten()
+        given = tokens.ids_N, tokens.positions_N, tokens.layout, source_M, ids_BT[:, 1:].flatten()
+        logprobs, entropy = ScoredModel(model)(*given, 1.0, True)
         assert entropy is not None
     loss = -(logprobs + 0.001 * entropy).mean()
     loss.backward()

@@ -7,10 +7,10 @@ these wrappers are what FSDP shards as the root. Weights keep the names they hav
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rlinf_lite.errors import ConfigError
+from rlinf_lite.models.attention import Layout, hidden_states, use
 from rlinf_lite.models.head import token_stats
 from rlinf_lite.models.logits import logit_transform, output_layer
 
@@ -21,20 +21,24 @@ class ScoredModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         """
         Args:
-            model: a causal LM, not sharded yet; may be on the meta device.
+            model: a causal LM, not sharded yet; may be on the meta device. From here on its attention is that of
+                `models.attention`.
 
         Raises:
-            ConfigError: its logits are not a (scaled or capped) linear function of its last hidden states.
+            ConfigError: its logits are not a (scaled or capped) linear function of its last hidden states, or its
+                tokens are mixed by more than `models.attention`.
         """
         super().__init__()
+        use(model)
         self.model = model
         self.transform = logit_transform(model)
 
     def forward(
         self,
-        ids_BT: Tensor,
-        rows_M: Tensor,
-        columns_M: Tensor,
+        ids_N: Tensor,
+        positions_N: Tensor,
+        layout: Layout,
+        source_M: Tensor,
         targets_M: Tensor,
         temperature: float,
         with_entropy: bool,
@@ -42,12 +46,12 @@ class ScoredModel(nn.Module):
         """Compute log-prob and entropy of M loss tokens, see `token_stats`.
 
         Args:
-            ids_BT: int64, padded on the right: under a causal mask no token attends to the padding.
-            rows_M, columns_M: where a loss token is predicted: by what stands at ``ids_BT[row, column]``, for the
-                token after it. A place may occur more than once.
+            ids_N, positions_N: int64; N >= MIN_ROWS tokens.
+            layout: which of them sees which.
+            source_M: index in ``ids_N`` of the token that predicts each loss token. It may occur more than once.
             targets_M: the loss tokens.
         """
-        hidden_MD = _hidden(self.model, ids_BT, rows_M, columns_M)
+        hidden_MD = hidden_states(self.model, ids_N, positions_N, layout)[source_M]
         head = output_layer(self.model)
         return token_stats(
             hidden_MD,
@@ -72,6 +76,7 @@ class ValueModel(nn.Module):
             ConfigError: it has no single linear layer of one output after its last hidden states.
         """
         super().__init__()
+        use(model)
         self.model = model
         heads = [child for child in model.children() if isinstance(child, nn.Linear)]
         if [head.out_features for head in heads] != [1]:
@@ -82,17 +87,10 @@ class ValueModel(nn.Module):
                 remedy="choose another architecture for the critic",
             )
 
-    def forward(self, ids_BT: Tensor, rows_M: Tensor, columns_M: Tensor) -> Tensor:
+    def forward(self, ids_N: Tensor, positions_N: Tensor, layout: Layout, source_M: Tensor) -> Tensor:
         """Compute the values float32 [M] before M loss tokens; arguments as in `ScoredModel.forward`."""
-        hidden_MD = _hidden(self.model, ids_BT, rows_M, columns_M)
+        hidden_MD = hidden_states(self.model, ids_N, positions_N, layout)[source_M]
         (head,) = (child for child in self.model.children() if isinstance(child, nn.Linear))
-        value_M = functional.linear(hidden_MD, head.weight, head.bias).squeeze(1).float()
-        return value_M.clone()  # FSDP warns about a view
-
-
-def _hidden(model: PreTrainedModel, ids_BT: Tensor, rows_M: Tensor, columns_M: Tensor) -> Tensor:
-    """Hidden states [M, D] after the last norm."""
-    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    # Autograd adds up the gradients of a place that occurs more than once, in a fixed order on a GPU too: its kernel
-    # sorts the places and uses no atomic additions.
-    return hidden_BTD[rows_M, columns_M]
+        # A matrix product with one column takes kernels in which the number of rows decides how they round.
+        values_M = (hidden_MD.float() * head.weight.float()).sum(-1)
+        return values_M if head.bias is None else values_M + head.bias.float()

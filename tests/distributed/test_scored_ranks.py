@@ -10,7 +10,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rlinf_lite.models.scored import ScoredModel, ValueModel
+from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.models.shard import blocks
+from rlinf_lite.types import Segments
 
 SIZES = {
     "vocab_size": 20,
@@ -26,7 +28,7 @@ SIZES = {
 }
 IDS = torch.tensor([[1, 5, 9, 3, 14, 17], [1, 3, 3, 17, 10, 0], [4, 5, 6, 7, 8, 9]])
 ROWS, COLUMNS = torch.tensor([0, 0, 1, 1, 2, 2, 2]), torch.tensor([2, 3, 0, 3, 1, 2, 4])
-TARGETS = IDS[ROWS, COLUMNS + 1]
+SOURCE, TARGETS = ROWS * 6 + COLUMNS, IDS[ROWS, COLUMNS + 1]
 MINE = [torch.tensor([0, 1, 2, 3, 4, 5, 6]), torch.tensor([], dtype=torch.int64)]
 """The loss tokens of each rank: the second has none, and takes part in the collectives only."""
 
@@ -61,9 +63,11 @@ def build(kind, tied):
 
 
 def outputs(kind, root, mine):
-    if kind == "policy":
-        return root(IDS, ROWS[mine], COLUMNS[mine], TARGETS[mine], 0.8, True)
-    return (root(IDS, ROWS[mine], COLUMNS[mine]),)
+    starts = torch.tensor([0, 6, 12])
+    rows = Segments(start_S=starts, stop_S=starts + 6, parent_S=torch.full((3,), -1))
+    tokens = FlatTokens.of(IDS.flatten(), torch.arange(6).repeat(3), rows)
+    given = tokens.ids_N, tokens.positions_N, tokens.layout, SOURCE[mine]
+    return root(*given, TARGETS[mine], 0.8, True) if kind == "policy" else (root(*given),)
 
 
 @pytest.mark.parametrize(

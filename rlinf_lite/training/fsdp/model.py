@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from rlinf_lite.config import FsdpConfig, ModelConfig
 from rlinf_lite.models import build, hf_directory, shard
 from rlinf_lite.models.scored import ScoredModel, ValueModel
-from rlinf_lite.training.fsdp.padded import padded_rows
+from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.live import fill
@@ -83,6 +83,7 @@ class ShardedModel:
         self._fill(model_dir)
         if fsdp.cpu_offload:  # parameters stay on the CPU, buffers are used on the device
             _move_buffers(self.model, device)
+        self.forward([None])  # an architecture whose attention is of another kind is refused here
 
     def _build(self, config: PretrainedConfig, precision: str) -> None:
         raise NotImplementedError
@@ -92,25 +93,16 @@ class ShardedModel:
 
     def __call__(self, unit: TokenBatch, *, with_entropy: bool = False) -> TokenOutputs:
         """Compute what the model says of a unit's loss tokens; with gradients, unless they are turned off."""
-        rows = padded_rows(unit)
-        return self._outputs(
-            rows.ids_BT.to(self.device),
-            rows.rows_M.to(self.device),
-            rows.columns_M.to(self.device),
-            unit.targets_M.to(self.device),
-            with_entropy,
-        )
+        tokens = FlatTokens.of(unit.ids_N, unit.positions_N, unit.segments, self.device)
+        return self._outputs(tokens, unit.source_M.to(self.device), unit.targets_M.to(self.device), with_entropy)
 
-    def _outputs(
-        self, ids_BT: Tensor, rows_M: Tensor, columns_M: Tensor, targets_M: Tensor, with_entropy: bool
-    ) -> TokenOutputs:
+    def _outputs(self, tokens: FlatTokens, source_M: Tensor, targets_M: Tensor, with_entropy: bool) -> TokenOutputs:
         raise NotImplementedError
 
     def idle(self) -> Tensor:
         """Take part in the collectives of other ranks' units; returns a 0 whose gradients are 0."""
         none_M = torch.zeros(0, dtype=torch.int64, device=self.device)
-        ids_BT = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
-        return self.values(self._outputs(ids_BT, none_M, none_M, none_M, False)).sum()
+        return self.values(self._outputs(FlatTokens.none(self.device), none_M, none_M, False)).sum()
 
     def values(self, outputs: TokenOutputs) -> Tensor:
         """The model's own value per loss token, float32 [M]: a policy's log-prob, a critic's value."""
@@ -145,10 +137,10 @@ class ShardedPolicy(ShardedModel):
     def _fill(self, model_dir: Path) -> None:
         fill(self.model, HfWeights(model_dir, WeightNames.of(self.model)))
 
-    def _outputs(
-        self, ids_BT: Tensor, rows_M: Tensor, columns_M: Tensor, targets_M: Tensor, with_entropy: bool
-    ) -> TokenOutputs:
-        logprob_M, entropy_M = self.root(ids_BT, rows_M, columns_M, targets_M, self.temperature, with_entropy)
+    def _outputs(self, tokens: FlatTokens, source_M: Tensor, targets_M: Tensor, with_entropy: bool) -> TokenOutputs:
+        logprob_M, entropy_M = self.root(
+            *(tokens.ids_N, tokens.positions_N, tokens.layout, source_M, targets_M), self.temperature, with_entropy
+        )
         return TokenOutputs(logprob_M=logprob_M, entropy_M=entropy_M)
 
     def values(self, outputs: TokenOutputs) -> Tensor:
@@ -174,10 +166,8 @@ class ShardedCritic(ShardedModel):
     def _is_head(self, name: str) -> bool:
         return not name.startswith(f"{self.model.base_model_prefix}.")
 
-    def _outputs(
-        self, ids_BT: Tensor, rows_M: Tensor, columns_M: Tensor, targets_M: Tensor, with_entropy: bool
-    ) -> TokenOutputs:
-        return TokenOutputs(value_M=self.root(ids_BT, rows_M, columns_M))
+    def _outputs(self, tokens: FlatTokens, source_M: Tensor, targets_M: Tensor, with_entropy: bool) -> TokenOutputs:
+        return TokenOutputs(value_M=self.root(tokens.ids_N, tokens.positions_N, tokens.layout, source_M))
 
     def values(self, outputs: TokenOutputs) -> Tensor:
         assert outputs.value_M is not None

@@ -125,7 +125,7 @@ GPT2 = {
 @pytest.fixture(scope="session")
 def model_dirs(tmp_path_factory) -> dict[str, str]:
     """``llama`` (tied), ``gpt2`` (tied, dropout) and ``untied``: base models as Hugging Face directories."""
-    dropout = {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+    dropout = {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.0}
     configs = {
         "llama": AutoConfig.for_model("llama", **LLAMA),
         "gpt2": AutoConfig.for_model("gpt2", **GPT2, **dropout),

@@ -15,7 +15,7 @@ from rlinf_lite.types import Group
 from rlinf_lite.weights.pieces import join_rows
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
-"""Both sides compute in float32 and differ only in the order of sums (padding, micro-batches, ranks)."""
+"""Ranks compute in float32, the single process in float64 with transformers' own attention."""
 
 
 class Row(NamedTuple):
@@ -69,7 +69,7 @@ def reference_update(model_dir, config, groups, advantages, left_out=()):
     """
     algorithm, optim, responses = config.algorithm, config.actor.optim, rows_of(groups)
     temperature = algorithm.sampling_params.temperature
-    model, base = (AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32) for _ in range(2))
+    model, base = (AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64) for _ in range(2))
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=optim.lr,
@@ -125,11 +125,11 @@ def assert_follows_reference(results, expected):
         assert result["model"].keys() == params.keys() == result["optim"].keys()
         for name, param in params.items():
             torch.testing.assert_close(
-                result["model"][name], param.detach(), **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+                result["model"][name].double(), param.detach(), **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
             )
             for key in ("exp_avg", "exp_avg_sq", "step"):
-                found = result["optim"][name][key]
-                torch.testing.assert_close(found, moments[name][key], **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+                found, wanted = result["optim"][name][key].double(), moments[name][key].double()
+                torch.testing.assert_close(found, wanted, **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
         assert [report.grad_norm for report in result["reports"]] == pytest.approx(norms, rel=1e-5)
     for update, loss in enumerate(losses):
         units = [unit for result in results for unit in result["reports"][update].units.items()]

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from rlinf_lite.training.batch import SplitSettings, StepBatch, arrange, unit_rows
-from rlinf_lite.training.fsdp.padded import padded_rows
 from rlinf_lite.types import Column, Group, Problem, Prompt, Response
 
 SETTINGS = SplitSettings(
@@ -72,11 +71,18 @@ def vars_of(segments):
     return segments.start_S, segments.stop_S, segments.parent_S
 
 
-def test_padded_rows_by_hand():
-    rows = padded_rows(step_batch().for_forward()[0])
-    assert rows.ids_BT.tolist() == [[1, 5, 6, 10, 2, 0, 0], [1, 5, 6, 11, 12, 13, 2], [7, 14, 0, 0, 0, 0, 0]]
-    assert rows.rows_M.tolist() == [0, 0, 1, 1, 1, 1, 2]
-    assert rows.columns_M.tolist() == [2, 3, 2, 3, 4, 5, 0]
+def sequences(unit):
+    """The tokens of each response with its prompt, and the index in the unit of each of them."""
+    starts, stops, parents = (values.tolist() for values in vars_of(unit.segments))
+    own = [list(range(start, stop)) for start, stop in zip(starts, stops, strict=True)]
+    leaves = [segment for segment in range(len(parents)) if segment not in set(parents)]
+    places = [own[parents[leaf]] + own[leaf] for leaf in leaves]
+    return [unit.ids_N[row].tolist() for row in places], places
+
+
+def test_sequences_by_hand():
+    rows, _ = sequences(step_batch().for_forward()[0])
+    assert rows == [[1, 5, 6, 10, 2], [1, 5, 6, 11, 12, 13, 2], [7, 14]]
 
 
 @pytest.mark.parametrize("shuffle_seed", [None, 5])
@@ -85,9 +91,9 @@ def test_every_loss_token_is_predicted_where_it_stands(shuffle_seed, max_tokens)
     batch = step_batch(shuffle_seed=shuffle_seed, rows_for_update=2, max_tokens=max_tokens)
     units = [unit for mini in batch.for_update({}, np.array(ALL)) for unit in mini.units]
     for unit in (*batch.for_forward(), *units):
-        rows = padded_rows(unit)
-        assert torch.equal(rows.ids_BT[rows.rows_M, rows.columns_M + 1], unit.targets_M)
-        assert torch.equal(rows.ids_BT[rows.rows_M, rows.columns_M], unit.ids_N[unit.source_M])
+        rows, places = sequences(unit)
+        for source, target, row in zip(*map(list, (unit.source_M, unit.targets_M, unit.seq_M)), strict=True):
+            assert rows[row][places[row].index(source) + 1] == target
     assert sorted(t for unit in units for t in unit.targets_M.tolist()) == [2, 2, 10, 11, 12, 13, 14, 15, 16]
 
 
@@ -219,8 +225,7 @@ def test_a_response_that_was_not_generated_may_have_no_tokens_and_no_logprobs():
     batch = step_batch(failed, [False, True, True, True], num_minibatches=1, rows_for_update=2)
     unit = batch.for_update({}, np.array(ALL))[0].units[0]
     assert unit.seq_M.tolist() == [1, 1, 1, 1] and unit.num_responses == 2
-    rows = padded_rows(unit)
-    assert rows.ids_BT.tolist() == [[1, 5, 6, 7, 8, 9, 3, 0, 0, 0, 0], [1, 5, 6, 7, 8, 9, 3, 11, 12, 13, 2]]
+    assert sequences(unit)[0] == [[1, 5, 6, 7, 8, 9, 3], [1, 5, 6, 7, 8, 9, 3, 11, 12, 13, 2]]
 
 
 def test_what_is_not_finite_does_not_get_into_the_units():
@@ -232,5 +237,4 @@ def test_what_is_not_finite_does_not_get_into_the_units():
 def test_a_unit_of_nothing_but_failures():
     failed = [group([4], response([]), response([]))]
     (unit,) = step_batch(failed, [False, False], num_minibatches=1).for_forward()
-    rows = padded_rows(unit)
-    assert rows.ids_BT.tolist() == [[4], [4]] and len(rows.rows_M) == 0
+    assert sequences(unit)[0] == [[4], [4]] and len(unit.source_M) == 0

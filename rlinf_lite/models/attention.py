@@ -1,0 +1,255 @@
+"""The attention of trainer, reference model and builtin engine: one function, registered with transformers as ``NAME``.
+
+A model computes flat tokens [1, N]. Which of them sees which is not a mask but a `Layout`, an argument of the model's
+forward method (``layout=``): `Forest` (models/forest.py) for training and prompts, `Slots` (rollout/slots.py) for
+decoding.
+
+A token's bits depend on its own sequence alone: keys are summed in blocks of ``BLOCK``, counted from position 0, each
+matrix product has ``MIN_ROWS`` rows at least, and everything inside is float32. So what is computed together, and how
+it is padded, changes nothing (on a CPU with one thread per process).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+
+from rlinf_lite.errors import ConfigError
+from rlinf_lite.models import experts
+from rlinf_lite.models.head import MIN_ROWS
+
+NAME = "rlinf_lite"
+"""As transformers knows it. It has no function that makes masks, so transformers makes none."""
+BLOCK = 32
+"""Keys whose products are summed at once. Another value is another rounding."""
+_LOWEST = -80.0
+"""Probabilities below exp(-80) are computed as that: where the result is denormal, MKL's exp is 60 times slower."""
+_LAYERS = {"full_attention", "sliding_attention"}
+_NO_EFFECT = {"position_ids", "cache_position", "use_cache", "return_dict"} | {
+    f"output_{what}" for what in ("attentions", "hidden_states", "router_logits")
+}
+"""Keyword arguments that some architectures hand to every attention function; none changes what is computed here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """What a layer wants beyond softmax(q k^T) v."""
+
+    scaling: float
+    window: int | None = None
+    """A token sees the last ``window`` tokens, itself included; None: all before it."""
+    softcap: float | None = None
+    """Scores are ``softcap * tanh(score / softcap)``; None: no cap."""
+
+
+class Layout(Protocol):
+    """Which of the N tokens of a forward pass see which keys."""
+
+    calls: int
+    """Layers whose attention asked this layout since it was last set to 0."""
+    longest: int
+    """Tokens of the longest sequence so far: the largest position + 1."""
+
+    def attend(self, layer: int, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, rule: Rule) -> Tensor:
+        """The attention of one layer: [N, H, E], in the type of ``q_HND``.
+
+        Args:
+            layer: its index.
+            q_HND: queries of H heads, not scaled.
+            k_KND, v_KNE: keys and values of K heads; H / K query heads share one.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Who sees what, as two float tensors that broadcast to scores [A, B, L, G, P]."""
+
+    bias: Tensor
+    """0, or -inf where hidden. Every query sees one key at least."""
+    seen: Tensor
+    """1, or 0 where hidden."""
+
+    @classmethod
+    def of(cls, positions: Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> Mask:
+        """The mask [..., ``num_keys``] of queries at ``positions`` [...], where key p has position p."""
+        keys, last = torch.arange(num_keys, device=positions.device), positions[..., None]
+        hidden = keys > last
+        if window is not None:
+            hidden |= keys <= last - window
+        seen = (~hidden).to(dtype)
+        return cls(torch.zeros_like(seen).masked_fill_(hidden, -torch.inf), seen)
+
+
+# -- the numerics
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Compute softmax(cap(q k^T) + bias) v. A query's bits do not depend on what is computed beside it.
+
+    Args:
+        q: [A, B, M, D] float32, scaled; M is L queries, each with G heads that share its keys; M >= MIN_ROWS.
+        k, v: [A, B, P, D] and [A, B, P, E], finite; P a multiple of BLOCK.
+
+    Returns:
+        The output [A, B, M, E] and the log-sum-exp of the scores [A, B, M].
+    """
+    scores = _scores(q, k, mask, softcap)
+    top = scores.amax(-1, keepdim=True)  # a maximum has no order, so one pass over all keys may find it; a sum has one
+    p = _exp(scores.sub_(top), mask).flatten(0, 1)
+    sums, v = p.unflatten(-1, (-1, BLOCK)).sum(-1), v.flatten(0, 1)
+    total, out = sums[..., 0].clone(), p[..., :BLOCK] @ v[:, :BLOCK]
+    for block in range(1, sums.shape[-1]):
+        keys = slice(block * BLOCK, (block + 1) * BLOCK)
+        total += sums[..., block]
+        out.baddbmm_(p[..., keys], v[:, keys])
+    out = out.div_(total[..., None]).unflatten(0, q.shape[:2])
+    return out, top[..., 0] + total.view(q.shape[:-1]).log_()
+
+
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Mask, softcap: float | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in q, k and v. Their bits need to match nobody else's, so these are plain dense products."""
+    scores = _scores(q, k, mask, softcap)
+    slope = None if softcap is None else (scores / softcap).square_().neg_().add_(1.0)
+    p = _exp(scores.sub_(lse[..., None]), mask)
+    dv = p.transpose(2, 3) @ grad
+    ds = (grad @ v.transpose(2, 3)).sub_((grad * out).sum(-1, keepdim=True)).mul_(p)
+    if slope is not None:  # -inf where hidden, where ds is 0
+        ds.mul_(slope.clamp_(min=0.0))
+    return ds @ k, ds.transpose(2, 3) @ q, dv
+
+
+def _scores(q: Tensor, k: Tensor, mask: Mask, softcap: float | None) -> Tensor:
+    scores = q @ k.transpose(2, 3)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    _by_query(scores, mask).add_(mask.bias)
+    return scores
+
+
+def _exp(scores: Tensor, mask: Mask) -> Tensor:
+    """exp(scores) in place; 0 where hidden."""
+    scores.clamp_(min=_LOWEST).exp_()
+    _by_query(scores, mask).mul_(mask.seen)
+    return scores
+
+
+def _by_query(scores: Tensor, mask: Mask) -> Tensor:
+    return scores.unflatten(2, (mask.bias.shape[-3], -1))
+
+
+# -- the models
+
+
+def use(model: PreTrainedModel) -> None:
+    """Let ``model`` compute its attention with the function of this module.
+
+    Raises:
+        ConfigError: it mixes tokens in a way of its own, which the function would not see.
+    """
+    config = model.config.get_text_config()
+    if not model._supports_attention_backend:
+        raise refusal(config, "brings its own attention")
+    if model._is_stateful:
+        raise refusal(config, "carries a state from token to token beside its attention")
+    if other := set(getattr(config, "layer_types", None) or ()) - _LAYERS:
+        raise refusal(config, f"has layers of the kind {sorted(other)[0]}")
+    model.set_attn_implementation(NAME)
+    experts.use(model)
+
+
+def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
+    """Hidden states [N, D] after the last norm.
+
+    Args:
+        model: prepared by `use`.
+        ids_N, positions_N: int64; N >= MIN_ROWS.
+
+    Raises:
+        ConfigError: not every layer asked the attention function exactly once, or the sequences are too long for
+            position embeddings that stay the same.
+    """
+    assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, with other bits: pad them"
+    config = model.config.get_text_config()
+    _check_length(config, layout.longest)
+    layout.calls = 0
+    found = model.base_model(
+        input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, layout=layout
+    ).last_hidden_state[0]
+    if layout.calls != config.num_hidden_layers:
+        raise refusal(config, f"calls attention {layout.calls} times in {config.num_hidden_layers} layers")
+    return found
+
+
+def refusal(config: PretrainedConfig, reason: str) -> ConfigError:
+    """The error for an architecture that engine and trainer could not compute alike."""
+    return ConfigError(
+        f"a model of this type {reason}; trainer and builtin engine need attention that goes through transformers' "
+        "attention interface, with causal or sliding-window masks only",
+        key="model_type",
+        value=config.model_type,
+        remedy="choose another architecture (Qwen 2 and 3, Llama, Mistral, Gemma, GPT-2 and most others are supported)",
+    )
+
+
+def _check_length(config: PretrainedConfig, longest: int) -> None:
+    """Refuse rotary embeddings that change for all tokens of a forward pass as soon as one of them is far enough."""
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            limit = kind.get("original_max_position_embeddings") or config.max_position_embeddings
+            if longest > limit:
+                raise ConfigError(
+                    f"rope_type={kind['rope_type']}: a sequence of {longest} tokens, and beyond {limit} the position "
+                    "embeddings of all others would change with it; set runner.seq_length to at most that"
+                )
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    layout: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: q [1, H, N, D], k and v [1, K, N, D] -> [1, N, H, D]."""
+    config = module.config
+    if layout is None:
+        raise refusal(config, "does not hand keyword arguments to its attention")
+    if dropout:
+        raise ConfigError(
+            f"attention dropout ({dropout}): engine and trainer could not agree; set it to 0 in the model's "
+            "config.json (other kinds of dropout may stay), or actor.model.dropout=false"
+        )
+    unknown = [name for name, given in others.items() if given is not None and name not in _NO_EFFECT]
+    if unknown or attention_mask is not None or is_causal is False or not getattr(module, "is_causal", True):
+        raise refusal(config, f"has attention with {unknown[0] if unknown else 'a mask of its own'}")
+    if sliding_window is None and _slides(config, module.layer_idx):
+        raise refusal(config, "does not tell its attention the size of the sliding window")
+    layout.calls += 1
+    scaling = scaling if scaling is not None else 1.0 / math.sqrt(query.shape[-1])
+    rule = Rule(scaling=scaling, window=sliding_window, softcap=softcap)
+    return layout.attend(module.layer_idx, query[0], key[0], value[0], rule)[None], None
+
+
+def _slides(config: PretrainedConfig, layer: int) -> bool:
+    if kinds := getattr(config, "layer_types", None):
+        return bool(kinds[layer] == "sliding_attention")
+    return getattr(config, "sliding_window", None) is not None
+
+
+AttentionInterface.register(NAME, _attention)

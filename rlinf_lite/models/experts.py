@@ -1,0 +1,38 @@
+"""Mixtures of experts whose tokens' bits do not depend on each other: every expert gets MIN_ROWS tokens at least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
+
+from rlinf_lite.models.head import MIN_ROWS
+
+NAME = "rlinf_lite"
+
+
+def use(model: PreTrainedModel) -> None:
+    """Let the experts of ``model``, if it has any that use transformers' interface, compute in this module's way."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation(NAME)
+
+
+def _experts(module: Any, hidden_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
+    """The outputs [N, D]: each token's experts, weighted, and zeros appended that are routed to all experts."""
+    (num, per_token), experts = expert_NK.shape, torch.arange(module.num_experts, device=expert_NK.device)
+    added = experts.repeat(MIN_ROWS)
+    added = functional.pad(added, (0, -len(added) % per_token)).view(-1, per_token)
+    found: Tensor = grouped_mm_experts_forward(
+        module,
+        functional.pad(hidden_ND, (0, 0, 0, len(added))),
+        torch.cat([expert_NK, added.to(expert_NK.dtype)]),
+        functional.pad(weight_NK, (0, 0, 0, len(added))),
+    )
+    return found[:num]
+
+
+ExpertsInterface.register(NAME, _experts)
