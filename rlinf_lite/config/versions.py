@@ -10,6 +10,10 @@ from rlinf_lite.errors import ConfigError
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "latex2sympy2_extended", "sympy")
 
+FIRST_NUMERICS = "1 (attention of transformers)"
+"""Of checkpoints that do not name it."""
+_NUMERICS = "2 (one attention)"
+"""How rlinf_lite computes log-probs. To be raised with every change that moves a bit of them."""
 FIRST_SAMPLER = "1 (inverse CDF)"
 """Of checkpoints that do not name one."""
 _SAMPLER = "2 (Gumbel-max)"
@@ -22,7 +26,7 @@ def versions(rollout: RolloutConfig) -> dict[str, str]:
     Raises:
         ConfigError: ``rollout.rollout_backend`` is vllm, and vLLM is not installed.
     """
-    found = {"rlinf_lite": __version__} | {name: version(name) for name in _PACKAGES}
+    found = {"rlinf_lite": __version__, "numerics": _NUMERICS} | {name: version(name) for name in _PACKAGES}
     if rollout.rollout_backend == "vllm":
         found["vllm"] = vllm_version()
     else:

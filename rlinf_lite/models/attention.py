@@ -161,7 +161,8 @@ def use(model: PreTrainedModel) -> None:
     if other := set(getattr(config, "layer_types", None) or ()) - _LAYERS:
         raise refusal(config, f"has layers of the kind {sorted(other)[0]}")
     model.set_attn_implementation(NAME)
-    experts.use(model)
+    if not experts.use(model):
+        raise refusal(config, "brings its own mixture of experts")
 
 
 def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
@@ -175,7 +176,7 @@ def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, la
         ConfigError: not every layer asked the attention function exactly once, or the sequences are too long for
             position embeddings that stay the same.
     """
-    assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, with other bits: pad them"
+    assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, which rounds differently: pad them"
     config = model.config.get_text_config()
     _check_length(config, layout.longest)
     layout.calls = 0

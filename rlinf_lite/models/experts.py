@@ -15,10 +15,15 @@ from rlinf_lite.models.head import MIN_ROWS
 NAME = "rlinf_lite"
 
 
-def use(model: PreTrainedModel) -> None:
-    """Let the experts of ``model``, if it has any that use transformers' interface, compute in this module's way."""
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def use(model: PreTrainedModel) -> bool:
+    """Let the experts of ``model``, if any, compute in this module's way; False if they have another interface."""
     if model._can_set_experts_implementation():
         model.set_experts_implementation(NAME)
+        return True
+    return not any(getattr(model.config.get_text_config(), name, None) for name in _COUNTS)
 
 
 def _experts(module: Any, hidden_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:

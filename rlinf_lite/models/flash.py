@@ -47,7 +47,7 @@ def attend_paths(
         q_HND.transpose(0, 1).contiguous(),  # segments own their tokens end to end, in order
         k_KND.transpose(0, 1).index_select(0, key_index),
         v_KNE.transpose(0, 1).index_select(0, key_index),
-        (*ends, max(2, *num_queries), max(num_keys)),  # one query per sequence would take a kernel of other bits
+        (*ends, max(2, *num_queries), max(num_keys)),  # with one query per sequence another kernel runs
         rule,
     )
     return out

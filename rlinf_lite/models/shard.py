@@ -34,6 +34,13 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, config
             _sum_gradients(module)
 
 
+def reshard(root: nn.Module) -> None:
+    """Leave no parameter whole after a forward pass, so that ``parameters()`` are the sharded ones."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
     """The transformer blocks, in order: the modules that the model says must not be split."""
     names = set(model._no_split_modules or ())

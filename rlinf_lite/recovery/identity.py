@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlinf_lite.config import Config, ConfigError, OptimConfig, flatten, keys
-from rlinf_lite.config.versions import FIRST_SAMPLER, versions
+from rlinf_lite.config.versions import FIRST_NUMERICS, FIRST_SAMPLER, versions
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES
 
 _VAL_DATA = "data (validation problems)"
@@ -98,6 +98,8 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
         ConfigError: what else changed, key by key, with the remedy.
     """
     before = {key: keys()[key].default for key in ADDED} | {"algorithm (source)": None}
+    if "rollout.rollout_backend" in saved:
+        before["versions.numerics"] = FIRST_NUMERICS
     if saved.get("rollout.rollout_backend") == "builtin":
         before["versions.sampler"] = FIRST_SAMPLER
     saved = before | dict(saved)

@@ -26,9 +26,13 @@ SIZES = {
     "classifier_dropout": 0.0,
     "num_labels": 1,
 }
-IDS = torch.tensor([[1, 5, 9, 3, 14, 17], [1, 3, 3, 17, 10, 0], [4, 5, 6, 7, 8, 9]])
-ROWS, COLUMNS = torch.tensor([0, 0, 1, 1, 2, 2, 2]), torch.tensor([2, 3, 0, 3, 1, 2, 4])
-SOURCE, TARGETS = ROWS * 6 + COLUMNS, IDS[ROWS, COLUMNS + 1]
+# A prompt of four tokens with two responses, and a sequence of its own.
+IDS = torch.tensor([1, 5, 9, 3, 14, 17, 1, 3, 3, 17, 10, 0, 4, 5, 6, 7, 8, 9])
+POSITIONS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5])
+SEGMENTS = Segments(
+    start_S=torch.tensor([0, 4, 8, 12]), stop_S=torch.tensor([4, 8, 12, 18]), parent_S=torch.tensor([-1, 0, 0, -1])
+)
+SOURCE, TARGETS = torch.tensor([3, 4, 3, 10, 13, 14, 16]), torch.tensor([14, 17, 3, 0, 6, 7, 9])
 MINE = [torch.tensor([0, 1, 2, 3, 4, 5, 6]), torch.tensor([], dtype=torch.int64)]
 """The loss tokens of each rank: the second has none, and takes part in the collectives only."""
 
@@ -63,21 +67,19 @@ def build(kind, tied):
 
 
 def outputs(kind, root, mine):
-    starts = torch.tensor([0, 6, 12])
-    rows = Segments(start_S=starts, stop_S=starts + 6, parent_S=torch.full((3,), -1))
-    tokens = FlatTokens.of(IDS.flatten(), torch.arange(6).repeat(3), rows)
+    tokens = FlatTokens.of(IDS, POSITIONS, SEGMENTS)
     given = tokens.ids_N, tokens.positions_N, tokens.layout, SOURCE[mine]
     return root(*given, TARGETS[mine], 0.8, True) if kind == "policy" else (root(*given),)
 
 
 @pytest.mark.parametrize(
-    ("kind", "tied", "reshard"),
-    [("policy", True, True), ("policy", False, False), ("value", True, True)],
-    ids=["tied", "untied", "value"],
+    ("world_size", "kind", "tied", "reshard"),
+    [(2, "policy", True, True), (1, "policy", True, True), (2, "policy", False, False), (2, "value", True, True)],
+    ids=["tied", "one-rank", "untied", "value"],
 )
 @pytest.mark.parametrize("param_dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
-def test_sharded_values_and_gradients_are_those_of_one_process(run_ranks, kind, tied, reshard, param_dtype):
-    found = run_ranks(shard_and_train, 2, kind=kind, tied=tied, param_dtype=param_dtype, reshard=reshard)
+def test_sharded_values_and_gradients_are_those_of_one_process(run_ranks, world_size, kind, tied, reshard, param_dtype):
+    found = run_ranks(shard_and_train, world_size, kind=kind, tied=tied, param_dtype=param_dtype, reshard=reshard)
     torch.set_num_threads(1)
     model = build(kind, tied)
     for param in model.parameters():  # not its buffers: FSDP casts parameters only
@@ -86,7 +88,7 @@ def test_sharded_values_and_gradients_are_those_of_one_process(run_ranks, kind, 
     sum((value * (1 + i)).sum() for i, value in enumerate(expected)).backward()
     for one, other in zip(found[0][0], expected, strict=True):
         assert torch.equal(one, other)
-    assert [len(value) for value in found[1][0]] == [0] * len(expected)
+    assert all(len(value) == 0 for values, _ in found[1:] for value in values)
     names = [name for name, _ in model.named_parameters()]
     for _, gradients in found:
         assert list(gradients) == names

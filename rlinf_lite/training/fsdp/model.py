@@ -84,6 +84,7 @@ class ShardedModel:
         if fsdp.cpu_offload:  # parameters stay on the CPU, buffers are used on the device
             _move_buffers(self.model, device)
         self.forward([None])  # an architecture whose attention is of another kind is refused here
+        shard.reshard(self.root)
 
     def _build(self, config: PretrainedConfig, precision: str) -> None:
         raise NotImplementedError

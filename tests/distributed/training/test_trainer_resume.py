@@ -19,7 +19,7 @@ FP16 = {
     "actor.fsdp_config.mixed_precision.reduce_dtype": "fp32",
     "actor.fsdp_config.grad_scaler.enabled": True,
     "actor.fsdp_config.grad_scaler.init_scale": 2.0**19,  # overflows at first
-    "actor.fsdp_config.grad_scaler.growth_interval": 3,
+    "actor.fsdp_config.grad_scaler.growth_interval": 2,
 }
 
 

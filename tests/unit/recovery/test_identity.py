@@ -51,6 +51,16 @@ def test_the_version_of_vllm_counts_where_it_generates(monkeypatch, installed):
     assert made_of("rollout.rollout_backend=vllm")["versions.vllm"] == f"{installed} 0.32.0"
 
 
+def test_a_run_with_other_numerics_is_refused_by_name_and_can_be_allowed():
+    now = made_of()
+    before = {key: value for key, value in now.items() if key != "versions.numerics"}
+    with pytest.raises(
+        ConfigError, match=r"versions\.numerics: 1 \(attention of transformers\) -> 2 \(one attention\)"
+    ):
+        refuse_changes(before, now, [], "global_step_3")
+    assert len(refuse_changes(before, now, ["versions.numerics"], "global_step_3")) == 1
+
+
 def test_a_checkpoint_from_before_a_key_has_its_default():
     now = made_of()
     lacking = ("algorithm.gamma", "algorithm.adv_type", "algorithm (source)")
