@@ -60,10 +60,10 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationBatch:
-    """A canonical unit of generation: whole groups that one process generates together.
+    """Whole groups that one process generates together.
 
-    Its composition follows from config and step alone, never from the number of workers, because the batch in which a
-    sequence is computed changes its bits.
+    With vLLM its composition follows from config and step alone, never from the number of workers, because the batch in
+    which a sequence is computed may change its bits.
     """
 
     stream: str

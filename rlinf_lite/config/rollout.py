@@ -27,7 +27,8 @@ class RolloutConfig(Section):
     (see ``docs/vllm.md``)."""
     model: RolloutModelConfig = Field(default_factory=RolloutModelConfig)
     max_running_requests: Count = 64
-    """Sequences generated together. With ``group_size`` it determines the generation batches, so it changes bits."""
+    """Sequences generated together. With vLLM it and ``group_size`` determine the generation batches, so it can change
+    bits; the builtin engine's responses do not depend on it."""
     return_logprobs: bool = False
     """The engine reports log-probs (needed if they are not recomputed)."""
     gpu_memory_utilization: PositiveFraction | None = None

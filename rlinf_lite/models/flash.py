@@ -53,6 +53,21 @@ def attend_paths(
     return out
 
 
+def attend_slots(q_HRD: Tensor, k_RKPD: Tensor, v_RKPE: Tensor, position_R: Tensor, rule: Rule) -> Tensor:
+    """Attention [R, H, E] of one token per row over the cache, which is copied into the kernel's layout."""
+    rows, _, room, _ = k_RKPD.shape
+    keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (k_RKPD, v_RKPE))
+    ends = torch.arange(rows + 1, dtype=torch.int32, device=q_HRD.device)
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q_HRD.transpose(0, 1).contiguous(),
+        *(keys, values, ends, ends * room, 2, room, 0.0, True, False),
+        scale=rule.scaling,
+        seqused_k=(position_R + 1).int(),
+        **_window(rule),
+    )[0]
+    return out
+
+
 class _Varlen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: tuple[Any, ...], rule: Rule) -> Tensor:

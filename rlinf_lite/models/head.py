@@ -79,6 +79,17 @@ def token_stats(
     return logprob_M, entropy_M
 
 
+def logits_of(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform: LogitTransform = PLAIN) -> Tensor:
+    """Logits [M, V] of a few tokens, in the type of ``hidden_MD``: the very bits that `token_stats` computes with."""
+    chunks = _chunks(hidden_MD, weight_VD)
+    return torch.cat([_logits(hidden_MD[chunk], weight_VD, bias_V, transform) for chunk in chunks])
+
+
+def logprobs_of(logits_MV: Tensor, targets_M: Tensor, temperature: float) -> Tensor:
+    """Log-probs of ``targets_M`` [M], with the very bits of `token_stats`."""
+    return _stats(logits_MV, targets_M, temperature, with_entropy=False)[0]
+
+
 class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(

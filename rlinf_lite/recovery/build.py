@@ -39,6 +39,7 @@ from rlinf_lite.recovery.resume import (
     what_differs,
 )
 from rlinf_lite.recovery.workers import Workers
+from rlinf_lite.rollout.batches import rows_per_batch
 from rlinf_lite.runner.generation import Generation, Validation
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.loop import Runner
@@ -146,7 +147,12 @@ class Build:
             max_rounds=settings.max_sampling_rounds if settings.dynamic_sampling else 1,
             group_size=settings.group_size,
             sampling=Sampling(**vars(settings.sampling_params)),
-            max_rows=config.rollout.max_running_requests,
+            max_rows=rows_per_batch(
+                config.rollout,
+                num_prompts=config.data.rollout_batch_size,
+                group_size=settings.group_size,
+                num_workers=generation.rollouts.size,
+            ),
             seed=config.actor.seed,
         )
 

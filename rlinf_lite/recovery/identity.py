@@ -14,6 +14,7 @@ from rlinf_lite.models.hf_directory import TOKENIZER_FILES
 
 _VAL_DATA = "data (validation problems)"
 _USES_CRITIC = "critic.use_critic_model"
+_RUNNING_ROWS = "rollout.max_running_requests"
 _INITIAL_WEIGHTS = "actor.model (initial weights)"
 ONE_SIDED = (_VAL_DATA, _INITIAL_WEIGHTS)  # not compared where one side has none
 
@@ -63,7 +64,7 @@ def identity(
             is not known any more.
         total_updates: over how many optimizer steps a rate decays that has no number of its own.
     """
-    made = flatten(config, neutral_keys=False)
+    made = _without_free_keys(flatten(config, neutral_keys=False))
     if critic_model is None:  # keys of a critic that is not there make no number
         made = {key: value for key, value in made.items() if not key.startswith("critic.") or key == _USES_CRITIC}
     else:
@@ -81,6 +82,12 @@ def identity(
         "algorithm (source)": algorithm,
         **versions(config.rollout),
     }
+
+
+def _without_free_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what changes no number: how many rows the builtin engine generates at once."""
+    free = _RUNNING_ROWS if values.get("rollout.rollout_backend") == "builtin" else None
+    return {key: value for key, value in values.items() if key != free}
 
 
 def _decay_steps(optim: OptimConfig, total_updates: int) -> int | None:
@@ -102,7 +109,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
         before["versions.numerics"] = FIRST_NUMERICS
     if saved.get("rollout.rollout_backend") == "builtin":
         before["versions.sampler"] = FIRST_SAMPLER
-    saved = before | dict(saved)
+    saved = before | _without_free_keys(saved)
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())

@@ -1,6 +1,7 @@
-"""Splits the prompts of a step or a validation into generation batches, by config and step alone.
+"""Splits the prompts of a step or a validation into generation batches.
 
-How many workers there are plays no part, because the batch in which a response is generated changes its bits.
+With vLLM by config and step alone, because the batch in which a response is generated may change its bits. The builtin
+engine's responses do not depend on it, so its batches suit the workers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,20 @@ import numpy as np
 from rlinf_lite.config import DataConfig, RolloutConfig, SamplingConfig
 from rlinf_lite.counters import counter_hash
 from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Response, Sampling
+
+_WAVES = 4
+"""Rows of a builtin engine's batch at most, times ``max_running_requests``: a batch of a lost worker is done again."""
+
+
+def rows_per_batch(rollout: RolloutConfig, *, num_prompts: int, group_size: int, num_workers: int) -> int:
+    """Responses per generation batch of a training step.
+
+    A builtin engine gets its share of the step at once: rows wait in the engine until others finish.
+    """
+    if rollout.rollout_backend != "builtin":
+        return rollout.max_running_requests
+    share = -(-num_prompts // num_workers) * group_size
+    return min(share, _WAVES * rollout.max_running_requests)
 
 
 def generation_batches(

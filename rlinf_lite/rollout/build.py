@@ -53,4 +53,10 @@ def build_engine(
             device=device,
         )
     materialize(model, device)
-    return BuiltinEngine(model, tokenizer, eos_ids=eos_ids, return_logprobs=config.return_logprobs)
+    return BuiltinEngine(
+        model,
+        tokenizer,
+        eos_ids=eos_ids,
+        return_logprobs=config.return_logprobs,
+        max_rows=config.max_running_requests,
+    )

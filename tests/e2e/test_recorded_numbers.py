@@ -1,7 +1,8 @@
-"""The embedded default ends in recorded bits: a change of the code that moves one of them is noticed."""
+"""The embedded default ends in recorded bits, and its engine's log-probs are the trainer's."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import torch
 
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.observability.hub import METRICS_FILE
 
 STEPS = 8
+GAP = "policy/rollout_logprob_gap"
 # sha256 of parameters, optimizer state and counters after 8 steps, by processor and version of torch. A new line here
 # is a change of numbers, and needs a line in CHANGELOG.md.
 RECORDED = {
@@ -33,11 +36,16 @@ def processor() -> str:
 def run_digest(output_dir: Path, *overrides: str) -> str:
     """Train the embedded default for 8 steps; returns the sha256 of the state that it saves."""
     settings = [f"runner.max_steps={STEPS}", f"runner.save_interval={STEPS}", f"runner.output_dir={output_dir}"]
+    settings.append("rollout.return_logprobs=true")
     command = [sys.executable, "-m", "rlinf_lite.main_math", *settings, "cluster.warm_spares=0", *overrides]
     environment = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
-    actor = output_dir / "grpo-tiny-arithmetic" / "checkpoints" / f"global_step_{STEPS}" / "actor"
+    run = output_dir / "grpo-tiny-arithmetic"
+    rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    gaps = [row[GAP] for row in rows if GAP in row]
+    assert gaps == [0.0] * STEPS, "the engine's log-probs are not the trainer's"
+    actor = run / "checkpoints" / f"global_step_{STEPS}" / "actor"
     return state_digest(read_tensors(actor, lambda name: not name.startswith("rng.")))
 
 
@@ -45,6 +53,7 @@ def run_digest(output_dir: Path, *overrides: str) -> str:
 def test_the_embedded_default_ends_in_recorded_bits(tmp_path: Path) -> None:
     digest = run_digest(tmp_path / "default")
     recorded = RECORDED.get(processor())
-    if recorded is None:  # another processor: another number of rollout workers must not change a bit
-        recorded = run_digest(tmp_path / "other", "cluster.component_placement.rollout=0-1")
+    if recorded is None:  # another processor: neither workers nor rows at once change a bit
+        others = ("cluster.component_placement.rollout=0-1", "rollout.max_running_requests=48")
+        recorded = run_digest(tmp_path / "other", *others)
     assert digest == recorded, f"on {processor()}"

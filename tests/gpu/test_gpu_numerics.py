@@ -67,7 +67,7 @@ def gradients(model: ScoredModel, device: torch.device) -> list[Tensor]:
 def test_every_operation_is_reproducible(device, qwen, fixed_kernels, twice):
     where, path = fixed_kernels(device), qwen(device, 2)
     tokenizer = hf_directory.load_tokenizer(path)
-    engine = BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True)
+    engine = BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True, max_rows=64)
     batch = batch_for(device)
     with twice() as found:
         engine.generate(batch)
@@ -95,7 +95,8 @@ def test_the_same_call_is_reproducible(device, qwen, fixed_kernels):
     where, path = fixed_kernels(device), qwen(device, 4 if device == "cuda" else 1)
     tokenizer = hf_directory.load_tokenizer(path)
     engines = [
-        BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True) for _ in range(2)
+        BuiltinEngine(load(path, where), tokenizer, eos_ids=frozenset({2}), return_logprobs=True, max_rows=64)
+        for _ in range(2)
     ]
     batch = batch_for(device)
     first = bits(engines[0].generate(batch))

@@ -29,7 +29,7 @@ def builtin():
     model_dir = hf_directory.resolve(EMBEDDED)
     tokenizer = hf_directory.load_tokenizer(model_dir)
     eos_ids = vocabulary.eos_ids(model_dir, tokenizer)
-    return BuiltinEngine(load_model(), tokenizer, eos_ids=eos_ids, return_logprobs=True)
+    return BuiltinEngine(load_model(), tokenizer, eos_ids=eos_ids, return_logprobs=True, max_rows=64)
 
 
 def compared(rollouts):

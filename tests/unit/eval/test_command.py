@@ -31,7 +31,11 @@ def validated(settings, trained_model):
         model_dir = hf_directory.resolve(EMBEDDED)
         tokenizer = hf_directory.load_tokenizer(model_dir)
         engine = BuiltinEngine(
-            trained_model(seed=step), tokenizer, eos_ids=vocabulary.eos_ids(model_dir, tokenizer), return_logprobs=False
+            trained_model(seed=step),
+            tokenizer,
+            eos_ids=vocabulary.eos_ids(model_dir, tokenizer),
+            return_logprobs=False,
+            max_rows=5,
         )
         prompts = [
             Prompt(prompt_index=p.problem_id, epoch=0, problem=p)

@@ -109,6 +109,17 @@ def test_what_changes_no_number_is_not_in_it():
     assert refuse_changes(made_of(), made_of(*neutral), [], "global_step_3") == []
 
 
+def test_rows_that_the_builtin_engine_runs_at_once_change_no_number_and_those_of_vllm_may(monkeypatch):
+    few = "rollout.max_running_requests=4"
+    older = made_of() | {"rollout.max_running_requests": 512}
+    assert refuse_changes(made_of(), made_of(few), [], "global_step_3") == []
+    assert refuse_changes(older, made_of(few), [], "global_step_3") == []
+    monkeypatch.setattr(versions, "version", lambda name: "1")
+    vllm = "rollout.rollout_backend=vllm"
+    with pytest.raises(ConfigError, match=r"rollout\.max_running_requests: 64 -> 4"):
+        refuse_changes(made_of(vllm), made_of(vllm, few), [], "global_step_3")
+
+
 def test_a_critic_whose_rate_decays_over_the_run_fixes_its_length():
     """Although the policy's rate is constant."""
     decays = (*CRITIC, "actor.optim.lr_scheduler=constant", "critic.optim.lr_scheduler=cosine")

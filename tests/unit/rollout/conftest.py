@@ -60,12 +60,13 @@ def random_model():
 
 @pytest.fixture
 def make_engine(embedded):
-    def make(model=None, *, eos_ids=None, return_logprobs=False) -> BuiltinEngine:
+    def make(model=None, *, eos_ids=None, return_logprobs=False, max_rows=512) -> BuiltinEngine:
         return BuiltinEngine(
             copy.deepcopy(model or embedded.model),
             embedded.tokenizer,
             eos_ids=embedded.eos_ids if eos_ids is None else frozenset(eos_ids),
             return_logprobs=return_logprobs,
+            max_rows=max_rows,
         )
 
     return make

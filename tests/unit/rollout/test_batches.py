@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rlinf_lite.rollout.batches import generation_batches, grouped, join
+from rlinf_lite.config import RolloutConfig
+from rlinf_lite.rollout.batches import generation_batches, grouped, join, rows_per_batch
 from rlinf_lite.types import GenerationBatch, Problem, Prompt, Response, Sampling
 
 SAMPLING = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=4)
@@ -46,6 +47,15 @@ def test_whole_groups_within_the_limit(group_size, max_rows, expected):
     assert {(c.stream, c.step, c.group_size, c.sampling, c.seed) for c in batches} == {
         ("val", 7, group_size, SAMPLING, 3)
     }
+
+
+@pytest.mark.parametrize(
+    ("backend", "workers", "expected"),
+    [("builtin", 1, 64), ("builtin", 2, 40), ("builtin", 5, 16), ("vllm", 1, 16), ("vllm", 5, 16)],
+)
+def test_a_builtin_engine_gets_its_share_and_vllm_what_the_config_says(backend, workers, expected):
+    rollout = RolloutConfig(rollout_backend=backend, max_running_requests=16)
+    assert rows_per_batch(rollout, num_prompts=20, group_size=4, num_workers=workers) == expected
 
 
 def test_no_prompts():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlinf_lite.models.head import MIN_ROWS
 from rlinf_lite.types import Group
 
 RANDOM_PROMPTS = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13, 14, 15], [40], [3, 3, 3, 3, 20]]
@@ -144,13 +145,14 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
     model = random_model("llama")
     sizes: list[int] = []
     engine = make_engine(model, eos_ids={4, 6, 8, 10, 12})
-    engine._model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    engine._model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     rollouts = flat(engine.generate(make_batch(RANDOM_PROMPTS, group_size=8, max_new_tokens=12)))
     lengths = [len(r.response_ids) for r in rollouts]
     grown = [sum(length > t for length in lengths) for t in range(1, 12)]
-    assert sizes == [len(RANDOM_PROMPTS), *(n for n in grown if n)]
+    tokens_of_prompts = sum(len(prompt) for prompt in RANDOM_PROMPTS)  # each once for its group
+    assert sizes == [tokens_of_prompts, *(max(n, MIN_ROWS) for n in grown if n)]
     assert sizes[-1] < 32
     for r in rollouts:
         assert (r.response_ids[-1] in {4, 6, 8, 10, 12}) == r.finished
@@ -226,7 +228,9 @@ def test_weights_may_arrive_as_pieces(random_model, make_engine, make_batch):
 def test_weights_are_converted_and_scalars_accepted(embedded, make_engine):
     engine = make_engine(embedded.model)
     engine._model.register_buffer("scalar", torch.zeros(()))
-    engine = type(engine)(engine._model, embedded.tokenizer, eos_ids=embedded.eos_ids, return_logprobs=False)
+    engine = type(engine)(
+        engine._model, embedded.tokenizer, eos_ids=embedded.eos_ids, return_logprobs=False, max_rows=8
+    )
     rows = torch.full((2, 64), 1.5, dtype=torch.bfloat16)
     engine.load_weights([("model.embed_tokens.weight", 3, rows), ("scalar", 0, torch.tensor([2.0]))])
     assert (engine._model.lm_head.weight[3:5] == 1.5).all() and engine._model.lm_head.weight.dtype == torch.float32

@@ -1,0 +1,130 @@
+"""The engine's layouts: a cache of keys and values by row and position, for decoding and for computing prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rlinf_lite.models import flash
+from rlinf_lite.models.attention import BLOCK, Mask, Rule, attend
+from rlinf_lite.models.head import MIN_ROWS
+from rlinf_lite.models.segments import FlatTokens
+from rlinf_lite.types import Segments
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class Slots:
+    """A `Layout` for one new token per row, which keeps keys and values [R, K, P, D] per layer.
+
+    A token's place is its position. What a row does not see is finite, so it adds exact zeros, whatever it is.
+    """
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        """
+        Args:
+            num_rows: rows that are decoded at once, at most.
+        """
+        self.num_rows, self.calls, self.longest = max(num_rows, MIN_ROWS), 0, 0
+        self._device, self._cache = device, dict[int, list[Tensor]]()
+        self._num_keys = 0
+        self._masks: dict[int | None, Mask] = {}
+
+    def start_step(self, positions_R: np.ndarray) -> Tensor:
+        """Take the positions of the new tokens, one per row from the first on; returns them on the device."""
+        self.longest = int(positions_R.max()) + 1
+        self._num_keys = -(-self.longest // BLOCK) * BLOCK
+        self._masks = {}
+        self._position_R = torch.from_numpy(positions_R).to(self._device)
+        self._row_R = torch.arange(len(positions_R), device=self._device)
+        return self._position_R
+
+    def attend(self, layer: int, q_HRD: Tensor, k_KRD: Tensor, v_KRE: Tensor, rule: Rule) -> Tensor:
+        """As `Layout.attend`; keeps the new keys and values."""
+        cache = self._layer(layer, (k_KRD, v_KRE), self._num_keys)
+        for kept, new in zip(cache, (k_KRD, v_KRE), strict=True):
+            kept[self._row_R, :, self._position_R] = new.transpose(0, 1).to(kept.dtype)
+        (heads, rows, _), kv_heads = q_HRD.shape, len(k_KRD)
+        keys, values = (kept[:rows, :, : self._num_keys] for kept in cache)
+        if flash.fits(q_HRD, v_KRE, rule):
+            return flash.attend_slots(q_HRD, keys, values, self._position_R, rule)
+        q = q_HRD.to(keys.dtype).mul(rule.scaling).transpose(0, 1).unflatten(1, (kv_heads, -1))
+        group = heads // kv_heads
+        q = functional.pad(q, (0, 0, 0, MIN_ROWS - group)) if group < MIN_ROWS else q
+        out = attend(q, keys, values, self._mask(rule.window, q.dtype), rule.softcap)[0][:, :, :group]
+        return out.reshape(rows, heads, -1).to(q_HRD.dtype)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Mask:
+        if window not in self._masks:
+            self._masks[window] = Mask.of(self._position_R[:, None, None, None], self._num_keys, window, dtype)
+        return self._masks[window]
+
+    def _layer(self, layer: int, like: KeysValues, num_keys: int) -> list[Tensor]:
+        """The cache of a layer, with room for ``num_keys`` positions."""
+        cache = self._cache.get(layer)
+        if cache is None:
+            # On a CPU attention is in float32, so 16-bit values are widened once, here.
+            dtype = like[0].dtype if like[0].is_cuda else torch.promote_types(like[0].dtype, torch.float32)
+            shapes = [(self.num_rows, len(new), num_keys, new.shape[-1]) for new in like]
+            cache = self._cache[layer] = [torch.zeros(shape, dtype=dtype, device=self._device) for shape in shapes]
+        elif (room := cache[0].shape[2]) < num_keys:
+            added = max(num_keys, min(2 * room, room + 16 * BLOCK)) - room
+            cache[:] = [functional.pad(kept, (0, 0, 0, added)) for kept in cache]
+        return cache
+
+    def store(self, layer: int, first: int, keys_values: KeysValues) -> None:
+        """Set the first positions of the rows from ``first`` on: [R, K, T, D] each."""
+        num, _, length, _ = keys_values[0].shape
+        like = keys_values[0].transpose(0, 1)[:, 0], keys_values[1].transpose(0, 1)[:, 0]
+        self._num_keys = max(self._num_keys, -(-length // BLOCK) * BLOCK)
+        cache = self._layer(layer, like, self._num_keys)
+        for kept, new in zip(cache, keys_values, strict=True):
+            kept[first : first + num, :, :length] = new.to(kept.dtype)
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy whole rows to where others have left."""
+        for cache in self._cache.values():
+            for kept in cache:
+                kept[targets, :, : self._num_keys] = kept[sources, :, : self._num_keys]
+
+
+class Prefill:
+    """A `Layout` for prompts, once each, that also leaves their keys and values in the slots of their rows."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], prompt_R: np.ndarray, slots: Slots, first: int) -> None:
+        """
+        Args:
+            prompts: token ids.
+            prompt_R: index in ``prompts`` for each of the slots from ``first`` on.
+        """
+        self._slots, self._first = slots, first
+        stops = np.cumsum([len(prompt) for prompt in prompts])
+        starts = stops - [len(prompt) for prompt in prompts]
+        ids, device = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]), slots._device
+        segments = Segments(
+            start_S=torch.from_numpy(starts), stop_S=torch.from_numpy(stops), parent_S=torch.full((len(stops),), -1)
+        )
+        positions = np.arange(len(ids)) - np.repeat(starts, stops - starts)
+        tokens = FlatTokens.of(torch.from_numpy(ids), torch.from_numpy(positions), segments, device)
+        self.ids_N, self.positions_N, self._forest = tokens.ids_N, tokens.positions_N, tokens.layout
+        self.calls, self.longest = 0, self._forest.longest
+        self.last_P = torch.from_numpy(stops - 1).to(device)
+        """Index of each prompt's last token."""
+        # Beyond a prompt's end its last token is repeated: a place is written again before it is seen.
+        token_RT = np.minimum(starts[prompt_R, None] + np.arange(self.longest), stops[prompt_R, None] - 1)
+        self._token_RT = torch.from_numpy(token_RT).to(device)
+        self._of_last = slice(int(starts[-1]), int(stops[-1]))
+        self.held: dict[int, KeysValues] = {}
+        """Per layer keys and values [1, K, T, D] of the last prompt, for rows of its group that join later."""
+
+    def attend(self, layer: int, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, rule: Rule) -> Tensor:
+        """As `Layout.attend`; keeps the prompts' keys and values."""
+        flat, shape = self._token_RT.flatten(), self._token_RT.shape
+        keys, values = (new.index_select(1, flat).unflatten(1, shape).transpose(0, 1) for new in (k_KND, v_KNE))
+        self._slots.store(layer, self._first, (keys, values))
+        self.held[layer] = k_KND[None, :, self._of_last].clone(), v_KNE[None, :, self._of_last].clone()
+        return self._forest.attend(layer, q_HND, k_KND, v_KNE, rule)

@@ -1,0 +1,135 @@
+"""The builtin engine's log-probs are the trainer's, bit for bit, and what is generated together changes nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlinf_lite.models.scored import ScoredModel
+from rlinf_lite.models.segments import FlatTokens
+from rlinf_lite.training.batch import SplitSettings, StepBatch
+
+SIZES = {
+    "vocab_size": 41,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GEMMA = {"sliding_window": 9, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 5.0}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "vocab_size": 41, "initializer_range": 0.3}
+FAMILIES = {
+    "llama": SIZES,
+    "qwen2": SIZES,
+    "qwen3": SIZES,
+    "qwen3_moe": {**SIZES, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2},
+    "gpt2": GPT2,
+    "gemma2": {**SIZES, **GEMMA},
+}
+ENDS = {4, 6}
+rng = np.random.default_rng(3)
+PROMPTS = [rng.integers(3, 41, n).tolist() for n in (3, 40, 1, 9, 33)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model_of():
+    def make(family: str, dtype: torch.dtype = torch.float32):
+        torch.manual_seed(5)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]), dtype=dtype).eval()
+
+    return make
+
+
+def trainer_logprobs(model, groups, rows_per_unit: int, temperature: float) -> np.ndarray:
+    """As the trainer computes them, in units of so many responses."""
+    settings = SplitSettings(
+        num_minibatches=1, shuffle_seed=None, rows_for_forward=rows_per_unit, rows_for_update=1, max_tokens=None
+    )
+    num = sum(len(group.responses) for group in groups)
+    root, found = ScoredModel(copy.deepcopy(model)), []
+    for unit in StepBatch(groups, [True] * num, step=1, settings=settings).for_forward():
+        tokens = FlatTokens.of(unit.ids_N, unit.positions_N, unit.segments)
+        given = tokens.ids_N, tokens.positions_N, tokens.layout, unit.source_M, unit.targets_M
+        with torch.no_grad():
+            found.append(root(*given, temperature, False)[0])
+    return torch.cat(found).numpy()
+
+
+def engine_logprobs(groups) -> np.ndarray:
+    return np.concatenate([response.logprobs for group in groups for response in group.responses])
+
+
+def sampled(groups) -> list[list[int]]:
+    return [response.token_ids.tolist() for group in groups for response in group.responses]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_are_the_trainers(model_of, make_engine, make_batch, family, dtype):
+    """Rows leave and join at any time; the trainer computes responses alone, in threes, in 64s."""
+    model = model_of(family, dtype)
+    engine = make_engine(model, eos_ids=ENDS, return_logprobs=True, max_rows=7)
+    groups = engine.generate(make_batch(PROMPTS, group_size=3, max_new_tokens=40, temperature=0.7))
+    found = engine_logprobs(groups)
+    assert len({len(response) for response in sampled(groups)}) > 5 and found.std() > 0.1
+    for rows_per_unit in (1, 3, 64):
+        assert np.array_equal(found, trainer_logprobs(model, groups, rows_per_unit, 0.7))
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"top_k": 5, "top_p": 0.8, "repetition_penalty": 1.2}])
+def test_filters_and_greedy_decoding_leave_log_probs_alone(model_of, make_engine, make_batch, options):
+    model = model_of("llama")
+    engine = make_engine(model, eos_ids=ENDS, return_logprobs=True)
+    groups = engine.generate(make_batch(PROMPTS, group_size=2, max_new_tokens=12, temperature=0.6, **options))
+    temperature = 0.6 if options.get("do_sample", True) else 1.0
+    assert np.array_equal(engine_logprobs(groups), trainer_logprobs(model, groups, 64, temperature))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_long_responses(model_of, make_engine, make_batch, family):
+    model = model_of(family)
+    engine = make_engine(model, eos_ids=set(), return_logprobs=True)
+    groups = engine.generate(make_batch(PROMPTS[:2], group_size=2, max_new_tokens=300, temperature=1.3))
+    assert {len(response) for response in sampled(groups)} == {300}
+    assert np.array_equal(engine_logprobs(groups), trainer_logprobs(model, groups, 2, 1.3))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_the_number_of_running_rows_changes_nothing(model_of, make_engine, make_batch, family):
+    model = model_of(family)
+    batch = make_batch(PROMPTS, group_size=5, max_new_tokens=33, repetition_penalty=1.1)
+    made = [
+        make_engine(model, eos_ids=ENDS, return_logprobs=True, max_rows=rows).generate(batch)
+        for rows in (512, 16, 4, 1)
+    ]
+    for other in made[1:]:
+        assert sampled(other) == sampled(made[0])
+        assert np.array_equal(engine_logprobs(other), engine_logprobs(made[0]))
+
+
+def test_a_prompt_gives_the_same_alone_and_among_others(model_of, make_engine, make_batch):
+    engine = make_engine(model_of("llama"), eos_ids=ENDS, return_logprobs=True)
+    together = engine.generate(make_batch(PROMPTS, group_size=3, max_new_tokens=20))
+    for index, prompt in enumerate(PROMPTS):
+        alone = engine.generate(make_batch([prompt], group_size=3, max_new_tokens=20, first=index))
+        assert sampled(alone) == sampled(together[index : index + 1])
+        assert np.array_equal(engine_logprobs(alone), engine_logprobs(together[index : index + 1]))
