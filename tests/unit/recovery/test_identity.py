@@ -116,7 +116,7 @@ def test_rows_that_the_builtin_engine_runs_at_once_change_no_number_and_those_of
     assert refuse_changes(older, made_of(few), [], "global_step_3") == []
     monkeypatch.setattr(versions, "version", lambda name: "1")
     vllm = "rollout.rollout_backend=vllm"
-    with pytest.raises(ConfigError, match=r"rollout\.max_running_requests: 64 -> 4"):
+    with pytest.raises(ConfigError, match=r"rollout\.max_running_requests: 512 -> 4"):
         refuse_changes(made_of(vllm), made_of(vllm, few), [], "global_step_3")
 
 
