@@ -80,6 +80,12 @@ class NotFinite(UserError, FloatingPointError):
     )
 
 
+class WeightsDiffer(UserError, RuntimeError):
+    """A rollout engine holds other weights than the policy sent."""
+
+    advice = RESUME_ADVICE
+
+
 def explain(error: BaseException) -> tuple[str | None, int]:
     """The message and exit code for an error that ends a program; no message for a bug, which needs its traceback."""
     if isinstance(error, UserError):

@@ -57,6 +57,12 @@ def reach(phase: str, *, step: int, rank: int = 0, path: str | None = None) -> N
             _strike(fault["action"], path)
 
 
+def is_planned(phase: str, action: str, *, step: int, rank: int) -> bool:
+    """Whether the caller shall do damage that `reach` cannot: ``flip`` changes the sign of an element of a weight."""
+    fault = {"phase": phase, "action": action, "step": step, "rank": rank}
+    return any(all(planned.get(key, value) == value for key, value in fault.items()) for planned in _table())
+
+
 def _disarm(path: Path) -> bool:
     """Whether it was armed; of several processes that come at once only one is told so."""
     try:

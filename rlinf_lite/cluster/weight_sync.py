@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import wait_all
+from rlinf_lite.cluster.group import Call, wait_all
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
@@ -15,8 +15,15 @@ from rlinf_lite.errors import ConfigError
 class WeightSync(Protocol):
     """Brings the weights of an update to the next rollout."""
 
-    def publish(self) -> None:
-        """Return when every engine holds the policy's current weights. Called at the top of a step."""
+    def publish(self, step: int) -> None:
+        """Return when every engine holds the policy's current weights. Called at the top of a step.
+
+        Args:
+            step: completed steps of the weights.
+
+        Raises:
+            WeightsDiffer: the checksums of an engine's weights are not those of what the policy sent.
+        """
 
     def send_to(self, rank: int) -> None:
         """Send the weights of the last `publish` to a rollout worker that was replaced since. Does not wait."""
@@ -28,26 +35,32 @@ class ObjectStoreSync:
     No rank ever holds the whole model, and on one node nothing is copied twice.
     """
 
-    def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> None:
-        self._policy, self._rollouts, self._precision = policy, rollouts, precision
+    def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str, step: int = 0) -> None:
+        """
+        Args:
+            step: completed steps of the weights of the last `publish`.
+        """
+        self._policy, self._rollouts, self._precision, self._step = policy, rollouts, precision, step
 
-    def publish(self) -> None:
+    def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
-        rows = self._policy.start_weight_rows(self._precision)
+        self._step = step
+        sums, rows = self._policy.start_weight_rows(self._precision)
         loads = self._rollouts.start_load_weights(rows)
         try:
-            wait_all(loads)
+            wait_all([*loads, *self._rollouts.start_check_weights(step, sums)])
         except Exception as error:
             wait_all(rows)  # a failed policy rank makes every load fail: raise its own error
             if not isinstance(error, WorkerLost) or self._rollouts.repair is None:
                 raise
             self._rollouts.repair(error)
-            self.publish()
+            self.publish(step)
 
     def send_to(self, rank: int) -> None:
         """As `WeightSync.send_to`: until the next update the policy's weights are those of the last publish."""
-        rows = self._policy.start_weight_rows(self._precision)
+        sums, rows = self._policy.start_weight_rows(self._precision)
         self._rollouts.require(self._rollouts.start_load_weights_on(rank, rows))
+        self._rollouts.require(self._rollouts.start_check_weights_on(rank, self._step, sums))
 
 
 class CollectiveSync:
@@ -55,14 +68,17 @@ class CollectiveSync:
 
     def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> None:
         self._policy, self._rollouts, self._precision = policy, rollouts, precision
-        self._joined = False
+        self._joined, self._step = False, 0
 
-    def publish(self) -> None:
+    def publish(self, step: int) -> None:
         """As `WeightSync.publish`."""
+        self._step = step
         if not self._joined:
             self._join()
-        received = self._rollouts.start_receiving()
-        wait_all([*self._policy.start_broadcast(self._precision), *received])
+        received: list[Call[Any]] = [*self._rollouts.start_receiving()]
+        sums = self._policy.start_broadcast(self._precision)
+        wait_all([*sums, *received])
+        wait_all(self._rollouts.start_check_weights(step, sums))
 
     def _join(self) -> None:
         address = self._policy.open_channel(self._rollouts.size)
@@ -73,7 +89,7 @@ class CollectiveSync:
     def send_to(self, rank: int) -> None:
         """As `WeightSync.send_to`, over the object store: the other workers are busy, and cannot join a new channel."""
         self._joined = False  # the next publish makes a new channel
-        ObjectStoreSync(self._policy, self._rollouts, self._precision).send_to(rank)
+        ObjectStoreSync(self._policy, self._rollouts, self._precision, self._step).send_to(rank)
 
 
 def build_weight_sync(session: Session, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> WeightSync:

@@ -20,6 +20,7 @@ from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.trainer import Trainers
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.durable import replace_text
+from rlinf_lite.observability import log_line
 
 if TYPE_CHECKING:
     from rlinf_lite.cluster.weight_sync import WeightSync
@@ -70,6 +71,8 @@ class Workers:
         ranks = self.trainers.setup(checkpoints, total_updates)
         engines = self._await_engines(starting)
         _check_weights(ranks[0].weights, engines)
+        if not all(engine.comparable for engine in engines):
+            log_line("   vLLM's weights are not compared with the actor's after a sync: it keeps them in another form")
         devices = {rank.compute for rank in ranks} | {engine.compute for engine in engines}
         return ranks[0], "; ".join(sorted(devices))
 

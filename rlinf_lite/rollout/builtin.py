@@ -19,6 +19,7 @@ from rlinf_lite.rollout.batches import grouped, rng_keys
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.rollout.slots import KeysValues, Prefill, Slots
 from rlinf_lite.types import GenerationBatch, Group, Response
+from rlinf_lite.weights.names import named_weights
 from rlinf_lite.weights.pieces import WeightPiece
 
 
@@ -93,6 +94,9 @@ class BuiltinEngine:
                 target[first_row : first_row + rows.shape[0]].copy_(rows)
             else:
                 target.copy_(rows.reshape(()))
+
+    def held_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return named_weights(self._model)
 
     def sleep(self) -> None:
         pass  # the config refuses rollout.enable_sleep with this engine

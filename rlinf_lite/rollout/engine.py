@@ -9,8 +9,10 @@ does not depend on earlier batches, on the worker, on the clock, or on RNG state
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
+
+from torch import Tensor
 
 from rlinf_lite.types import GenerationBatch, Group
 from rlinf_lite.weights.pieces import WeightPiece
@@ -28,6 +30,12 @@ class RolloutEngine(Protocol):
 
         Raises:
             KeyError: a name that the model does not have.
+        """
+
+    def held_weights(self) -> Iterator[tuple[str, Tensor]] | None:
+        """Every weight that it computes with, whole, under the name that `load_weights` takes.
+
+        None if it keeps them in a form that cannot be compared with what was loaded.
         """
 
     def generate(self, batch: GenerationBatch) -> list[Group]:

@@ -86,6 +86,9 @@ class VllmEngine:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
 
+    def held_weights(self) -> None:
+        """None: vLLM fuses some weights and packs others for its kernels."""
+
     def sleep(self) -> None:
         if self._enable_sleep and not self._asleep:
             self._llm.sleep(level=2)  # not even a copy in CPU memory: weights always come from the actor

@@ -71,7 +71,7 @@ class Runner:
         step = self.progress.step + 1
         with self.stop.abandonable():
             with timer.phase("sync"):
-                self.weights.publish()
+                self.weights.publish(step - 1)
             sampled = self.source.sample(step, self.progress.cursor, timer)
             with timer.phase("rollout"):
                 self.generation.rest()
@@ -126,7 +126,7 @@ class Runner:
         """Answer every validation problem with the weights after this step; return the metrics."""
         groups: list[Group] = []
         with timer.phase("validation"):
-            self.weights.publish()
+            self.weights.publish(self.progress.step)
             for batches in self.validation.batches(self.progress.step):
                 made, grading = self.generation.generate(batches)
                 groups += graded(grading, made)

@@ -88,7 +88,7 @@ class Trainer(Protocol):
         """
 
     def weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
-        """Yield this rank's rows of every weight in CPU memory, cast to ``dtype``. Not collective."""
+        """Yield this rank's rows of every weight, cast to ``dtype``; no row comes from two ranks. Not collective."""
 
     def whole_weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
         """Yield every weight whole, one at a time, cast to ``dtype``: every rank must exhaust it."""

@@ -38,13 +38,16 @@ class LiveWeights:
 
 
 def local_pieces(model: nn.Module, dtype: torch.dtype) -> Iterator[WeightPiece]:
-    """This rank's rows of every weight, in CPU memory, floating-point ones as ``dtype``.
+    """This rank's rows of every weight, floating-point ones as ``dtype``: no row comes from two ranks.
 
-    Not a copy where nothing has to be cast or moved: then they are the live weights.
+    Not a copy where nothing has to be cast: then they are the live weights.
     """
-    for name, tensor in named_weights(model):
-        rows, first_row = local_rows(tensor.detach())
-        yield WeightPiece(name, first_row, as_dtype(rows, dtype).cpu())
+    weights = dict(named_weights(model))
+    is_first = all(t.device_mesh.get_local_rank() == 0 for t in weights.values() if isinstance(t, DTensor))
+    for name, tensor in weights.items():
+        if is_first or isinstance(tensor, DTensor):  # every rank has the others whole
+            rows, first_row = local_rows(tensor.detach())
+            yield WeightPiece(name, first_row, as_dtype(rows, dtype))
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:

@@ -26,7 +26,7 @@ def pack(pieces: Iterable[WeightPiece]) -> PackedWeights:
 
 def _bytes(tensor: Tensor) -> np.ndarray:
     # numpy has no bfloat16, so bytes. A 0-d tensor has no last dimension to view as bytes.
-    return tensor.contiguous().reshape(tensor.shape or (1,)).view(torch.uint8).numpy()
+    return tensor.contiguous().cpu().reshape(tensor.shape or (1,)).view(torch.uint8).numpy()
 
 
 def unpack(packed: PackedWeights) -> Iterator[WeightPiece]:

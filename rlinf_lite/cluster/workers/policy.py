@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # both import torch, which the driver does later
     from torch import Tensor
 
     from rlinf_lite.training.update import UpdateReport
+    from rlinf_lite.weights.checksum import Checksums
     from rlinf_lite.weights.transport import PackedWeights
 
 
@@ -61,9 +62,9 @@ class PolicyWorkers(WorkerGroup):
 
     # -- weights
 
-    def start_weight_rows(self, precision: str) -> list[Call[PackedWeights]]:
-        """Put each rank's rows of every weight into the object store."""
-        return self.start("weight_rows", precision)
+    def start_weight_rows(self, precision: str) -> tuple[list[Call[Checksums]], list[Call[PackedWeights]]]:
+        """Put each rank's rows of every weight into the object store, and their checksums beside them."""
+        return self.start_in_two("weight_rows", precision)
 
     def open_channel(self, num_receivers: int) -> StoreAddress:
         """Let rank 0 open the store at which it meets the rollout workers that it broadcasts weights to."""
@@ -74,6 +75,6 @@ class PolicyWorkers(WorkerGroup):
         """Let rank 0 join the broadcast group."""
         return self.start_one(0, "join_channel", num_receivers)
 
-    def start_broadcast(self, precision: str) -> list[Call[None]]:
-        """Gather each weight whole, and let rank 0 broadcast it."""
+    def start_broadcast(self, precision: str) -> list[Call[Checksums]]:
+        """Gather each weight whole, and let rank 0 broadcast it; checksums of what each rank sent."""
         return self.start("broadcast", precision)

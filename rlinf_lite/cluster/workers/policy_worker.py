@@ -20,6 +20,7 @@ from rlinf_lite.training.fsdp.build import build_policy, build_reference
 from rlinf_lite.training.fsdp.model import ShardedPolicy
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.types import TokenBatch
+from rlinf_lite.weights.checksum import Checksums, RunningChecksums
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
 
 
@@ -72,10 +73,12 @@ class PolicyWorker(TrainerWorker):
 
     # -- weights for the rollout workers
 
-    def weight_rows(self, precision: str) -> PackedWeights:
-        """Return this rank's rows of every weight, for the object store."""
+    def weight_rows(self, precision: str) -> tuple[Checksums, PackedWeights]:
+        """Return checksums of this rank's rows of every weight, and the rows, for the object store."""
         faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
-        return pack(self.trainer.weights(build.DTYPES[precision]))
+        running = RunningChecksums()
+        packed = pack(running.passing(self.trainer.weights(build.DTYPES[precision])))
+        return running.result(), packed
 
     def open_channel(self, num_receivers: int) -> StoreAddress:
         """Rank 0: open the store at which it meets the rollout workers that it broadcasts weights to."""
@@ -87,9 +90,17 @@ class PolicyWorker(TrainerWorker):
         assert self._channel_store is not None, "called before open_channel"
         self._channel = Broadcaster(self._channel_store, rank=0, size=1 + num_receivers, device=self.device)
 
-    def broadcast(self, precision: str) -> None:
-        """Gather each weight whole over the ranks; rank 0 broadcasts it to the rollout workers."""
-        for piece in self.trainer.whole_weights(build.DTYPES[precision]):
-            if self.rank == 0:
-                assert self._channel is not None, "called before join_channel"
-                self._channel.broadcast(piece.rows.contiguous())
+    def broadcast(self, precision: str) -> Checksums:
+        """Gather each weight whole over the ranks; rank 0 broadcasts it to the rollout workers.
+
+        Returns:
+            Checksums of what this rank sent.
+        """
+        pieces, running = self.trainer.whole_weights(build.DTYPES[precision]), RunningChecksums()
+        if self.rank:
+            for _ in pieces:
+                pass
+        for piece in running.passing(pieces):
+            assert self._channel is not None, "called before join_channel"
+            self._channel.broadcast(piece.rows.contiguous())
+        return running.result()

@@ -71,3 +71,5 @@ class EngineSetup:
     compute: str
     """Devices and libraries that decide which kernels run."""
     weights: WeightShapes
+    comparable: bool
+    """Whether it can say which weights it holds."""

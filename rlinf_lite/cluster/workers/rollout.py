@@ -14,6 +14,7 @@ from rlinf_lite.config import RolloutConfig, SamplingConfig, TokenizerConfig
 from rlinf_lite.types import GenerationBatch, Group
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
+    from rlinf_lite.weights.checksum import Checksums
     from rlinf_lite.weights.transport import PackedWeights
 
 Key = TypeVar("Key")
@@ -69,6 +70,21 @@ class RolloutWorkers(WorkerGroup):
     def start_load_weights_on(self, rank: int, rows: Sequence[Call[PackedWeights]]) -> Call[None]:
         """As `start_load_weights`, into one engine."""
         return self.start_one(rank, "load_weights", *(call.ref for call in rows))
+
+    def start_check_weights(self, step: int, sent: Sequence[Call[Checksums]]) -> list[Call[None]]:
+        """Let every engine compare its weights with what the policy sent.
+
+        Args:
+            step: completed steps of the weights.
+
+        Raises:
+            WeightsDiffer: an engine holds others.
+        """
+        return [self.start_check_weights_on(rank, step, sent) for rank in range(self.size)]
+
+    def start_check_weights_on(self, rank: int, step: int, sent: Sequence[Call[Checksums]]) -> Call[None]:
+        """As `start_check_weights`, one engine."""
+        return self.start_one(rank, "check_weights", step, *(call.ref for call in sent))
 
     def start_joining_channel(self, address: StoreAddress) -> list[Call[None]]:
         """Let every engine join the group over which policy rank 0 broadcasts weights."""

@@ -9,12 +9,15 @@ from rlinf_lite.cluster.workers.device import compute_capability, fix_device
 from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
 from rlinf_lite.cluster.workers.rendezvous import join_store
 from rlinf_lite.config import ClusterConfig, RolloutConfig, SamplingConfig, TokenizerConfig
+from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.types import GenerationBatch, Group
+from rlinf_lite.weights.checksum import Checksums, added, checksums, first_difference
 from rlinf_lite.weights.names import named_weights, weight_shapes
 from rlinf_lite.weights.pieces import WeightPiece
+from rlinf_lite.weights.source import as_dtype
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, unpack
 
 
@@ -57,11 +60,35 @@ class RolloutWorker:
             device=self.device,
             materialize=build.materialize,
         )
-        return EngineSetup(compute=compute_capability(self.device), weights=shapes)
+        comparable = self.engine.held_weights() is not None
+        return EngineSetup(compute=compute_capability(self.device), weights=shapes, comparable=comparable)
 
     def load_weights(self, *packed: PackedWeights) -> None:
         """Load weights from the rows of every policy rank."""
         self.engine.load_weights(piece for of_rank in packed for piece in unpack(of_rank))
+
+    def check_weights(self, step: int, *sent: Checksums) -> None:
+        """Compare the engine's weights with what every policy rank sent, if the engine can say which it holds.
+
+        Args:
+            step: completed steps of the weights.
+
+        Raises:
+            WeightsDiffer: they differ.
+        """
+        held = self.engine.held_weights()
+        if held is None:
+            return
+        if faults.is_planned("rollout.weights", "flip", step=step, rank=self.rank):
+            next(self.model.parameters()).data.view(-1)[:1].neg_()
+        dtype = build.DTYPES[self.config.model.precision]
+        found = checksums(WeightPiece(name, 0, as_dtype(tensor, dtype)) for name, tensor in held)
+        if (name := first_difference(added(sent), found)) is not None:
+            raise WeightsDiffer(
+                f"{self.config.group_name} rank {self.rank}: its engine does not hold the weights after step {step} "
+                f"that the actor sent; {name} is the first that differs. Nothing was sampled with them. If it happens "
+                "again after a restart, use another node or another cluster.weight_sync"
+            )
 
     def join_channel(self, address: StoreAddress, num_receivers: int) -> None:
         """Join the group over which policy rank 0 broadcasts weights."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rlinf_lite.training.batch import arrange
 from rlinf_lite.types import Group
+from rlinf_lite.weights.checksum import added, checksums
 from rlinf_lite.weights.pieces import join_rows
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
@@ -272,6 +273,8 @@ def test_weights_whole_and_in_rows_are_the_trained_ones(ranks, model_dirs, make_
         for name, first_row, tensor in results[1]["whole"]:
             assert first_row == 0 and torch.equal(tensor, trained[name].to(dtype))
             assert torch.equal(joined[name], trained[name].to(dtype))
+        whole = checksums(results[0]["whole"])
+        assert added(checksums(result["local"]) for result in results) == whole and list(whole) == list(trained)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -77,7 +77,7 @@ def validated_by_the_loop(config: Config, problems, step: int) -> list[Generatio
             sampling=config.algorithm.val_sampling_params,
             seed=config.actor.seed,
         ),
-        weights=SimpleNamespace(publish=lambda: None),
+        weights=SimpleNamespace(publish=lambda step: None),
         progress=progress,
         last_step=8,
         **dict.fromkeys(unused),

@@ -1,0 +1,137 @@
+"""Publishing weights: every engine gets what the ranks hold, and one that does not have it is an error."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fake_ray import FakeSession
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rlinf_lite.cluster.group import WorkerGroup, wait_all
+from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.weight_sync import ObjectStoreSync
+from rlinf_lite.cluster.workers.policy import PolicyWorkers
+from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
+from rlinf_lite.cluster.workers.rollout import RolloutWorkers
+from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
+from rlinf_lite.errors import WeightsDiffer
+from rlinf_lite.rollout.builtin import BuiltinEngine
+from rlinf_lite.weights.live import local_pieces
+from rlinf_lite.weights.pieces import WeightPiece
+
+pytestmark = pytest.mark.usefixtures("fake_ray")
+ARCHITECTURE = LlamaConfig(
+    vocab_size=31,
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
+
+
+class Case:
+    """Two policy ranks, each with a part of the rows, and two engines in bf16; processes are those of `fake_ray`."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = AutoModelForCausalLM.from_config(ARCHITECTURE, dtype=torch.float32)
+        self.session = FakeSession(self.build)
+        self.policy = self.group(PolicyWorkers, "Actors", "actor")
+        self.rollouts = self.group(RolloutWorkers, "Engines", "rollout")
+        self.sync = ObjectStoreSync(self.policy, self.rollouts, "bf16")
+
+    def group(self, kind: type, name: str, component: str) -> Any:
+        group = object.__new__(kind)
+        WorkerGroup.__init__(group, name, component, component, self.session, Spares(self.session))
+        return group
+
+    def build(self, target: str, rank: int, size: int) -> Any:
+        return self.policy_worker(rank) if target == "actor" else self.rollout_worker(rank)
+
+    def policy_worker(self, rank: int) -> PolicyWorker:
+        worker = object.__new__(PolicyWorker)
+        worker.rank, worker.step = rank, 0
+        worker._parts = SimpleNamespace(trainer=SimpleNamespace(weights=lambda dtype: self.rows(rank, dtype)))
+        return worker
+
+    def rows(self, rank: int, dtype: torch.dtype) -> list[WeightPiece]:
+        pieces = []
+        for name, _, rows in local_pieces(self.model, dtype):
+            middle = (len(rows) + 1) // 2
+            pieces.append(WeightPiece(name, rank * middle, rows[middle:] if rank else rows[:middle]))
+        return pieces
+
+    def rollout_worker(self, rank: int) -> RolloutWorker:
+        worker = object.__new__(RolloutWorker)
+        worker.rank, worker.model = rank, copy.deepcopy(self.model).bfloat16()
+        worker.config = SimpleNamespace(group_name="Engines", model=SimpleNamespace(precision="bf16"))
+        worker.engine = BuiltinEngine(worker.model, None, eos_ids=frozenset({0}), return_logprobs=False)
+        return worker
+
+    def worker(self, rank: int) -> RolloutWorker:
+        worker: RolloutWorker = self.session.actors[2 + rank].worker
+        return worker
+
+    def train(self) -> None:
+        with torch.no_grad():
+            for param in self.model.parameters():
+                param += torch.randn(param.shape)
+
+
+def test_every_engine_gets_the_current_weights():
+    case = Case()
+    for step in range(3):
+        case.sync.publish(step)
+        for rank in (0, 1):
+            for ours, theirs in zip(case.model.parameters(), case.worker(rank).model.parameters(), strict=True):
+                assert torch.equal(ours.bfloat16(), theirs)
+        case.train()
+
+
+def test_an_engine_that_keeps_the_weights_of_the_step_before_is_an_error(monkeypatch):
+    case = Case()
+    case.sync.publish(4)
+    monkeypatch.setattr(case.worker(1).engine, "load_weights", lambda weights: None)
+    case.sync.publish(4)  # the same weights: nothing differs
+    case.train()
+    with pytest.raises(
+        WeightsDiffer, match=r"Engines rank 1: .* the weights after step 5 .*; model.embed_tokens.weight"
+    ):
+        case.sync.publish(5)
+
+
+def test_the_first_weight_that_differs_is_named(monkeypatch):
+    case = Case()
+    engine = case.worker(0).engine
+    load = engine.load_weights
+    monkeypatch.setattr(
+        engine, "load_weights", lambda weights: load(w for w in weights if "layers.1.mlp" not in w.name)
+    )
+    case.train()
+    with pytest.raises(WeightsDiffer, match=r"model\.layers\.1\.mlp\.gate_proj\.weight is the first"):
+        case.sync.publish(1)
+
+
+def test_the_results_of_a_replaced_engine_count_only_if_it_has_the_weights(monkeypatch):
+    case = Case()
+    case.sync.publish(3)
+    case.sync.send_to(1)
+    wait_all([case.rollouts.start_one(1, "sleep")])
+    monkeypatch.setattr(case.worker(1).engine, "load_weights", lambda weights: None)
+    case.train()
+    case.sync.send_to(1)
+    with pytest.raises(WeightsDiffer, match="after step 3"):
+        wait_all([case.rollouts.start_one(1, "sleep")])
+
+
+def test_a_planned_flip_is_done(monkeypatch):
+    monkeypatch.setattr("rlinf_lite.faults._table", lambda: [{"phase": "rollout.weights", "action": "flip", "step": 2}])
+    case = Case()
+    case.sync.publish(1)
+    with pytest.raises(WeightsDiffer, match="after step 2"):
+        case.sync.publish(2)
