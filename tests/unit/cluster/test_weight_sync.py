@@ -70,7 +70,7 @@ class Case:
         worker = object.__new__(RolloutWorker)
         worker.rank, worker.model = rank, copy.deepcopy(self.model).bfloat16()
         worker.config = SimpleNamespace(group_name="Engines", model=SimpleNamespace(precision="bf16"))
-        worker.engine = BuiltinEngine(worker.model, None, eos_ids=frozenset({0}), return_logprobs=False)
+        worker.engine = BuiltinEngine(worker.model, None, eos_ids=frozenset({0}), return_logprobs=False, max_rows=4)
         return worker
 
     def worker(self, rank: int) -> RolloutWorker:
