@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -31,6 +32,7 @@ with quick_imports():
     from rlinf_lite.checkpoint import layout
     from rlinf_lite.checkpoint.digest import state_digest
     from rlinf_lite.checkpoint.formats.read_state import read_tensors
+    from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -74,6 +76,15 @@ _END_SECONDS = 600
 _SECONDS = ("time/", "throughput/", "memory/", "save/")
 
 
+@functools.cache
+def template_server() -> ForkServer:
+    """A fork server for all runs of this test process; it ends with it."""
+    from rlinf_lite.cluster.session import worker_env
+    from rlinf_lite.config import ClusterConfig
+
+    return ForkServer(worker_env(ClusterConfig(), "cpu"))
+
+
 @dataclass
 class Run:
     """One run's directory, over as many processes as it takes."""
@@ -81,6 +92,8 @@ class Run:
     root: Path
     overrides: dict[str, str]
     processes: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
+    template: bool = True
+    """Fork workers from a server of this test process. False: as for a user, whose driver starts its own."""
 
     @property
     def directory(self) -> Path:
@@ -97,6 +110,8 @@ class Run:
     def start(self, *extra: str, faults: list[dict] | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *self.arguments(*extra)]
         env = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
+        if self.template:
+            env[TEMPLATE_VARIABLE] = template_server().name
         if faults:
             env["RLINF_LITE_FAULTS"] = json.dumps(faults)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
@@ -144,6 +159,18 @@ class Run:
                     if "rlinf_lite.driver" in child.cmdline():
                         return child
             time.sleep(0.01)
+
+    def below(self, process: subprocess.Popen[str]) -> list[psutil.Process]:
+        """All processes of the run below ``process``, the parent, and workers that a template has forked for it."""
+        found: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            found = psutil.Process(process.pid).children(recursive=True)
+        names = {f"forks-{child.pid}" for child in found} if self.template else set()
+        for server in psutil.Process(template_server().pid).children() if names else []:
+            with suppress(psutil.NoSuchProcess):
+                if server.name() in names:
+                    found += [server, *server.children()]
+        return found
 
     def steps(self) -> list[int]:
         """Of the committed checkpoints."""
@@ -243,6 +270,12 @@ def run_forked(fork_server, tmp_path: Path):
         return subprocess.CompletedProcess(given, process.exitcode, stdout.read_text(), stderr.read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks() -> ForkServer:
+    """A fork server that has imported, or is importing, what workers import."""
+    return template_server()
 
 
 @pytest.fixture

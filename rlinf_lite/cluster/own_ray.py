@@ -62,6 +62,12 @@ def roots(driver: int) -> list[psutil.Process]:
     ]
 
 
+def _fork_servers(driver: int) -> list[psutil.Process]:
+    """The driver's fork server, above its workers."""
+    name = f"rlinf_lite.cluster.forks.server {driver} "
+    return [child for child in psutil.Process().children() if name in command(child)]
+
+
 def _session_of(pid: int) -> re.Pattern[str]:
     """The name of a session, which Ray ends with the id of the process that starts it."""
     return re.compile(rf"session_[-_\d]+_{pid}(?![-_\d])")
@@ -80,7 +86,7 @@ def end() -> None:
 def end_of(driver: int) -> None:
     """Kill the Ray that ``driver`` has started, as far as `roots` finds it, with the workers and agents below."""
     deadline = time.monotonic() + _END_SECONDS
-    while (found := roots(driver)) and time.monotonic() < deadline:
+    while (found := [*roots(driver), *_fork_servers(driver)]) and time.monotonic() < deadline:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()  # a running raylet would start more workers meanwhile

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import ClusterError, RayLost
+from rlinf_lite.cluster.forks.client import ForkServer, can_fork
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.joining import connect
 from rlinf_lite.cluster.placement import Placement, parse, shrink
@@ -36,6 +37,7 @@ class Session:
         device: str,
         watch: Watch,
         pulse: RayPulse,
+        forks: ForkServer | None = None,
         *,
         with_critic: bool = False,
     ) -> None:
@@ -45,9 +47,11 @@ class Session:
             device: ``cpu`` or ``cuda``.
             watch: runs checks while the driver waits.
             pulse: tells whether Ray is still there.
+            forks: starts the workers of this machine; None: Ray starts them.
             with_critic: whether the job has a critic.
         """
         self.config, self.address, self.device, self.watch, self.pulse = config, address, device, watch, pulse
+        self._forks = forks if device == "cpu" else None
         self.wanted = parse(config.component_placement, _available(device), with_critic=with_critic)
         """As configured."""
         self.placement = self.wanted
@@ -185,7 +189,8 @@ class Session:
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self._held, self._bundles[self.placement.used.index(slot)]
             ),
-            runtime_env={"env_vars": self.worker_env()},
+            runtime_env={"env_vars": worker_env(self.config, self.device)}
+            | ({} if self._forks is None else {"py_executable": self._forks.python}),
             enable_task_events=False,
         )
         return WorkerHandle(guard.ask(host.remote, *args))
@@ -196,17 +201,29 @@ class Session:
             return 0.0
         return 1.0 / self.placement.sharers(slot)
 
-    def worker_env(self) -> dict[str, str]:
-        """Return the environment of every worker process; libraries read it when they are imported."""
-        env = numerics.environment(self.config.threads_per_worker) | {
-            "TOKENIZERS_PARALLELISM": "false",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "HF_HUB_OFFLINE": "1",
-            "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
-        }
-        if self.device == "cpu":
-            env["CUDA_VISIBLE_DEVICES"] = ""
-        return env
+
+def worker_env(config: ClusterConfig, device: str) -> dict[str, str]:
+    """Return the environment of every worker process; libraries read it when they are imported."""
+    env = numerics.environment(config.threads_per_worker) | {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_OFFLINE": "1",
+        "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
+    }
+    if device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    return env
+
+
+@contextmanager
+def _fork_server(config: ClusterConfig) -> Iterator[ForkServer | None]:
+    """A server that imports libraries while Ray starts; None where workers cannot be forked."""
+    forks = ForkServer(worker_env(config, "cpu")) if can_fork(config.device) else None
+    try:
+        yield forks
+    finally:
+        if forks is not None:
+            forks.close()
 
 
 @contextmanager
@@ -223,21 +240,22 @@ def open_session(
         ClusterError: too few nodes, GPUs or CPUs for ``cluster.component_placement``.
         ConfigError: the placement cannot be read.
     """
-    address = connect(config, rejoin)
-    try:
-        pulse = _look_at_ray(watch)
-        session = Session(config, address, _device(config), watch, pulse, with_critic=with_critic)
-        session.reserve()
+    with _fork_server(config) as forks:
+        address = connect(config, rejoin)
         try:
-            yield session
+            pulse = _look_at_ray(watch)
+            session = Session(config, address, _device(config), watch, pulse, forks, with_critic=with_critic)
+            session.reserve()
+            try:
+                yield session
+            finally:
+                session.release()
         finally:
-            session.release()
-    finally:
-        if guard.head_is_there:
-            ray.shutdown()
-            guard.watch(None)
-        else:
-            guard.abandon("its head is out of reach")
+            if guard.head_is_there:
+                ray.shutdown()
+                guard.watch(None)
+            else:
+                guard.abandon("its head is out of reach")
 
 
 def _look_at_ray(watch: Watch) -> RayPulse:

@@ -6,7 +6,6 @@ import re
 import signal
 import time
 
-import psutil
 import pytest
 
 pytestmark = pytest.mark.timeout(900)  # several whole runs a test
@@ -20,7 +19,7 @@ def test_a_driver_that_is_killed_is_started_again(straight, new_run, same_run, s
     run.driver(process).kill()
     printed += run.read_until(process, "step    3/8")
     driver = run.driver(process)
-    started = driver.children(recursive=True)
+    started = run.below(process)
     driver.send_signal(signal.SIGSEGV)
     rest, _ = process.communicate(timeout=600)
     printed += rest
@@ -38,7 +37,7 @@ def test_a_parent_that_is_killed_leaves_nothing(new_run, still_running):
         process = run.start()
         run.read_until(process, text)
         time.sleep(1.0 if "starting" in text else 0.0)
-        started = psutil.Process(process.pid).children(recursive=True)
+        started = run.below(process)
         assert any(child.name() == "raylet" for child in started) or "starting" in text
         process.kill()
         process.wait(timeout=60)

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,12 +120,6 @@ def test_an_update_that_takes_longer_than_the_grace_is_given_up(new_run, tmp_pat
     assert "in the middle of an update or a recovery" in printed and run.steps() == [1, 2]
 
 
-def below(process) -> set[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        return set(psutil.Process(process.pid).children(recursive=True))
-    return set()
-
-
 def ends_and_leaves_nothing(process, started: set[psutil.Process], expect: int, still_running) -> None:
     """At once, by what it costs here: `ray job stop` kills after 3 s. Of what was started nothing is left then."""
     began = time.monotonic()
@@ -157,10 +150,10 @@ def test_stopped_while_it_starts(new_run, still_running):
         if text is not None:
             run.read_until(process, text)
         until = time.monotonic() + later
-        started = below(process)
+        started = set(run.below(process))
         while time.monotonic() < until:
             time.sleep(0.05)
-            started |= below(process)
+            started |= set(run.below(process))
         process.send_signal(signal.SIGTERM)
         ends_and_leaves_nothing(process, started, EXIT_OUT_OF_TIME, still_running)
         assert run.steps() == []
@@ -169,8 +162,9 @@ def test_stopped_while_it_starts(new_run, still_running):
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_OUT_OF_TIME), (signal.SIGINT, EXIT_INTERRUPTED)])
 def test_stopped_twice(number, code, new_run, still_running, tmp_path):
-    process = start_and_reach(new_run({}), tmp_path / "reached", "actor.update", 2, "hang")
-    started = below(process)
+    run = new_run({})
+    process = start_and_reach(run, tmp_path / "reached", "actor.update", 2, "hang")
+    started = set(run.below(process))
     assert "raylet" in {child.name() for child in started}
     process.send_signal(number)
     time.sleep(1)

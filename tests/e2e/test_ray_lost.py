@@ -47,7 +47,7 @@ def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, stil
         while process.poll() is None:
             for phase in [phase for phase in coming if (marks / phase).exists()]:
                 coming.remove(phase)
-                below = psutil.Process(process.pid).children(recursive=True)
+                below = run.below(process)
                 started.update(below)
                 for child in below:
                     if child.name() == part:

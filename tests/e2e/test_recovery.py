@@ -113,12 +113,11 @@ def test_what_is_stopped_is_noticed_shown_and_replaced(straight, new_run, same_r
 
 @pytest.mark.soak
 def test_ray_itself_is_killed(straight, new_run, same_run, tmp_path: Path):
-    import psutil
 
     run = new_run({})
     process = run.start(REPLICAS)
     run.read_until(process, "step    3/8")
-    for child in psutil.Process(process.pid).children(recursive=True):
+    for child in run.below(process):
         if child.name() in ("raylet", "gcs_server"):
             child.kill()
     printed = finish(run, process)

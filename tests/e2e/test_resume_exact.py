@@ -46,7 +46,7 @@ def test_everything_killed_in_turn(straight, new_run, same_run):
 
     process = run.start(AUTO, once, "runner.checkpoint.mode=sync")
     assert "resumed from global_step_3" in run.read_until(process, "global_step_5 (")
-    next(filter(_is_rollout_worker, psutil.Process(process.pid).children(recursive=True))).kill()
+    next(filter(_is_rollout_worker, run.below(process))).kill()
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 3 and "RolloutGroup rank" in printed and "was lost" in printed, printed
 

@@ -1,0 +1,81 @@
+"""The driver's side of its fork server."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from glob import glob
+from pathlib import Path
+from uuid import uuid4
+
+from rlinf_lite.cluster.forks import shim
+
+TEMPLATE_VARIABLE = "RLINF_LITE_FORK_SERVER"
+"""Names a running server that becomes the driver's by forking, without importing anything again. For tests."""
+_MODULE = "rlinf_lite.cluster.forks.server"
+_END_SECONDS = 5.0
+
+
+def can_fork(device: str) -> bool:
+    """Whether workers can be forked here: on Linux, without a GPU, since a process that has used CUDA cannot be."""
+    return sys.platform == "linux" and (device == "cpu" or (device == "auto" and not glob("/dev/nvidia[0-9]*")))
+
+
+class ForkServer:
+    """A fork server of this process, and the command with which Ray starts workers from it."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start it; does not wait until it has imported everything.
+
+        Args:
+            environment: of the workers, besides the environment of this process.
+        """
+        self.name = f"rlinf_lite-{os.getpid()}-{uuid4().hex}"
+        self._process: subprocess.Popen[bytes] | None = None
+        whole = {**os.environ, **environment}
+        with shim.listener(self.name) as listener:
+            self._control = _branch(whole.pop(TEMPLATE_VARIABLE, ""), listener, whole) or self._spawn(listener, whole)
+
+    def _spawn(self, listener: socket.socket, environment: Mapping[str, str]) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            files = listener.fileno(), theirs.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _MODULE, str(os.getpid()), *map(str, files)],
+                env=environment,
+                pass_fds=files,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the driver
+            )
+        return ours
+
+    @property
+    def python(self) -> str:
+        """The command, quoted for a shell, that Ray starts in place of Python."""
+        return shlex.join([sys.executable, "-S", "-I", str(Path(shim.__file__)), self.name])
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None if another server has forked it."""
+        return None if self._process is None else self._process.pid
+
+    def close(self) -> None:
+        """End the server, and with it every worker that is left."""
+        self._control.close()
+        if self._process is not None:
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def _branch(template: str, listener: socket.socket, environment: Mapping[str, str]) -> socket.socket | None:
+    """Have ``template`` fork a server; returns the control socket, or None if that is not possible."""
+    if not template:
+        return None
+    return shim.ask(template, {"driver": os.getpid(), "environment": dict(environment)}, [listener.fileno()])

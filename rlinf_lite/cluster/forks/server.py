@@ -1,0 +1,212 @@
+"""The fork server: imports what workers import, then forks one whenever a shim asks for it. Linux only.
+
+    python -m rlinf_lite.cluster.forks.server DRIVER LISTENER CONTROL
+
+DRIVER is the process id of the one that it serves, for process lists. Then come descriptors: of the socket where it is
+asked, on which requests wait while it imports, and of a socket to the driver. When that one closes, the server kills
+its workers and ends.
+
+A process that runs threads must not be forked, and one that has used CUDA cannot be: this one only imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlinf_lite.cluster.forks import shim
+from rlinf_lite.quick_imports import quick_imports
+
+_PRELOADED = (
+    "rlinf_lite.checkpoint",
+    "rlinf_lite.models.build",
+    "rlinf_lite.rollout.build",
+    "rlinf_lite.rollout.builtin",
+    "rlinf_lite.training.fsdp.build",
+    "rlinf_lite.weights.transport",
+    "torch._dynamo",  # by the first DTensor
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+)
+"""Not Ray: it reads a worker's variables, such as its job's id, when it is imported, and never again."""
+_READ_AT_IMPORT = ("OMP_", "MKL_", "CUDA_", "TORCH", "PYTORCH", "PYTHON", "TRANSFORMERS_", "HF_", "LD_")
+"""How variables begin that libraries read when they are imported: a worker's must be the server's."""
+
+
+def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
+
+
+_SETTINGS = _read_at_import(os.environ)
+"""Before anything is imported: some libraries set variables."""
+_SIGNAL_OF_PARENTS_DEATH, _NAME = 1, 15
+"""Options of `prctl`: a name is shown by process lists."""
+_HEAD_BYTES = 8
+_CREDENTIALS = struct.Struct("3i")
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What a new process is to do."""
+
+    run: Callable[[], int]
+
+
+class _Server:
+    """Answers requests until its control socket closes. `serve` also returns in each new process, with its task."""
+
+    def __init__(self, listener: socket.socket, control: socket.socket) -> None:
+        self._listener, self._control = listener, control
+        self._workers: dict[int, socket.socket] = {}
+        """Process id -> connection to its shim."""
+
+    def serve(self) -> _Task | None:
+        """Returns a task in a new process; None in the server, at its end."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        with selectors.DefaultSelector() as self._ready:
+            for source in (read, self._control, self._listener):
+                self._ready.register(source, selectors.EVENT_READ)
+            while True:
+                for key, _ in self._ready.select():
+                    if key.fileobj is self._control:
+                        self._end()
+                        return None
+                    if key.fileobj is self._listener:
+                        if (task := self._answer()) is not None:
+                            os.close(read)
+                            os.close(write)
+                            return task
+                    elif key.fileobj == read:
+                        os.read(read, 4096)
+                    elif key.data in self._workers:  # its shim is gone
+                        os.kill(key.data, signal.SIGKILL)
+                        self._ready.unregister(key.fileobj)
+                    self._reap()
+
+    def _answer(self) -> _Task | None:
+        """Fork a process for a request, if it can be granted. Returns its task in the new process."""
+        connection, _ = self._listener.accept()
+        files: list[int] = []
+        try:
+            connection.settimeout(10.0)
+            _, user, _ = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            head, files, _, _ = socket.recv_fds(connection, _HEAD_BYTES, 3)
+            data = b""
+            while len(data) < int(head):
+                if not (part := connection.recv(int(head) - len(data))):
+                    raise OSError("the request ended early")
+                data += part
+            request = json.loads(data)
+            if (
+                user != os.getuid()
+                or request["in"] != shim.namespaces()
+                or _read_at_import(request["environment"]) != _SETTINGS
+            ):
+                raise OSError("it must be started in another way")
+            connection.settimeout(None)
+            connection.sendall(shim.ACCEPTED)
+        except (OSError, ValueError, KeyError):
+            connection.close()
+            for file in files:
+                os.close(file)
+            return None
+        pid = os.fork()
+        if pid == 0:
+            return self._become(request, files, connection)
+        for file in files:
+            os.close(file)
+        if "argv" not in request:
+            connection.close()  # the new server's control socket
+        else:
+            self._workers[pid] = connection
+            self._ready.register(connection, selectors.EVENT_READ, pid)
+        return None
+
+    def _become(self, request: dict[str, Any], files: list[int], connection: socket.socket) -> _Task:
+        """In the new process: let go of all that is the server's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for held in (self._listener, self._control, *self._workers.values()):
+            held.close()
+        self._ready.close()
+        if "argv" not in request:
+            _prctl(_NAME, f"forks-{request['driver']}".encode())
+            return _Task(lambda: _serve(socket.socket(fileno=files[0]), connection))
+        connection.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        os.setpgid(0, 0)  # Ray signals the process group of a worker
+        os.chdir(request["directory"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        return _Task(lambda: _run(request["argv"]))
+
+    def _reap(self) -> None:
+        """Tell shims that their workers have ended."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                if (connection := self._workers.pop(ended[0], None)) is None:
+                    continue  # a branch
+                with suppress(KeyError):
+                    self._ready.unregister(connection)
+                with suppress(OSError), connection:
+                    connection.sendall(bytes([os.waitstatus_to_exitcode(ended[1]) & 255]))
+
+    def _end(self) -> None:
+        for pid in self._workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _prctl(option: int, value: bytes | int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _run(argv: list[str]) -> int:
+    """As ``python argv...``."""
+    sys.argv = argv
+    sys.path[0] = str(Path(argv[0]).parent)
+    runpy.run_path(argv[0], run_name="__main__")
+    return 0
+
+
+def _serve(listener: socket.socket, control: socket.socket) -> int:
+    """Be a server, and in each process that it forks, what that is to be."""
+    task = _Server(listener, control).serve()
+    return 0 if task is None else task.run()
+
+
+def main(listener: int, control: int) -> int:
+    """Import everything, then serve."""
+    _prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)  # there are no workers yet to be ended
+    with quick_imports():
+        for module in _PRELOADED:
+            importlib.import_module(module)
+    _prctl(_SIGNAL_OF_PARENTS_DEATH, 0)
+    return _serve(socket.socket(fileno=listener), socket.socket(fileno=control))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[2:])))

@@ -1,0 +1,123 @@
+"""The fork server and its shim, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlinf_lite import numerics
+from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer, can_fork
+from rlinf_lite.cluster.session import worker_env
+from rlinf_lite.config import ClusterConfig
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+PROGRAM = """
+import json, os, sys, time
+print(json.dumps({
+    "forked": "torch" in sys.modules, "ray": "ray" in sys.modules, "pid": os.getpid(), "group": os.getpgid(0),
+    "arguments": sys.argv[1:], "directory": os.getcwd(), "mark": os.environ.get("MARK"),
+}), flush=True)
+time.sleep(float(os.environ.get("SLEEP", "0")))
+print("to the other stream", file=sys.stderr)
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def start(forks: ForkServer, tmp_path: Path):
+    """Starts the program in place of Ray's worker, with these variables more."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(server: ForkServer = forks, **variables: str) -> subprocess.Popen[str]:
+        command = [*shlex.split(server.python), str(tmp_path / "program.py"), "one", "t w o"]
+        environment = {**os.environ, **worker_env(ClusterConfig(), "cpu"), **variables}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def said(process: subprocess.Popen[str]) -> dict:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def test_a_worker_is_forked_and_is_a_process_as_any_other(start, tmp_path):
+    process = start(MARK="set")
+    worker = said(process)
+    assert worker["forked"] and not worker["ray"] and worker["pid"] != process.pid
+    assert worker["group"] == worker["pid"]
+    assert worker["arguments"] == ["one", "t w o"] and worker["directory"] == str(tmp_path) and worker["mark"] == "set"
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 7 and errors == "to the other stream\n"
+
+
+def test_other_settings_or_no_server_start_python(start, forks, tmp_path):
+    """Libraries have read the number of threads already; and on another node there is no such server."""
+    process = start(OMP_NUM_THREADS="3")
+    worker = said(process)
+    assert not worker["forked"] and worker["pid"] == process.pid and process.wait(60) == 7
+    lost = ForkServer(numerics.environment())
+    lost.close()
+    assert not said(start(lost))["forked"]
+
+
+def test_a_worker_and_its_shim_end_together(start):
+    process = start(SLEEP="60")
+    worker = psutil.Process(said(process)["pid"])
+    process.kill()
+    worker.wait(10)
+    process = start(SLEEP="60")
+    psutil.Process(said(process)["pid"]).kill()
+    assert process.wait(10) == -9 & 255
+
+
+def test_a_branch_ends_with_its_driver_and_ends_its_workers(start, forks, monkeypatch):
+    monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
+    branch = ForkServer(worker_env(ClusterConfig(), "cpu"))
+    assert branch.pid is None
+    process = start(branch, SLEEP="60")
+    worker = psutil.Process(said(process)["pid"])
+    server = worker.parent()
+    assert server.name() == f"forks-{os.getpid()}"
+    branch.close()
+    worker.wait(10)
+    server.wait(10)
+    assert said(start())["forked"], "the template is still there"
+
+
+def test_a_server_ends_with_its_driver(start):
+    """Also while it is still importing. A driver that is killed closes nothing itself."""
+    code = f"""
+import sys, time
+from rlinf_lite.cluster.forks.client import ForkServer
+server = ForkServer({worker_env(ClusterConfig(), "cpu")!r})
+print(server.pid, flush=True)
+time.sleep(60)
+"""
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    server = psutil.Process(int(driver.stdout.readline()))
+    assert f"forks.server {driver.pid} " in " ".join(server.cmdline())
+    driver.kill()
+    driver.communicate()
+    server.wait(10)
+
+
+def test_a_machine_with_a_gpu_does_not_fork(monkeypatch):
+    assert can_fork("cpu") and not can_fork("cuda")
+    monkeypatch.setattr("rlinf_lite.cluster.forks.client.glob", lambda pattern: ["/dev/nvidia0"])
+    assert can_fork("cpu") and not can_fork("auto")
