@@ -14,8 +14,6 @@ import sys
 
 ACCEPTED = b"+"
 _NAMESPACES = ("pid", "mnt", "net")
-
-
 _PATIENCE = 20.0
 """Seconds for the server to answer, which may still be importing. Ray gives a worker 60 s to report."""
 
