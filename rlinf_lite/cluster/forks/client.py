@@ -67,6 +67,7 @@ class ForkServer:
         """End the server, and with it every worker that is left."""
         self._control.close()
         if self._process is not None:
+            self._process.terminate()  # which only a server that is still importing acts on
             try:
                 self._process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:

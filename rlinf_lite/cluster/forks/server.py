@@ -81,7 +81,8 @@ class _Server:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         with selectors.DefaultSelector() as self._ready:
             for source in (read, self._control, self._listener):
                 self._ready.register(source, selectors.EVENT_READ)
@@ -146,7 +147,8 @@ class _Server:
     def _become(self, request: dict[str, Any], files: list[int], connection: socket.socket) -> _Task:
         """In the new process: let go of all that is the server's."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         for held in (self._listener, self._control, *self._workers.values()):
             held.close()
         self._ready.close()
@@ -154,8 +156,8 @@ class _Server:
             _prctl(_NAME, f"forks-{request['driver']}".encode())
             return _Task(lambda: _serve(socket.socket(fileno=files[0]), connection))
         connection.close()
-        for number, file in enumerate(files):
-            os.dup2(file, number)
+        for stream, file in enumerate(files):
+            os.dup2(file, stream)
             os.close(file)
         os.setpgid(0, 0)  # Ray signals the process group of a worker
         os.chdir(request["directory"])
