@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlinf_lite.models import flash
-from rlinf_lite.models.attention import BLOCK, Mask, Rule, attend, attend_backward
+from rlinf_lite.models.attention import BLOCK, PAD, Mask, Rule, attend, attend_backward
 from rlinf_lite.models.head import MIN_ROWS
 from rlinf_lite.types import Segments
 
@@ -69,11 +69,12 @@ class Forest:
         self.starts = starts
         self.buckets: list[Bucket] = []
         place_N, done = np.empty(self.num_tokens, dtype=np.int64), 0
-        for (blocks, _), members in sorted(pieces.items()):
+        for _, members in sorted(pieces.items()):
             num_queries = max(MIN_ROWS, max(size for _, _, size in members))
-            most = max(1, _MAX_SCORES // (num_queries * blocks * BLOCK))
+            num_keys = -(-max(first + size for _, first, size in members) // PAD) * PAD
+            most = max(1, _MAX_SCORES // (num_queries * num_keys))
             for i in range(0, len(members), most):
-                query = self._add_bucket(members[i : i + most], num_queries, blocks * BLOCK)
+                query = self._add_bucket(members[i : i + most], num_queries, num_keys)
                 real = query < self.num_tokens
                 place_N[query[real]] = done + np.flatnonzero(real)
                 done += query.size

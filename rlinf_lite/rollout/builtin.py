@@ -81,6 +81,8 @@ class BuiltinEngine:
         attention.use(model)
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
         self._return_logprobs, self._max_rows = return_logprobs, max_rows
+        self._slots: Slots | None = None
+        """Of the last batch, for the next one."""
         self._targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         with torch.inference_mode():
             nothing = FlatTokens.none(self._device)
@@ -111,7 +113,7 @@ class BuiltinEngine:
         tokens = np.zeros((num_rows, sampling.max_new_tokens), dtype=np.int64)
         logprobs = np.zeros(tokens.shape, dtype=np.float32)
         lengths, finished = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.bool_)
-        keys, waiting = rng_keys(batch), _Waiting(self, batch)
+        keys, waiting = rng_keys(batch), _Waiting(self, batch, self._take_slots(num_rows))
         rows: _Rows | None = None
         while rows is not None or waiting.num_left:
             rows = waiting.admit(rows)
@@ -126,7 +128,17 @@ class BuiltinEngine:
             lengths[rows.origin_R[leaves_R]] = rows.t_R[leaves_R] + 1
             finished[rows.origin_R[ended_R]] = True
             rows = self._grow(rows, drawn, ~leaves_R, waiting.slots)
+        self._slots = waiting.slots
         return self._collect(batch, tokens, logprobs, lengths, finished)
+
+    def _take_slots(self, num_rows: int) -> Slots:
+        """Memory of the last batch if it is large enough, and no error left it as it was."""
+        slots, self._slots = self._slots, None
+        needed = min(num_rows, self._max_rows)
+        if slots is None or slots.num_rows < needed:
+            return Slots(needed, self._device)
+        slots.start_batch()
+        return slots
 
     def _draw(self, rows: _Rows, batch: GenerationBatch, keys: np.ndarray) -> Tensor:
         logits = rows.logits_RV
@@ -172,11 +184,12 @@ class BuiltinEngine:
     ) -> list[Group]:
         sampled = [tokens[row, :length].copy() for row, length in enumerate(lengths.tolist())]
         texts = self._tokenizer.batch_decode([ids.tolist() for ids in sampled], skip_special_tokens=True)
+        all_true = np.ones(tokens.shape[1], dtype=np.bool_)
         responses = [
             Response(
                 sample_index=row % batch.group_size,
                 token_ids=ids,
-                loss_mask=np.ones(len(ids), dtype=np.bool_),
+                loss_mask=all_true[: len(ids)].copy(),
                 logprobs=logprobs[row, : len(ids)].copy() if self._return_logprobs else None,
                 finished=bool(finished[row]),
                 text=texts[row],
@@ -190,12 +203,11 @@ class BuiltinEngine:
 class _Waiting:
     """The rows of a batch that are not decoded yet, in order, and the slots that they will get."""
 
-    def __init__(self, engine: BuiltinEngine, batch: GenerationBatch) -> None:
-        self._engine, self._batch = engine, batch
+    def __init__(self, engine: BuiltinEngine, batch: GenerationBatch, slots: Slots) -> None:
+        self._engine, self._batch, self.slots = engine, batch, slots
         self._prompts = [prompt.problem.prompt_ids for prompt in batch.prompts]
         self.num_left = len(self._prompts) * batch.group_size
         self._next = 0
-        self.slots = Slots(min(self.num_left, engine._max_rows), engine._device)
         self._held: tuple[Tensor, dict[int, KeysValues]] | None = None
         """Logits [1, V], keys and values of the prompt of which some rows wait, while others do not."""
 

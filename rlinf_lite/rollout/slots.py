@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlinf_lite.models import flash
-from rlinf_lite.models.attention import BLOCK, Mask, Rule, attend
+from rlinf_lite.models.attention import PAD, Mask, Rule, attend
 from rlinf_lite.models.head import MIN_ROWS
 from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.types import Segments
 
 KeysValues = tuple[Tensor, Tensor]
+_MORE = 512
+"""Positions that a cache grows by, at most, when it is full."""
 
 
 class Slots:
@@ -30,17 +32,21 @@ class Slots:
             num_rows: rows that are decoded at once, at most.
         """
         self.num_rows, self.calls, self.longest = max(num_rows, MIN_ROWS), 0, 0
-        self._device, self._cache = device, dict[int, list[Tensor]]()
+        self.device, self._cache = device, dict[int, list[Tensor]]()
         self._num_keys = 0
         self._masks: dict[int | None, Mask] = {}
+
+    def start_batch(self) -> None:
+        """Forget the rows, but keep their memory: it is finite, if the weights were."""
+        self.longest = self._num_keys = 0
 
     def start_step(self, positions_R: np.ndarray) -> Tensor:
         """Take the positions of the new tokens, one per row from the first on; returns them on the device."""
         self.longest = int(positions_R.max()) + 1
-        self._num_keys = -(-self.longest // BLOCK) * BLOCK
+        self._num_keys = -(-self.longest // PAD) * PAD
         self._masks = {}
-        self._position_R = torch.from_numpy(positions_R).to(self._device)
-        self._row_R = torch.arange(len(positions_R), device=self._device)
+        self._position_R = torch.from_numpy(positions_R).to(self.device)
+        self._row_R = torch.arange(len(positions_R), device=self.device)
         return self._position_R
 
     def attend(self, layer: int, q_HRD: Tensor, k_KRD: Tensor, v_KRE: Tensor, rule: Rule) -> Tensor:
@@ -70,9 +76,9 @@ class Slots:
             # On a CPU attention is in float32, so 16-bit values are widened once, here.
             dtype = like[0].dtype if like[0].is_cuda else torch.promote_types(like[0].dtype, torch.float32)
             shapes = [(self.num_rows, len(new), num_keys, new.shape[-1]) for new in like]
-            cache = self._cache[layer] = [torch.zeros(shape, dtype=dtype, device=self._device) for shape in shapes]
+            cache = self._cache[layer] = [torch.zeros(shape, dtype=dtype, device=self.device) for shape in shapes]
         elif (room := cache[0].shape[2]) < num_keys:
-            added = max(num_keys, min(2 * room, room + 16 * BLOCK)) - room
+            added = -(-max(num_keys - room, min(room, _MORE)) // PAD) * PAD
             cache[:] = [functional.pad(kept, (0, 0, 0, added)) for kept in cache]
         return cache
 
@@ -80,7 +86,7 @@ class Slots:
         """Set the first positions of the rows from ``first`` on: [R, K, T, D] each."""
         num, _, length, _ = keys_values[0].shape
         like = keys_values[0].transpose(0, 1)[:, 0], keys_values[1].transpose(0, 1)[:, 0]
-        self._num_keys = max(self._num_keys, -(-length // BLOCK) * BLOCK)
+        self._num_keys = max(self._num_keys, -(-length // PAD) * PAD)
         cache = self._layer(layer, like, self._num_keys)
         for kept, new in zip(cache, keys_values, strict=True):
             kept[first : first + num, :, :length] = new.to(kept.dtype)
@@ -104,7 +110,7 @@ class Prefill:
         self._slots, self._first = slots, first
         stops = np.cumsum([len(prompt) for prompt in prompts])
         starts = stops - [len(prompt) for prompt in prompts]
-        ids, device = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]), slots._device
+        ids, device = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]), slots.device
         segments = Segments(
             start_S=torch.from_numpy(starts), stop_S=torch.from_numpy(stops), parent_S=torch.full((len(stops),), -1)
         )
