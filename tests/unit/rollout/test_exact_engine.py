@@ -133,3 +133,17 @@ def test_a_prompt_gives_the_same_alone_and_among_others(model_of, make_engine, m
         alone = engine.generate(make_batch([prompt], group_size=3, max_new_tokens=20, first=index))
         assert sampled(alone) == sampled(together[index : index + 1])
         assert np.array_equal(engine_logprobs(alone), engine_logprobs(together[index : index + 1]))
+
+
+def test_a_failed_batch_leaves_nothing_behind(model_of, make_engine, make_batch):
+    """Memory is kept between batches; what is not finite in it would spread."""
+    model = model_of("llama")
+    engine, batch = make_engine(model, return_logprobs=True), make_batch(PROMPTS, group_size=2, max_new_tokens=20)
+    first = engine.generate(batch)
+    value = model.model.layers[0].self_attn.v_proj.weight.detach()
+    engine.load_weights([("model.layers.0.self_attn.v_proj.weight", 0, torch.full_like(value, torch.nan))])
+    with pytest.raises(FloatingPointError, match="logits"):
+        engine.generate(batch)
+    engine.load_weights([("model.layers.0.self_attn.v_proj.weight", 0, value)])
+    again = engine.generate(batch)
+    assert sampled(again) == sampled(first) and np.array_equal(engine_logprobs(again), engine_logprobs(first))
