@@ -58,13 +58,15 @@ def filtered(logits_RV: Tensor, sampling: Sampling) -> Tensor:
         return logits_RV
     gumbel.require_finite(logits_RV)
     logits_RV = logits_RV.float()
-    descending_RK = logits_RV.topk(sampling.top_k if limited else vocabulary, -1).values
-    scaled_RK = (descending_RK - descending_RK[:, :1]) / sampling.temperature
     if sampling.min_p > 0.0:
-        scaled_RK = scaled_RK.masked_fill(scaled_RK < math.log(sampling.min_p), -torch.inf)
-    kept_RK = scaled_RK > -torch.inf
+        below_RV = logits_RV - logits_RV.amax(-1, keepdim=True) < sampling.temperature * math.log(sampling.min_p)
+        logits_RV = logits_RV.masked_fill(below_RV, -torch.inf)
+        if not limited and sampling.top_p >= 1.0:
+            return logits_RV
+    descending_RK = logits_RV.topk(sampling.top_k if limited else vocabulary, -1).values
+    kept_RK = descending_RK > -torch.inf
     if sampling.top_p < 1.0:
-        kept_RK &= _nucleus(scaled_RK, sampling.top_p)
+        kept_RK &= _nucleus(descending_RK / sampling.temperature, sampling.top_p)
     return _keep_largest(logits_RV, descending_RK, kept_RK.sum(-1, keepdim=True))
 
 

@@ -1,8 +1,9 @@
 """A checksum per weight, which pieces from any number of ranks add up to.
 
 A row's sum is that of its 32-bit words, each times an odd number that depends on the column, modulo 2^32. A weight's
-checksum is the sum of its rows' sums, each mixed with the row's index, modulo 2^64. So one changed element is always
-noticed, rows and columns that changed places almost always, and nothing depends on how rows are divided over pieces.
+checksum is the sum of its rows' sums, each times an odd number that depends on the row, modulo 2^64. So one changed
+element is always noticed, rows and columns that changed places almost always, and nothing depends on how rows are
+divided over pieces.
 """
 
 from __future__ import annotations
@@ -77,17 +78,16 @@ def _sum_of_rows(rows: Tensor, first_row: int) -> Tensor:
     flat = rows.reshape(rows.shape[0] if rows.dim() else 1, -1).contiguous()
     row_bytes = flat.shape[1] * flat.element_size()
     words = flat.view(torch.int32 if row_bytes % 4 == 0 else _NARROW[flat.element_size()])
-    factors = _factors(words.shape[1], words.device)
+    factors = _odd_numbers(0, words.shape[1], words.device).int()
     part = max(1, _WORDS_AT_ONCE // words.shape[1])
     sums = [(words[i : i + part].int() * factors).sum(-1, dtype=torch.int32) for i in range(0, len(words), part)]
-    index = torch.arange(first_row, first_row + len(words), device=words.device)
-    return _mix(torch.cat(sums).long() + (index + 1) * _GOLDEN).sum()
+    return (torch.cat(sums).long() * _odd_numbers(first_row, len(words), words.device)).sum()
 
 
-@functools.lru_cache(maxsize=64)
-def _factors(width: int, device: torch.device) -> Tensor:
-    """An odd number for each column, int32."""
-    return (_mix((torch.arange(width, device=device) + 1) * _GOLDEN) | 1).int()
+@functools.lru_cache(maxsize=32)
+def _odd_numbers(first: int, count: int, device: torch.device) -> Tensor:
+    """int64 [count], a hash of each index from ``first`` on."""
+    return _mix((torch.arange(first, first + count, device=device) + 1) * _GOLDEN) | 1
 
 
 def _mix(z: Tensor) -> Tensor:
