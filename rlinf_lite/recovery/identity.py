@@ -105,11 +105,11 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
         ConfigError: what else changed, key by key, with the remedy.
     """
     before = {key: keys()[key].default for key in ADDED} | {"algorithm (source)": None}
-    if "rollout.rollout_backend" in saved:
+    if "versions.numerics" in now:
         before["versions.numerics"] = FIRST_NUMERICS
-    if saved.get("rollout.rollout_backend") == "builtin":
+    if "versions.sampler" in now and saved.get("rollout.rollout_backend") == "builtin":
         before["versions.sampler"] = FIRST_SAMPLER
-    saved = before | _without_free_keys(saved)
+    saved, now = before | _without_free_keys(saved), _without_free_keys(now)
     changes = {
         key: f"{key}: {saved.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         for key in sorted(saved.keys() | now.keys())
