@@ -47,7 +47,7 @@ class Session:
             device: ``cpu`` or ``cuda``.
             watch: runs checks while the driver waits.
             pulse: tells whether Ray is still there.
-            forks: starts the workers of this machine; None: Ray starts them.
+            forks: starts the workers of a Ray of our own; None: Ray starts them itself.
             with_critic: whether the job has a critic.
         """
         self.config, self.address, self.device, self.watch, self.pulse = config, address, device, watch, pulse
@@ -242,6 +242,9 @@ def open_session(
     """
     with _fork_server(config) as forks:
         address = connect(config, rejoin)
+        if address != "local" and forks is not None:
+            forks.close()  # a cluster's nodes may have Python elsewhere
+            forks = None
         try:
             pulse = _look_at_ray(watch)
             session = Session(config, address, _device(config), watch, pulse, forks, with_critic=with_critic)
