@@ -67,7 +67,7 @@ def test_a_worker_is_forked_and_is_a_process_as_any_other(start, tmp_path):
 
 def test_other_settings_or_no_server_start_python(start, forks, tmp_path):
     """Libraries have read the number of threads already; and on another node there is no such server."""
-    process = start(OMP_NUM_THREADS="3")
+    process = start(**numerics.environment(threads=3))
     worker = said(process)
     assert not worker["forked"] and worker["pid"] == process.pid and process.wait(60) == 7
     lost = ForkServer(numerics.environment())
