@@ -1,6 +1,6 @@
 """Processor time of sampling one token per row, paired with the product of the output layer in the same process.
 
-``OMP_NUM_THREADS=1 python benchmarks/sampling.py`` takes about half a minute.
+``python benchmarks/sampling.py`` takes about half a minute, on one thread.
 """
 
 from __future__ import annotations

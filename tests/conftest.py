@@ -21,7 +21,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from rlinf_lite import numerics
 from rlinf_lite.quick_imports import quick_imports
@@ -29,6 +28,8 @@ from rlinf_lite.quick_imports import quick_imports
 os.environ.update(numerics.environment())  # as in every worker; read when torch is imported
 
 with quick_imports():
+    import torch
+
     from rlinf_lite.checkpoint import layout
     from rlinf_lite.checkpoint.digest import state_digest
     from rlinf_lite.checkpoint.formats.read_state import read_tensors
