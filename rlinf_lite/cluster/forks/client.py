@@ -45,7 +45,7 @@ class ForkServer:
         with theirs:
             files = listener.fileno(), theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(os.getpid()), *map(str, files)],
+                [sys.executable, *_options(), "-m", _MODULE, str(os.getpid()), *map(str, files)],
                 env=environment,
                 pass_fds=files,
                 stdin=subprocess.DEVNULL,
@@ -73,6 +73,11 @@ class ForkServer:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+
+def _options() -> list[str]:
+    """Of the interpreter, as this process has it: without -P, files of the working directory hide the library's."""
+    return ["-P"] if sys.flags.safe_path else []
 
 
 def _branch(template: str, listener: socket.socket, environment: Mapping[str, str]) -> socket.socket | None:

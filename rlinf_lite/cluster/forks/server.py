@@ -189,7 +189,8 @@ def _prctl(option: int, value: bytes | int) -> None:
 def _run(argv: list[str]) -> int:
     """As ``python argv...``."""
     sys.argv = argv
-    sys.path[0] = str(Path(argv[0]).parent)
+    if not sys.flags.safe_path:
+        sys.path[0] = str(Path(argv[0]).parent)
     runpy.run_path(argv[0], run_name="__main__")
     return 0
 
@@ -202,12 +203,21 @@ def _serve(listener: socket.socket, control: socket.socket) -> int:
 
 def main(listener: int, control: int) -> int:
     """Import everything, then serve."""
+    driver = socket.socket(fileno=control)
     _prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)  # there are no workers yet to be ended
+    if _is_closed(driver):
+        return 0
     with quick_imports():
         for module in _PRELOADED:
             importlib.import_module(module)
     _prctl(_SIGNAL_OF_PARENTS_DEATH, 0)
-    return _serve(socket.socket(fileno=listener), socket.socket(fileno=control))
+    return _serve(socket.socket(fileno=listener), driver)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    with suppress(BlockingIOError):
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    return False
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -99,22 +100,35 @@ def test_a_branch_ends_with_its_driver_and_ends_its_workers(start, forks, monkey
     assert said(start())["forked"], "the template is still there"
 
 
-def test_a_server_ends_with_its_driver(start):
-    """Also while it is still importing. A driver that is killed closes nothing itself."""
+@pytest.fixture
+def driver(tmp_path: Path):
+    """A process that has started a server: itself, and what it printed of that."""
     code = f"""
-import sys, time
+import json, sys, time
 from rlinf_lite.cluster.forks.client import ForkServer
 server = ForkServer({worker_env(ClusterConfig(), "cpu")!r})
-print(server.pid, flush=True)
+print(json.dumps({{"pid": server.pid, "python": server.python}}), flush=True)
 time.sleep(60)
 """
-    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    server = psutil.Process(int(driver.stdout.readline()))
-    assert f"forks.server {driver.pid} " in " ".join(server.cmdline())
-    driver.kill()
-    driver.communicate()
+    (tmp_path / "torch.py").write_text("raise AssertionError('a file of the working directory')")
+    process = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    with process:
+        yield process, SimpleNamespace(**said(process))
+        process.kill()
+
+
+def test_a_server_ends_with_its_driver(driver):
+    """Also while it is still importing. A driver that is killed closes nothing itself."""
+    process, started = driver
+    server = psutil.Process(started.pid)
+    assert f"forks.server {process.pid} " in " ".join(server.cmdline())
+    process.kill()
+    process.wait(10)
     server.wait(10)
+
+
+def test_files_of_the_working_directory_hide_nothing(start, driver):
+    assert said(start(driver[1]))["forked"]
 
 
 def test_a_machine_with_a_gpu_does_not_fork(monkeypatch):
