@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from rlinf_lite.cluster.forks.client import MODULE
+
 _END_SECONDS = 5.0
 _PR_SET_CHILD_SUBREAPER = 36
 _starter: int | None = None
@@ -64,7 +66,7 @@ def roots(driver: int) -> list[psutil.Process]:
 
 def _fork_servers(driver: int) -> list[psutil.Process]:
     """The driver's fork server, above its workers."""
-    name = f"rlinf_lite.cluster.forks.server {driver} "
+    name = f"{MODULE} {driver} "
     return [child for child in psutil.Process().children() if name in command(child)]
 
 

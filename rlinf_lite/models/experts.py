@@ -13,8 +13,7 @@ from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_f
 from rlinf_lite.models.head import MIN_ROWS
 
 NAME = "rlinf_lite"
-
-
+"""As transformers knows it."""
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 

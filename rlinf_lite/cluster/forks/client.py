@@ -16,7 +16,7 @@ from rlinf_lite.cluster.forks import shim
 
 TEMPLATE_VARIABLE = "RLINF_LITE_FORK_SERVER"
 """Names a running server that becomes the driver's by forking, without importing anything again. For tests."""
-_MODULE = "rlinf_lite.cluster.forks.server"
+MODULE = "rlinf_lite.cluster.forks.server"
 _END_SECONDS = 5.0
 
 
@@ -45,7 +45,7 @@ class ForkServer:
         with theirs:
             files = listener.fileno(), theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, *_options(), "-m", _MODULE, str(os.getpid()), *map(str, files)],
+                [sys.executable, *_options(), "-m", MODULE, str(os.getpid()), *map(str, files)],
                 env=environment,
                 pass_fds=files,
                 stdin=subprocess.DEVNULL,

@@ -6,7 +6,8 @@ DRIVER is the process id of the one that it serves, for process lists. Then come
 asked, on which requests wait while it imports, and of a socket to the driver. When that one closes, the server kills
 its workers and ends.
 
-A process that runs threads must not be forked, and one that has used CUDA cannot be: this one only imports.
+A process that runs threads must not be forked, and one that has used CUDA cannot be. This one only imports; if that has
+started threads, as it does with more than one per worker, it ends, and workers are started in the plain way.
 """
 
 from __future__ import annotations
@@ -210,6 +211,8 @@ def main(listener: int, control: int) -> int:
     with quick_imports():
         for module in _PRELOADED:
             importlib.import_module(module)
+    if len(os.listdir("/proc/self/task")) > 1:
+        return 0
     _prctl(_SIGNAL_OF_PARENTS_DEATH, 0)
     return _serve(socket.socket(fileno=listener), driver)
 

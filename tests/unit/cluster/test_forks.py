@@ -127,6 +127,15 @@ def test_a_server_ends_with_its_driver(driver):
     server.wait(10)
 
 
+def test_a_server_in_which_threads_run_does_not_fork(start):
+    """As with two per worker: libraries start one when they are imported."""
+    settings = worker_env(ClusterConfig(threads_per_worker=2), "cpu")
+    server = ForkServer(settings)
+    process = start(server, **settings)
+    assert not said(process)["forked"]
+    server.close()
+
+
 def test_files_of_the_working_directory_hide_nothing(start, driver):
     assert said(start(driver[1]))["forked"]
 
