@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
@@ -25,7 +26,8 @@ MODEL = "model"
 
 DESCRIPTION = """\
 Write the weights of a Hugging Face directory as a checkpoint (global_step_0) that holds a model and nothing else:
-a run starts from it with runner.resume_dir=.../global_step_0 runner.resume_mode=weights.
+a run starts from it with runner.resume_dir=.../global_step_0 runner.resume_mode=weights. The model is a policy; a
+critic needs no conversion, a run takes its Hugging Face directory as critic.model.model_path.
 
 example:
   python toolkits/ckpt_convertor/convert_hf_to_dcp.py --hf_path Qwen2.5-1.5B --output_path logs/base/checkpoints
@@ -59,7 +61,9 @@ def convert(
     Raises:
         UserError, OSError: nothing was committed.
     """
-    names = WeightNames.of(build_on_meta(load_config(directory, None), "fp32"))
+    config = load_config(directory, None)
+    _check_policy(config, directory)
+    names = WeightNames.of(build_on_meta(config, "fp32"))
     source = HfWeights(directory, names, where=f"--hf_path {directory}")
     source.check_ties()
     tensors = {name: _meta(source, name, dtype) for name in names.shapes}
@@ -73,6 +77,17 @@ def convert(
         STEP, {MODEL: tensors}, info={"tied": names.tied, "model_path": model_path}, resolve=resolve_one
     )
     return report, source.unused
+
+
+def _check_policy(config: PretrainedConfig, directory: Path) -> None:
+    """Refuse a critic: with tied embeddings its weights suffice for a causal LM, which nobody has trained."""
+    if classifiers := [name for name in config.architectures or () if name.endswith("Classification")]:
+        raise ConfigError(
+            f"holds a {classifiers[0]}, and only a causal LM becomes a checkpoint of weights",
+            key="--hf_path",
+            value=directory,
+            remedy="a critic needs no conversion: a run takes this directory as critic.model.model_path",
+        )
 
 
 def _meta(source: HfWeights, name: str, dtype: torch.dtype | None) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from rlinf_lite import fingerprints
 from rlinf_lite.errors import ConfigError
@@ -85,6 +86,23 @@ def check_length(config: PretrainedConfig, seq_length: int, asked: str | None = 
         raise ConfigError(
             f"{asked or f'runner.seq_length={seq_length}'}: the model has positions for {positions} tokens "
             f"(max_position_embeddings in its config.json); use at most {positions}, for prompt and response together"
+        )
+
+
+def check_critic(config: PretrainedConfig, directory: Path) -> None:
+    """Check that a critic can be built on the architecture that ``directory`` holds. Imports no model.
+
+    Raises:
+        ConfigError: transformers has no token classifier of this type.
+    """
+    if config.model_type not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES:
+        raise ConfigError(
+            f"transformers has no token classifier for the model type {config.model_type}, which the critic's values "
+            "need",
+            key="critic.model.model_path",
+            value=directory,
+            remedy="give a model of a type that has one, such as Llama, Mistral, Qwen 2 and 3, Gemma or GPT-2; it must "
+            "have the policy's tokenizer",
         )
 
 

@@ -118,6 +118,7 @@ def _read_models(actor: ActorConfig, critic: CriticConfig, engine: RolloutModelC
     if critic.use_critic_model:
         critic_dir = _model_dir(critic.model.model_path, "critic.model.model_path")
         critic_config = hf_directory.load_config(critic_dir, critic.model.model_type, "critic")
+        hf_directory.check_critic(critic_config, critic_dir)
         hf_directory.check_length(critic_config, seq_length)
     return _Models(
         policy_dir=policy_dir,

@@ -1,8 +1,9 @@
 """MaxRL: rewards normalized by their group's mean. Tajwar et al., "Maximum Likelihood Reinforcement Learning", arXiv
-2602.02710.
+2602.02710, Algorithm 1, with the 1e-6 of the authors' code.
 
-For rewards of 0 and 1, dividing by the group's success rate makes the expected gradient that of the truncated series
-of log p (p: the probability of a correct response) instead of that of p. With few successes they weigh more.
+For rewards of 0 and 1, dividing by the group's success rate makes the expected gradient that of the first N - 1 terms
+of the series of log s (s: the probability of a correct response, N: the group's size), namely
+(1 + (1 - s) + ... + (1 - s)^(N-2)) ds, instead of ds. With few successes they weigh more.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from pathlib import Path
 from typing import get_args
@@ -98,6 +100,19 @@ def test_maxrl_without_success_is_zero_and_refuses_negative_rewards():
     with pytest.raises(ConfigError, match=r"algorithm\.adv_type=maxrl: .* a reward is -1; grade with rewards"):
         credit(graded([[-1.0, 1.0]]), adv_type="maxrl")
     credit(graded([[-1.0, 1.0, 0.0]], counted=[[0, 1, 1]]), adv_type="maxrl")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("success", [0.1, 0.5, 0.9])
+def test_the_expected_gradient_of_maxrl_is_the_truncated_series_of_log_s(size, success):
+    """Over all outcomes of a group: log p(outcome) has the slope 1 / s for a success, -1 / (1 - s) for a failure."""
+    slope = 0.0
+    for outcome in itertools.product([0.0, 1.0], repeat=size):
+        weights = advantages(graded([outcome], tokens=[[1] * size]), adv_type="maxrl")
+        chance = math.prod(success if reward else 1 - success for reward in outcome)
+        slopes = [1 / success if reward else -1 / (1 - success) for reward in outcome]
+        slope += chance * sum(weight * one for weight, one in zip(weights, slopes, strict=True)) / size
+    assert slope == pytest.approx(sum((1 - success) ** term for term in range(size - 1)), rel=1e-5)
 
 
 def test_reinpp_by_hand():

@@ -80,3 +80,13 @@ def test_what_is_refused(make_model, base_of, critic_of, to_hf, assert_refused, 
     answer = to_hf(dcp_path=section, output_path=out, base_model=base_of(make_model("gpt2"), "gpt"))
     assert_refused(answer, "a checkpoint of another model than --base_model", "missing: transformer.wte.weight")
     assert not out.exists()
+
+
+def test_a_critic_becomes_no_policy(make_model, base_of, critic_of, to_hf, to_dcp, assert_refused, tmp_path):
+    """Its embeddings are those of a policy with tied ones, so its weights would do for one."""
+    model, out = make_model(tied=True), tmp_path / "out"
+    _, section = critic_of(model, critic_model_path=str(base_of(model)))
+    assert to_hf(dcp_path=section, output_path=out)[0] == 0
+    answer = to_dcp(hf_path=out, output_path=tmp_path / "again")
+    assert_refused(answer, f"--hf_path={out}: holds a LlamaForTokenClassification", "as critic.model.model_path")
+    assert not (tmp_path / "again").exists()

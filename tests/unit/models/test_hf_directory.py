@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, LlamaConfig
+from transformers import CohereConfig, GPT2Config, LlamaConfig
 
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.models import hf_directory
@@ -40,6 +40,13 @@ def test_model_type_must_be_the_directories(tiny_directory):
         hf_directory.load_config(path, "llama")
     for accepted in ("qwen2", "qwen2.5", None):
         assert hf_directory.load_config(path, accepted).model_type == "qwen2"
+
+
+def test_the_type_of_a_critic_has_a_token_classifier(tmp_path):
+    for config in (GPT2Config(), LlamaConfig()):
+        hf_directory.check_critic(config, tmp_path)
+    with pytest.raises(ConfigError, match=r"critic\.model\.model_path=.*no token classifier for .* cohere"):
+        hf_directory.check_critic(CohereConfig(), tmp_path)
 
 
 @pytest.mark.parametrize("of", [GPT2Config(n_positions=64), LlamaConfig(max_position_embeddings=64)])

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
+from rlinf_lite.checkpoint.storage import storage_path
 from rlinf_lite.config import OptimConfig
 from rlinf_lite.config.compose import load
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.directories import make_directories
-from rlinf_lite.recovery.prepare import _log_if_never_warm
+from rlinf_lite.recovery.prepare import _log_if_never_warm, prepare
 
 LONG = f"/tmp/{'x' * 60}"
 
@@ -64,6 +66,14 @@ def test_a_probe_is_no_way_to_another_file(tmp_path):
     directories = make_directories(load([f"runner.output_dir={tmp_path}/a"]).runner)
     assert [path.name for path in directories.made] == ["a", "grpo-tiny-arithmetic", "checkpoints"]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_critic_that_transformers_cannot_build_is_refused_before_workers_start(tmp_path):
+    AutoConfig.for_model("cohere", num_hidden_layers=1).save_pretrained(tmp_path)
+    critic = ["critic.use_critic_model=true", "algorithm.adv_type=gae", f"critic.model.model_path={tmp_path}"]
+    said = r"critic\.model\.model_path=.*: .*no token classifier for the model type cohere.*; give a model of a type"
+    with pytest.raises(ConfigError, match=said):
+        prepare(load(critic), storage_path(tmp_path / "checkpoints"))
 
 
 @pytest.mark.parametrize(("warmup", "said"), [(3, ""), (4, "note: actor.optim.lr_warmup_steps=4: the run has 4")])
