@@ -27,6 +27,10 @@ class ClusterConfig(Section):
     """Actors and the builtin engine use only kernels that torch calls deterministic. An operation without one on this
     device ends the run with its name (exit code 2). false: torch may choose kernels that sum in a varying order, so
     two equal runs, and a resumed one, may differ. For vLLM see ``rollout.batch_invariant``."""
+    self_check: Neutral[bool] = True
+    """Before the first step check that engine and update repeat their bits on this hardware. The builtin engine
+    generates a small made-up batch twice and in another composition, the actor computes log-probs and a gradient
+    twice; a line of the log gives the result, or the first operation that differs. Nothing of the run changes."""
     weight_sync: Neutral[Literal["auto", "object_store", "collective"]] = "auto"
     """How weights travel from actor to rollout workers. ``object_store``: Ray's object store (shared memory on one
     node); ``collective``: a broadcast over gloo or NCCL, which needs separate GPUs."""

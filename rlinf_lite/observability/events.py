@@ -21,7 +21,8 @@ START, RESUME, RESTART, RECOVERED, BACK, STOP = "start", "resume", "restart", "r
 step; steps that are repeated; a stop request."""
 SAVE, SAVE_FAILED = "save", "save failed"
 """A checkpoint was committed, with its cost as figures; or it could not be saved."""
-
+CHECK = "self-check"
+"""What the self-check at the start found."""
 
 RECOVERY_SECONDS = "time/recovery"
 """The figure of a `RECOVERED` event."""

@@ -48,6 +48,7 @@ from rlinf_lite.runner.policies import SaveRequest, policies
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.sampling import StepSource
 from rlinf_lite.runner.saving import Saver
+from rlinf_lite.runner.self_check import SelfCheck
 from rlinf_lite.training.batch import SplitSettings
 from rlinf_lite.types import Column, Sampling
 
@@ -119,6 +120,7 @@ class Build:
             split=SplitSettings.of(config.algorithm, config.runner, seed=config.actor.seed),
             generation=generation,
             weights=workers.weight_sync(),
+            self_check=SelfCheck(config, workers.rollouts, workers.trainers, self.events.add),
             replicas=MemoryReplicas(workers.trainers, workers.session)
             if config.runner.checkpoint.memory_replicas
             else None,

@@ -22,6 +22,7 @@ from rlinf_lite.runner.models import Models
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.sampling import StepSource
 from rlinf_lite.runner.saving import Saver
+from rlinf_lite.runner.self_check import SelfCheck
 from rlinf_lite.training.batch import SplitSettings, StepBatch
 from rlinf_lite.types import Group, Prompt, Response
 
@@ -37,6 +38,7 @@ class Runner:
     split: SplitSettings
     generation: Generation
     weights: WeightSync
+    self_check: SelfCheck
     replicas: MemoryReplicas | None
     validation: Validation
     hub: MetricHub
@@ -72,6 +74,7 @@ class Runner:
         with self.stop.abandonable():
             with timer.phase("sync"):
                 self.weights.publish(step - 1)
+            self.self_check.run_once(step - 1)
             sampled = self.source.sample(step, self.progress.cursor, timer)
             with timer.phase("rollout"):
                 self.generation.rest()

@@ -41,6 +41,8 @@ def run_digest(output_dir: Path, *overrides: str) -> str:
     environment = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
+    checked = "\nreproducible: yes; engine and trainer agree: yes ("
+    assert done.stdout.count(checked) == done.stdout.count("reproducible: ") == 1, done.stdout
     run = output_dir / "grpo-tiny-arithmetic"
     rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
     gaps = [row[GAP] for row in rows if GAP in row]

@@ -59,6 +59,7 @@ def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
     kill(run, "rollout", 0)
     printed += finish(run, process)
     assert "Traceback" not in printed
+    assert printed.count("reproducible: yes") == printed.count("reproducible: ") == 1, "once, not for replaced workers"
     assert printed.count("ActorGroup rank 1 was lost") == printed.count("RewardGroup rank 0 was lost") == 1
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("step ")] == [
         f"{step}/8" for step in range(1, 9)

@@ -110,6 +110,7 @@ def test_another_number_of_actor_ranks(straight, new_run, actors):
     printed = run.finish(AUTO, "runner.max_steps=5", "runner.resume_allow_changes=[actor.optim.total_training_steps]")
     assert "stepped over a damaged checkpoint" in printed and "__1_0.distcp" in printed
     assert "resumed from global_step_4" in printed and "saved by 2 actor ranks" in printed
+    assert "reproducible: yes; engine and trainer agree: yes (" in printed, "a resume checks itself, too"
     # The weights are the same, the prompts and the noise too: so are the tokens of the first step after the resume.
     assert run.samples() == [row for row in straight.samples() if row["step"] == 5]
 

@@ -1,18 +1,14 @@
-"""Models with the heads of Qwen2.5-0.5B for tests on a GPU, smaller ones for the same tests on a CPU; and `Twice`."""
+"""Models with the heads of Qwen2.5-0.5B for tests on a GPU, smaller ones for the same tests on a CPU."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from rlinf_lite import numerics
@@ -22,51 +18,6 @@ SHAPES = {
     "cuda": {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14},
     "cpu": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
 }
-NOT_COMPARED = ("empty", "new_empty", "_local_scalar", "detach", "alias", "view", "_unsafe_view", "expand", "slice")
-"""Operations whose outputs are uninitialized, or that only make views."""
-
-
-class Twice(TorchDispatchMode):
-    """Runs every operation twice, the second time with outputs full of NaN, and counts those whose results differ."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-        self.differ: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, kwargs = str(func).removeprefix("aten."), kwargs or {}
-        if name.startswith(NOT_COMPARED):
-            return func(*args, **kwargs)
-        again = (args, kwargs)
-        if func._schema.is_mutable:
-            again = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, again)
-        out = func(*args, **kwargs)
-        first = _tensors(out)
-        poison = [torch.full_like(x, float("nan") if x.is_floating_point() else 1) for x in first]
-        del poison  # the allocator gives these blocks to the second call
-        second = _tensors(func(*again[0], **again[1]))
-        self.seen[name] += 1
-        # Behind the output of an attention's forward pass are seeds and offsets, which nothing uses without dropout.
-        compared = 1 if "attention" in name and "backward" not in name else None
-        pairs = list(zip(first, second, strict=True))[:compared]
-        self.differ[name] += not all(_equal(one, other) for one, other in pairs)
-        return out
-
-
-def _tensors(out) -> list[Tensor]:
-    return [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
-
-
-@pytest.fixture
-def twice() -> type[Twice]:
-    return Twice
 
 
 @pytest.fixture

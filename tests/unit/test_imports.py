@@ -34,7 +34,7 @@ LEVELS = [
     {"weights"},
     {"data", "models"},
     {"training", "rollout"},
-    {"eval", "export", "report"},
+    {"eval", "export", "report", "selfcheck"},
     {"cluster"},
     {"runner", "recovery"},
     {"launch", "parent"},

@@ -11,6 +11,7 @@ from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
 from rlinf_lite.config import RolloutConfig, SamplingConfig, TokenizerConfig
+from rlinf_lite.selfcheck.records import EngineCheck
 from rlinf_lite.types import GenerationBatch, Group
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
@@ -56,6 +57,10 @@ class RolloutWorkers(WorkerGroup):
     def queue(self) -> WorkQueue[Key, GenerationBatch, list[Group]]:
         """A queue of generation batches, each for whichever engine is free."""
         return WorkQueue(self, self.start_generate)
+
+    def self_check(self) -> list[EngineCheck]:
+        """Let every engine generate the same made-up batch; waits, and raises as `wait_all`."""
+        return self.call("self_check")
 
     def sleep(self) -> None:
         """Let every engine free its memory until the next weights come."""

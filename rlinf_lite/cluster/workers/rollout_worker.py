@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from rlinf_lite import faults
@@ -13,7 +15,10 @@ from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
-from rlinf_lite.types import GenerationBatch, Group
+from rlinf_lite.selfcheck.engine import check_engine
+from rlinf_lite.selfcheck.made_up import SMALL, batch_of, end_tokens, made_up_groups
+from rlinf_lite.selfcheck.records import EngineCheck
+from rlinf_lite.types import GenerationBatch, Group, Sampling
 from rlinf_lite.weights.checksum import Checksums, added, checksums, first_difference
 from rlinf_lite.weights.names import named_weights, weight_shapes
 from rlinf_lite.weights.pieces import WeightPiece
@@ -48,18 +53,19 @@ class RolloutWorker:
         tokenizer = hf_directory.load_tokenizer(
             hf_directory.resolve(self._tokenizer, "actor.tokenizer.tokenizer_model")
         )
-        self.engine: RolloutEngine = build_engine(
-            self.config,
-            self.model,
-            tokenizer,
+        self._build = functools.partial(
+            build_engine,
+            model=self.model,
+            tokenizer=tokenizer,
             seq_length=seq_length,
             sampling=sampling,
             model_dir=model_dir,
             shapes=shapes,
-            eos_ids=vocabulary.eos_ids(model_dir, tokenizer),
             device=self.device,
-            materialize=build.materialize,
         )
+        eos_ids = vocabulary.eos_ids(model_dir, tokenizer)
+        self.engine: RolloutEngine = self._build(self.config, eos_ids=eos_ids, materialize=build.materialize)
+        self._checked_with = Sampling(**vars(sampling)), seq_length
         comparable = self.engine.held_weights() is not None
         return EngineSetup(compute=compute_capability(self.device), weights=shapes, comparable=comparable)
 
@@ -107,6 +113,19 @@ class RolloutWorker:
         """Sample the responses of one generation batch."""
         faults.reach(f"rollout.{batch.stream}", step=batch.step, rank=self.rank)
         return self.engine.generate(batch)
+
+    def self_check(self) -> EngineCheck:
+        """Check the builtin engine, as `check_engine`; with vLLM only make up responses for the trainers' check."""
+        vocab_size = self.model.config.get_text_config().vocab_size
+        batch = batch_of(SMALL[self.device.type], vocab_size, *self._checked_with)
+        if self.config.rollout_backend != "builtin":
+            return EngineCheck(groups=made_up_groups(batch, vocab_size), is_checked=False)
+        return check_engine(functools.partial(self._engine_to_check, end_tokens(vocab_size)), batch)
+
+    def _engine_to_check(self, eos_ids: frozenset[int], *, eager: bool) -> RolloutEngine:
+        """A builtin engine over the same model, which returns log-probs."""
+        config = self.config.model_copy(update={"return_logprobs": True, "enforce_eager": eager})
+        return self._build(config, eos_ids=eos_ids, materialize=lambda *_: None)
 
     def sleep(self) -> None:
         """Free memory: nothing more is generated before the next weights come."""

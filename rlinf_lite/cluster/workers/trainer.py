@@ -12,6 +12,8 @@ from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
 from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.records import RankLayout, TrainerSetup
+from rlinf_lite.selfcheck.records import UpdateCheck
+from rlinf_lite.types import Group
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
     from rlinf_lite.checkpoint import LoadReport, SaveError, SaveReport
@@ -111,6 +113,18 @@ class Trainers:
             calls += group.start_each("load_replica", args)
         report: LoadReport = wait_all(calls)[0]
         return report
+
+    # -- self-check
+
+    def self_check(self, responses: Sequence[Group]) -> list[list[UpdateCheck]]:
+        """Let every rank compute with the same made-up responses, see `check_update`: results of each group."""
+        started = [group.start("self_check", responses) for group in self.groups]
+        return [wait_all(calls) for calls in started]
+
+    def first_operations(self, responses: Sequence[Group]) -> list[str | None]:
+        """Look for the first operation of `self_check` that does not repeat its bits: one name, or None, per group."""
+        started = [group.start("first_operation", responses) for group in self.groups]
+        return [next(filter(None, wait_all(calls)), None) for calls in started]
 
     # -- facts
 

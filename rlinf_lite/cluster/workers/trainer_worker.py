@@ -6,7 +6,7 @@ import gc
 import resource
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,11 +37,13 @@ from rlinf_lite.cluster.workers.records import RankLayout, StoreAddress, Trainer
 from rlinf_lite.cluster.workers.rendezvous import join_store, serve_store
 from rlinf_lite.config import CheckpointConfig, ClusterConfig, OptimConfig
 from rlinf_lite.errors import NotFinite
+from rlinf_lite.selfcheck.records import UpdateCheck
+from rlinf_lite.selfcheck.update import check_update, update_operations
 from rlinf_lite.ties import tied_names
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.training.lr import learning_rate
 from rlinf_lite.training.update import UpdateReport, update
-from rlinf_lite.types import RankBatch
+from rlinf_lite.types import Group, RankBatch
 from rlinf_lite.weights.names import weight_shapes
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -188,6 +190,16 @@ class TrainerWorker(ABC):
             return report
         except NotFinite as error:
             raise NotFinite(f"step {step}: {error}") from None
+
+    # -- self-check
+
+    def self_check(self, responses: Sequence[Group]) -> UpdateCheck:
+        """Compute twice with made-up responses; nothing that training changes is different afterwards. Collective."""
+        return check_update(self.trainer, self._loss, responses)
+
+    def first_operation(self, responses: Sequence[Group]) -> str | None:
+        """Run every operation of `self_check` twice; return the first one that differs. Collective."""
+        return update_operations(self.trainer, self._loss, responses).first
 
     # -- checkpoints
 

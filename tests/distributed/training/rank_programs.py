@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from rlinf_lite.algorithms import build_algorithm
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.config import Config
+from rlinf_lite.selfcheck.records import UpdateCheck
+from rlinf_lite.selfcheck.update import check_update, update_operations
 from rlinf_lite.ties import tied_names
 from rlinf_lite.training import lr
 from rlinf_lite.training.batch import SplitSettings, StepBatch
@@ -241,3 +244,50 @@ def train_on_a_nan(
     except FloatingPointError as raised:
         error = str(raised)
     return before, error, trainer.bad_state()
+
+
+def train_and_check(
+    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], advantages: Tensor, checks: bool
+) -> dict[str, Any]:
+    """Two steps; with ``checks`` a self-check before each, and every operation twice before the second."""
+    trained = Trained(mesh, model_dir, config)
+    reports, found = [], []
+    for number in (1, 2):
+        if checks:
+            found.append(check_update(trained.trainer, trained.loss, groups))
+            assert all(param.grad is None for param in trained.trainer.model.parameters())
+        if checks and number == 2:
+            twice = update_operations(trained.trainer, trained.loss, groups)
+            assert twice.first is None and twice.seen.total() > 100, twice.differ
+        reports += trained.step(groups, advantages, number)
+    return {**snapshot(trained.trainer), "reports": reports, "checks": found, "random": torch.rand(4)}
+
+
+_counter = itertools.count(1)
+
+
+@torch.library.custom_op("rlinf_lite_test::noisy", mutates_args=(), schema="(Tensor x) -> Tensor")
+def _noisy(x):
+    return x * (1.0 + 1e-3 * next(_counter))
+
+
+class _NoisyBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _noisy(grad)
+
+
+def check_with_noise(
+    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], advantages: Tensor, noisy_rank: int
+) -> tuple[UpdateCheck, str | None]:
+    """A self-check with an operation in one rank's backward pass that never repeats; and the name that is found."""
+    trained = Trained(mesh, model_dir, config)
+    if mesh.get_local_rank() == noisy_rank:
+        embeddings = trained.trainer.model.get_input_embeddings()
+        embeddings.register_forward_hook(lambda module, inputs, output: _NoisyBackward.apply(output))
+    check = check_update(trained.trainer, trained.loss, groups)
+    return check, update_operations(trained.trainer, trained.loss, groups).first

@@ -65,7 +65,7 @@ def validated_by_the_loop(config: Config, problems, step: int) -> list[Generatio
     progress.step = step
     unused = (
         *("source", "algorithm", "models", "trainers", "split", "log_rollouts"),
-        *("replicas", "hub", "samples", "saver", "stop", "between_steps"),
+        *("self_check", "replicas", "hub", "samples", "saver", "stop", "between_steps"),
     )
     runner = Runner(
         generation=Generation(rollouts=engines, rewards=Graders(), enable_sleep=False, max_failed_fraction=0.0),

@@ -1,0 +1,83 @@
+"""The trainer's half of the self-check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from rlinf_lite.algorithms import Loss
+from rlinf_lite.checkpoint import rng
+from rlinf_lite.selfcheck.records import UpdateCheck
+from rlinf_lite.selfcheck.twice import Twice
+from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.fsdp.trainer import FsdpTrainer
+from rlinf_lite.types import Column, Group, MiniBatch, TokenBatch
+from rlinf_lite.weights.checksum import Checksums, checksums, first_difference
+from rlinf_lite.weights.pieces import WeightPiece
+
+
+def check_update(trainer: FsdpTrainer, loss: Loss, groups: Sequence[Group]) -> UpdateCheck:
+    """Compute log-probs (or values) and the gradient of one unit twice. Collective: every rank gets the same.
+
+    What training changes is afterwards as before: parameters, optimizer state, counters, RNG state, no gradients.
+    """
+    batch, unit = _unit(groups)
+    one_M, two_M = (trainer.forward([unit])[0].numpy() for _ in range(2))
+    one, two = (_gradient(trainer, loss, _with_columns(batch, one_M)) for _ in range(2))
+    difference = None
+    if one_M.tobytes() != two_M.tobytes():
+        difference = "a forward pass differs when computed again"
+    elif (name := first_difference(one, two)) is not None:
+        difference = f"the gradient of {name} differs when computed again"
+    return UpdateCheck(values_M=one_M, difference=difference)
+
+
+def update_operations(trainer: FsdpTrainer, loss: Loss, groups: Sequence[Group]) -> Twice:
+    """Compute what `check_update` does once, with every operation run twice. Collective."""
+    batch, unit = _unit(groups)
+    with Twice(replay=True) as found:
+        _gradient(trainer, loss, _with_columns(batch, trainer.forward([unit])[0].numpy()))
+    return found
+
+
+def _unit(groups: Sequence[Group]) -> tuple[StepBatch, TokenBatch]:
+    num_rows = sum(len(group.responses) for group in groups)
+    settings = SplitSettings(
+        num_minibatches=1, shuffle_seed=None, rows_for_forward=num_rows, rows_for_update=num_rows, max_tokens=None
+    )
+    batch = StepBatch(groups, [True] * num_rows, step=0, settings=settings)
+    return batch, batch.for_forward()[0]
+
+
+def _with_columns(batch: StepBatch, found_M: np.ndarray) -> MiniBatch:
+    """The unit with every column that a loss may read: advantages of both signs, and a reference that differs."""
+    values_M, num_tokens_N = torch.from_numpy(found_M), torch.from_numpy(batch.num_tokens_N)
+    advantage_M = (1.0 - 2.0 * (torch.arange(len(num_tokens_N)) % 2)).repeat_interleave(num_tokens_N)
+    columns = dict.fromkeys(Column, values_M) | {
+        Column.ADVANTAGE: advantage_M,
+        Column.RETURN: advantage_M,
+        Column.REF_LOGPROB: values_M - 0.25,
+    }
+    return batch.for_update(columns, batch.num_tokens_N > 0)[0]
+
+
+def _gradient(trainer: FsdpTrainer, loss: Loss, batch: MiniBatch) -> Checksums:
+    """Checksums of this rank's shard of the gradient, which is dropped."""
+    before = rng.capture()
+    trainer.forward_backward(batch.units, loss, batch.norm)
+    found = checksums(
+        WeightPiece(name, 0, _local(param.grad))
+        for name, param in trainer.model.named_parameters()
+        if param.grad is not None
+    )
+    trainer.optimizer.zero_grad()
+    rng.restore(before)
+    return found
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
