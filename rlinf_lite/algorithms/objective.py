@@ -65,9 +65,9 @@ class PolicyLoss:
                 loss = loss - config.entropy_bonus * reduce(entropy_M)
             means["policy/entropy"] = entropy_M
         if (engine_M := inputs.columns.get(Column.ENGINE_LOGPROB)) is not None:
-            # With old log-probs from the engine itself, the update's own forward pass is the trainer's side of the gap.
-            trainer_M = old_M if config.recompute_logprobs else logprob_M
-            means["policy/rollout_logprob_gap"] = (trainer_M - engine_M).abs()
+            # Not of the old log-probs, which may be the engine's own. In the first mini-batch the weights are the
+            # engine's, and that one is logged.
+            means["policy/rollout_logprob_gap"] = (logprob_M - engine_M).abs()
         return LossOutputs(loss=loss, shares=shares | {"loss/total": loss.detach()}, token_sums=token_sums(means))
 
 

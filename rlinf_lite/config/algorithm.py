@@ -57,7 +57,8 @@ class AlgorithmConfig(Section):
     logprob_forward_micro_batch_size: Count = 8
     """Rows of a micro-batch when log-probs are recomputed."""
     recompute_logprobs: bool = True
-    """Old log-probs are computed with the actor's weights before the update; false: taken from the rollout engine."""
+    """Old log-probs are computed with the actor's weights before the update, unless the engine's are known to be
+    bitwise identical (see docs/numerics.md); false: always taken from the rollout engine."""
     shuffle_rollout: bool = False
     """Shuffle the rows before they are split into mini-batches (a pure function of seed and step)."""
     path: Neutral[PathText | None] = None

@@ -24,6 +24,7 @@ from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, log_line
 from rlinf_lite.observability.hub import METRICS_FILE
 from rlinf_lite.recovery.identity import carried_on
+from rlinf_lite.recovery.logprobs import engine_is_exact, old_from_engine
 from rlinf_lite.recovery.prepare import Prepared
 from rlinf_lite.recovery.records import BEGAN_AFTER, model_paths
 from rlinf_lite.recovery.resume import (
@@ -160,8 +161,9 @@ class Build:
 
     def _models(self, workers: Workers, algorithm: Algorithm) -> Models:
         config = self.config
-        needs = set(algorithm.needs)
-        if config.rollout.return_logprobs:
+        device = workers.session.device
+        needs, from_engine = set(algorithm.needs), old_from_engine(config, device)
+        if config.rollout.return_logprobs or from_engine:
             needs.add(Column.ENGINE_LOGPROB)
         if config.algorithm.n_minibatches > 1:
             needs.add(Column.OLD_LOGPROB)
@@ -169,7 +171,8 @@ class Build:
             policy=workers.trainers.policy,
             critic=workers.trainers.critic,
             needs=frozenset(needs),
-            old_from_engine=not config.algorithm.recompute_logprobs,
+            old_from_engine=from_engine,
+            engine_is_exact=engine_is_exact(config, device),
             critic_warmup_steps=config.algorithm.critic_warmup_steps,
         )
 

@@ -21,6 +21,7 @@ from rlinf_lite.cluster.workers.trainer import Trainers
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import log_line
+from rlinf_lite.recovery.logprobs import old_from_engine
 
 if TYPE_CHECKING:
     from rlinf_lite.cluster.weight_sync import WeightSync
@@ -195,13 +196,16 @@ def start_workers(config: Config, session: Session, workers_file: Path) -> Worke
     tokenizer = actor.tokenizer
     spares = Spares(session, "rlinf_lite.cluster.workers.warm_up:warm_up", actor.model, tokenizer)
     sampling, seq_length = algorithm.sampling_params, config.runner.seq_length
+    engine = config.rollout
+    if old_from_engine(config, session.device):
+        engine = engine.model_copy(update={"return_logprobs": True})
     policy = PolicyWorkers(actor, algorithm, checkpoint, session, spares)
     critic = None
     if config.critic.use_critic_model:
         critic = CriticWorkers(config.critic, algorithm, checkpoint, session, spares, seed=actor.seed)
     return Workers(
         Trainers(policy, critic),
-        RolloutWorkers(config.rollout, tokenizer, session, spares, sampling=sampling, seq_length=seq_length),
+        RolloutWorkers(engine, tokenizer, session, spares, sampling=sampling, seq_length=seq_length),
         RewardWorkers(config.reward, session, spares),
         spares=spares,
         session=session,

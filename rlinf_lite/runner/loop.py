@@ -102,6 +102,7 @@ class Runner:
                 "progress/step_tokens": sampled.num_tokens,
             }
         )
+        self.models.check_gap(step, after.unlogged)
         self.complete(after, timer)
         self.log_samples(step, sampled.candidates)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlinf_lite.training.update import UpdateReport
 
 Metrics = dict[str, float | int]
+GAP = "policy/rollout_logprob_gap"
 
 
 def rollout_metrics(groups: Sequence[Group], prefix: str = "") -> Metrics:
@@ -87,8 +88,8 @@ def update_metrics(reports: Sequence[Sequence[UpdateReport]], prefix: str = "opt
     metrics: Metrics = {}
     if per_minibatch:
         metrics = {key: float(np.mean([values[key] for values in per_minibatch])) for key in per_minibatch[0]}
-    if (gap := "policy/rollout_logprob_gap") in metrics:
-        metrics[gap] = per_minibatch[0][gap]  # later ones may be compared with weights that the engine never had
+    if GAP in metrics:
+        metrics[GAP] = per_minibatch[0][GAP]  # later ones are compared with weights that the engine never had
     metrics[f"{prefix}/lr"] = reports[-1][0].lr
     norms = [ranks[0].grad_norm for ranks in reports if not ranks[0].skipped]
     if norms:

@@ -13,7 +13,8 @@ from torch import Tensor
 from rlinf_lite.cluster.group import Call, wait_all
 from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
-from rlinf_lite.observability import PhaseTimer
+from rlinf_lite.observability import PhaseTimer, log_line
+from rlinf_lite.runner.metrics import GAP, Metrics
 from rlinf_lite.training.batch import StepBatch
 from rlinf_lite.types import Column, TokenBatch
 
@@ -42,9 +43,12 @@ class Models:
     needs: frozenset[Column]
     """Columns that the algorithm, or more than one mini-batch, needs from before the update."""
     old_from_engine: bool
-    """The engine's log-probs are the old ones: ``algorithm.recompute_logprobs`` is false."""
+    """The engine's log-probs are the old ones, and are not recomputed."""
+    engine_is_exact: bool
+    """The engine's log-probs should be the policy's, bit for bit."""
     critic_warmup_steps: int
     """In the first steps only the critic is trained."""
+    _warned: bool = False
 
     def columns(self, batch: StepBatch, timer: PhaseTimer) -> dict[Column, Tensor]:
         """Compute the columns of the whole step that are needed."""
@@ -97,3 +101,20 @@ class Models:
             for name, calls in started.items():
                 reports[name].append(wait_all(calls))
         return UpdateReports(policy=reports["policy"], critic=reports["critic"])
+
+    def check_gap(self, step: int, metrics: Metrics) -> None:
+        """Warn, once, if the engine's log-probs differ from the policy's, of which they should be the very bits."""
+        gap = metrics.get(GAP, 0.0)
+        if not (self.engine_is_exact and gap) or self._warned:
+            return
+        self._warned = True
+        remedy = ""
+        if self.old_from_engine:
+            remedy = (
+                " They are this run's old log-probs; rollout.return_logprobs=true with "
+                "algorithm.importance_sampling_fix=true recomputes them."
+            )
+        log_line(
+            f"!! {GAP}={gap:.3g} in step {step}: on this machine the engine's log-probs are not the policy's "
+            f"(docs/numerics.md).{remedy}"
+        )

@@ -52,6 +52,14 @@ def run_digest(output_dir: Path, *overrides: str) -> str:
 
 
 @pytest.mark.timeout(900)
+def test_old_log_probs_of_the_engine_are_those_of_a_pass(tmp_path: Path) -> None:
+    """The correction of a mismatch asks for the pass, and then multiplies the losses by exp(0)."""
+    given = ("algorithm.n_minibatches=2", "algorithm.sampling_params.temperature=0.8", "algorithm.mask_truncated=true")
+    saved = run_digest(tmp_path / "engine", *given)
+    assert run_digest(tmp_path / "pass", *given, "algorithm.importance_sampling_fix=true") == saved
+
+
+@pytest.mark.timeout(900)
 def test_the_embedded_default_ends_in_recorded_bits(tmp_path: Path) -> None:
     digest = run_digest(tmp_path / "default")
     recorded = RECORDED.get(processor())

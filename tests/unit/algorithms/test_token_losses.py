@@ -180,6 +180,15 @@ def test_importance_weights_by_hand(mode, expected):
     assert not weights.requires_grad
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_the_engines_gap_is_that_of_the_policy_itself(recompute):
+    """Not of the old log-probs: they may be the engine's own, and would hide any difference."""
+    engine = torch.tensor([-1.0, -2.0])
+    given = inputs(torch.tensor([-1.25, -1.5]), engine, torch.ones(2), [2], engine_logprob=engine)
+    sums = policy_loss(recompute_logprobs=recompute)(given).token_sums
+    assert sums["policy/rollout_logprob_gap"].item() == 0.75
+
+
 def test_weights_scale_the_policy_loss_alone():
     options = {"importance_sampling_fix": True, "importance_sampling_mode": "token-mask", "kl_beta": 0.5}
     logprob = torch.tensor([-1.0, -1.0]).requires_grad_()

@@ -15,6 +15,7 @@ from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.observability import PhaseTimer
+from rlinf_lite.runner.metrics import GAP
 from rlinf_lite.runner.models import Models
 from rlinf_lite.types import Column, MiniBatch, Normalizers, Segments, TokenBatch
 
@@ -60,7 +61,9 @@ class Batch:
 class Case:
     """A policy of two ranks and a critic of one, whose values are numbers of the unit."""
 
-    def __init__(self, *, critic: bool = True, warmup: int = 0, old_from_engine: bool = False) -> None:
+    def __init__(
+        self, *, critic: bool = True, warmup: int = 0, old_from_engine: bool = False, exact: bool = True
+    ) -> None:
         self.log: list[str] = []
         session = FakeSession(lambda component, rank, size: self.worker(component, rank))
 
@@ -74,6 +77,7 @@ class Case:
             critic=group(CriticWorkers, "critic") if critic else None,
             needs=frozenset((Column.OLD_LOGPROB, Column.REF_LOGPROB, *((Column.OLD_VALUE,) if critic else ()))),
             old_from_engine=old_from_engine,
+            engine_is_exact=exact,
             critic_warmup_steps=warmup,
         )
 
@@ -137,3 +141,15 @@ def test_without_a_critic_there_are_no_reports_of_one():
     reports, batch = update(Case(critic=False), 1)
     assert reports.policy == [["actor 0", "actor 1"]] * 2 and reports.critic == []
     assert len(batch.asked) == 1
+
+
+def test_a_gap_where_there_should_be_none_is_logged_once(capsys):
+    models = Case(old_from_engine=True).models
+    for step, metrics in enumerate(({}, {GAP: 0.0}, {GAP: 1e-8}, {GAP: 1e-8}), start=1):
+        models.check_gap(step, metrics)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"!! {GAP}=1e-08 in step 3" in line and "algorithm.importance_sampling_fix=true recomputes them" in line
+    Case(old_from_engine=False).models.check_gap(1, {GAP: 1e-8})
+    assert "recomputes" not in capsys.readouterr().out
+    Case(exact=False).models.check_gap(1, {GAP: 1e-8})
+    assert capsys.readouterr().out == ""

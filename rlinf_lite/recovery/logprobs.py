@@ -1,0 +1,43 @@
+"""Whether the engine's log-probs are those of the policy, bit for bit, and where old log-probs come from."""
+
+from __future__ import annotations
+
+from rlinf_lite.config import Config
+
+
+def engine_is_exact(config: Config, device: str) -> bool:
+    """Whether the log-probs that the engine reports are the bits that the policy computes with the same weights.
+
+    This is where the condition stands (docs/numerics.md says why each part is needed). It holds only what was measured:
+    fp32 on a CPU.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``, on which the workers compute.
+    """
+    actor, cluster, engine = config.actor, config.cluster, config.rollout
+    return (
+        device == "cpu"
+        and cluster.threads_per_worker == 1
+        and cluster.deterministic
+        and engine.rollout_backend == "builtin"
+        and engine.model.model_path == actor.model.model_path
+        and engine.model.precision == "fp32"
+        and (actor.fsdp_config.mixed_precision.param_dtype or actor.model.precision) == "fp32"
+        and not actor.model.dropout
+    )
+
+
+def old_from_engine(config: Config, device: str) -> bool:
+    """Whether the engine's log-probs are taken as the old ones, instead of a pass of the policy before the update.
+
+    They are with ``algorithm.recompute_logprobs: false``; else where that saves a pass and changes no bit. Then the
+    forward pass of the first mini-batch, whose weights are the engine's, is what ``policy/rollout_logprob_gap``
+    compares them with. Two choices ask for the pass itself: ``importance_sampling_fix``, which corrects for a
+    difference, and an algorithm of the user, which need not measure one.
+    """
+    algorithm = config.algorithm
+    if not algorithm.recompute_logprobs:
+        return True
+    has_pass = algorithm.n_minibatches > 1 or algorithm.kl_in_reward
+    wants_pass = algorithm.importance_sampling_fix or algorithm.path is not None
+    return has_pass and not wants_pass and engine_is_exact(config, device)

@@ -1,0 +1,56 @@
+"""Where old log-probs come from: the engine, only where it saves a pass and its log-probs are the policy's bits."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlinf_lite.config.compose import load
+from rlinf_lite.recovery.logprobs import engine_is_exact, old_from_engine
+
+TWO = "algorithm.n_minibatches=2"
+KL = ("algorithm.adv_type=reinpp", "algorithm.kl_in_reward=true", "algorithm.kl_beta=0.1")
+BF16 = ("actor.fsdp_config.mixed_precision.param_dtype=bf16", "rollout.model.precision=bf16")
+REPORTED = "rollout.return_logprobs=true"
+
+
+def asked(*overrides: str, device: str = "cpu") -> tuple[bool, bool]:
+    config = load(list(overrides))
+    return engine_is_exact(config, device), old_from_engine(config, device)
+
+
+@pytest.mark.parametrize("pass_of", [[TWO], [*KL, "algorithm.kl_penalty_type=kl"]], ids=["mini-batches", "KL"])
+def test_a_pass_that_would_change_no_bit_is_saved(pass_of):
+    assert asked(*pass_of) == (True, True)
+    assert asked() == (True, False), "no pass, so none is saved, and the engine reports nothing"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["cluster.threads_per_worker=2"],
+        ["cluster.deterministic=false"],
+        ["rollout.rollout_backend=vllm"],
+        ["rollout.model.model_path=/elsewhere"],
+        ["rollout.model.precision=bf16"],
+        ["actor.fsdp_config.mixed_precision.param_dtype=bf16", "rollout.model.precision=fp32"],
+        [*BF16],
+        ["actor.model.dropout=true"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_where_the_bits_may_differ_they_are_recomputed(overrides):
+    assert asked(TWO, *overrides) == (False, False)
+    assert asked(TWO, "algorithm.recompute_logprobs=false", REPORTED, *overrides) == (False, True)
+
+
+def test_on_a_gpu_nothing_was_measured():
+    assert asked(TWO, device="cuda") == (False, False)
+
+
+@pytest.mark.parametrize(
+    "asks_for_the_pass",
+    [["algorithm.importance_sampling_fix=true", REPORTED], ["algorithm.path=my_algo.py:MyAlgorithm"]],
+    ids=["correction", "own algorithm"],
+)
+def test_a_pass_that_was_asked_for_is_not_saved(asks_for_the_pass):
+    assert asked(TWO, *asks_for_the_pass) == (True, False)
