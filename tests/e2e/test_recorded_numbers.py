@@ -33,9 +33,9 @@ def processor() -> str:
     return f"{vendor} {torch.backends.cpu.get_cpu_capability()}, torch {version}"
 
 
-def run_digest(output_dir: Path, *overrides: str) -> str:
-    """Train the embedded default for 8 steps; returns the sha256 of the state that it saves."""
-    settings = [f"runner.max_steps={STEPS}", f"runner.save_interval={STEPS}", f"runner.output_dir={output_dir}"]
+def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS) -> str:
+    """Train the embedded default for some steps; returns the sha256 of the state that it saves."""
+    settings = [f"runner.max_steps={steps}", f"runner.save_interval={steps}", f"runner.output_dir={output_dir}"]
     settings.append("rollout.return_logprobs=true")
     command = [sys.executable, "-m", "rlinf_lite.main_math", *settings, "cluster.warm_spares=0", *overrides]
     environment = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
@@ -46,8 +46,8 @@ def run_digest(output_dir: Path, *overrides: str) -> str:
     run = output_dir / "grpo-tiny-arithmetic"
     rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
     gaps = [row[GAP] for row in rows if GAP in row]
-    assert gaps == [0.0] * STEPS, "the engine's log-probs are not the trainer's"
-    actor = run / "checkpoints" / f"global_step_{STEPS}" / "actor"
+    assert gaps == [0.0] * steps, "the engine's log-probs are not the trainer's"
+    actor = run / "checkpoints" / f"global_step_{steps}" / "actor"
     return state_digest(read_tensors(actor, lambda name: not name.startswith("rng.")))
 
 
@@ -55,8 +55,8 @@ def run_digest(output_dir: Path, *overrides: str) -> str:
 def test_old_log_probs_of_the_engine_are_those_of_a_pass(tmp_path: Path) -> None:
     """The correction of a mismatch asks for the pass, and then multiplies the losses by exp(0)."""
     given = ("algorithm.n_minibatches=2", "algorithm.sampling_params.temperature=0.8", "algorithm.mask_truncated=true")
-    saved = run_digest(tmp_path / "engine", *given)
-    assert run_digest(tmp_path / "pass", *given, "algorithm.importance_sampling_fix=true") == saved
+    saved = run_digest(tmp_path / "engine", *given, steps=3)
+    assert run_digest(tmp_path / "pass", *given, "algorithm.importance_sampling_fix=true", steps=3) == saved
 
 
 @pytest.mark.timeout(900)
