@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from transformers import PretrainedConfig
+
 from rlinf_lite.config import Config
+from rlinf_lite.models import hf_directory
+
+_MULTIPLE = 16
+_SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "head_dim")
+"""Sizes of layers, by their names in ``config.json``. No family has them all."""
 
 
 def engine_is_exact(config: Config, device: str) -> bool:
     """Whether the log-probs that the engine reports are the bits that the policy computes with the same weights.
 
     This is where the condition stands (docs/numerics.md says why each part is needed). It holds only what was measured:
-    fp32 on a CPU.
+    fp32 on a CPU, and layers of ordinary sizes. With others the last elements of an operation leave the processor's
+    vector instructions, and round differently; which ones these are depends on the number of rows.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``, on which the workers compute.
+
+    Raises:
+        ConfigError: there is no model at ``actor.model.model_path``.
     """
     actor, cluster, engine = config.actor, config.cluster, config.rollout
     return (
@@ -24,7 +35,14 @@ def engine_is_exact(config: Config, device: str) -> bool:
         and engine.model.precision == "fp32"
         and (actor.fsdp_config.mixed_precision.param_dtype or actor.model.precision) == "fp32"
         and not actor.model.dropout
+        and _has_ordinary_sizes(hf_directory.load_config(hf_directory.resolve(actor.model.model_path), None))
     )
+
+
+def _has_ordinary_sizes(model: PretrainedConfig) -> bool:
+    text = model.get_text_config()
+    sizes = [getattr(text, name, None) for name in _SIZES] + [text.hidden_size // text.num_attention_heads]
+    return all(size % _MULTIPLE == 0 for size in sizes if size)
 
 
 def old_from_engine(config: Config, device: str) -> bool:

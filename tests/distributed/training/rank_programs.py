@@ -122,10 +122,16 @@ def train(
 
 
 def logprobs(
-    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], reference: bool
+    mesh: DeviceMesh,
+    *,
+    model_dir: str,
+    config: Config,
+    groups: list[Group],
+    reference: bool,
+    left_out: Collection[int] = (),
 ) -> dict[str, Any]:
     trained = Trained(mesh, model_dir, config)
-    mine = trained.logprobs(trained.batch(groups, 1), reference=reference)
+    mine = trained.logprobs(trained.batch(groups, 1, left_out), reference=reference)
     return {
         "mine": mine,
         "whole": joined(mine),

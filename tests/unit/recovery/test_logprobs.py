@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoConfig
 
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.logprobs import engine_is_exact, old_from_engine
@@ -41,6 +42,22 @@ def test_a_pass_that_would_change_no_bit_is_saved(pass_of):
 def test_where_the_bits_may_differ_they_are_recomputed(overrides):
     assert asked(TWO, *overrides) == (False, False)
     assert asked(TWO, "algorithm.recompute_logprobs=false", REPORTED, *overrides) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "exact"),
+    [
+        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}, True),
+        ("llama", {"hidden_size": 64, "intermediate_size": 100, "num_attention_heads": 4}, False),
+        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}, False),
+        ("qwen3", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 24}, False),
+        ("gpt2", {"n_embd": 64, "n_head": 4}, True),
+        ("gpt2", {"n_embd": 64, "n_head": 4, "n_inner": 100}, False),
+    ],
+)
+def test_only_sizes_that_vector_instructions_divide(tmp_path, model_type, sizes, exact):
+    AutoConfig.for_model(model_type, **sizes).save_pretrained(tmp_path)
+    assert asked(TWO, f"actor.model.model_path={tmp_path}") == (exact, exact)
 
 
 def test_on_a_gpu_nothing_was_measured():
