@@ -11,8 +11,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from rlinf_lite import fingerprints
 from rlinf_lite.errors import ConfigError
+from rlinf_lite.models.config_checks import import_checks
 from rlinf_lite.models.files import check_files, read_object
 from rlinf_lite.paths import expand
+
+import_checks()
 
 EMBEDDED = "embedded:"
 TOKENIZER_FILES = "actor.tokenizer (files)"
