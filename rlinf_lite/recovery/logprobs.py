@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from rlinf_lite.config import Config
-from rlinf_lite.models import hf_directory
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _MULTIPLE = 16
 _SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "head_dim")
@@ -25,6 +27,8 @@ def engine_is_exact(config: Config, device: str) -> bool:
     Raises:
         ConfigError: there is no model at ``actor.model.model_path``.
     """
+    from rlinf_lite.models import hf_directory  # the driver starts Ray first, and then imports torch beside it
+
     actor, cluster, engine = config.actor, config.cluster, config.rollout
     return (
         device == "cpu"

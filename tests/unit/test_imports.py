@@ -89,6 +89,7 @@ def test_libraries_stay_in_their_rooms():
         ("rlinf_lite.training", ["ray", "hydra", "rlinf_lite.checkpoint"]),
         ("rlinf_lite.cluster.group", ["torch", "transformers"]),
         ("rlinf_lite.driver", ["torch", "ray"]),
+        ("rlinf_lite.launch", ["torch", "transformers"]),
         ("rlinf_lite.main_math", ["torch", "ray", "hydra", "omegaconf", "pydantic", "numpy", "psutil", "yaml"]),
     ],
 )
