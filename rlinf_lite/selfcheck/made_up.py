@@ -27,7 +27,7 @@ class Size:
 
 
 SMALL = {
-    "cpu": Size(prompt_lengths=(3, 34, 9), group_size=2, max_new_tokens=8),
+    "cpu": Size(prompt_lengths=(3, 34, 9), group_size=2, max_new_tokens=4),
     "cuda": Size(prompt_lengths=(3, 34, 9), group_size=32, max_new_tokens=16),
 }
 """Of the check at the start of a run, by kind of device: some seconds at most, with as many rows as that allows."""

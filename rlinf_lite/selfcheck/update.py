@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from rlinf_lite.algorithms import Loss
+from rlinf_lite.algorithms import Loss, LossInputs, LossOutputs
 from rlinf_lite.checkpoint import rng
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.twice import Twice
@@ -26,14 +27,14 @@ def check_update(trainer: FsdpTrainer, loss: Loss, groups: Sequence[Group]) -> U
     What training changes is afterwards as before: parameters, optimizer state, counters, RNG state, no gradients.
     """
     batch, unit = _unit(groups)
-    one_M, two_M = (trainer.forward([unit])[0].numpy() for _ in range(2))
-    one, two = (_gradient(trainer, loss, _with_columns(batch, one_M)) for _ in range(2))
+    values_M = trainer.forward([unit])[0].numpy()
+    one, two = (_gradient(trainer, loss, _with_columns(batch, values_M)) for _ in range(2))
     difference = None
-    if one_M.tobytes() != two_M.tobytes():
+    if one.values_M.tobytes() != two.values_M.tobytes():
         difference = "a forward pass differs when computed again"
-    elif (name := first_difference(one, two)) is not None:
+    elif (name := first_difference(one.checksums, two.checksums)) is not None:
         difference = f"the gradient of {name} differs when computed again"
-    return UpdateCheck(values_M=one_M, difference=difference)
+    return UpdateCheck(values_M=values_M, difference=difference)
 
 
 def update_operations(trainer: FsdpTrainer, loss: Loss, groups: Sequence[Group]) -> Twice:
@@ -65,10 +66,18 @@ def _with_columns(batch: StepBatch, found_M: np.ndarray) -> MiniBatch:
     return batch.for_update(columns, batch.num_tokens_N > 0)[0]
 
 
-def _gradient(trainer: FsdpTrainer, loss: Loss, batch: MiniBatch) -> Checksums:
-    """Checksums of this rank's shard of the gradient, which is dropped."""
-    before = rng.capture()
-    trainer.forward_backward(batch.units, loss, batch.norm)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gradient:
+    values_M: np.ndarray
+    """Log-probs, or a critic's values, of the forward pass that it belongs to."""
+    checksums: Checksums
+    """Of this rank's shard."""
+
+
+def _gradient(trainer: FsdpTrainer, loss: Loss, batch: MiniBatch) -> _Gradient:
+    """Compute a gradient, and drop it."""
+    before, watched = rng.capture(), _WatchedLoss(loss)
+    trainer.forward_backward(batch.units, watched, batch.norm)
     found = checksums(
         WeightPiece(name, 0, _local(param.grad))
         for name, param in trainer.model.named_parameters()
@@ -76,7 +85,22 @@ def _gradient(trainer: FsdpTrainer, loss: Loss, batch: MiniBatch) -> Checksums:
     )
     trainer.optimizer.zero_grad()
     rng.restore(before)
-    return found
+    return _Gradient(values_M=watched.values_M, checksums=found)
+
+
+class _WatchedLoss:
+    """A loss that keeps the log-probs, or values, that it was given last."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss, self.wants_entropy = loss, loss.wants_entropy
+        self.values_M = np.empty(0, dtype=np.float32)
+
+    def __call__(self, inputs: LossInputs) -> LossOutputs:
+        """As `Loss`."""
+        values_M = inputs.value_M if inputs.logprob_M is None else inputs.logprob_M
+        assert values_M is not None
+        self.values_M = values_M.detach().cpu().numpy()
+        return self._loss(inputs)
 
 
 def _local(tensor: Tensor) -> Tensor:

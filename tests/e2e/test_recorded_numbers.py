@@ -13,6 +13,8 @@ import torch
 
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.observability import read_events
+from rlinf_lite.observability.events import CHECK, START
 from rlinf_lite.observability.hub import METRICS_FILE
 
 STEPS = 8
@@ -44,6 +46,7 @@ def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS) -> str:
     checked = "\nreproducible: yes; engine and trainer agree: yes ("
     assert done.stdout.count(checked) == done.stdout.count("reproducible: ") == 1, done.stdout
     run = output_dir / "grpo-tiny-arithmetic"
+    assert [event.kind for event in read_events(run / "events.jsonl")][:2] == [START, CHECK]
     rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
     gaps = [row[GAP] for row in rows if GAP in row]
     assert gaps == [0.0] * steps, "the engine's log-probs are not the trainer's"

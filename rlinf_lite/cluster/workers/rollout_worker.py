@@ -16,7 +16,7 @@ from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.selfcheck.engine import check_engine
-from rlinf_lite.selfcheck.made_up import SMALL, batch_of, end_tokens, made_up_groups
+from rlinf_lite.selfcheck.made_up import SMALL, batch_of, made_up_groups
 from rlinf_lite.selfcheck.records import EngineCheck
 from rlinf_lite.types import GenerationBatch, Group, Sampling
 from rlinf_lite.weights.checksum import Checksums, added, checksums, first_difference
@@ -120,12 +120,12 @@ class RolloutWorker:
         batch = batch_of(SMALL[self.device.type], vocab_size, *self._checked_with)
         if self.config.rollout_backend != "builtin":
             return EngineCheck(groups=made_up_groups(batch, vocab_size), is_checked=False)
-        return check_engine(functools.partial(self._engine_to_check, end_tokens(vocab_size)), batch)
+        return check_engine(self._engine_to_check, batch)
 
-    def _engine_to_check(self, eos_ids: frozenset[int], *, eager: bool) -> RolloutEngine:
-        """A builtin engine over the same model, which returns log-probs."""
+    def _engine_to_check(self, *, eager: bool) -> RolloutEngine:
+        """A builtin engine over the same model, which returns log-probs, and generates as many tokens as it may."""
         config = self.config.model_copy(update={"return_logprobs": True, "enforce_eager": eager})
-        return self._build(config, eos_ids=eos_ids, materialize=lambda *_: None)
+        return self._build(config, eos_ids=frozenset(), materialize=lambda *_: None)
 
     def sleep(self) -> None:
         """Free memory: nothing more is generated before the next weights come."""

@@ -19,8 +19,8 @@ from rlinf_lite.selfcheck.records import EngineCheck, UpdateCheck, result_of
 from rlinf_lite.selfcheck.twice import Twice
 from rlinf_lite.types import Sampling
 
-SAMPLING = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=64)
-BATCH = made_up.batch_of(made_up.SMALL["cpu"], 20, SAMPLING, seq_length=32)
+SAMPLING = Sampling(do_sample=True, temperature=1.0, top_k=-1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=12)
+BATCH = made_up.batch_of(made_up.LARGE["cpu"], 20, SAMPLING, seq_length=48)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_an_engine_that_repeats_its_bits(embedded):
     check = check_engine(embedded[1], BATCH)
     assert check.is_checked and check.difference is None
     responses = [response for group in check.groups for response in group.responses]
-    assert len(responses) == 6 and all(response.logprobs is not None for response in responses)
+    assert len(responses) == 48 and all(response.logprobs is not None for response in responses)
     assert len({len(response.token_ids) for response in responses}) > 1, "rows leave at different times"
 
 
@@ -73,7 +73,7 @@ def test_an_engine_whose_bits_depend_on_what_is_generated_together(embedded):
     model, make = embedded
     plant(model, lambda x: x * (1.0 + 1e-3 * x.shape[1]))
     difference = check_engine(make, BATCH).difference
-    assert difference is not None and difference.endswith("of response 0 to prompt 2 differ when generated alone")
+    assert difference is not None and difference.endswith("of response 0 to prompt 7 differ when generated alone")
 
 
 def test_random_operations_that_draw_the_same_numbers_again():
@@ -87,12 +87,13 @@ def test_random_operations_that_draw_the_same_numbers_again():
 
 def test_the_made_up_batch_fits_the_model_and_the_config():
     lengths = [len(prompt.problem.prompt_ids) for prompt in BATCH.prompts]
-    assert lengths == [3, 24, 9] and BATCH.sampling.max_new_tokens == 8
+    assert lengths == [1, 36, 33, 7, 36, 36, 2, 18] and BATCH.sampling.max_new_tokens == 12
     ids = [token for prompt in BATCH.prompts for token in prompt.problem.prompt_ids]
-    assert min(ids) >= 0 and max(ids) < 20 and len(set(ids)) > 10
-    shortest = made_up.batch_of(made_up.LARGE["cpu"], 20, replace(SAMPLING, max_new_tokens=3), seq_length=4)
+    assert set(ids) == set(range(20))
+    shortest = made_up.batch_of(made_up.SMALL["cpu"], 20, replace(SAMPLING, max_new_tokens=3), seq_length=4)
     assert {len(prompt.problem.prompt_ids) for prompt in shortest.prompts} == {1}
-    assert [[p.prompt_index for p in part.prompts] for part in made_up.parts_of(BATCH, 2)] == [[2, 1], [0]]
+    parts = [[prompt.prompt_index for prompt in part.prompts] for part in made_up.parts_of(BATCH, 3)]
+    assert parts == [[7, 6, 5], [4, 3, 2], [1, 0]]
 
 
 @pytest.fixture
@@ -125,11 +126,11 @@ def test_ranks_are_compared_with_each_other(engine):
     found_M = logprobs(engine)
     one, other = UpdateCheck(values_M=found_M), UpdateCheck(values_M=found_M * 2, difference="x differs")
     group = engine.groups[1]
-    changed = replace(group.responses[1], logprobs=group.responses[1].logprobs + 1.0)
-    groups = [engine.groups[0], replace(group, responses=(group.responses[0], changed)), engine.groups[2]]
+    changed = replace(group.responses[5], logprobs=group.responses[5].logprobs + 1.0)
+    groups = [engine.groups[0], replace(group, responses=(*group.responses[:5], changed)), *engine.groups[2:]]
     result = result_of(load([]), [engine, replace(engine, groups=groups)], [one, other], [one, one])
     assert result.mismatch is None and result.differences == (
-        "rollout ranks 0 and 1: the log-probs of response 1 to prompt 1 differ",
+        "rollout ranks 0 and 1: the log-probs of response 5 to prompt 1 differ",
         "actor rank 1: x differs",
         "actor ranks 0 and 1: the same forward pass gives other values",
     )
