@@ -5,8 +5,10 @@ torch is imported inside the functions, because its environment variables must b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rlinf_lite.errors import ConfigError, OutOfMemory, UserError
@@ -126,6 +128,19 @@ def hand_over(device: str) -> None:
     _choose_kernels(device, deterministic=False)
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@contextlib.contextmanager
+def distinct_places() -> Iterator[None]:
+    """Inside, indexed writes are not sorted first, which strict mode does for places that are written twice."""
+    import torch
+
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
 
 
 def _choose_kernels(device: str, deterministic: bool) -> None:

@@ -1,7 +1,7 @@
 """FlashAttention-2 on packed sequences, from torch itself: what `Forest` computes on a GPU in bf16 and fp16.
 
-Not run on a GPU yet: that its decoding has the bits of its forward pass over whole sequences is a design, not a
-measurement. float32, soft-caps and heads that it does not take are computed as on a CPU.
+Its decoding has the bits of its forward pass over whole sequences (tests/gpu/test_gpu_engine.py). float32, soft-caps
+and heads that it does not take are computed as on a CPU.
 """
 
 from __future__ import annotations
@@ -23,48 +23,68 @@ def fits(q_HND: Tensor, v_KNE: Tensor, rule: Rule) -> bool:
     return fast and rule.softcap is None and dim == v_KNE.shape[-1] and dim % 8 == 0 and dim <= 256
 
 
-def attend_paths(
-    q_HND: Tensor,
-    k_KND: Tensor,
-    v_KNE: Tensor,
-    paths: Sequence[np.ndarray],
-    depths: Sequence[int],
-    rule: Rule,
+class Packed:
+    """Segments as the kernels take them: queries are a segment's own tokens, keys its path."""
+
+    def __init__(self, paths: Sequence[np.ndarray], depths: Sequence[int], device: torch.device | None) -> None:
+        """
+        Args:
+            paths: per segment the indices of its keys; its own tokens are the last ones.
+            depths: per segment the number of keys before its own.
+        """
+        members = [(path, depth) for path, depth in zip(paths, depths, strict=True) if len(path) > depth]
+        num_queries = [len(path) - depth for path, depth in members]
+        num_keys = [len(path) for path, _ in members]
+        self._key_index = torch.from_numpy(np.concatenate([path for path, _ in members])).to(device)
+        self._layout = (
+            *(
+                torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int32)).to(device)
+                for sizes in (num_queries, num_keys)
+            ),
+            max(2, *num_queries),  # with one query per sequence another kernel runs
+            max(num_keys),
+        )
+
+    def attend(self, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, rule: Rule) -> Tensor:
+        """Attention [N, H, E], causal from the last query and the last key."""
+        out: Tensor = _Varlen.apply(
+            q_HND.transpose(0, 1).contiguous(),  # segments own their tokens end to end, in order
+            k_KND.transpose(0, 1).index_select(0, self._key_index),
+            v_KNE.transpose(0, 1).index_select(0, self._key_index),
+            self._layout,
+            rule,
+        )
+        return out
+
+
+def attend_slots(
+    q_HRD: Tensor, k_SPKD: Tensor, v_SPKE: Tensor, first_key_R: Tensor, num_keys_R: Tensor, rule: Rule
 ) -> Tensor:
-    """Attention [N, H, E] of segments: queries are a segment's own tokens, keys its path, causal from the bottom right.
+    """Attention [R, H, E] of one token per row over its slot in a cache of S slots.
 
     Args:
-        paths: per segment the indices of its keys; its own tokens are the last ones.
-        depths: per segment the number of keys before its own.
+        first_key_R: int32 [R + 1]: where each row's slot begins, among all S * P places; the last is not used.
+        num_keys_R: int32: keys that it sees, unless there is a window.
     """
-    members = [(path, depth) for path, depth in zip(paths, depths, strict=True) if len(path) > depth]
-    num_queries = [len(path) - depth for path, depth in members]
-    num_keys = [len(path) for path, _ in members]
-    device = q_HND.device
-    key_index = torch.from_numpy(np.concatenate([path for path, _ in members])).to(device)
-    ends = [torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32, device=device) for sizes in (num_queries, num_keys)]
-    out: Tensor = _Varlen.apply(
-        q_HND.transpose(0, 1).contiguous(),  # segments own their tokens end to end, in order
-        k_KND.transpose(0, 1).index_select(0, key_index),
-        v_KNE.transpose(0, 1).index_select(0, key_index),
-        (*ends, max(2, *num_queries), max(num_keys)),  # with one query per sequence another kernel runs
-        rule,
-    )
-    return out
-
-
-def attend_slots(q_HRD: Tensor, k_RKPD: Tensor, v_RKPE: Tensor, position_R: Tensor, rule: Rule) -> Tensor:
-    """Attention [R, H, E] of one token per row over the cache, which is copied into the kernel's layout."""
-    rows, _, room, _ = k_RKPD.shape
-    keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (k_RKPD, v_RKPE))
-    ends = torch.arange(rows + 1, dtype=torch.int32, device=q_HRD.device)
+    (heads, rows, _), kv_heads = q_HRD.shape, k_SPKD.shape[2]
+    # The query heads that share keys are queries of one sequence, so that its keys are read once; all of them see all
+    # of its keys. A window would count from the last query: then each head reads the keys.
+    group = heads // kv_heads if rule.window is None else 1
+    q = q_HRD.transpose(0, 1)
+    if group > 1:
+        q = q.unflatten(1, (kv_heads, group)).transpose(1, 2).flatten(0, 1)
+    first_query_R = torch.arange(rows + 1, dtype=torch.int32, device=q.device) * group
     out: Tensor = torch.ops.aten._flash_attention_forward(
-        q_HRD.transpose(0, 1).contiguous(),
-        *(keys, values, ends, ends * room, 2, room, 0.0, True, False),
+        q.contiguous(),
+        *(k_SPKD.flatten(0, 1), v_SPKE.flatten(0, 1), first_query_R, first_key_R),
+        # With one query per sequence another kernel runs, which splits the keys.
+        *(max(2, group), k_SPKD.shape[1], 0.0, group == 1, False),
         scale=rule.scaling,
-        seqused_k=(position_R + 1).int(),
+        seqused_k=num_keys_R,
         **_window(rule),
     )[0]
+    if group > 1:
+        out = out.unflatten(0, (rows, group)).transpose(1, 2).flatten(1, 2)
     return out
 
 

@@ -6,6 +6,7 @@ one batch: no loop over segments. See models/attention.py for what keeps the bit
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,8 @@ _STEP = 16
 """Pieces are batched with others whose number of queries is equal up to this."""
 _MAX_SCORES = 1 << 20
 """Scores per head in one batch: 4 MiB."""
+_Piece = tuple[np.ndarray, int, int]
+"""Path of its segment, position of the first query, number of queries."""
 
 
 class Bucket:
@@ -39,6 +42,52 @@ class Bucket:
         if window not in self._masks:
             self._masks[window] = Mask.of(self._position_SL[..., None], self.key_SP.shape[1], window, dtype)
         return self._masks[window]
+
+
+class Pieces:
+    """All segments as buckets of pieces."""
+
+    def __init__(
+        self, paths: Sequence[np.ndarray], depths: Sequence[int], num_tokens: int, device: torch.device | None
+    ) -> None:
+        """
+        Args:
+            paths, depths: as in `Forest`.
+        """
+        self.num_tokens, self._device = num_tokens, device
+        self.buckets: list[Bucket] = []
+        members_of: dict[tuple[int, int], list[_Piece]] = defaultdict(list)
+        for path, depth in zip(paths, depths, strict=True):
+            for first in range(depth, len(path), _PIECE):
+                size = min(_PIECE, len(path) - first)
+                members_of[-(-(first + size) // BLOCK), -(-size // _STEP)].append((path, first, size))
+        place_N, done = np.empty(num_tokens, dtype=np.int64), 0
+        for _, members in sorted(members_of.items(), key=lambda item: item[0]):
+            num_queries = max(MIN_ROWS, max(size for _, _, size in members))
+            num_keys = -(-max(first + size for _, first, size in members) // PAD) * PAD
+            most = max(1, _MAX_SCORES // (num_queries * num_keys))
+            for i in range(0, len(members), most):
+                query = self._add_bucket(members[i : i + most], num_queries, num_keys)
+                real = query < num_tokens
+                place_N[query[real]] = done + np.flatnonzero(real)
+                done += query.size
+        self.place_N = self._tensor(place_N)
+        """Where a token's output stands when those of all buckets are laid end to end."""
+
+    def _add_bucket(self, members: Sequence[_Piece], num_queries: int, num_keys: int) -> np.ndarray:
+        """Add pieces; returns the tokens of their queries [S, L]."""
+        query = np.full((len(members), num_queries), self.num_tokens)
+        position = np.zeros_like(query)
+        key = np.full((len(members), num_keys), self.num_tokens)
+        for i, (path, first, size) in enumerate(members):
+            key[i, : first + size] = path[: first + size]
+            query[i, :size] = path[first : first + size]
+            position[i, :size] = np.arange(first, first + size)
+        self.buckets.append(Bucket(self._tensor(query), self._tensor(key), self._tensor(position)))
+        return query
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
 
 class Forest:
@@ -56,52 +105,27 @@ class Forest:
         """Per segment the indices of its ancestors' tokens and its own: its keys, by position."""
         self.depths: list[int] = []
         """Per segment the position of its first token."""
-        pieces: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
-        for segment, (start, stop, parent) in enumerate(zip(starts, stops, parents, strict=True)):
+        for start, stop, parent in zip(starts, stops, parents, strict=True):
             own = np.arange(start, stop)
             self.paths.append(own if parent < 0 else np.concatenate([self.paths[parent], own]))
-            depth = len(self.paths[-1]) - len(own)
-            self.depths.append(depth)
-            for first in range(0, len(own), _PIECE):
-                size = min(_PIECE, len(own) - first)
-                pieces[-(-(depth + first + size) // BLOCK), -(-size // _STEP)].append((segment, depth + first, size))
+            self.depths.append(len(self.paths[-1]) - len(own))
         self.longest = max(len(path) for path in self.paths)
         self.starts = starts
-        self.buckets: list[Bucket] = []
-        place_N, done = np.empty(self.num_tokens, dtype=np.int64), 0
-        for _, members in sorted(pieces.items()):
-            num_queries = max(MIN_ROWS, max(size for _, _, size in members))
-            num_keys = -(-max(first + size for _, first, size in members) // PAD) * PAD
-            most = max(1, _MAX_SCORES // (num_queries * num_keys))
-            for i in range(0, len(members), most):
-                query = self._add_bucket(members[i : i + most], num_queries, num_keys)
-                real = query < self.num_tokens
-                place_N[query[real]] = done + np.flatnonzero(real)
-                done += query.size
-        self.place_N = self._tensor(place_N)
-        """Where a token's output stands when those of all buckets are laid end to end."""
 
-    def _add_bucket(self, members: Sequence[tuple[int, int, int]], num_queries: int, num_keys: int) -> np.ndarray:
-        """Add pieces (segment, first position, queries); returns the tokens of their queries [S, L]."""
-        query = np.full((len(members), num_queries), self.num_tokens)
-        position = np.zeros_like(query)
-        key = np.full((len(members), num_keys), self.num_tokens)
-        for i, (segment, first, size) in enumerate(members):
-            path = self.paths[segment][: first + size]
-            key[i, : first + size] = path
-            query[i, :size] = path[first:]
-            position[i, :size] = np.arange(first, first + size)
-        self.buckets.append(Bucket(self._tensor(query), self._tensor(key), self._tensor(position)))
-        return query
+    @functools.cached_property
+    def _packed(self) -> flash.Packed:
+        return flash.Packed(self.paths, self.depths, self._device)
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+    @functools.cached_property
+    def pieces(self) -> Pieces:
+        """For the attention of `models.attention`."""
+        return Pieces(self.paths, self.depths, self.num_tokens, self._device)
 
     def attend(self, layer: int, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, rule: Rule) -> Tensor:
         """As `Layout.attend`."""
         if flash.fits(q_HND, v_KNE, rule):
-            return flash.attend_paths(q_HND, k_KND, v_KNE, self.paths, self.depths, rule)
-        out_NHE: Tensor = _ForestAttention.apply(q_HND, k_KND, v_KNE, self, rule)
+            return self._packed.attend(q_HND, k_KND, v_KNE, rule)
+        out_NHE: Tensor = _ForestAttention.apply(q_HND, k_KND, v_KNE, self.pieces, rule)
         return out_NHE
 
 
@@ -109,25 +133,25 @@ class _ForestAttention(torch.autograd.Function):
     """Keeps q, k, v, the output and the log-sum-exp; no scores."""
 
     @staticmethod
-    def forward(ctx: Any, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, forest: Forest, rule: Rule) -> Tensor:
+    def forward(ctx: Any, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, pieces: Pieces, rule: Rule) -> Tensor:
         tokens = _by_key_head(q_HND, len(k_KND)).mul_(rule.scaling), _by_key_head(k_KND), _by_key_head(v_KNE)
         found = [
             attend(*_gather(bucket, *tokens), bucket.mask(rule.window, tokens[0].dtype), rule.softcap)
-            for bucket in forest.buckets
+            for bucket in pieces.buckets
         ]
         ctx.save_for_backward(q_HND, k_KND, v_KNE, *(tensor for pair in found for tensor in pair))
-        ctx.forest, ctx.rule = forest, rule
-        shape = len(q_HND), forest.num_tokens, v_KNE.shape[-1]
-        return _ungather(forest, [out for out, _ in found], shape).transpose(0, 1).to(q_HND.dtype)
+        ctx.pieces, ctx.rule = pieces, rule
+        shape = len(q_HND), pieces.num_tokens, v_KNE.shape[-1]
+        return _ungather(pieces, [out for out, _ in found], shape).transpose(0, 1).to(q_HND.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (q_HND, k_KND, v_KNE, *saved), forest, rule = ctx.saved_tensors, ctx.forest, ctx.rule
+        (q_HND, k_KND, v_KNE, *saved), pieces, rule = ctx.saved_tensors, ctx.pieces, ctx.rule
         num = len(k_KND)
         tokens = _by_key_head(q_HND, num).mul_(rule.scaling), _by_key_head(k_KND), _by_key_head(v_KNE)
         grad = _by_key_head(grad_outputs[0].transpose(0, 1), num)
         dqs, dk, dv = [], torch.zeros_like(tokens[1]), torch.zeros_like(tokens[2])
-        for bucket, out, lse in zip(forest.buckets, saved[::2], saved[1::2], strict=True):
+        for bucket, out, lse in zip(pieces.buckets, saved[::2], saved[1::2], strict=True):
             q, k, v = _gather(bucket, *tokens)
             above = grad.index_select(1, bucket.query_SL.flatten()).view_as(out)
             mask = bucket.mask(rule.window, q.dtype)
@@ -136,7 +160,7 @@ class _ForestAttention(torch.autograd.Function):
             for total, part in zip((dk, dv), others, strict=True):  # a prompt's keys collect from all its responses
                 for head in range(num):
                     total[head].index_add_(0, bucket.key_SP.flatten(), part[head].flatten(0, 1))
-        dq = _ungather(forest, dqs, q_HND.shape).mul_(rule.scaling)
+        dq = _ungather(pieces, dqs, q_HND.shape).mul_(rule.scaling)
         return dq.to(q_HND.dtype), dk[:, :-1].to(k_KND.dtype), dv[:, :-1].to(v_KNE.dtype), None, None
 
 
@@ -156,9 +180,9 @@ def _gather(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Te
     return queries, keys, values
 
 
-def _ungather(forest: Forest, outs: list[Tensor], shape_HNE: Sequence[int]) -> Tensor:
+def _ungather(pieces: Pieces, outs: list[Tensor], shape_HNE: Sequence[int]) -> Tensor:
     """Outputs of all buckets, back in the order of the tokens: [H, N, E]."""
     heads, num, dim = shape_HNE
     group = heads // len(outs[0])
-    rows = torch.cat([out.view(len(out), -1, group * dim) for out in outs], 1).index_select(1, forest.place_N)
+    rows = torch.cat([out.view(len(out), -1, group * dim) for out in outs], 1).index_select(1, pieces.place_N)
     return rows.view(-1, num, group, dim).transpose(1, 2).flatten(0, 1)

@@ -48,9 +48,8 @@ def draw(logits_RV: Tensor, temperature: float, keys_R: np.ndarray, t: int | np.
     if logits_RV.device.type != "cpu":
         require_finite(logits_RV)
         steps = torch.from_numpy(np.broadcast_to(np.asarray(t, dtype=np.int32), keys_R.shape).copy())
-        return draw_on_device(
-            logits_RV, temperature, key_words(keys_R).to(logits_RV.device), steps.to(logits_RV.device)
-        )
+        words = key_words(keys_R).to(logits_RV.device)
+        return draw_on_device(logits_RV, temperature, words, steps.to(logits_RV.device))[0]
     low_R, high_R = _row_words(keys_R, t)
     logits, tokens = logits_RV.float().numpy(), np.empty(len(keys_R), dtype=np.int64)
     vocabulary = logits.shape[1]
@@ -66,10 +65,11 @@ def draw(logits_RV: Tensor, temperature: float, keys_R: np.ndarray, t: int | np.
 def require_finite(logits_RV: Tensor) -> None:
     """Raises NotFinite as `draw`. Waits for the device."""
     if not logits_RV.amax(-1).isfinite().all():
-        raise _not_finite()
+        raise not_finite()
 
 
-def _not_finite() -> NotFinite:
+def not_finite() -> NotFinite:
+    """The error of a row from which no token can be drawn."""
     return NotFinite("logits are not finite, no token can be drawn: the weights or rollout.model.precision do not fit")
 
 
@@ -126,7 +126,7 @@ def _best_of_all(logits: np.ndarray, temperature: float, low_R: np.ndarray, high
     scores = logits.astype(np.float64) / temperature + _gumbel(*_words(inner, high_R[:, None]))
     tokens = scores.argmax(1)
     if not np.isfinite(scores[np.arange(len(tokens)), tokens]).all():
-        raise _not_finite()
+        raise not_finite()
     return tokens
 
 
@@ -151,7 +151,7 @@ def _best_of_candidates(logits: np.ndarray, temperature: float, low_R: np.ndarra
     rows, top = np.arange(len(logits)), bounds.argmax(1)
     best = scores(rows, top)
     if not np.isfinite(best).all():
-        raise _not_finite()
+        raise not_finite()
     most = temperature * _LARGEST_BOUND
     # What rounding to float32 can take from a winner's bound, several times over.
     slack = 2.0**-20 * (np.abs(best * temperature) + np.abs(bounds[rows, top]) + 2 * most)
@@ -168,14 +168,19 @@ def key_words(keys_R: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(keys_R)[:, None].view(np.int32).copy())
 
 
-def draw_on_device(logits_RV: Tensor, temperature: float, words_R2: Tensor, t: Tensor | int) -> Tensor:
-    """As `draw`, with torch, all inputs on one device. Does not wait for it, and checks nothing.
+def draw_on_device(logits_RV: Tensor, temperature: float, words_R2: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+    """As `draw`, with torch, all inputs on one device. Does not wait for it, and raises nothing.
 
     Args:
         t: int32 [R], or one for all rows.
+
+    Returns:
+        The tokens int64 [R], and the score float64 [R] of each, which is not finite if no token can be drawn.
     """
     scores = variables_on_device(words_R2, t, logits_RV.shape[1])
-    return scores.add_(logits_RV.float().double() / temperature).argmax(-1)
+    scores.add_(logits_RV.float().double() / temperature)
+    token_R = scores.argmax(-1)
+    return token_R, scores.gather(1, token_R[:, None])[:, 0]
 
 
 def variables_on_device(words_R2: Tensor, t: Tensor | int, vocabulary: int) -> Tensor:
@@ -187,14 +192,19 @@ def variables_on_device(words_R2: Tensor, t: Tensor | int, vocabulary: int) -> T
 
 def words_on_device(words_R2: Tensor, t: Tensor | int, vocabulary: int) -> tuple[Tensor, Tensor]:
     """Two words of 32 random bits per row and token, as int64 [R, V]."""
-    steps = torch.as_tensor(t, dtype=torch.int32, device=words_R2.device) * _signed(_GOLDEN)
-    low_R = _mixed_torch(words_R2[:, 0] + _mixed_torch(steps))
-    high_R = _mixed_torch(words_R2[:, 1] + low_R)
+    low_R, high_R = row_words_on_device(words_R2, t)
     tokens = torch.arange(vocabulary, dtype=torch.int32, device=words_R2.device)
     inner = _mixed_torch(tokens * _signed(_GOLDEN) + low_R[:, None])
     first = _mixed_torch(inner + high_R[:, None])
     second = _mixed_torch(inner + (high_R ^ _OTHER_WORD)[:, None])
     return first.long() & 0xFFFFFFFF, second.long() & 0xFFFFFFFF
+
+
+def row_words_on_device(words_R2: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Two words per row and step, int32 [R] each: a bijection of the key for each step."""
+    steps = torch.as_tensor(t, dtype=torch.int32, device=words_R2.device) * _signed(_GOLDEN)
+    low_R = _mixed_torch(words_R2[:, 0] + _mixed_torch(steps))
+    return low_R, _mixed_torch(words_R2[:, 1] + low_R)
 
 
 def _mixed_torch(z: Tensor) -> Tensor:

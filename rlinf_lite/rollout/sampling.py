@@ -52,12 +52,21 @@ def filtered(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     Raises:
         NotFinite: as `draw`, if there is something to filter.
     """
+    if _filters(sampling, logits_RV.shape[-1]):
+        gumbel.require_finite(logits_RV)
+    return masked(logits_RV, sampling)
+
+
+def _filters(sampling: Sampling, vocabulary: int) -> bool:
+    return 0 < sampling.top_k < vocabulary or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+
+def masked(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+    """As `filtered`, without waiting for the device, and without a check."""
     vocabulary = logits_RV.shape[-1]
-    limited = 0 < sampling.top_k < vocabulary
-    if not limited and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
+    if not _filters(sampling, vocabulary):
         return logits_RV
-    gumbel.require_finite(logits_RV)
-    logits_RV = logits_RV.float()
+    limited, logits_RV = 0 < sampling.top_k < vocabulary, logits_RV.float()
     if sampling.min_p > 0.0:
         below_RV = logits_RV - logits_RV.amax(-1, keepdim=True) < sampling.temperature * math.log(sampling.min_p)
         logits_RV = logits_RV.masked_fill(below_RV, -torch.inf)

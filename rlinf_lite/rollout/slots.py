@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlinf_lite.models import flash
 from rlinf_lite.models.attention import PAD, Mask, Rule, attend
 from rlinf_lite.models.head import MIN_ROWS
 from rlinf_lite.models.segments import FlatTokens
@@ -20,19 +20,30 @@ _MORE = 512
 """Positions that a cache grows by, at most, when it is full."""
 
 
+class Cache(Protocol):
+    """Keeps keys and values by slot and position."""
+
+    device: torch.device
+
+    def store(self, layer: int, slots: Sequence[int] | np.ndarray, keys_values: KeysValues) -> None:
+        """Set the first positions of ``slots``: [R, K, T, D] and [R, K, T, E]."""
+
+
 class Slots:
-    """A `Layout` for one new token per row, which keeps keys and values [R, K, P, D] per layer.
+    """A `Layout` on a CPU for one new token per row, which keeps keys and values [R, K, P, D] per layer.
 
     A token's place is its position. What a row does not see is finite, so it adds exact zeros, whatever it is.
     """
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
+    device = torch.device("cpu")
+
+    def __init__(self, num_rows: int) -> None:
         """
         Args:
             num_rows: rows that are decoded at once, at most.
         """
         self.num_rows, self.calls, self.longest = max(num_rows, MIN_ROWS), 0, 0
-        self.device, self._cache = device, dict[int, list[Tensor]]()
+        self._cache = dict[int, list[Tensor]]()
         self._num_keys = 0
         self._masks: dict[int | None, Mask] = {}
 
@@ -41,12 +52,11 @@ class Slots:
         self.longest = self._num_keys = 0
 
     def start_step(self, positions_R: np.ndarray) -> Tensor:
-        """Take the positions of the new tokens, one per row from the first on; returns them on the device."""
+        """Take the positions of the new tokens, one per row from the first on; returns them."""
         self.longest = int(positions_R.max()) + 1
         self._num_keys = -(-self.longest // PAD) * PAD
         self._masks = {}
-        self._position_R = torch.from_numpy(positions_R).to(self.device)
-        self._row_R = torch.arange(len(positions_R), device=self.device)
+        self._position_R, self._row_R = torch.from_numpy(positions_R), torch.arange(len(positions_R))
         return self._position_R
 
     def attend(self, layer: int, q_HRD: Tensor, k_KRD: Tensor, v_KRE: Tensor, rule: Rule) -> Tensor:
@@ -56,8 +66,6 @@ class Slots:
             kept[self._row_R, :, self._position_R] = new.transpose(0, 1).to(kept.dtype)
         (heads, rows, _), kv_heads = q_HRD.shape, len(k_KRD)
         keys, values = (kept[:rows, :, : self._num_keys] for kept in cache)
-        if flash.fits(q_HRD, v_KRE, rule):
-            return flash.attend_slots(q_HRD, keys, values, self._position_R, rule)
         q = q_HRD.to(keys.dtype).mul(rule.scaling).transpose(0, 1).unflatten(1, (kv_heads, -1))
         group = heads // kv_heads
         q = functional.pad(q, (0, 0, 0, MIN_ROWS - group)) if group < MIN_ROWS else q
@@ -73,23 +81,22 @@ class Slots:
         """The cache of a layer, with room for ``num_keys`` positions."""
         cache = self._cache.get(layer)
         if cache is None:
-            # On a CPU attention is in float32, so 16-bit values are widened once, here.
-            dtype = like[0].dtype if like[0].is_cuda else torch.promote_types(like[0].dtype, torch.float32)
+            dtype = torch.promote_types(like[0].dtype, torch.float32)  # attention is: 16-bit values are widened once
             shapes = [(self.num_rows, len(new), num_keys, new.shape[-1]) for new in like]
-            cache = self._cache[layer] = [torch.zeros(shape, dtype=dtype, device=self.device) for shape in shapes]
+            cache = self._cache[layer] = [torch.zeros(shape, dtype=dtype) for shape in shapes]
         elif (room := cache[0].shape[2]) < num_keys:
             added = -(-max(num_keys - room, min(room, _MORE)) // PAD) * PAD
             cache[:] = [functional.pad(kept, (0, 0, 0, added)) for kept in cache]
         return cache
 
-    def store(self, layer: int, first: int, keys_values: KeysValues) -> None:
-        """Set the first positions of the rows from ``first`` on: [R, K, T, D] each."""
-        num, _, length, _ = keys_values[0].shape
+    def store(self, layer: int, slots: Sequence[int] | np.ndarray, keys_values: KeysValues) -> None:
+        """As `Cache.store`, for slots side by side."""
+        length, rows = keys_values[0].shape[2], slice(slots[0], slots[-1] + 1)
         like = keys_values[0].transpose(0, 1)[:, 0], keys_values[1].transpose(0, 1)[:, 0]
         self._num_keys = max(self._num_keys, -(-length // PAD) * PAD)
         cache = self._layer(layer, like, self._num_keys)
         for kept, new in zip(cache, keys_values, strict=True):
-            kept[first : first + num, :, :length] = new.to(kept.dtype)
+            kept[rows, :, :length] = new.to(kept.dtype)
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy whole rows to where others have left."""
@@ -101,16 +108,22 @@ class Slots:
 class Prefill:
     """A `Layout` for prompts, once each, that also leaves their keys and values in the slots of their rows."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], prompt_R: np.ndarray, slots: Slots, first: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_R: np.ndarray,
+        cache: Cache,
+        slots: Sequence[int] | np.ndarray,
+    ) -> None:
         """
         Args:
             prompts: token ids.
-            prompt_R: index in ``prompts`` for each of the slots from ``first`` on.
+            prompt_R: index in ``prompts`` for each of the R ``slots``.
         """
-        self._slots, self._first = slots, first
+        self._cache, self._slots = cache, slots
         stops = np.cumsum([len(prompt) for prompt in prompts])
         starts = stops - [len(prompt) for prompt in prompts]
-        ids, device = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]), slots.device
+        ids, device = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]), cache.device
         segments = Segments(
             start_S=torch.from_numpy(starts), stop_S=torch.from_numpy(stops), parent_S=torch.full((len(stops),), -1)
         )
@@ -131,6 +144,6 @@ class Prefill:
         """As `Layout.attend`; keeps the prompts' keys and values."""
         flat, shape = self._token_RT.flatten(), self._token_RT.shape
         keys, values = (new.index_select(1, flat).unflatten(1, shape).transpose(0, 1) for new in (k_KND, v_KNE))
-        self._slots.store(layer, self._first, (keys, values))
+        self._cache.store(layer, self._slots, (keys, values))
         self.held[layer] = k_KND[None, :, self._of_last].clone(), v_KNE[None, :, self._of_last].clone()
         return self._forest.attend(layer, q_HND, k_KND, v_KNE, rule)

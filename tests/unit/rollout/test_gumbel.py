@@ -130,8 +130,9 @@ def test_a_small_vocabulary_needs_no_candidates():
 def test_torch_draws_the_tokens_of_numpy(vocabulary, num_rows):
     row_keys = keys(num_rows, 2)
     for name, logits in shapes_of_logits(num_rows, vocabulary).items():
-        by_torch = gumbel.draw_on_device(logits, 0.9, gumbel.key_words(row_keys), 4)
+        by_torch, score = gumbel.draw_on_device(logits, 0.9, gumbel.key_words(row_keys), 4)
         assert torch.equal(by_torch, gumbel.draw(logits, 0.9, row_keys, 4)), name
+        assert score.isfinite().all()
 
 
 @pytest.mark.parametrize("vocabulary", [20, 1000])
