@@ -1,4 +1,4 @@
-"""Publishing the policy's weights to the rollout workers, by one of two transports: object store or broadcast."""
+"""Publishing the policy's weights to the rollout workers, by one of three transports."""
 
 from __future__ import annotations
 
@@ -63,6 +63,36 @@ class ObjectStoreSync:
         self._rollouts.require(self._rollouts.start_check_weights_on(rank, self._step, sums))
 
 
+class SharedMemorySync:
+    """Each policy rank writes its own rows into the memory in which the engines keep their weights."""
+
+    def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> None:
+        self._policy, self._rollouts, self._precision = policy, rollouts, precision
+        self._is_open, self._step = False, 0
+
+    def publish(self, step: int) -> None:
+        """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
+        self._step = step
+        try:
+            if not self._is_open:
+                wait_all(self._policy.start_opening_engines(self._rollouts.start_share_weights()))
+                self._is_open = True
+            sums = self._policy.start_write_weights(self._precision)
+            wait_all(sums)
+            wait_all(self._rollouts.start_check_weights(step, sums))
+        except WorkerLost as error:
+            if self._rollouts.repair is None:
+                raise
+            self._is_open = False
+            self._rollouts.repair(error)
+            self.publish(step)
+
+    def send_to(self, rank: int) -> None:
+        """As `WeightSync.send_to`, over the object store: the other engines are busy."""
+        self._is_open = False
+        ObjectStoreSync(self._policy, self._rollouts, self._precision, self._step).send_to(rank)
+
+
 class CollectiveSync:
     """Weights are gathered whole, one at a time, and broadcast by policy rank 0: NCCL on GPUs, gloo on CPUs."""
 
@@ -93,15 +123,30 @@ class CollectiveSync:
 
 
 def build_weight_sync(session: Session, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> WeightSync:
-    """Build the transport that ``cluster.weight_sync`` names; ``auto``: the collective if no GPU is shared.
+    """Build the transport that ``cluster.weight_sync`` names.
+
+    ``auto``: on GPUs shared memory if there is but one, the object store if actor and rollout share several, else the
+    collective; on a CPU the object store.
 
     Raises:
-        ConfigError: a collective was asked for between workers that share a GPU, which NCCL does not support.
+        ConfigError: shared memory was asked for between workers that have none in common, or with vLLM; or a collective
+            between workers that share a GPU, which NCCL does not support.
     """
-    shared = session.placement.collocated() and session.device == "cuda"
+    slots, on_gpu = session.placement.slots, session.device == "cuda"
+    shared, one_slot = session.placement.collocated() and on_gpu, len({*slots["actor"], *slots["rollout"]}) == 1
     kind = session.config.weight_sync
     if kind == "auto":
-        kind = "object_store" if shared or session.device == "cpu" else "collective"
+        if on_gpu and one_slot and rollouts.can_share_weights:
+            kind = "shared_memory"
+        else:
+            kind = "object_store" if shared or not on_gpu else "collective"
+    if kind == "shared_memory":
+        if not rollouts.can_share_weights or (on_gpu and not one_slot):
+            raise ConfigError(
+                "cluster.weight_sync=shared_memory: it needs the builtin engine and, on GPUs, one that actor and "
+                "rollout workers share (cluster.component_placement); use auto"
+            )
+        return SharedMemorySync(policy, rollouts, precision)
     if kind == "object_store":
         return ObjectStoreSync(policy, rollouts, precision)
     if shared:

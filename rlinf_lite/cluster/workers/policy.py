@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # both import torch, which the driver does later
 
     from rlinf_lite.training.update import UpdateReport
     from rlinf_lite.weights.checksum import Checksums
+    from rlinf_lite.weights.shared import SharedWeights
     from rlinf_lite.weights.transport import PackedWeights
 
 
@@ -65,6 +66,14 @@ class PolicyWorkers(WorkerGroup):
     def start_weight_rows(self, precision: str) -> tuple[list[Call[Checksums]], list[Call[PackedWeights]]]:
         """Put each rank's rows of every weight into the object store, and their checksums beside them."""
         return self.start_in_two("weight_rows", precision)
+
+    def start_opening_engines(self, weights: Sequence[Call[SharedWeights]]) -> list[Call[None]]:
+        """Let every rank open the memory in which engines keep their weights."""
+        return self.start("open_engines", *(call.ref for call in weights))
+
+    def start_write_weights(self, precision: str) -> list[Call[Checksums]]:
+        """Let each rank write its rows of every weight into the engines' memory; checksums of what it wrote."""
+        return self.start("write_weights", precision)
 
     def open_channel(self, num_receivers: int) -> StoreAddress:
         """Let rank 0 open the store at which it meets the rollout workers that it broadcasts weights to."""

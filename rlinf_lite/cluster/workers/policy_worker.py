@@ -21,6 +21,7 @@ from rlinf_lite.training.fsdp.model import ShardedPolicy
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.checksum import Checksums, RunningChecksums
+from rlinf_lite.weights.shared import OpenWeights, SharedWeights
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
 
 
@@ -79,6 +80,17 @@ class PolicyWorker(TrainerWorker):
         running = RunningChecksums()
         packed = pack(running.passing(self.trainer.weights(build.DTYPES[precision])))
         return running.result(), packed
+
+    def open_engines(self, *engines: SharedWeights) -> None:
+        """Open the memory in which engines keep their weights."""
+        self._engines = OpenWeights(engines)
+
+    def write_weights(self, precision: str) -> Checksums:
+        """Write this rank's rows of every weight into the engines that were opened; returns their checksums."""
+        faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
+        running = RunningChecksums()
+        self._engines.write(running.passing(self.trainer.weights(build.DTYPES[precision])))
+        return running.result()
 
     def open_channel(self, num_receivers: int) -> StoreAddress:
         """Rank 0: open the store at which it meets the rollout workers that it broadcasts weights to."""

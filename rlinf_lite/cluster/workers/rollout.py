@@ -16,6 +16,7 @@ from rlinf_lite.types import GenerationBatch, Group
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
     from rlinf_lite.weights.checksum import Checksums
+    from rlinf_lite.weights.shared import SharedWeights
     from rlinf_lite.weights.transport import PackedWeights
 
 Key = TypeVar("Key")
@@ -41,6 +42,7 @@ class RolloutWorkers(WorkerGroup):
             seq_length: largest number of tokens in a prompt and its response together.
         """
         self.precision = config.model.precision
+        self.can_share_weights = config.rollout_backend == "builtin"
         self._sampling, self._seq_length = sampling, seq_length
         target = "rlinf_lite.cluster.workers.rollout_worker:RolloutWorker"
         arguments = config, tokenizer, session.config, session.device
@@ -75,6 +77,10 @@ class RolloutWorkers(WorkerGroup):
     def start_load_weights_on(self, rank: int, rows: Sequence[Call[PackedWeights]]) -> Call[None]:
         """As `start_load_weights`, into one engine."""
         return self.start_one(rank, "load_weights", *(call.ref for call in rows))
+
+    def start_share_weights(self) -> list[Call[SharedWeights]]:
+        """Let every engine say how its weights' memory is opened. They must not change place any more."""
+        return self.start("share_weights")
 
     def start_check_weights(self, step: int, sent: Sequence[Call[Checksums]]) -> list[Call[None]]:
         """Let every engine compare its weights with what the policy sent.

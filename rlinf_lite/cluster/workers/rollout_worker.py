@@ -22,6 +22,7 @@ from rlinf_lite.types import GenerationBatch, Group, Sampling
 from rlinf_lite.weights.checksum import Checksums, added, checksums, first_difference
 from rlinf_lite.weights.names import named_weights, weight_shapes
 from rlinf_lite.weights.pieces import WeightPiece
+from rlinf_lite.weights.shared import SharedWeights, share
 from rlinf_lite.weights.source import as_dtype
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, unpack
 
@@ -72,6 +73,12 @@ class RolloutWorker:
     def load_weights(self, *packed: PackedWeights) -> None:
         """Load weights from the rows of every policy rank."""
         self.engine.load_weights(piece for of_rank in packed for piece in unpack(of_rank))
+
+    def share_weights(self) -> SharedWeights:
+        """Say how the memory of the engine's weights is opened."""
+        held = self.engine.held_weights()
+        assert held is not None, "the driver asks a builtin engine only"
+        return share(held)
 
     def check_weights(self, step: int, *sent: Checksums) -> None:
         """Compare the engine's weights with what every policy rank sent, if the engine can say which it holds.

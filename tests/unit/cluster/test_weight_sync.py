@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlinf_lite.cluster.group import WorkerGroup, wait_all
 from rlinf_lite.cluster.spares import Spares
-from rlinf_lite.cluster.weight_sync import ObjectStoreSync
+from rlinf_lite.cluster.weight_sync import ObjectStoreSync, SharedMemorySync
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
@@ -22,6 +22,7 @@ from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.weights.live import local_pieces
 from rlinf_lite.weights.pieces import WeightPiece
+from rlinf_lite.weights.shared import OpenWeights
 
 pytestmark = pytest.mark.usefixtures("fake_ray")
 ARCHITECTURE = LlamaConfig(
@@ -37,13 +38,13 @@ ARCHITECTURE = LlamaConfig(
 class Case:
     """Two policy ranks, each with a part of the rows, and two engines in bf16; processes are those of `fake_ray`."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: type = ObjectStoreSync) -> None:
         torch.manual_seed(0)
         self.model = AutoModelForCausalLM.from_config(ARCHITECTURE, dtype=torch.float32)
         self.session = FakeSession(self.build)
         self.policy = self.group(PolicyWorkers, "Actors", "actor")
         self.rollouts = self.group(RolloutWorkers, "Engines", "rollout")
-        self.sync = ObjectStoreSync(self.policy, self.rollouts, "bf16")
+        self.sync = transport(self.policy, self.rollouts, "bf16")
 
     def group(self, kind: type, name: str, component: str) -> Any:
         group = object.__new__(kind)
@@ -83,8 +84,9 @@ class Case:
                 param += torch.randn(param.shape)
 
 
-def test_every_engine_gets_the_current_weights():
-    case = Case()
+@pytest.mark.parametrize("transport", [ObjectStoreSync, SharedMemorySync])
+def test_every_engine_gets_the_current_weights(transport):
+    case = Case(transport)
     for step in range(3):
         case.sync.publish(step)
         for rank in (0, 1):
@@ -127,6 +129,28 @@ def test_the_results_of_a_replaced_engine_count_only_if_it_has_the_weights(monke
     case.sync.send_to(1)
     with pytest.raises(WeightsDiffer, match="after step 3"):
         wait_all([case.rollouts.start_one(1, "sleep")])
+
+
+def test_shared_memory_is_opened_again_for_a_replaced_engine():
+    case = Case(SharedMemorySync)
+    case.sync.publish(1)
+    old = case.worker(1).model.lm_head.weight
+    case.session.actors[3].worker = case.rollout_worker(1)
+    case.sync.send_to(1)
+    wait_all([case.rollouts.start_one(1, "sleep")])
+    case.train()
+    case.sync.publish(2)
+    assert torch.equal(case.model.lm_head.weight.bfloat16(), case.worker(1).model.lm_head.weight)
+    assert not torch.equal(case.model.lm_head.weight.bfloat16(), old)
+
+
+def test_shared_memory_that_nothing_was_written_to_is_an_error(monkeypatch):
+    case = Case(SharedMemorySync)
+    case.sync.publish(1)
+    case.train()
+    monkeypatch.setattr(OpenWeights, "write", lambda self, pieces: list(pieces))
+    with pytest.raises(WeightsDiffer, match="after step 2"):
+        case.sync.publish(2)
 
 
 def test_a_planned_flip_is_done(monkeypatch):
