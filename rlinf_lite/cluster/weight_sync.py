@@ -141,10 +141,10 @@ def build_weight_sync(session: Session, policy: PolicyWorkers, rollouts: Rollout
         else:
             kind = "object_store" if shared or not on_gpu else "collective"
     if kind == "shared_memory":
-        if not rollouts.can_share_weights or (on_gpu and not one_slot):
+        if not (on_gpu and one_slot and rollouts.can_share_weights):
             raise ConfigError(
-                "cluster.weight_sync=shared_memory: it needs the builtin engine and, on GPUs, one that actor and "
-                "rollout workers share (cluster.component_placement); use auto"
+                "cluster.weight_sync=shared_memory: it needs the builtin engine, and one GPU for actor and rollout "
+                "workers together (cluster.component_placement); use auto"
             )
         return SharedMemorySync(policy, rollouts, precision)
     if kind == "object_store":

@@ -1,4 +1,7 @@
-"""Weights written by the policy into the very memory of an engine: CUDA IPC on one GPU, shared memory on a CPU."""
+"""Weights written by the policy into the very memory of an engine in another process: CUDA IPC on one GPU.
+
+It works on a CPU, too, which is for tests: processes that are killed there leave files in /dev/shm.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ SharedWeights = dict[str, bytes]
 
 
 def share(weights: Iterable[NamedTensor]) -> SharedWeights:
-    """Let other processes open ``weights``, whose memory stays this process's; on a CPU it becomes shared memory."""
+    """Let other processes open ``weights``, whose memory stays this process's."""
     before = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other one sends file descriptors, which Ray cannot
     try:
