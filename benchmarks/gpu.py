@@ -1,13 +1,13 @@
 """Generation and whole steps on one GPU, beside TRL's on the same work, in one call.
 
-    python benchmarks/gpu.py [--shape qwen2.5-0.5b] [--tokens 512] [--steps 3] [--only engine,price,run,trl]
+    python benchmarks/gpu.py [--shape qwen2.5-0.5b] [--tokens 512] [--steps 3] [--only engine,price,run,trl,resume]
 
     engine  tokens per second of the builtin engine, 16 prompts x 8 responses, and how many of its log-probs are not the
             trainer's
     price   the same with cluster.deterministic=false
-    run     a training run: seconds per step and of its parts; two equal runs, the second killed after a step and
-            resumed: are all metrics equal?
+    run     a training run: seconds per step and of its parts
     trl     GRPOTrainer with `generate`: seconds per step (an environment with the extra "bench")
+    resume  the run once more, saved after every step, killed and resumed: are all of its metrics equal? (after run)
 
 Weights are random, so responses are noise of full length. Every part runs in a process of its own. Without a GPU, with
 the shape "tiny" and few tokens, it shows that it works, no more.
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=_random_model.SHAPES)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--only", default="engine,price,run,trl")
+    parser.add_argument("--only", default="engine,price,run,trl,resume")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -50,6 +50,7 @@ def main() -> None:
         "price": lambda options, device: measure_engine(options, device, deterministic=False),
         "run": measure_run,
         "trl": measure_trl,
+        "resume": check_resume,
     }
     if options.part:
         parts[options.part](options, "cuda" if on_gpu else "cpu")
@@ -144,26 +145,32 @@ def _gap(shape: str, groups: list[Any], device: str) -> tuple[int, int, float]:
 
 
 def measure_run(options: argparse.Namespace, device: str) -> None:
-    model = _random_model.save(options.shape, options.directory / "model", device)
-    straight, killed = options.directory / "straight", options.directory / "killed"
-    _train(options, device, model, straight)
-    rows = _rows(straight)
-    for row in rows:
-        names = ("step", "rollout", "sync", "update", "logprobs", "replica", "save")
+    model, out = options.directory / "model", options.directory / "straight"
+    _train(options, device, _random_model.save(options.shape, model, device), out, "runner.save_interval=-1")
+    for row in _rows(out):
+        names = ("step", "rollout", "sync", "reward", "update", "logprobs")
         parts = ", ".join(f"{name} {row[f'time/{name}']:.2f}" for name in names if f"time/{name}" in row)
         memory = {key: round(value, 1) for key, value in row.items() if key.startswith("memory/")}
-        print(f"step {row['step']}: {parts} s; gap {row.get('policy/rollout_logprob_gap')}; {memory}", flush=True)
-    _train(options, device, model, killed, kill_after=options.steps - 1)
-    _train(options, device, model, killed, "runner.resume_dir=auto")
-    again = _rows(killed)
+        print(f"step {row['step']}: {parts} s; {memory}", flush=True)
+
+
+def check_resume(options: argparse.Namespace, device: str) -> None:
+    model, out = options.directory / "model", options.directory / "killed"
+    _train(options, device, model, out, kill_after=options.steps - 1)
+    _train(options, device, model, out, "runner.resume_dir=auto")
+    one, other = _rows(options.directory / "straight"), _rows(out)
     timed = ("time/", "memory/", "throughput/", "save/")
     different = {
         key
-        for one, other in zip(rows, again, strict=True)
-        for key in one.keys() | other.keys()
-        if not key.startswith(timed) and one.get(key) != other.get(key)
+        for a, b in zip(one, other, strict=True)
+        for key in a.keys() | b.keys()
+        if not key.startswith(timed) and a.get(key) != b.get(key)
     }
-    print(f"a second run, killed after step {options.steps - 1} and resumed: different metrics: {different or 'none'}")
+    print(
+        f"killed after step {options.steps - 1} and resumed: {len(one)} rows, metrics that differ: "
+        f"{different or 'none'}; gaps {[row.get('policy/rollout_logprob_gap') for row in other]}",
+        flush=True,
+    )
 
 
 def _train(
@@ -172,6 +179,7 @@ def _train(
     given = [
         f"runner.max_steps={options.steps}",
         "runner.save_interval=1",
+        "runner.checkpoint.memory_replicas=0",
         "runner.val_check_interval=-1",
         f"runner.output_dir={out}",
         f"runner.seq_length={options.tokens + 32}",
@@ -185,7 +193,8 @@ def _train(
         f"data.rollout_batch_size={PROMPTS}",
         f"algorithm.group_size={GROUP}",
         "algorithm.n_minibatches=1",
-        "algorithm.entropy_bonus=0.001",
+        "algorithm.entropy_bonus=0.01",
+        "rollout.return_logprobs=true",
         "algorithm.training_batch_size_per_gpu=16",
         f"algorithm.sampling_params.max_new_tokens={options.tokens}",
         *more,

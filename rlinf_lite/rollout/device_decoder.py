@@ -161,7 +161,7 @@ class DeviceDecoder:
         if forward.device.type == "cuda":
             from rlinf_lite.rollout.few_rows import FewRows
 
-            self._stream, self._few_rows = torch.cuda.Stream(), FewRows(forward.model)
+            self._stream, self._few_rows = torch.cuda.Stream(), FewRows.of(forward.model)
 
     def decode(self, batch: GenerationBatch) -> Sampled:
         """Sample all rows of ``batch``.

@@ -7,6 +7,7 @@ cuBLASLt with the layer's own weights.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,19 +16,27 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 _Tiles = tuple[int, int, int]
 _TILES: tuple[_Tiles, ...] = ((16, 32, 128), (16, 64, 128), (32, 64, 64), (64, 64, 64))
 """Rows, outputs and inputs of a tile."""
 _CALLS = 10
 """Calls that are timed together."""
+_OF_MODELS: weakref.WeakKeyDictionary[nn.Module, FewRows] = weakref.WeakKeyDictionary()
 
 
 class FewRows:
     """Replaces the forward method of some linear layers of a model, for numbers of rows that `prepare` was given."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    @classmethod
+    def of(cls, model: nn.Module) -> FewRows:
+        """The one of ``model``: several engines may have the same model."""
+        found = _OF_MODELS.get(model)
+        if found is None:
+            found = _OF_MODELS[model] = cls(model)
+        return found
+
+    def __init__(self, model: nn.Module) -> None:
         self._layers = [
             module
             for module in model.modules()
