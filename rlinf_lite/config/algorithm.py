@@ -58,7 +58,7 @@ class AlgorithmConfig(Section):
     """Rows of a micro-batch when log-probs are recomputed."""
     recompute_logprobs: bool = True
     """Old log-probs are computed with the actor's weights before the update, unless the engine's are known to be
-    bitwise identical (see docs/numerics.md); false: always taken from the rollout engine."""
+    bitwise identical (see docs/exactness.md); false: always taken from the rollout engine."""
     shuffle_rollout: bool = False
     """Shuffle the rows before they are split into mini-batches (a pure function of seed and step)."""
     path: Neutral[PathText | None] = None

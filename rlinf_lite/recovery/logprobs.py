@@ -10,16 +10,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _MULTIPLE = 16
-_SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "head_dim")
+_LARGEST_HEAD = 256
+"""That FlashAttention-2 takes, see `models.flash.fits`."""
+_SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner")
 """Sizes of layers, by their names in ``config.json``. No family has them all."""
 
 
 def engine_is_exact(config: Config, device: str) -> bool:
     """Whether the log-probs that the engine reports are the bits that the policy computes with the same weights.
 
-    This is where the condition stands (docs/numerics.md says why each part is needed). It holds only what was measured:
-    fp32 on a CPU, and layers of ordinary sizes. With others the last elements of an operation leave the processor's
-    vector instructions, and round differently; which ones these are depends on the number of rows.
+    The condition stands here; docs/exactness.md says why each part is needed. It holds only what was measured:
+    fp32 on a CPU, bf16 with FlashAttention-2 on a GPU, and layers of ordinary sizes. With others the last elements of
+    an operation leave the processor's vector instructions, and round differently; which ones these are depends on the
+    number of rows.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``, on which the workers compute.
@@ -30,23 +33,25 @@ def engine_is_exact(config: Config, device: str) -> bool:
     from rlinf_lite.models import hf_directory  # the driver starts Ray first, and then imports torch beside it
 
     actor, cluster, engine = config.actor, config.cluster, config.rollout
+    precision = "fp32" if device == "cpu" else "bf16"
     return (
-        device == "cpu"
-        and cluster.threads_per_worker == 1
+        cluster.threads_per_worker == 1
         and cluster.deterministic
         and engine.rollout_backend == "builtin"
         and engine.model.model_path == actor.model.model_path
-        and engine.model.precision == "fp32"
-        and (actor.fsdp_config.mixed_precision.param_dtype or actor.model.precision) == "fp32"
+        and engine.model.precision == precision
+        and (actor.fsdp_config.mixed_precision.param_dtype or actor.model.precision) == precision
         and not actor.model.dropout
-        and _has_ordinary_sizes(hf_directory.load_config(hf_directory.resolve(actor.model.model_path), None))
+        and _is_ordinary(hf_directory.load_config(hf_directory.resolve(actor.model.model_path), None), device)
     )
 
 
-def _has_ordinary_sizes(model: PretrainedConfig) -> bool:
+def _is_ordinary(model: PretrainedConfig, device: str) -> bool:
     text = model.get_text_config()
-    sizes = [getattr(text, name, None) for name in _SIZES] + [text.hidden_size // text.num_attention_heads]
-    return all(size % _MULTIPLE == 0 for size in sizes if size)
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    sizes = [head, *(getattr(text, name, None) for name in _SIZES)]
+    fits_flash = head <= _LARGEST_HEAD and not getattr(text, "attn_logit_softcapping", None)
+    return all(size % _MULTIPLE == 0 for size in sizes if size) and (device == "cpu" or fits_flash)
 
 
 def old_from_engine(config: Config, device: str) -> bool:

@@ -1,7 +1,7 @@
 """Decoding on a GPU: all that is known of the rows stays there, and a CUDA graph advances them by a token each.
 
-The host looks every few tokens which rows have finished, lets others take their places, and goes on with the smallest
-graph that holds those that are left. The same code runs without graphs, on a CPU too.
+The host looks every few tokens which rows have finished, lets others take their places, and continues with the
+smallest graph that holds those that are left. The same code runs without graphs, on a CPU too.
 """
 
 from __future__ import annotations
@@ -248,11 +248,11 @@ class DeviceDecoder:
         return graph
 
     def _fetch(self, rows: _Rows, num_rows: int, max_tokens: int) -> Sampled:
-        return Sampled(
+        return Sampled(  # copies, on a CPU too
             rows.tokens_NT[:num_rows, :max_tokens].cpu().numpy().astype(np.int64),
-            rows.logprobs_NT[:num_rows, :max_tokens].cpu().numpy(),
-            rows.length_N[:num_rows].cpu().numpy(),
-            rows.finished_N[:num_rows].cpu().numpy(),
+            rows.logprobs_NT[:num_rows, :max_tokens].cpu().numpy().copy(),
+            rows.length_N[:num_rows].cpu().numpy().copy(),
+            rows.finished_N[:num_rows].cpu().numpy().copy(),
         )
 
 

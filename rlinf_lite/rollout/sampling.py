@@ -89,7 +89,7 @@ def _nucleus(scaled_RK: Tensor, top_p: float) -> Tensor:
 
 def _keep_largest(logits_RV: Tensor, descending_RK: Tensor, num_R1: Tensor) -> Tensor:
     """Mask all but the ``num_R1`` largest logits of each row; of equal ones, the smallest token ids stay."""
-    smallest_R1 = descending_RK.gather(-1, num_R1 - 1)
+    smallest_R1 = descending_RK.gather(-1, (num_R1 - 1).clamp(min=0))  # none is left of NaN logits
     larger_RV, equal_RV = logits_RV > smallest_R1, logits_RV == smallest_R1
     kept_RV = larger_RV | (equal_RV & (equal_RV.cumsum(-1) <= num_R1 - larger_RV.sum(-1, keepdim=True)))
     return logits_RV.masked_fill(~kept_RV, -torch.inf)

@@ -116,5 +116,5 @@ class Models:
             )
         log_line(
             f"!! {GAP}={gap:.3g} in step {step}: on this machine the engine's log-probs are not the policy's "
-            f"(docs/numerics.md).{remedy}"
+            f"(docs/exactness.md).{remedy}"
         )

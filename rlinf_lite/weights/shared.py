@@ -19,7 +19,7 @@ SharedWeights = dict[str, bytes]
 """By name: what another process on the same device needs to open the tensor."""
 
 
-def share(weights: Iterable[NamedTensor]) -> SharedWeights:
+def export(weights: Iterable[NamedTensor]) -> SharedWeights:
     """Let other processes open ``weights``, whose memory stays this process's."""
     before = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other one sends file descriptors, which Ray cannot
@@ -35,7 +35,7 @@ class OpenWeights:
     def __init__(self, engines: Sequence[SharedWeights]) -> None:
         """
         Args:
-            engines: from `share`, of processes that still run.
+            engines: from `export`, of processes that still run.
         """
         self._engines: list[Mapping[str, Tensor]] = [
             {name: pickle.loads(opener) for name, opener in engine.items()} for engine in engines

@@ -22,7 +22,7 @@ from rlinf_lite.types import GenerationBatch, Group, Sampling
 from rlinf_lite.weights.checksum import Checksums, added, checksums, first_difference
 from rlinf_lite.weights.names import named_weights, weight_shapes
 from rlinf_lite.weights.pieces import WeightPiece
-from rlinf_lite.weights.shared import SharedWeights, share
+from rlinf_lite.weights.shared import SharedWeights, export
 from rlinf_lite.weights.source import as_dtype
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, unpack
 
@@ -78,7 +78,7 @@ class RolloutWorker:
         """Say how the memory of the engine's weights is opened."""
         held = self.engine.held_weights()
         assert held is not None, "the driver asks a builtin engine only"
-        return share(held)
+        return export(held)
 
     def check_weights(self, step: int, *sent: Checksums) -> None:
         """Compare the engine's weights with what every policy rank sent, if the engine can say which it holds.

@@ -60,8 +60,12 @@ def test_only_sizes_that_vector_instructions_divide(tmp_path, model_type, sizes,
     assert asked(TWO, f"actor.model.model_path={tmp_path}") == (exact, exact)
 
 
-def test_on_a_gpu_nothing_was_measured():
+def test_on_a_gpu_16_bits_with_flash_attention(tmp_path):
+    assert asked(TWO, *BF16, device="cuda") == (True, True)
     assert asked(TWO, device="cuda") == (False, False)
+    AutoConfig.for_model("gemma2", num_hidden_layers=2).save_pretrained(tmp_path)
+    capped = f"actor.model.model_path={tmp_path}"
+    assert asked(TWO, *BF16, capped, device="cuda") == (False, False) and asked(TWO, capped)[0]
 
 
 @pytest.mark.parametrize(
