@@ -18,6 +18,7 @@ from ray._private.services import find_bootstrap_address
 from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.errors import ClusterError, RayLost
 from rlinf_lite.cluster.placement import parse
+from rlinf_lite.cluster.small_ray import small_ray
 from rlinf_lite.config import ClusterConfig, ConfigError
 from rlinf_lite.observability.notices import log_line
 from rlinf_lite.ports import connection_error
@@ -64,14 +65,15 @@ def _start(config: ClusterConfig) -> None:
     own_ray.adopt_orphans()
     own_ray.note_start()
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            object_store_memory=config.object_store_memory,
-            include_dashboard=False,
-            logging_level=logging.CRITICAL,
-            log_to_driver=False,
-        )
+        with small_ray():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=config.object_store_memory,
+                include_dashboard=False,
+                logging_level=logging.CRITICAL,
+                log_to_driver=False,
+            )
     except Exception as error:  # Ray's own code, which raises plain Exception where a node does not start
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RayLost(

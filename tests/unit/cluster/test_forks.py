@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from ray._private.runtime_env.context import RuntimeEnvContext
 
 from rlinf_lite import numerics
+from rlinf_lite.cluster.forks import setup_worker
 from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer, can_fork
 from rlinf_lite.cluster.session import worker_env
 from rlinf_lite.config import ClusterConfig
@@ -64,6 +67,22 @@ def test_a_worker_is_forked_and_is_a_process_as_any_other(start, tmp_path):
     assert worker["arguments"] == ["one", "t w o"] and worker["directory"] == str(tmp_path) and worker["mark"] == "set"
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 7 and errors == "to the other stream\n"
+
+
+def test_ray_starts_workers_without_importing_itself_for_that(forks, tmp_path):
+    """What a raylet runs: variables and the command in place of Python come as Ray writes them."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    variables = worker_env(ClusterConfig(), "cpu") | {"MARK": "${HOME}/$ 'x'"}
+    context = RuntimeEnvContext(env_vars=variables, py_executable=forks.python).serialize()
+    options = [f"--serialized-runtime-env-context={context}", "--language=PYTHON"]
+    worker = [str(tmp_path / "program.py"), "one", "t w o", "--node-ip-address=::1"]
+    command = [sys.executable, "-v", setup_worker.__file__, *worker, *options]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "HOME": "/home"}, capture_output=True, text=True)
+    seen = json.loads(done.stdout.splitlines()[0])
+    assert done.returncode == 7 and seen["forked"] and seen["mark"] == "/home/$ 'x'"
+    assert seen["arguments"] == worker[1:] and seen["directory"] == str(tmp_path)
+    imported = {*re.findall(r"^import '(\w+)'", done.stderr, re.MULTILINE)}
+    assert "json" in imported and not {"ray", "torch"} & imported
 
 
 def test_other_settings_or_no_server_start_python(start, forks, tmp_path):
