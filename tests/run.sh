@@ -6,6 +6,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../toolkits/environment.sh"
 use_environment test
 
+unset PYTHONDONTWRITEBYTECODE # each of the tests' processes would compile all modules again
+
 cd "$repo_root"
 if (($# > 0)); then
     exec "$python" -m pytest "$@"

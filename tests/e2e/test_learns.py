@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -14,9 +17,12 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "learn.py"
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak)])
-def test_reward_above_nine_tenths(seed):
-    command = [sys.executable, BENCHMARK, "cluster.warm_spares=0", "--seeds", str(seed)]
-    shown = subprocess.run(command, capture_output=True, text=True)
+def test_reward_above_nine_tenths(seed, forks):
+    """In the first 60 of its 100 steps, with their learning rates."""
+    steps = "runner.max_steps=60", "actor.optim.total_training_steps=100"
+    command = [sys.executable, BENCHMARK, "cluster.warm_spares=0", *steps, "--seeds", str(seed)]
+    environment = {**os.environ, TEMPLATE_VARIABLE: forks.name}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     columns = shown.stdout.splitlines()[-1].split()
     assert float(columns[1]) < 0.45 and float(columns[3]) < 90

@@ -13,6 +13,7 @@ import torch
 
 from rlinf_lite.checkpoint.digest import state_digest
 from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer
 from rlinf_lite.observability import read_events
 from rlinf_lite.observability.events import CHECK, START
 from rlinf_lite.observability.hub import METRICS_FILE
@@ -33,6 +34,11 @@ def processor() -> str:
     vendor = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "unknown")
     version = torch.__version__.partition("+")[0]
     return f"{vendor} {torch.backends.cpu.get_cpu_capability()}, torch {version}"
+
+
+@pytest.fixture(autouse=True)
+def fork_workers_from_here(forks: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
 
 
 def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS) -> str:

@@ -54,6 +54,7 @@ class Suite:
         phases = (*PHASES, *CRITIC_PHASES) if CRITIC in options.victims else PHASES
         self._traps = Traps(root / "traps", phases)
         self._reference = Job(root=root / "undisturbed", settings={**self._settings, _SAVE_INTERVAL: "1"})
+        self._undisturbed_directory = options.undisturbed or self._reference.directory
         self._struck: Counter[str] = Counter()
         self._equal = self._runs = self._failed = 0
 
@@ -75,8 +76,10 @@ class Suite:
         return self._failed
 
     def _undisturbed(self) -> Pace:
-        """Run the job to its end; every other run is held against it."""
+        """Run the job to its end, unless such a run is given; every other run is held against it."""
         pace = Pace(start=0.0, step=0.0, recovery=0.0)
+        if self._options.undisturbed is not None:
+            return pace
         outcome = Case(self._reference, (), pace, self._nodes, self._traps, _UNDISTURBED_SECONDS).run()
         if outcome.wrong or outcome.exit_codes != [0]:
             sys.exit(f"the run that nothing happened to:\n{self._reference.output.read_text()}\n{outcome}")
@@ -97,7 +100,7 @@ class Suite:
         limit = options.limit or 300 + 10 * pace.start
         outcome = Case(job, plan.kills, pace, self._nodes, self._traps, limit).run()
         if not outcome.wrong:
-            outcome.wrong += differences(self._reference.directory, job.directory, job.last_step)
+            outcome.wrong += differences(self._undisturbed_directory, job.directory, job.last_step)
         if options.strict and outcome.early:
             outcome.wrong.append(f"commands ended early without a cause of ours, with exit codes {outcome.early}")
         self._count(outcome)

@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=int, default=2, help="actor ranks (default: %(default)s)")
     parser.add_argument("--cluster", action="store_true", help="on a Ray cluster of --ranks + 1 raylets, here")
     parser.add_argument("--strict", action="store_true", help="no command may end early without a cause of ours")
+    parser.add_argument(
+        "--undisturbed", type=Path, help="the directory of such a run with these settings and a save after each step"
+    )
     parser.add_argument("--limit", type=float, help="seconds without a step after which a run hangs (default: ample)")
     parser.add_argument("--directory", help="where to work (default: the system's for temporary files)")
     parser.add_argument("--keep", action="store_true", help="keep every run's directory")
