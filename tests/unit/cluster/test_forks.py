@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
 from ray._private.runtime_env.context import RuntimeEnvContext
 
 from rlinf_lite import numerics
@@ -83,6 +84,18 @@ def test_ray_starts_workers_without_importing_itself_for_that(forks, tmp_path):
     assert seen["arguments"] == worker[1:] and seen["directory"] == str(tmp_path)
     imported = {*re.findall(r"^import '(\w+)'", done.stderr, re.MULTILINE)}
     assert "json" in imported and not {"ray", "torch"} & imported
+
+
+def test_what_the_driver_does_not_ask_for_is_left_to_ray(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    entrypoint = str(tmp_path / "program.py")
+    context = RuntimeEnvContext(env_vars={"MARK": "x"}, override_worker_entrypoint=entrypoint).serialize()
+    options = [f"--serialized-runtime-env-context={context}", "--language=PYTHON"]
+    worker = [str(Path(ray.__file__).parent / "_private" / "workers" / "default_worker.py"), "one"]
+    command = [sys.executable, setup_worker.__file__, *worker, *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    seen = json.loads(done.stdout.splitlines()[0])
+    assert done.returncode == 7 and seen["arguments"] == ["one"] and seen["mark"] == "x" and not seen["forked"]
 
 
 def test_other_settings_or_no_server_start_python(start, forks, tmp_path):
