@@ -83,7 +83,7 @@ def trainer_logprobs(model, groups: list[Group], rows_per_unit: int, temperature
     return torch.cat(made).numpy()
 
 
-@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.soak), ON_GPU])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_are_the_trainers(fixed_kernels, device, family):
     """Rows leave and join; the trainer computes groups together, and responses by the hundred or alone."""
@@ -96,7 +96,7 @@ def test_log_probs_are_the_trainers(fixed_kernels, device, family):
         assert np.array_equal(logprobs, trainer_logprobs(model, groups, rows_per_unit, 0.9, where))
 
 
-@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.soak), ON_GPU])
 @pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1}])
 def test_graphs_and_the_rows_of_a_batch_change_nothing(fixed_kernels, device, options, monkeypatch):
     model = model_of("qwen2", fixed_kernels(device))
@@ -112,7 +112,7 @@ def test_graphs_and_the_rows_of_a_batch_change_nothing(fixed_kernels, device, op
     assert found(engine.generate(batch)) == whole
 
 
-@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.soak), ON_GPU])
 def test_new_weights_are_used_by_graphs_that_exist(fixed_kernels, device):
     model = model_of("qwen2", fixed_kernels(device))
     engine, batch = engine_of(model, max_rows=128), batch_of(device)

@@ -12,13 +12,14 @@ from fake_ray import FakeSession
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlinf_lite.cluster.group import WorkerGroup, wait_all
+from rlinf_lite.cluster.placement import parse
 from rlinf_lite.cluster.spares import Spares
-from rlinf_lite.cluster.weight_sync import ObjectStoreSync, SharedMemorySync
+from rlinf_lite.cluster.weight_sync import CollectiveSync, ObjectStoreSync, SharedMemorySync, build_weight_sync
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
-from rlinf_lite.errors import WeightsDiffer
+from rlinf_lite.errors import ConfigError, WeightsDiffer
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.weights.live import local_pieces
 from rlinf_lite.weights.pieces import WeightPiece
@@ -129,6 +130,33 @@ def test_the_results_of_a_replaced_engine_count_only_if_it_has_the_weights(monke
     case.sync.send_to(1)
     with pytest.raises(WeightsDiffer, match="after step 3"):
         wait_all([case.rollouts.start_one(1, "sleep")])
+
+
+@pytest.mark.parametrize(
+    ("device", "actor", "rollout", "builtin", "auto"),
+    [
+        ("cpu", "0-1", "0", True, ObjectStoreSync),
+        ("cuda", "0", "0", True, SharedMemorySync),
+        ("cuda", "0", "0", False, ObjectStoreSync),
+        ("cuda", "0-1", "0-1", True, ObjectStoreSync),
+        ("cuda", "0", "1", True, CollectiveSync),
+    ],
+)
+def test_shared_memory_is_for_one_gpu(device, actor, rollout, builtin, auto):
+    placement = parse({"actor": actor, "rollout": rollout, "reward": "0"}, 2)
+    rollouts = SimpleNamespace(can_share_weights=builtin)
+
+    def built(kind: str) -> Any:
+        config = SimpleNamespace(weight_sync=kind)
+        session = SimpleNamespace(placement=placement, device=device, config=config)
+        return build_weight_sync(session, None, rollouts, "bf16")
+
+    assert type(built("auto")) is auto
+    if auto is SharedMemorySync:
+        assert type(built("shared_memory")) is auto
+    else:
+        with pytest.raises(ConfigError, match="weight_sync=shared_memory"):
+            built("shared_memory")
 
 
 def test_shared_memory_is_opened_again_for_a_replaced_engine():
