@@ -25,7 +25,7 @@ from rlinf_lite.rollout.sampling import masked, penalize_repetition
 from rlinf_lite.types import GenerationBatch, Sampling
 
 _LEAST_ROWS = 16
-"""Rows of the smallest graph; each other one has twice as many as the one before."""
+"""Rows of the smallest graph; each other one has twice as many as the one before, the last one all slots."""
 _STEPS = 16
 """Tokens per row between two looks at which rows have finished."""
 _KEYS = 256
@@ -182,7 +182,7 @@ class DeviceDecoder:
             enter = num_live == 0 or waiting.worth(self._max_rows - num_live, self._max_rows)
             enter &= waiting.num_left > 0
             last = int(np.flatnonzero(live_S).max(initial=-1)) + 1
-            if last > num_live and (enter or _bucket(last) > _bucket(num_live)):
+            if last > num_live and (enter or _bucket(last, num_slots) > _bucket(num_live, num_slots)):
                 order = np.argsort(~live_S, kind="stable")
                 rows.reorder(order)
                 slot_S, live_S, t_S, last = slot_S[order], live_S[order], t_S[order], num_live
@@ -191,7 +191,7 @@ class DeviceDecoder:
                     rows.fill(last, new, words_N2[torch.from_numpy(new.origin_R).to(words_N2.device)])
                     places = slice(last, last + len(new.origin_R))
                     live_S[places], t_S[places], last = True, 0, places.stop
-            num, steps = _bucket(last), min(_STEPS, sampling.max_new_tokens - int(t_S[live_S].min()))
+            num, steps = _bucket(last, num_slots), min(_STEPS, sampling.max_new_tokens - int(t_S[live_S].min()))
             self._advance(rows, num, sampling, steps)
             *lives, not_finite = torch.cat([rows.live_S[:num], rows.not_finite]).tolist()
             if not_finite:
@@ -204,7 +204,7 @@ class DeviceDecoder:
         """Memory of the last batch if it is large enough, and no error left it as it was."""
         longest = max(len(prompt.problem.prompt_ids) for prompt in batch.prompts) + batch.sampling.max_new_tokens
         needed = _Sizes(
-            _bucket(min(num_rows, self._max_rows)),
+            -(-min(num_rows, self._max_rows) // _LEAST_ROWS) * _LEAST_ROWS,
             -(-longest // _KEYS) * _KEYS,
             num_rows,
             batch.sampling.max_new_tokens,
@@ -256,6 +256,6 @@ class DeviceDecoder:
         )
 
 
-def _bucket(num: int) -> int:
+def _bucket(num: int, num_slots: int) -> int:
     """Rows of the smallest graph that holds ``num``."""
-    return max(_LEAST_ROWS, 1 << max(num - 1, 0).bit_length())
+    return min(max(_LEAST_ROWS, 1 << max(num - 1, 0).bit_length()), num_slots)

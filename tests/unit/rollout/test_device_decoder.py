@@ -68,11 +68,11 @@ def assert_same(one: list[Sampled], other: list[Sampled]) -> None:
             assert np.array_equal(a.logprobs_NT[row, :length], b.logprobs_NT[row, :length])
 
 
-@pytest.mark.parametrize("max_rows", [5, 23, 512])
+@pytest.mark.parametrize("max_rows", [5, 512])
 @pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"top_k": 9, "top_p": 0.8, "repetition_penalty": 1.3}])
 def test_it_samples_what_the_cpus_decoder_does(model, make_batch, max_rows, options):
-    """Rows leave after 1 to 40 tokens, so the order changes, smaller steps are taken, and others join."""
-    batch = make_batch(PROMPTS, group_size=6, max_new_tokens=40, temperature=0.8, **options)
+    """Rows leave after 1 to 30 tokens, so the order changes, smaller steps are taken, and others join."""
+    batch = make_batch(PROMPTS, group_size=6, max_new_tokens=30, temperature=0.8, **options)
     (host,), (device,) = (sample(decoder, batch) for decoder in decoders(model, max_rows))
     assert options or len(set(host.length_N.tolist())) > 10
     assert_same([host], [device])
@@ -85,7 +85,7 @@ def test_rows_move_to_smaller_steps(model, make_batch, monkeypatch):
     batch = make_batch(PROMPTS, group_size=10, max_new_tokens=40)
     host, device = decoders(model)
     assert_same(sample(host, batch), sample(device, batch))
-    assert set(taken) == {128, 64, 32} and taken == sorted(taken, reverse=True)
+    assert set(taken) == {80, 64, 32} and taken == sorted(taken, reverse=True)
 
 
 def test_the_memory_of_a_batch_serves_the_next_ones(model, make_batch):
@@ -95,7 +95,7 @@ def test_the_memory_of_a_batch_serves_the_next_ones(model, make_batch):
         make_batch(PROMPTS, group_size=4, max_new_tokens=30, repetition_penalty=1.2),
         make_batch(PROMPTS[2:3], group_size=1, max_new_tokens=3, do_sample=False),
         make_batch(PROMPTS, group_size=4, max_new_tokens=30, repetition_penalty=1.5, seed=8),
-        make_batch(PROMPTS, group_size=4, max_new_tokens=300, seed=9),
+        make_batch(PROMPTS, group_size=4, max_new_tokens=90, seed=9),
     ]
     host, device = decoders(model, max_rows=20)
     assert_same(sample(host, *batches), sample(device, *batches))
