@@ -122,6 +122,10 @@ class Guard:
         except (ray_errors.RayError, OSError) as error:
             self._blame(error)
             raise
+        except SystemError as error:  # what a signal handler raised in the last moment of a call of Ray's C code
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from None
 
     def _blame(self, error: Exception) -> None:
         """Raise `RayLost` if Ray's end is the cause of ``error``."""

@@ -123,6 +123,21 @@ def test_an_error_of_a_worker_is_not(error):
     assert not guard.lost
 
 
+def test_what_a_signal_handler_raises_is_not_lost_in_rays_c_code():
+    """Python makes a SystemError of it where C code has a result already."""
+
+    class Stop(BaseException):
+        pass
+
+    def question() -> None:
+        raise SystemError("wait returned a result with an exception set") from Stop()
+
+    with pytest.raises(Stop):
+        Guard(Pulse()).ask(question)
+    with pytest.raises(SystemError, match="bad argument"):
+        Guard(Pulse()).ask(exec, "raise SystemError('bad argument')")
+
+
 def test_a_worker_that_died_with_its_raylet_is_no_loss_of_a_worker():
     with pytest.raises(RayLost):
         watching(Pulse(gone_after=0.0)).ask(Question(ray_errors.RayActorError()))
