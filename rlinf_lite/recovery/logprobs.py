@@ -20,9 +20,8 @@ def engine_is_exact(config: Config, device: str) -> bool:
     """Whether the log-probs that the engine reports are the bits that the policy computes with the same weights.
 
     The condition stands here; docs/exactness.md says why each part is needed. It holds only what was measured:
-    fp32 on a CPU, bf16 with FlashAttention-2 on a GPU, and layers of ordinary sizes. With others the last elements of
-    an operation leave the processor's vector instructions, and round differently; which ones these are depends on the
-    number of rows.
+    fp32 on a CPU, bf16 with FlashAttention-2 on a GPU, and layers of ordinary sizes. With others some log-probs differ
+    in the last bit on a CPU.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``, on which the workers compute.

@@ -107,17 +107,17 @@ class _Engines:
             device=trainer.device,
             materialize=lambda *_: None,
         )
-        self(eager=False).load_weights(trainer.whole_weights(build.DTYPES[settings.precision]))
+        self().load_weights(trainer.whole_weights(build.DTYPES[settings.precision]))
 
-    def __call__(self, *, eager: bool, max_rows: int | None = None) -> RolloutEngine:
-        changes: dict[str, Any] = {"return_logprobs": True, "enforce_eager": eager}
+    def __call__(self, *, max_rows: int | None = None) -> RolloutEngine:
+        changes: dict[str, Any] = {"return_logprobs": True}
         if max_rows is not None:
             changes["max_running_requests"] = max_rows
         return self._build(self._config.rollout.model_copy(update=changes))
 
 
 def _check_engine(make: _Engines, batch: GenerationBatch) -> EngineCheck:
-    engine, few = make(eager=False), make(eager=False, max_rows=_FEW_ROWS)
+    engine, few = make(), make(max_rows=_FEW_ROWS)
     groups = engine.generate(batch)
     comparisons = {
         "the same batch again": lambda: engine.generate(batch),
@@ -130,7 +130,7 @@ def _check_engine(make: _Engines, batch: GenerationBatch) -> EngineCheck:
         where = first_difference(groups, generate())
         _print("engine", name, where and f"{where} differ")
         found += [] if where is None else [f"{where} differ, with {name}"]
-    twice = engine_operations(make(eager=True), batch)
+    twice = engine_operations(engine, batch)
     _print_operations("engine", twice)
     difference = by_operation(found[0], twice.first) if found else None
     return EngineCheck(groups=groups, difference=difference or _alone(twice))

@@ -127,12 +127,9 @@ class RolloutWorker:
         batch = batch_of(SMALL[self.device.type], vocab_size, *self._checked_with)
         if self.config.rollout_backend != "builtin":
             return EngineCheck(groups=made_up_groups(batch, vocab_size), is_checked=False)
-        return check_engine(self._engine_to_check, batch)
-
-    def _engine_to_check(self, *, eager: bool) -> RolloutEngine:
-        """A builtin engine over the same model, which returns log-probs, and generates as many tokens as it may."""
-        config = self.config.model_copy(update={"return_logprobs": True, "enforce_eager": eager})
-        return self._build(config, eos_ids=frozenset(), materialize=lambda *_: None)
+        # Another engine over the same model, which returns log-probs, and generates as many tokens as it may.
+        config = self.config.model_copy(update={"return_logprobs": True})
+        return check_engine(self._build(config, eos_ids=frozenset(), materialize=lambda *_: None), batch)
 
     def sleep(self) -> None:
         """Free memory: nothing more is generated before the next weights come."""

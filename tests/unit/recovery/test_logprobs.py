@@ -55,7 +55,7 @@ def test_where_the_bits_may_differ_they_are_recomputed(overrides):
         ("gpt2", {"n_embd": 64, "n_head": 4, "n_inner": 100}, False),
     ],
 )
-def test_only_sizes_that_vector_instructions_divide(tmp_path, model_type, sizes, exact):
+def test_only_layers_of_ordinary_sizes(tmp_path, model_type, sizes, exact):
     AutoConfig.for_model(model_type, **sizes).save_pretrained(tmp_path)
     assert asked(TWO, f"actor.model.model_path={tmp_path}") == (exact, exact)
 

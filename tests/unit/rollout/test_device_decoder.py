@@ -7,7 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.rollout import device_decoder
@@ -16,37 +15,15 @@ from rlinf_lite.rollout.forward import Forward
 from rlinf_lite.rollout.host_decoder import HostDecoder
 from rlinf_lite.rollout.output import Sampled
 
-SIZES = {
-    "vocab_size": 41,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-}
-GEMMA = {"sliding_window": 9, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 5.0}
-ENDS = frozenset({4, 6})
+pytestmark = pytest.mark.usefixtures("one_thread")
+ENDS = frozenset(range(1, 41, 12))
 rng = np.random.default_rng(3)
 PROMPTS = [rng.integers(3, 41, n).tolist() for n in (3, 40, 1, 9, 33, 17, 2)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(5)
-    config = AutoConfig.for_model("gemma2", **SIZES, **GEMMA)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+def model(random_model):
+    return random_model("gemma2")
 
 
 def decoders(model, max_rows: int = 512, eos_ids=ENDS):

@@ -13,6 +13,7 @@ from rlinf_lite.models.scored import ScoredModel
 from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.training.batch import SplitSettings, StepBatch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {
     "vocab_size": 41,
     "hidden_size": 32,
@@ -40,14 +41,6 @@ FAMILIES = {
 ENDS = {4, 6}
 rng = np.random.default_rng(3)
 PROMPTS = [rng.integers(3, 41, n).tolist() for n in (3, 40, 1, 9, 33)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -25,15 +25,12 @@ BATCH = made_up.batch_of(made_up.LARGE["cpu"], 20, SAMPLING, seq_length=48)
 
 @pytest.fixture
 def embedded():
-    """The model, and a function that makes engines over it."""
+    """The model, and an engine over it."""
     path = hf_directory.resolve("embedded:tiny-arithmetic")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), hf_directory.load_tokenizer(path)
 
-    def make(*, eager: bool) -> BuiltinEngine:
-        ends = made_up.end_tokens(20)
-        return BuiltinEngine(model, tokenizer, eos_ids=ends, return_logprobs=True, max_rows=512)
-
-    return model, make
+    ends = made_up.end_tokens(20)
+    return model, BuiltinEngine(model, tokenizer, eos_ids=ends, return_logprobs=True, max_rows=512)
 
 
 def plant(model, after) -> None:
@@ -52,9 +49,9 @@ def test_an_engine_that_repeats_its_bits(embedded):
 
 
 def test_the_operation_that_differs_is_named(embedded):
-    model, make = embedded
+    model, engine = embedded
     plant(model, lambda x: x + 1e-3 * torch.rand_like(x))
-    difference = check_engine(make, BATCH).difference
+    difference = check_engine(engine, BATCH).difference
     assert (
         difference is not None
         and "differ when generated again (first in the operation rand_like.default)" in difference
@@ -62,17 +59,17 @@ def test_the_operation_that_differs_is_named(embedded):
 
 
 def test_noise_that_is_no_operation(embedded):
-    model, make = embedded
+    model, engine = embedded
     noise = iter(range(1, 1 << 30))
     plant(model, lambda x: x * (1.0 + 1e-3 * next(noise)))
-    difference = check_engine(make, BATCH).difference
+    difference = check_engine(engine, BATCH).difference
     assert difference is not None and difference.endswith("differ when generated again (no operation alone does)")
 
 
 def test_an_engine_whose_bits_depend_on_what_is_generated_together(embedded):
-    model, make = embedded
+    model, engine = embedded
     plant(model, lambda x: x * (1.0 + 1e-3 * x.shape[1]))
-    difference = check_engine(make, BATCH).difference
+    difference = check_engine(engine, BATCH).difference
     assert difference is not None and difference.endswith("of response 0 to prompt 7 differ when generated alone")
 
 
