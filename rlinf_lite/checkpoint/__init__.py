@@ -27,6 +27,7 @@ from rlinf_lite.checkpoint.select import Selection, select
 if TYPE_CHECKING:
     from rlinf_lite.checkpoint.checkpointer import Checkpointer
     from rlinf_lite.checkpoint.digest import state_digest
+    from rlinf_lite.checkpoint.file_state import Copied, FileState, Lazy
     from rlinf_lite.checkpoint.memory.replica import MemoryCheckpoints, Replica
     from rlinf_lite.checkpoint.state import flatten
     from rlinf_lite.checkpoint.torch_api.manager import CheckpointManager
@@ -36,8 +37,11 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "Checkpointer",
+    "Copied",
     "DamagedCheckpoint",
+    "FileState",
     "KeepBest",
+    "Lazy",
     "LoadReport",
     "Manifest",
     "MemoryCheckpoints",
@@ -61,6 +65,9 @@ __all__ = [
 _MODULES_OF_RANKS = {
     "CheckpointManager": "torch_api.manager",
     "Checkpointer": "checkpointer",
+    "Copied": "file_state",
+    "FileState": "file_state",
+    "Lazy": "file_state",
     "MemoryCheckpoints": "memory.replica",
     "Replica": "memory.replica",
     "flatten": "state",
