@@ -113,6 +113,7 @@ class _Driver:
                     watch,
                     handover.address,
                     with_critic=self.config.critic.use_critic_model,
+                    tensor_parallel_size=self.config.rollout.tensor_parallel_size,
                 )
             )
             self.stop.install()

@@ -60,7 +60,7 @@ class _Member:
 
 
 class WorkerGroup:
-    """Workers of one class, rank 0 first. Rank r runs in slot ``slots[r]`` of the session's placement."""
+    """Workers of one class, rank 0 first. Rank r runs in the slots ``workers(component)[r]`` of the session's placement."""
 
     def __init__(self, name: str, component: str, target: str, session: Session, spares: Spares, *args: Any) -> None:
         """Start ``target(rank, num_ranks, *args)`` in each slot of ``component``; does not wait for the processes.
@@ -87,8 +87,8 @@ class WorkerGroup:
     def respawn(self) -> None:
         """End all processes and start new ones, as many as the session's placement has slots for."""
         self.kill()
-        slots = self._session.placement.slots[self.component]
-        self._members = [self._spawn(rank, len(slots)) for rank in range(len(slots))]
+        size = len(self._session.placement.workers(self.component))
+        self._members = [self._spawn(rank, size) for rank in range(size)]
 
     def replace(self, rank: int) -> None:
         """Give a rank a new process, a spare if there is one, and end the old one if it is still alive."""
@@ -97,8 +97,8 @@ class WorkerGroup:
         guard.wait([old.handle.ping()], timeout=_DEAD_SECONDS)
 
     def _spawn(self, rank: int, size: int) -> _Member:
-        slot = self._session.placement.slots[self.component][rank]
-        handle = self._spares.take(slot) or self._session.start_process(self.name, self.component, slot)
+        slots = self._session.placement.workers(self.component)[rank]
+        handle = self._spares.take(slots[0]) or self._session.start_process(self.name, self.component, slots)
         adopted = Call(self, rank, handle.adopt(self._target, rank, size, *self._args))
         return _Member(handle=handle, adopted=adopted, required=[])
 

@@ -15,9 +15,16 @@ _KEY = "cluster.component_placement"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """The slots of each component, one process per slot."""
+    """The slots of each component, one worker per slot; an engine that spreads its layers over GPUs has several."""
 
     slots: dict[str, tuple[int, ...]]
+    slots_per_engine: int = 1
+    """Of a rollout worker: ``rollout.tensor_parallel_size`` on GPUs."""
+
+    def workers(self, component: str) -> tuple[tuple[int, ...], ...]:
+        """The slots of each worker of a component, in rank order. Its process belongs to the first of them."""
+        slots, size = self.slots[component], self.slots_per_engine if component == "rollout" else 1
+        return tuple(slots[first : first + size] for first in range(0, len(slots), size))
 
     @property
     def used(self) -> tuple[int, ...]:
@@ -33,15 +40,23 @@ class Placement:
         return bool(set(self.slots["actor"]) & set(self.slots["rollout"]))
 
 
-def parse(component_placement: Mapping[str, Any], num_available: int, *, with_critic: bool = False) -> Placement:
+def parse(
+    component_placement: Mapping[str, Any],
+    num_available: int,
+    *,
+    with_critic: bool = False,
+    slots_per_engine: int = 1,
+) -> Placement:
     """Read ``{"actor,rollout": "0-3", "reward": 0}``.
 
     Args:
         num_available: slots that ``all`` stands for.
         with_critic: whether there is one. Its slots are the actor's, unless it is placed.
+        slots_per_engine: as in `Placement`.
 
     Raises:
-        ConfigError: an unknown or missing component, one named twice, or slots that cannot be read.
+        ConfigError: an unknown or missing component, one named twice, or slots that cannot be read or that do not
+            divide into engines.
     """
     slots: dict[str, tuple[int, ...]] = {}
     for names, value in (component_placement or {"actor,rollout,reward": "0"}).items():
@@ -59,7 +74,12 @@ def parse(component_placement: Mapping[str, Any], num_available: int, *, with_cr
         slots.setdefault("critic", slots["actor"])
     if missing := [name for name in COMPONENTS if name not in slots and name != "critic"]:
         raise ConfigError(f"{_KEY}: {missing[0]} has no slots; add for example {missing[0]}: 0")
-    return Placement(slots=slots)
+    if len(slots["rollout"]) % slots_per_engine:
+        raise ConfigError(
+            f"{_KEY}: rollout has {len(slots['rollout'])} slots, and rollout.tensor_parallel_size={slots_per_engine} "
+            "makes one engine of as many GPUs; give rollout a multiple of it"
+        )
+    return Placement(slots=slots, slots_per_engine=slots_per_engine)
 
 
 def shrink(placement: Placement, num_slots: int, min_actor_ranks: int) -> Placement:
@@ -76,6 +96,7 @@ def shrink(placement: Placement, num_slots: int, min_actor_ranks: int) -> Placem
     used = placement.used
     if num_slots >= len(used):
         return placement
+    assert placement.slots_per_engine == 1, "refused with cluster.elastic"
     kept = used[: max(num_slots, 0)]
     num_ranks = len(_remaining(placement.slots["actor"], used, kept))
     if num_ranks < max(min_actor_ranks, 1):

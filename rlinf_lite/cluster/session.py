@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,8 +22,9 @@ from rlinf_lite.cluster.placement import Placement, parse, shrink
 from rlinf_lite.cluster.pulse import RayPulse
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.cluster.workers.handle import WorkerHandle
-from rlinf_lite.cluster.workers.host import WorkerHost
+from rlinf_lite.cluster.workers.host import WorkerHost, gpu_of_this_process
 from rlinf_lite.config import ClusterConfig
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.observability.notices import log_line
 
 
@@ -40,6 +41,7 @@ class Session:
         forks: ForkServer | None = None,
         *,
         with_critic: bool = False,
+        tensor_parallel_size: int = 1,
     ) -> None:
         """
         Args:
@@ -49,16 +51,29 @@ class Session:
             pulse: tells whether Ray is still there.
             forks: starts the workers of a Ray of our own; None: Ray starts them itself.
             with_critic: whether the job has a critic.
+            tensor_parallel_size: GPUs of each rollout engine.
         """
         self.config, self.address, self.device, self.watch, self.pulse = config, address, device, watch, pulse
         self._forks = forks if device == "cpu" else None
-        self.wanted = parse(config.component_placement, _available(device), with_critic=with_critic)
+        slots_per_engine = tensor_parallel_size if device == "cuda" else 1
+        if slots_per_engine > 1 and config.elastic:
+            raise ConfigError(
+                f"cluster.elastic=true: engines of rollout.tensor_parallel_size={slots_per_engine} GPUs cannot be moved "
+                "to fewer slots; set it to false, or the size to 1"
+            )
+        self.wanted = parse(
+            config.component_placement,
+            _available(device),
+            with_critic=with_critic,
+            slots_per_engine=slots_per_engine,
+        )
         """As configured."""
         self.placement = self.wanted
         """As it is now: fewer slots with ``cluster.elastic``, while nodes are missing."""
         self._group: PlacementGroup | None = None
         self._bundles: tuple[int, ...] = ()
         self._nodes: tuple[str, ...] = ()
+        self._gpus: tuple[str, ...] = ()
 
     # -- slots
 
@@ -82,6 +97,30 @@ class Session:
         order = sorted(range(len(table)), key=lambda index: (addresses[table[index]], table[index], index))
         self._group, self._bundles = group, tuple(order)
         self._nodes = tuple(table[index] for index in order)
+        if self.placement.slots_per_engine > 1:
+            self._check_engines(addresses)
+            self._gpus = self._find_gpus()
+
+    def _check_engines(self, addresses: Mapping[str, str]) -> None:
+        """Raises ConfigError: an engine's slots are on several nodes."""
+        for slots in self.placement.workers("rollout"):
+            if len(nodes := list(dict.fromkeys(map(self.node_of_slot, slots)))) > 1:
+                raise ConfigError(
+                    f"cluster.component_placement: the rollout engine in slots {', '.join(map(str, slots))} would be "
+                    f"spread over the nodes {', '.join(addresses[node] for node in nodes)}, and rollout.tensor_parallel_size="
+                    f"{len(slots)} needs GPUs of one node; choose slots, or a size, that divide each node's GPUs"
+                )
+
+    def _find_gpus(self) -> tuple[str, ...]:
+        """Ask for the GPU of each used slot, as CUDA_VISIBLE_DEVICES on its node names it; no worker holds it yet."""
+        ask = ray.remote(gpu_of_this_process)
+        asked = [
+            guard.ask(
+                ask.options(num_cpus=0, num_gpus=0.01, scheduling_strategy=self._in_bundle(slot), max_retries=0).remote
+            )
+            for slot in self.placement.used
+        ]
+        return tuple(guard.get(ref) for ref in asked)
 
     def _wait_for_nodes(self) -> None:
         config = self.config
@@ -176,8 +215,8 @@ class Session:
 
     # -- processes
 
-    def start_process(self, name: str, component: str, slot: int, *args: Any) -> WorkerHandle:
-        """Start a `WorkerHost` in ``slot``; does not wait until it is up.
+    def start_process(self, name: str, component: str, slots: Sequence[int], *args: Any) -> WorkerHandle:
+        """Start a `WorkerHost` in the first of ``slots``, with the GPUs of all; does not wait until it is up.
 
         Args:
             name: shown by `ps` and `ray list actors`.
@@ -185,15 +224,23 @@ class Session:
         """
         host: Any = ray.remote(type(name, (WorkerHost,), {})).options(
             num_cpus=0,
-            num_gpus=self._gpu_share(component, slot),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._held, self._bundles[self.placement.used.index(slot)]
-            ),
-            runtime_env={"env_vars": worker_env(self.config, self.device)}
+            num_gpus=self._gpu_share(component, slots[0]),
+            scheduling_strategy=self._in_bundle(slots[0]),
+            runtime_env={"env_vars": worker_env(self.config, self.device) | self._visible_gpus(slots)}
             | ({} if self._forks is None else {"py_executable": self._forks.python}),
             enable_task_events=False,
         )
         return WorkerHandle(guard.ask(host.remote, *args))
+
+    def _in_bundle(self, slot: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self._held, self._bundles[self.placement.used.index(slot)])
+
+    def _visible_gpus(self, slots: Sequence[int]) -> dict[str, str]:
+        """Environment of a worker with several GPUs: Ray gives it that of one slot. The others are reserved too."""
+        if len(slots) == 1:
+            return {}
+        gpus = [self._gpus[self.placement.used.index(slot)] for slot in slots]
+        return {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
 
     def _gpu_share(self, component: str, slot: int) -> float:
         """Return the fraction of the slot's GPU that a worker of ``component`` gets."""
@@ -228,17 +275,22 @@ def _fork_server(config: ClusterConfig) -> Iterator[ForkServer | None]:
 
 @contextmanager
 def open_session(
-    config: ClusterConfig, watch: Watch, rejoin: str | None = None, *, with_critic: bool = False
+    config: ClusterConfig,
+    watch: Watch,
+    rejoin: str | None = None,
+    *,
+    with_critic: bool = False,
+    tensor_parallel_size: int = 1,
 ) -> Iterator[Session]:
     """Join or start Ray and reserve the slots; leave Ray and release the slots at the end.
 
     Args:
         rejoin: as in `connect`.
-        with_critic: as for `Session`.
+        with_critic, tensor_parallel_size: as for `Session`.
 
     Raises:
         ClusterError: too few nodes, GPUs or CPUs for ``cluster.component_placement``.
-        ConfigError: the placement cannot be read.
+        ConfigError: the placement cannot be read, or has no room for the engines' GPUs.
     """
     with _fork_server(config) as forks:
         address = connect(config, rejoin)
@@ -247,7 +299,11 @@ def open_session(
             forks = None
         try:
             pulse = _look_at_ray(watch)
-            session = Session(config, address, _device(config), watch, pulse, forks, with_critic=with_critic)
+            session = Session(
+                *(config, address, _device(config), watch, pulse, forks),
+                with_critic=with_critic,
+                tensor_parallel_size=tensor_parallel_size,
+            )
             session.reserve()
             try:
                 yield session

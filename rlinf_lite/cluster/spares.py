@@ -38,7 +38,7 @@ class Spares:
         for node, slot in self._session.slot_of_node().items():
             ready = [handle for handle in self._ready.get(node, []) if _lives(handle)]
             missing = self._number - len(ready)
-            started = [self._session.start_process("Spare", "reward", slot, *self._warm_up) for _ in range(missing)]
+            started = [self._session.start_process("Spare", "reward", (slot,), *self._warm_up) for _ in range(missing)]
             self._ready[node] = ready + started
 
     def take(self, slot: int) -> WorkerHandle | None:

@@ -41,7 +41,8 @@ class RolloutConfig(Section):
     enforce_eager: bool | None = None
     """vLLM only: false: compile the model and capture CUDA graphs; null: true on a CPU, false on a GPU."""
     tensor_parallel_size: Count = 1
-    """vLLM only: number of processes that one engine spreads each layer over; on GPUs 1, for now."""
+    """vLLM only: number of processes that one engine spreads each layer over; on GPUs also its number of slots, which
+    must be on one node."""
     enable_sleep: Neutral[bool] = False
     """vLLM on GPUs only: between generation and the next weights the engine frees its GPU memory, for an actor on the
     same GPU."""

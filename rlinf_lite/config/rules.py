@@ -194,11 +194,6 @@ def _engine(rollout: RolloutConfig, device: str) -> Iterator[str]:
             f"rollout.kv_cache_gb={rollout.kv_cache_gb}: rollout.gpu_memory_utilization={fraction} also sets the size "
             "of the cache; set one of them to null"
         )
-    if rollout.tensor_parallel_size > 1 and device == "cuda":
-        yield (
-            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: a rollout worker has one GPU, that of its "
-            "slot in cluster.component_placement; set it to 1 and use more rollout workers"
-        )
     for key, wanted in (
         ("rollout.enable_sleep", rollout.enable_sleep),
         ("rollout.batch_invariant", rollout.batch_invariant),

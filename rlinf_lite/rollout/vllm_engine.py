@@ -71,13 +71,15 @@ class VllmEngine:
         self._new_params = vllm.SamplingParams
         self._tokenizer, self._shapes, self._eos = tokenizer, shapes, sorted(eos_ids)
         self._return_logprobs, self._enable_sleep = settings.return_logprobs, settings.enable_sleep
-        self._asleep = False
+        self._asleep, self._size = False, settings.tensor_parallel_size
 
     def load_weights(self, weights: Iterable[WeightPiece]) -> None:
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("begin_weights")
         for bucket in buckets(join_rows(weights, self._shapes)):
+            if self._size > 1:  # a GPU's memory cannot be sent to another process as it is
+                bucket = [(name, tensor.cpu()) for name, tensor in bucket]
             self._llm.collective_rpc("take_weights", args=(bucket,))
         for missing in self._llm.collective_rpc("end_weights"):
             if missing:
@@ -177,6 +179,6 @@ def _check_device(settings: RolloutConfig, device: torch.device) -> None:
     size, num_gpus = settings.tensor_parallel_size, torch.cuda.device_count()
     if device.type == "cuda" and size > num_gpus:
         raise ConfigError(
-            f"rollout.tensor_parallel_size={size}: a rollout worker sees {num_gpus} GPU, the one of its slot in "
-            "cluster.component_placement; set it to 1 and use more rollout workers"
+            f"rollout.tensor_parallel_size={size}: this process sees {num_gpus} GPU(s); use a smaller size, or a node "
+            "with more GPUs"
         )

@@ -38,6 +38,8 @@ def prepare_environment(settings: RolloutConfig, device: torch.device) -> None:
         VLLM_BATCH_INVARIANT="1" if settings.batch_invariant else "0",
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if device.type == "cuda":
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a process that has used CUDA cannot be forked
     if device.type == "cpu" and runs_eager(settings, device):
         # vLLM compiles some functions even in eager mode, which would take a C++ compiler a minute at first use.
         os.environ["TORCH_COMPILE_DISABLE"] = "1"

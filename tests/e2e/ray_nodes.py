@@ -53,9 +53,9 @@ class RayNodes:
             raise RuntimeError(f"the cluster's process ended while it was asked for {order}")
         return json.loads(answer)
 
-    def add_node(self, num_cpus: float = 1) -> int:
+    def add_node(self, num_cpus: float = 1, num_gpus: int = 0) -> int:
         """Start one more node; returns its number when the cluster knows it."""
-        answer = self.ask(do="add", num_cpus=num_cpus)
+        answer = self.ask(do="add", num_cpus=num_cpus, num_gpus=num_gpus)
         if not self.nodes:
             self.env["RAY_ADDRESS"], self.gcs = answer["address"], answer["gcs"]
         self.nodes[answer["number"]] = answer
@@ -95,11 +95,13 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(num_nodes: int, num_cpus_each: float = 1, extra_env: dict[str, str] | None = None) -> Iterator[RayNodes]:
+def ray_nodes(
+    num_nodes: int, num_cpus_each: float = 1, extra_env: dict[str, str] | None = None, num_gpus_each: int = 0
+) -> Iterator[RayNodes]:
     """A cluster of so many nodes; ends with everything that runs on it.
 
     Args:
-        num_cpus_each: of each node, as told to Ray: locations, not cores.
+        num_cpus_each, num_gpus_each: of each node, as told to Ray: locations, not cores or devices.
         extra_env: Ray's settings (``RAY_...``) of cluster and drivers.
     """
     directory = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # short: a socket's path has at most 107 characters
@@ -112,7 +114,7 @@ def ray_nodes(num_nodes: int, num_cpus_each: float = 1, extra_env: dict[str, str
     cluster = RayNodes(server, directory, joining)
     try:
         for _ in range(num_nodes):
-            cluster.add_node(num_cpus_each)
+            cluster.add_node(num_cpus_each, num_gpus_each)
         yield cluster
     finally:
         cluster.end()
@@ -130,7 +132,7 @@ def _serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "add":
-            node = cluster.add_node(num_cpus=order["num_cpus"], include_dashboard=False)
+            node = cluster.add_node(num_cpus=order["num_cpus"], num_gpus=order["num_gpus"], include_dashboard=False)
             nodes.append(node)
             raylet = node.all_processes["raylet"][0].process.pid
             gcs = cluster.head_node.all_processes["gcs_server"][0].process.pid

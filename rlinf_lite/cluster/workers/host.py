@@ -43,3 +43,9 @@ def _find(target: str) -> Any:
     module, name = target.split(":")
     with quick_imports():
         return getattr(importlib.import_module(module), name)
+
+
+def gpu_of_this_process() -> str:
+    """Return the GPU that Ray gave this process, as CUDA_VISIBLE_DEVICES names it."""
+    (gpu,) = ray.get_gpu_ids()
+    return str(gpu)

@@ -25,7 +25,7 @@ class ReplicaHolderProcess:
 
     def __init__(self, session: Session, slot: int) -> None:
         """Start the process in ``slot``; does not wait for it."""
-        self._handle = session.start_process("ReplicaHolder", "reward", slot)
+        self._handle = session.start_process("ReplicaHolder", "reward", (slot,))
         self._handle.adopt(f"{__name__}:ReplicaHolder")
 
     def start_hold(

@@ -153,8 +153,8 @@ class FakeSession:
         self.actors: list[FakeActor] = []
         self._pids = itertools.count(100)
 
-    def start_process(self, name: str, component: str, slot: int, *args: Any) -> WorkerHandle:
-        self.actors.append(FakeActor(name, next(self._pids), self.nodes[slot], self.build))
+    def start_process(self, name: str, component: str, slots: tuple[int, ...], *args: Any) -> WorkerHandle:
+        self.actors.append(FakeActor(name, next(self._pids), self.nodes[slots[0]], self.build))
         return WorkerHandle(self.actors[-1])
 
     def node_of_slot(self, slot: int) -> str:

@@ -174,7 +174,7 @@ def test_a_rank_that_dies_in_the_copy_is_lost_and_the_step_before_stays():
 def test_a_shard_that_no_node_has_any_more_is_not_the_loss_of_a_rank():
     case = Case()
     case.take(1)
-    other = case.session.start_process("Other", "actor", 0)
+    other = case.session.start_process("Other", "actor", (0,))
     case.session.actors[-1].die()
     case.replicas._held.shards[1] = case.policy.start_one(1, "load_replica", other.ping())  # its argument is lost
     assert case.replicas.restore() is None and case.replicas.step is None

@@ -86,7 +86,7 @@ def test_without_repair_a_loss_is_an_error():
 def test_a_worker_that_lives_is_not_replaced_for_an_argument_that_was_lost():
     group = Group()
     group.group.repair = group.repair
-    other = group.session.start_process("Other", "actor", 0)
+    other = group.session.start_process("Other", "actor", (0,))
     group.session.actors[-1].die()
     group.queue.add("1", other.run("anything"))
     with pytest.raises(WorkerLost):
