@@ -189,13 +189,27 @@ class MiniBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankBatch:
-    """What one optimizer step sees on one rank: its own units, and the normalizers of the whole mini-batch."""
+class Round:
+    """What one rank computes before a reduction: one slot, a run of units whose gradients it adds up by itself."""
 
     units: tuple[TokenBatch | None, ...]
     """As many entries as on every other rank, because all ranks take part in the collectives of each forward and
-    backward pass. None: other ranks have one more unit than this one."""
+    backward pass. None: the slot of another rank has one more unit, or this rank has no slot."""
+    num_slots: int
+    """Ranks 0 .. ``num_slots`` - 1 have a slot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankBatch:
+    """What one optimizer step sees on one rank: its own units, and the normalizers of the whole mini-batch."""
+
+    rounds: tuple[Round, ...]
     norm: Normalizers
+
+    @property
+    def units(self) -> tuple[TokenBatch | None, ...]:
+        """The entries of all rounds."""
+        return tuple(unit for each in self.rounds for unit in each.units)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,9 +84,9 @@ def _numpy(state: RngState) -> tuple[str, np.ndarray, int, int, float]:
     return "MT19937", np.array(words, dtype=np.uint32), position, has_gauss, state["numpy_gauss"].item()
 
 
-def reseed(seed: int, step: int, rank: int) -> None:
-    """Derive a new RNG state from (seed, step, rank), for a new run or a resume with another number of ranks."""
-    bits = int(counter_hash("rng", seed, step, rank))
+def reseed(*counters: int | str) -> None:
+    """Derive the RNG state from ``counters``: (seed, step, rank) where there is none to restore."""
+    bits = int(counter_hash("rng", *counters))
     random.seed(bits)
     np.random.seed(bits % 2**32)
     torch.manual_seed(bits % 2**63)

@@ -92,6 +92,10 @@ class FsdpConfig(Section):
     """Keep parameters, gradients and optimizer state in CPU memory."""
     reshard_after_forward: bool = True
     """Free the gathered parameters of a layer after its forward pass, and gather them again for the backward pass."""
+    virtual_ranks: Count = 5040
+    """Slots of a mini-batch: runs of micro-batches, each computed on one rank. The gradients of slots are summed in a
+    fixed order, so the number of ranks changes no bit of a run; this number does. Below the number of micro-batches
+    there are fewer reductions, but each rank holds a whole gradient in between."""
     mixed_precision: MixedPrecisionConfig = Field(default_factory=MixedPrecisionConfig)
     grad_scaler: GradScalerConfig = Field(default_factory=GradScalerConfig)
     save_full_model_weights: Neutral[

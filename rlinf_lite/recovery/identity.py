@@ -35,6 +35,8 @@ ADDED = (
     "reward.functions",
     "algorithm.sampling_params.min_p",
     "algorithm.val_sampling_params.min_p",
+    "actor.fsdp_config.virtual_ranks",
+    "critic.fsdp_config.virtual_ranks",
 )
 """Keys that older checkpoints lack, and whose default is what every run did before there was the key."""
 
@@ -104,7 +106,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
     Raises:
         ConfigError: what else changed, key by key, with the remedy.
     """
-    before = {key: keys()[key].default for key in ADDED} | {"algorithm (source)": None}
+    before = {key: keys()[key].default for key in ADDED if key in now} | {"algorithm (source)": None}
     if "versions.numerics" in now:
         before["versions.numerics"] = FIRST_NUMERICS
     if "versions.sampler" in now and saved.get("rollout.rollout_backend") == "builtin":

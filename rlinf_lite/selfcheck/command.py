@@ -54,7 +54,7 @@ def run(config: Config) -> int:
             engine = _check_engine(_Engines(config, trainer), batch)
         policy, critic = [_check_update("actor", trainer, losses.policy, engine)], []
         if losses.critic is not None:
-            other = build_critic(config.critic, model_dir=_model_dir(config, "critic"), **given)
+            other = build_critic(config.critic, model_dir=_model_dir(config, "critic"), seed=config.actor.seed, **given)
             critic = [_check_update("critic", other, losses.critic, engine)]
     result = result_of(config, [engine], policy, critic)
     log_line(str(result))

@@ -16,7 +16,7 @@ from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.twice import Twice
 from rlinf_lite.training.batch import SplitSettings, StepBatch
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
-from rlinf_lite.types import Column, Group, MiniBatch, TokenBatch
+from rlinf_lite.types import Column, Group, MiniBatch, RankBatch, Round, TokenBatch
 from rlinf_lite.weights.checksum import Checksums, checksums, first_difference
 from rlinf_lite.weights.pieces import WeightPiece
 
@@ -77,7 +77,9 @@ class _Gradient:
 def _gradient(trainer: FsdpTrainer, loss: Loss, batch: MiniBatch) -> _Gradient:
     """Compute a gradient, and drop it."""
     before, watched = rng.capture(), _WatchedLoss(loss)
-    trainer.forward_backward(batch.units, watched, batch.norm)
+    # Every rank computes the same unit.
+    on_every_rank = Round(units=batch.units, num_slots=trainer.world_size)
+    trainer.forward_backward(RankBatch(rounds=(on_every_rank,), norm=batch.norm), watched)
     found = checksums(
         WeightPiece(name, 0, _local(param.grad))
         for name, param in trainer.model.named_parameters()

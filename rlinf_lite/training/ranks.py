@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-from rlinf_lite.types import MiniBatch, RankBatch, TokenBatch
+from rlinf_lite.types import MiniBatch, RankBatch, Round, TokenBatch
 
 
 def shard(units: Sequence[TokenBatch], num_ranks: int) -> list[tuple[TokenBatch | None, ...]]:
@@ -18,6 +19,26 @@ def shard(units: Sequence[TokenBatch], num_ranks: int) -> list[tuple[TokenBatch 
     return [tuple(padded[first + rank] for first in rounds) for rank in range(num_ranks)]
 
 
-def shard_mini_batch(batch: MiniBatch, num_ranks: int) -> list[RankBatch]:
-    """Assign the units of ``batch`` to ranks, as `shard` does; every rank gets the normalizers of the whole."""
-    return [RankBatch(units=units, norm=batch.norm) for units in shard(batch.units, num_ranks)]
+def slots(units: Sequence[TokenBatch], virtual_ranks: int) -> list[Sequence[TokenBatch]]:
+    """Split units into at most ``virtual_ranks`` runs, whose lengths differ by at most one."""
+    number = min(len(units), virtual_ranks)
+    bounds = [len(units) * slot // max(number, 1) for slot in range(number + 1)]
+    return [units[first:stop] for first, stop in itertools.pairwise(bounds)]
+
+
+def shard_mini_batch(batch: MiniBatch, num_ranks: int, *, virtual_ranks: int) -> list[RankBatch]:
+    """Assign the units of ``batch`` to ranks, by slots; every rank gets the normalizers of the whole.
+
+    A slot's gradients are added up on one rank, and those of slots in the slots' order, so the gradient depends on
+    ``virtual_ranks``, and not on ``num_ranks``. In each round, ranks 0, 1, ... compute the next slots.
+    """
+    all_slots = slots(batch.units, virtual_ranks)
+    of_ranks: list[list[Round]] = [[] for _ in range(num_ranks)]
+    for first in range(0, len(all_slots), num_ranks):
+        current = all_slots[first : first + num_ranks]
+        length = max(map(len, current))
+        for rank, rounds in enumerate(of_ranks):
+            units = current[rank] if rank < len(current) else ()
+            padded = (*units, *[None] * (length - len(units)))
+            rounds.append(Round(units=padded, num_slots=len(current)))
+    return [RankBatch(rounds=tuple(rounds), norm=batch.norm) for rounds in of_ranks]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlinf_lite.algorithms import Loss
-from rlinf_lite.types import Normalizers, TokenBatch
+from rlinf_lite.types import RankBatch, TokenBatch
 from rlinf_lite.weights.pieces import WeightPiece
 
 
@@ -51,10 +51,8 @@ class Trainer(Protocol):
             By `TokenBatch.index`: float32 [M] in CPU memory.
         """
 
-    def forward_backward(
-        self, units: Sequence[TokenBatch | None], loss: Loss, norm: Normalizers
-    ) -> dict[int, UnitStats]:
-        """Compute ``loss`` of each unit, and add its gradients to those of the units before it.
+    def forward_backward(self, batch: RankBatch, loss: Loss) -> dict[int, UnitStats]:
+        """Compute the gradient of ``loss`` on a mini-batch. An earlier gradient is dropped.
 
         Returns:
             By `TokenBatch.index`.

@@ -38,6 +38,6 @@ def update(trainer: Trainer, batch: RankBatch, loss: Loss, lr: float) -> UpdateR
     if not num_tokens:
         trainer.skip_step()
         return UpdateReport(units={}, num_tokens=0, grad_norm=0.0, lr=lr, skipped=True)
-    units = trainer.forward_backward(batch.units, loss, batch.norm)
+    units = trainer.forward_backward(batch, loss)
     stats = trainer.optim_step(lr)
     return UpdateReport(units=units, num_tokens=num_tokens, grad_norm=stats.grad_norm, lr=lr, skipped=stats.skipped)

@@ -35,6 +35,7 @@ class CriticWorkers(WorkerGroup):
         """Start every process; does not wait until they are up."""
         target = "rlinf_lite.cluster.workers.critic_worker:CriticWorker"
         arguments = config, algorithm, checkpoint, session.config, seed, session.device, search_path()
+        self._virtual_ranks = config.fsdp_config.virtual_ranks
         super().__init__(config.group_name, "critic", target, session, spares, *arguments)
 
     def start_forward(self, units: Sequence[TokenBatch]) -> list[Call[dict[int, Tensor]]]:
@@ -47,5 +48,5 @@ class CriticWorkers(WorkerGroup):
 
     def start_update(self, step: int, batch: MiniBatch, *, last: bool) -> list[Call[UpdateReport]]:
         """As `PolicyWorkers.start_update`."""
-        of_ranks = shard_mini_batch(batch, self.size)
+        of_ranks = shard_mini_batch(batch, self.size, virtual_ranks=self._virtual_ranks)
         return self.start_each("update", [(step, of_rank, last) for of_rank in of_ranks])

@@ -47,7 +47,7 @@ class CriticWorker(TrainerWorker):
 
     def _build_trainer(self, mesh: DeviceMesh) -> FsdpTrainer:
         model_dir = hf_directory.resolve(self._config.model.model_path, "critic.model.model_path")
-        return build_critic(self._config, model_dir=model_dir, mesh=mesh, device=self.device)
+        return build_critic(self._config, model_dir=model_dir, mesh=mesh, device=self.device, seed=self._seed)
 
     def forward(self, units: Sequence[TokenBatch | None]) -> dict[int, Tensor]:
         """Compute values, as `Trainer.forward`."""

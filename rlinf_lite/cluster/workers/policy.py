@@ -37,6 +37,7 @@ class PolicyWorkers(WorkerGroup):
         """Start every process; does not wait until they are up."""
         target = "rlinf_lite.cluster.workers.policy_worker:PolicyWorker"
         arguments = config, algorithm, checkpoint, session.config, session.device, search_path()
+        self._virtual_ranks = config.fsdp_config.virtual_ranks
         super().__init__(config.group_name, "actor", target, session, spares, *arguments)
 
     # -- training
@@ -58,7 +59,7 @@ class PolicyWorkers(WorkerGroup):
         Raises:
             NotFinite: the gradient or the state is not finite; nothing of this step may be saved.
         """
-        of_ranks = shard_mini_batch(batch, self.size)
+        of_ranks = shard_mini_batch(batch, self.size, virtual_ranks=self._virtual_ranks)
         return self.start_each("update", [(step, of_rank, last) for of_rank in of_ranks])
 
     # -- weights

@@ -19,9 +19,9 @@ def build_policy(
     return FsdpTrainer(
         _policy(actor, algorithm, model_dir, mesh, device),
         actor.optim,
-        actor.fsdp_config.grad_scaler,
-        gradient_checkpointing=actor.fsdp_config.gradient_checkpointing,
+        actor.fsdp_config,
         key="actor",
+        seed=actor.seed,
     )
 
 
@@ -36,15 +36,21 @@ def build_reference(
     return reference
 
 
-def build_critic(critic: CriticConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device) -> FsdpTrainer:
-    """Build the critic and its optimizer. A value head that the directory does not hold begins as zeros."""
+def build_critic(
+    critic: CriticConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device, seed: int
+) -> FsdpTrainer:
+    """Build the critic and its optimizer. A value head that the directory does not hold begins as zeros.
+
+    Args:
+        seed: as of `FsdpTrainer`.
+    """
     model = ShardedCritic(critic.model, critic.fsdp_config, model_dir=model_dir, mesh=mesh, device=device)
     return FsdpTrainer(
         model,
         critic.optim,
-        critic.fsdp_config.grad_scaler,
-        gradient_checkpointing=critic.fsdp_config.gradient_checkpointing,
+        critic.fsdp_config,
         key="critic",
+        seed=seed,
     )
 
 

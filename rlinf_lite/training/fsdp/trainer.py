@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.distributed.tensor import DTensor
 
 from rlinf_lite.algorithms import Loss, LossInputs, LossOutputs
-from rlinf_lite.config import GradScalerConfig, OptimConfig
+from rlinf_lite.checkpoint import rng
+from rlinf_lite.config import FsdpConfig, OptimConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.training.fsdp.model import ShardedModel, TokenOutputs
+from rlinf_lite.training.fsdp.norm import clip, gradient_norm
+from rlinf_lite.training.fsdp.reduction import GradientSum
 from rlinf_lite.training.fsdp.state import (
     MOMENTS,
     GradScalerState,
@@ -22,7 +25,7 @@ from rlinf_lite.training.fsdp.state import (
     optimizer_state,
 )
 from rlinf_lite.training.trainer import StepStats, UnitStats
-from rlinf_lite.types import Column, Normalizers, TokenBatch
+from rlinf_lite.types import Column, Normalizers, RankBatch, TokenBatch
 from rlinf_lite.weights.live import LiveWeights, local_pieces
 from rlinf_lite.weights.names import named_weights
 from rlinf_lite.weights.pieces import WeightPiece
@@ -36,23 +39,29 @@ class FsdpTrainer:
         self,
         model: ShardedModel,
         optim: OptimConfig,
-        scaler: GradScalerConfig,
+        fsdp: FsdpConfig,
         *,
-        gradient_checkpointing: bool,
         key: str,
+        seed: int,
     ) -> None:
         """
         Args:
             key: the config section of the model, for messages: ``"actor"``.
+            seed: of random numbers that a forward pass draws, such as dropout.
         """
-        self.sharded, self.model, self.device, self._key = model, model.model, model.device, key
+        self.sharded, self.model, self.device = model, model.model, model.device
+        self._key, self._seed = key, seed
         self.rank, self.world_size = model.mesh.get_local_rank(), model.mesh.size()
         self.model.train()
-        if gradient_checkpointing:
+        if fsdp.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._clip_grad = optim.clip_grad or float("inf")
+        params = list(self.model.parameters())
+        self._gradient_sum = GradientSum(
+            model.root, params, num_ranks=self.world_size, in_place=_is_summed_in_place(params, fsdp)
+        )
         self.optimizer = build_optimizer(
-            list(self.model.parameters()),
+            params,
             lr=optim.lr,
             betas=(optim.adam_beta1, optim.adam_beta2),
             eps=optim.adam_eps,
@@ -60,6 +69,7 @@ class FsdpTrainer:
         )
         # Includes skipped steps: the learning rate follows the run's progress, and ends with the run.
         self.num_updates = torch.zeros((), dtype=torch.int64)
+        scaler = fsdp.grad_scaler
         self.scaler = GradScaler(
             self.device.type,
             init_scale=scaler.init_scale,
@@ -74,40 +84,48 @@ class FsdpTrainer:
     def forward(self, units: Sequence[TokenBatch | None]) -> dict[int, Tensor]:
         return self.sharded.forward(units)
 
-    def forward_backward(
-        self, units: Sequence[TokenBatch | None], loss: Loss, norm: Normalizers
-    ) -> dict[int, UnitStats]:
+    def forward_backward(self, batch: RankBatch, loss: Loss) -> dict[int, UnitStats]:
         reports: dict[int, LossOutputs] = {}
-        for unit in units:
-            if unit is None:
-                self.scaler.scale(self.sharded.idle()).backward()
-                continue
-            outputs = self.sharded(unit, with_entropy=loss.wants_entropy)
-            leaves = outputs.leaves()
-            report = loss(_loss_inputs(unit, leaves, norm, self.device))
-            self.scaler.scale(report.loss).backward()
-            outputs.backward(leaves)
-            reports[unit.index] = report
+        self._gradient_sum.begin()
+        for number, current in enumerate(batch.rounds, 1):
+            self._gradient_sum.begin_round(current.num_slots, is_last=number == len(batch.rounds))
+            for place, unit in enumerate(current.units, 1):
+                self._gradient_sum.reduce_next(place == len(current.units))
+                if unit is None:
+                    self.scaler.scale(self.sharded.idle()).backward()
+                else:
+                    reports[unit.index] = self._backward(unit, loss, batch.norm)
         return _fetch(reports)
+
+    def _backward(self, unit: TokenBatch, loss: Loss, norm: Normalizers) -> LossOutputs:
+        # By the unit, not by the rank: what is drawn does not depend on where, or after what, it is computed.
+        rng.reseed(self._seed, self._key, int(self.num_updates), unit.index)
+        outputs = self.sharded(unit, with_entropy=loss.wants_entropy)
+        leaves = outputs.leaves()
+        report = loss(_loss_inputs(unit, leaves, norm, self.device))
+        self.scaler.scale(report.loss).backward()
+        outputs.backward(leaves)
+        return report
 
     def optim_step(self, lr: float) -> StepStats:
         self.optimizer.param_groups[0]["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_grad)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        finite = bool(torch.isfinite(norm))
+        shards = self._gradient_sum.gradients()
+        norm = gradient_norm(shards, self.sharded.mesh.get_group())
+        finite = math.isfinite(norm)
         if not finite and not self.scaler.is_enabled():
             self.optimizer.zero_grad()
             raise NotFinite(
-                f"the gradient norm is {norm.item()} after {int(self.num_updates)} optimizer steps; nothing was "
+                f"the gradient norm is {norm} after {int(self.num_updates)} optimizer steps; nothing was "
                 f"updated. Lower {self._key}.optim.lr, or compute in fp32 ({self._key}.model.precision, "
                 f"{self._key}.fsdp_config.mixed_precision)"
             )
+        clip(shards, norm, self._clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         self.skip_step()
-        return StepStats(grad_norm=norm.item(), skipped=not finite)
+        return StepStats(grad_norm=norm, skipped=not finite)
 
     def skip_step(self) -> None:
         # Not in place: without an optimizer step nothing waits for a save that may still be reading the tensor.
@@ -165,6 +183,12 @@ class FsdpTrainer:
 
     def whole_weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
         return whole_pieces(LiveWeights(self.model, self.device), dtype)
+
+
+def _is_summed_in_place(params: list[nn.Parameter], fsdp: FsdpConfig) -> bool:
+    """See `GradientSum`."""
+    reduced = fsdp.mixed_precision.reduce_dtype or fsdp.mixed_precision.param_dtype or "fp32"
+    return reduced == "fp32" and not fsdp.cpu_offload and all(param.dtype == torch.float32 for param in params)
 
 
 def _loss_inputs(unit: TokenBatch, outputs: TokenOutputs, norm: Normalizers, device: torch.device) -> LossInputs:

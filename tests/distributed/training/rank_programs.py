@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from rlinf_lite.algorithms import build_algorithm
-from rlinf_lite.checkpoint import Checkpointer
+from rlinf_lite.algorithms import LossInputs, LossOutputs, build_algorithm
+from rlinf_lite.checkpoint import Checkpointer, flatten, state_digest
 from rlinf_lite.config import Config
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
@@ -21,6 +22,7 @@ from rlinf_lite.ties import tied_names
 from rlinf_lite.training import lr
 from rlinf_lite.training.batch import SplitSettings, StepBatch
 from rlinf_lite.training.fsdp.build import build_critic, build_policy, build_reference
+from rlinf_lite.training.fsdp.norm import gradient_norm
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.training.update import UpdateReport, update
@@ -36,6 +38,7 @@ class Trained:
         self.reference = build_reference(config.actor, config.algorithm, **given)
         self.loss = build_algorithm(config.algorithm).losses().policy
         self.config, self.total_updates = config, total_updates
+        self.virtual_ranks = config.actor.fsdp_config.virtual_ranks
         self.rank, self.world_size = mesh.get_local_rank(), mesh.size()
 
     def batch(self, groups: list[Group], number: int, left_out: Collection[int] = ()) -> StepBatch:
@@ -63,7 +66,7 @@ class Trained:
         reports = []
         for mini_batch in batch.for_update(columns, batch.num_tokens_N > 0):
             rate = lr.learning_rate(config.actor.optim, int(self.trainer.num_updates), self.total_updates)
-            mine = shard_mini_batch(mini_batch, self.world_size)[self.rank]
+            mine = shard_mini_batch(mini_batch, self.world_size, virtual_ranks=self.virtual_ranks)[self.rank]
             reports.append(update(self.trainer, mine, self.loss, rate))
         self.trainer.check_finite()
         return reports
@@ -152,17 +155,17 @@ def gradients(
     """Gradients of each config's losses on one mini-batch, of the policy, and then of the critic, if it has a loss."""
     first, device = next(iter(configs.values())), torch.device("cpu")
     policy = Trained(mesh, model_dirs["policy"], first)
-    critic = build_critic(first.critic, model_dir=Path(model_dirs["critic"]), mesh=mesh, device=device)
+    critic = build_critic(first.critic, model_dir=Path(model_dirs["critic"]), mesh=mesh, device=device, seed=1)
     batch = policy.batch(groups, 1, left_out)
     (mini_batch,) = batch.for_update(columns, batch.num_tokens_N > 0)
-    mine = shard_mini_batch(mini_batch, mesh.size())[mesh.get_local_rank()]
+    mine = shard_mini_batch(mini_batch, mesh.size(), virtual_ranks=policy.virtual_ranks)[mesh.get_local_rank()]
     found: dict[str, list[dict[str, Any]]] = {}
     for name, config in configs.items():
         losses = build_algorithm(config.algorithm).losses()
         found[name] = []
         for trainer, loss in ((policy.trainer, losses.policy), (critic, losses.critic)):
             if loss is not None:
-                units = trainer.forward_backward(mine.units, loss, mine.norm)
+                units = trainer.forward_backward(mine, loss)
                 params = {key: whole(param.grad) for key, param in trainer.model.named_parameters()}
                 found[name].append({"params": params, "units": units})
                 trainer.optimizer.zero_grad()
@@ -227,7 +230,8 @@ def train_and_save(
         reports += trained.step(groups, advantages, number)
         if number == save_after:
             path = str(checkpointer.save(number, trainer.state(), data={}, info={}).path)
-    return {**snapshot(trainer), "reports": reports, "path": path, "random": torch.rand(4)}
+    digest = state_digest(flatten(trainer.state()))
+    return {**snapshot(trainer), "reports": reports, "path": path, "random": torch.rand(4), "digest": digest}
 
 
 def train_on_a_nan(
@@ -297,3 +301,79 @@ def check_with_noise(
         embeddings.register_forward_hook(lambda module, inputs, output: _NoisyBackward.apply(output))
     check = check_update(trained.trainer, trained.loss, groups)
     return check, update_operations(trained.trainer, trained.loss, groups).first
+
+
+def digests(
+    mesh: DeviceMesh,
+    *,
+    cases: dict[str, tuple[str, Config]],
+    groups: list[Group],
+    advantages: Tensor,
+    num_steps: int,
+) -> dict[str, list[tuple[str, list[float]]]]:
+    """Per case, model directory and config, and per step: the state's sha256, and the gradient norms."""
+    found: dict[str, list[tuple[str, list[float]]]] = {}
+    for name, (model_dir, config) in cases.items():
+        trained, found[name] = Trained(mesh, model_dir, config, total_updates=8), []
+        for number in range(1, num_steps + 1):
+            reports = trained.step(groups, advantages, number)
+            digest = state_digest(flatten(trained.trainer.state()))
+            found[name].append((digest, [report.grad_norm for report in reports]))
+    return found
+
+
+class _Fails(Exception):
+    pass
+
+
+def train_after_an_abandoned_step(
+    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], advantages: Tensor, fails_at: int
+) -> dict[str, Any]:
+    """A step, after one that ended when the loss of this rank's ``fails_at``-th unit failed."""
+    trained = Trained(mesh, model_dir, config)
+    whole_loss, units = trained.loss, itertools.count(1)
+
+    class FailingLoss:
+        wants_entropy = whole_loss.wants_entropy
+
+        def __call__(self, inputs: LossInputs) -> LossOutputs:
+            if next(units) == fails_at:
+                raise _Fails
+            return whole_loss(inputs)
+
+    trained.loss = FailingLoss()
+    try:
+        trained.step(groups, advantages, 1)
+    except _Fails:
+        trained.loss = whole_loss
+    trained.step(groups, advantages, 1)
+    return snapshot(trained.trainer)
+
+
+def norms(mesh: DeviceMesh) -> dict[str, float]:
+    """The norm of several gradients, whose elements are spread over the ranks; and of some as it must be."""
+    rank, size = mesh.get_local_rank(), mesh.size()
+    draw = torch.Generator().manual_seed(2)
+    plain = torch.randn(200_003, generator=draw) * 10 ** torch.randint(-9, 3, (200_003,), generator=draw)
+    coarse = plain.bfloat16()
+    one_huge = plain.clone()
+    one_huge[-1] = 1e30
+
+    def norm(whole_gradient: Tensor) -> float:
+        mine = whole_gradient[len(whole_gradient) * rank // size : len(whole_gradient) * (rank + 1) // size]
+        return gradient_norm([mine[:7], mine[7:307].view(3, 100), mine[:0], mine[307:]], mesh.get_group())
+
+    def exact(whole_gradient: Tensor) -> float:
+        return math.sqrt(math.fsum(x * x for x in whole_gradient.double().tolist()))
+
+    return {
+        "plain": norm(plain),
+        "expected": exact(plain),
+        "tiny": norm(plain * 2.0**-120),
+        "huge": norm(one_huge),
+        "bf16": norm(coarse),
+        "bf16 expected": exact(coarse),
+        "zeros": norm(torch.zeros(10_000)),
+        "nan": norm(torch.cat([torch.ones(9_999), torch.tensor([torch.nan])])),
+        "inf": norm(torch.cat([torch.tensor([-torch.inf]), torch.ones(9_999)])),
+    }

@@ -157,6 +157,7 @@ def group_of(kind: type[PolicyWorkers | CriticWorkers], num_ranks: int) -> tuple
     slots = tuple(range(num_ranks))
     session = FakeSession(lambda target, *args: Rank(*args), slots=slots, critic_slots=slots, nodes=("a",) * num_ranks)
     group, component = object.__new__(kind), {PolicyWorkers: "actor", CriticWorkers: "critic"}[kind]
+    group._virtual_ranks = 5040
     WorkerGroup.__init__(group, component, component, "", session, Spares(session))
     return group, session
 

@@ -36,7 +36,7 @@ def test_only_after_the_last_mini_batch_of_a_step():
         num_updates=0, skip_step=lambda: asked.append("skip"), check_finite=lambda: asked.append("finite?")
     )
     worker._parts = SimpleNamespace(trainer=trainer)
-    empty = RankBatch(units=(), norm=Normalizers(num_tokens=0, num_sequences=0))
+    empty = RankBatch(rounds=(), norm=Normalizers(num_tokens=0, num_sequences=0))
     for last in (False, False, True):
         worker.update(7, empty, last)
     assert asked == ["skip", "skip", "skip", "finite?"]

@@ -1,0 +1,141 @@
+"""Any number of ranks is bit-exact: one sha256 of parameters and optimizer state after every step."""
+
+from __future__ import annotations
+
+import pytest
+
+MIXED = "actor.fsdp_config.mixed_precision."
+PLAIN = {
+    "algorithm.n_minibatches": 2,
+    "algorithm.kl_beta": 0.1,
+    "algorithm.shuffle_rollout": True,
+    "algorithm.training_batch_size_per_gpu": 1,
+    "actor.optim.clip_grad": 0.05,
+    "actor.optim.adam_eps": 1e-8,
+}
+"""Two mini-batches of five units, and a gradient that is clipped."""
+CASES = {
+    "tied": ("llama", {}),
+    "untied, activations recomputed": ("untied", {"actor.fsdp_config.gradient_checkpointing": True}),
+    "dropout": ("gpt2", {"actor.model.dropout": True}),
+    "dropout drawn again": ("gpt2", {"actor.model.dropout": True, "actor.fsdp_config.gradient_checkpointing": True}),
+    "bf16 compute, fp32 reduction": ("llama", {f"{MIXED}param_dtype": "bf16", f"{MIXED}reduce_dtype": "fp32"}),
+    "bf16 compute and reduction": ("llama", {f"{MIXED}param_dtype": "bf16"}),
+    "bf16 parameters, fp32 reduction": ("llama", {"actor.model.precision": "bf16", f"{MIXED}reduce_dtype": "fp32"}),
+    "bf16 parameters": ("llama", {"actor.model.precision": "bf16"}),
+    "fp16, scaled": (
+        "llama",
+        {
+            f"{MIXED}param_dtype": "fp16",
+            "actor.fsdp_config.grad_scaler.enabled": True,
+            "actor.fsdp_config.grad_scaler.init_scale": 2.0**19,  # overflows at first
+        },
+    ),
+    "offload": ("llama", {"actor.fsdp_config.cpu_offload": True}),
+    "no resharding": ("llama", {"actor.fsdp_config.reshard_after_forward": False}),
+    "three slots": ("llama", {"actor.fsdp_config.virtual_ranks": 3}),
+    "two slots, bf16 compute": (
+        "untied",
+        {"actor.fsdp_config.virtual_ranks": 2, f"{MIXED}param_dtype": "bf16", f"{MIXED}reduce_dtype": "fp32"},
+    ),
+    "one slot, dropout": ("gpt2", {"actor.fsdp_config.virtual_ranks": 1, "actor.model.dropout": True}),
+    "fewer units than ranks": ("untied", {"algorithm.training_batch_size_per_gpu": 3}),
+}
+SAME = {"offload": "tied", "no resharding": "tied", "dropout drawn again": "dropout"}
+"""Cases that must end as others do."""
+STEPS = 2
+
+
+@pytest.fixture
+def given(model_dirs, make_config, groups, advantages):
+    def make(cases):
+        return {
+            "cases": {name: (model_dirs[model], make_config({**PLAIN, **changes})) for name, (model, changes) in cases},
+            "groups": groups,
+            "advantages": advantages,
+        }
+
+    return make
+
+
+QUICK = {
+    "tied": (1, 2, 3, 4),
+    "fewer units than ranks": (1, 4),
+    "dropout": (1, 3),
+    "bf16 compute, fp32 reduction": (1, 2),
+    "bf16 parameters, fp32 reduction": (1, 3),
+    "fp16, scaled": (1, 2),
+    "two slots, bf16 compute": (1, 3),
+}
+
+
+@pytest.mark.parametrize(
+    "sizes_of", [QUICK, pytest.param(dict.fromkeys(CASES, (1, 2, 3, 4)), marks=pytest.mark.soak)], ids=["quick", "all"]
+)
+def test_one_to_four_ranks(ranks, given, sizes_of):
+    found = {}
+    for size in (1, 2, 3, 4):
+        cases = given([(name, CASES[name]) for name, sizes in sizes_of.items() if size in sizes])
+        found[size] = ranks.run(size, "digests", **cases, num_steps=STEPS)[0]
+    for name, sizes in sizes_of.items():
+        of_sizes = [found[size][name] for size in sizes]
+        assert len(of_sizes[0]) == STEPS and len({digest for digest, _ in of_sizes[0]}) == STEPS, name
+        assert all(repr(one) == repr(of_sizes[0]) for one in of_sizes), name  # the norm of an overflow is NaN
+    last = {name: found[1][name][-1] for name in sizes_of}
+    assert all(min(norms) > 0.05 for name, (_, norms) in last.items() if "fp16" not in name), "nothing is clipped"
+    digests = {name: digest for name, (digest, _) in last.items()}
+    for name, as_in in SAME.items():
+        assert digests.pop(name, None) in (None, digests[as_in]), name
+    assert len(set(digests.values())) == len(digests), "two cases are the same"
+
+
+@pytest.mark.parametrize("case", ["dropout", "three slots"])
+def test_ranks_that_come_and_go(ranks, given, tmp_path, case):
+    """4, then 2, 3 and 1 ranks, each from the checkpoint of those before."""
+    straight = ranks.run(1, "digests", **given([(case, CASES[case])]), num_steps=4)[0][case]
+    ((model_dir, config),) = given([(case, CASES[case])])["cases"].values()
+    rest = {name: value for name, value in given([]).items() if name != "cases"}
+    path, digests = None, []
+    for number, size in enumerate((4, 2, 3, 1), 1):
+        result = ranks.run(
+            size,
+            "train_and_save",
+            model_dir=model_dir,
+            config=config,
+            root=str(tmp_path / str(number)),
+            steps=range(number, number + 1),
+            save_after=number,
+            load=path,
+            **rest,
+        )[0]
+        path = result["path"]
+        digests.append((result["digest"], [report.grad_norm for report in result["reports"]]))
+    assert digests == straight
+
+
+@pytest.mark.parametrize("virtual_ranks", [5040, 2])
+def test_an_abandoned_step_leaves_nothing_behind(
+    ranks, model_dirs, make_config, groups, advantages, assert_same_state, virtual_ranks
+):
+    """On every rank the loss fails in the middle of a mini-batch, when gradients have been reduced, or not yet."""
+    config = make_config(
+        {**PLAIN, "algorithm.n_minibatches": 1, "actor.fsdp_config.virtual_ranks": virtual_ranks, "actor.seed": 3}
+    )
+    given = {"model_dir": model_dirs["llama"], "config": config, "groups": groups, "advantages": advantages}
+    for size in (1, 2):
+        plain = ranks.run(size, "train", **given)[0]
+        for fails_at in (2, 4):
+            abandoned = ranks.run(size, "train_after_an_abandoned_step", **given, fails_at=fails_at)[0]
+            assert_same_state(plain, abandoned)
+
+
+def test_the_norm_is_exact_however_elements_are_spread(ranks):
+    """Against integers; tiny and huge elements, an empty shard, zeros, and what is not finite on one rank."""
+    found = {size: ranks.run(size, "norms") for size in (1, 2, 3)}
+    assert all(repr(norms) == repr(found[1][0]) for of_ranks in found.values() for norms in of_ranks)
+    norms = found[1][0]
+    assert norms["plain"] == norms["expected"]
+    assert norms["tiny"] == pytest.approx(norms["plain"] * 2.0**-120, rel=1e-12)
+    assert norms["huge"] == pytest.approx(1e30, rel=1e-6)
+    assert norms["bf16"] == norms["bf16 expected"]
+    assert (norms["zeros"], repr(norms["nan"]), repr(norms["inf"])) == (0.0, "nan", "inf")
