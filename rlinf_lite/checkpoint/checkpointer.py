@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlinf_lite.checkpoint import layout, loading, storage
+from rlinf_lite.checkpoint.file_state import FileState
 from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlanner
 from rlinf_lite.checkpoint.live import HostBuffer
 from rlinf_lite.checkpoint.ranks import Ranks
@@ -72,7 +73,7 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        state: State,
+        state: State | FileState,
         *,
         data: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
@@ -82,7 +83,7 @@ class Checkpointer:
 
         Args:
             step: the number of completed steps; names the directory.
-            state: what to save, with the same keys on every rank of the section.
+            state: what to save, with the same keys on every rank of the section; or a `FileState` on every rank.
             data: small plain values and tensors for ``data/data.pt`` (those of rank 0 are written).
             info: JSON values for the manifest (those of rank 0 are written).
             resolve: returns the tensor of a name when it is to be written, where ``state`` has one on the meta device.
@@ -100,7 +101,7 @@ class Checkpointer:
     def start(
         self,
         step: int,
-        state: State,
+        state: State | FileState,
         *,
         data: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
@@ -118,7 +119,7 @@ class Checkpointer:
         self.finish()
         content: Content | Exception
         try:
-            content = capture(state, self.ranks.rank, data or {}, info or {}, resolve)
+            content = capture(state, step, self.ranks.rank, data or {}, info or {}, resolve)
         except Exception as error:  # sent to the other ranks, which would wait for this one
             content = error
         self._job = SaveJob(self._settings, step, content)
@@ -152,7 +153,7 @@ class Checkpointer:
         return None if job is None else job.result()
 
     def load(
-        self, path: str | os.PathLike[str], state: State, *, verify: str = "full", whole: bool = True
+        self, path: str | os.PathLike[str], state: State | FileState, *, verify: str = "full", whole: bool = True
     ) -> LoadReport:
         """Fill ``state`` in place from the checkpoint ``path``, and restore this rank's RNG state.
 
@@ -161,12 +162,14 @@ class Checkpointer:
 
         Args:
             verify: ``full`` (size and sha256 of every file), ``size`` or ``off``.
-            whole: False loads only the top-level names of ``state``, and leaves the RNG state as it is. Sections for
+            whole: False loads only the top-level names of ``state`` (the weights of a `FileState`), and leaves the RNG
+                state as it is. Sections for
                 which no rank has a ``state`` are then only verified; a rank with an empty one loads nothing.
 
         Raises:
             NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint: as `manifest.read` and `manifest.verify`.
-            SectionMismatch: the checkpoint lacks this section, or (``whole``) has one for which there is no rank.
+            SectionMismatch: the checkpoint lacks this section, or (``whole``) has one for which there is no rank; or
+                it holds DCP shards and ``state`` is a `FileState`, or the other way round.
             StateMismatch: the section holds other keys, shapes or types than ``state``; lists them.
         """
         self.finish()

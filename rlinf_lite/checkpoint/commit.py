@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout
@@ -55,14 +56,20 @@ def commit(root: StoragePath, stage: Stage, manifest: Manifest) -> StoragePath |
         OSError: nothing was committed, and an older directory of the same name is back in its place.
     """
     step, path = manifest.step, stage.path
-    for directory in (*(path / name for name in manifest.ranks_of()), (path / layout.DATA).parent):
-        sync_dir(directory)
+    for directory in directories_of(manifest):
+        sync_dir(path / directory)
     faults.reach("save.manifest", step=step, path=str(path))
     write_durably(path / layout.MANIFEST, manifest.to_json().encode())
     if not is_local(root):
         return stage.superseded
     sync_dir(path)
     return _rename(root, step, path)
+
+
+def directories_of(manifest: Manifest) -> list[str]:
+    """Every directory in a checkpoint that holds a file or a directory, deepest first, without the checkpoint's own."""
+    found = {str(parent) for name in manifest.files for parent in PurePosixPath(name).parents} | {*manifest.ranks_of()}
+    return sorted(found - {"."}, key=lambda name: (-name.count("/"), name))
 
 
 def _rename(root: StoragePath, step: int, stage: StoragePath) -> StoragePath | None:

@@ -7,13 +7,16 @@ import re
 from pathlib import Path
 
 from rlinf_lite.checkpoint import layout
-from rlinf_lite.checkpoint.errors import NoCheckpoint
+from rlinf_lite.checkpoint.errors import NoCheckpoint, SectionMismatch
 from rlinf_lite.checkpoint.storage import StoragePath, is_local, storage_path
 
 RUN_CHECKPOINTS = "checkpoints"
 """The name of the directory in which a run keeps its checkpoints."""
 RLINF_DCP = "dcp_checkpoint"
 """Where RLinf keeps the DCP files, below ``actor/``."""
+MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
+"""The file in which Megatron keeps the number of its newest checkpoint."""
+_CONVERTERS = "toolkits/ckpt_convertor"
 _VERL_SHARD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
 
 
@@ -73,6 +76,24 @@ def instead_of(path: StoragePath) -> str | None:
     if (path / "config.json").is_file():
         return "is a Hugging Face directory; give it as actor.model.model_path"
     return None
+
+
+def other_layout(section: StoragePath, *, wants_files: bool) -> SectionMismatch:
+    """The error for a section in DCP shards where files of a layout of their own are wanted, or the other way round.
+
+    Args:
+        section: its directory in a checkpoint.
+        wants_files: whether the state to be loaded is kept in such files.
+    """
+    held, wanted = "DCP shards", "Megatron's files"
+    script = "convert_dcp_to_megatron.py --dcp_path"
+    if not wants_files:
+        held, wanted = wanted, held
+        script = "convert_megatron_to_dcp.py --megatron_path"
+    return SectionMismatch(
+        f"{section}: holds {held}, and this trainer loads {wanted}: keep the run's actor.training_backend, or convert "
+        f"it with python {_CONVERTERS}/{script} {section.parent} --output_path ..."
+    )
 
 
 def _of_verl(path: StoragePath) -> bool:

@@ -5,54 +5,65 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.storage import WriteResult
 
 from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout, retention, rng
 from rlinf_lite.checkpoint.commit import Stage, abandon, commit, open_stage
 from rlinf_lite.checkpoint.errors import CheckpointError, SaveError
-from rlinf_lite.checkpoint.files import write_durably
+from rlinf_lite.checkpoint.file_state import FileState
+from rlinf_lite.checkpoint.files import HashingFile, hashed, write_durably
 from rlinf_lite.checkpoint.formats import data_file
-from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlan, ShardPlanner, write_metadata, write_shard
+from rlinf_lite.checkpoint.formats.dcp_writer import Resolve, ShardPlanner, Taken
 from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord
+from rlinf_lite.checkpoint.parts import SMALL_BYTES, FilesPart, SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reports import SaveReport
-from rlinf_lite.checkpoint.sections import Section
+from rlinf_lite.checkpoint.sections import METADATA, Section
 from rlinf_lite.checkpoint.state import State, take
 from rlinf_lite.checkpoint.storage import StoragePath
-
-_SMALL_BYTES = 4096
-"""Tensors up to this size (step counters) are copied at the start: they may change outside of the optimizer step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
     """What goes into one checkpoint, checked before the first byte is written."""
 
-    tensors: dict[str, Any]
+    taken: Taken
     data: bytes
     info: dict[str, Any]
     resolve: Resolve | None
 
 
 def capture(
-    state: State, rank: int, data: Mapping[str, Any], info: Mapping[str, Any], resolve: Resolve | None
+    state: State | FileState,
+    step: int,
+    rank: int,
+    data: Mapping[str, Any],
+    info: Mapping[str, Any],
+    resolve: Resolve | None = None,
 ) -> Content:
     """Capture the current state: small tensors and the RNG state are copied, large tensors stay live.
 
     Raises:
         TypeError: something that could be saved but not loaded again.
     """
-    tensors = {**_copy_small(take(state)), rng.key(rank): rng.capture()}
     return Content(
-        tensors=tensors, data=data_file.encode(data), info=json.loads(json.dumps(dict(info))), resolve=resolve
+        taken=FilesPart.of(state, step) if isinstance(state, FileState) else _tensors(state, rank),
+        data=data_file.encode(data),
+        info=json.loads(json.dumps(dict(info))),
+        resolve=resolve,
     )
+
+
+def _tensors(state: State, rank: int) -> dict[str, Any]:
+    return {**_copy_small(take(state)), rng.key(rank): rng.capture()}
 
 
 def _copy_small(taken: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +75,7 @@ def _copy_small(taken: dict[str, Any]) -> dict[str, Any]:
 
 def _is_small(tensor: torch.Tensor) -> bool:
     # Plain tensors only: a sharded one must be live on all ranks or on none.
-    return type(tensor) is torch.Tensor and tensor.nbytes <= _SMALL_BYTES and not tensor.is_meta
+    return type(tensor) is torch.Tensor and tensor.nbytes <= SMALL_BYTES and not tensor.is_meta
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,9 +155,9 @@ class SaveJob:
     def _save(self) -> SaveReport:
         stage: Stage | None = None
         try:
-            plan, content = self._plan()
+            part, content = self._plan()
             stage = self._ranks.first(lambda: open_stage(self._saver.root, self._step, self._section.ranks_of))
-            records = self._write(stage.path, plan)
+            records = self._write(stage.path, part)
             num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, records, content))
             durable_seconds = time.perf_counter() - self._began
         except (OSError, CheckpointError) as error:
@@ -166,58 +177,56 @@ class SaveJob:
             idle=swept.idle,
         )
 
-    def _plan(self) -> tuple[ShardPlan, Content]:
+    def _plan(self) -> tuple[SectionPart, Content]:
         """Agree with the other ranks on who writes what, and open the live tensors for reading."""
 
-        def tensors() -> dict[str, Any]:
+        def taken() -> Taken:
             faults.reach("save.plan", step=self._step, rank=self._ranks.rank, path=str(self._final))
             if isinstance(self._content, Exception):
                 raise self._content
-            return self._content.tensors
+            return self._content.taken
 
-        plan, find = self._saver.planner.plan(tensors)
         content = self._content
+        part = self._saver.planner.plan(taken, content.resolve if isinstance(content, Content) else None)
         assert isinstance(content, Content)
+        self._live.open(part.num_bytes(), part.tensor)
+        return part, content
 
-        def read(index: int) -> torch.Tensor:
-            item = plan.items[index]
-            tensor = find(item)
-            return content.resolve(item.index.fqn, tensor) if content.resolve and tensor.is_meta else tensor
-
-        self._live.open(plan.num_bytes(), read)
-        return plan, content
-
-    def _write(self, stage: StoragePath, plan: ShardPlan) -> dict[str, FileRecord]:
-        """Write the shards of all ranks, and ``.metadata`` of all sections; returns the records of these files."""
+    def _write(self, stage: StoragePath, part: SectionPart) -> dict[str, FileRecord]:
+        """Write the files of all ranks, and ``.metadata`` of all sections; returns the records of these files."""
         step, section = self._step, self._section
-        path = stage / section.name / section.shard
+        directory = stage / section.name
 
         def reach(phase: str) -> None:
-            faults.reach(phase, step=step, rank=section.rank, path=str(path))
+            faults.reach(phase, step=step, rank=section.rank, path=str(directory / section.shard))
 
-        def write() -> tuple[FileRecord, list[WriteResult]] | None:
+        @contextmanager
+        def create(name: str, num_bytes: int) -> Iterator[HashingFile]:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            with hashed(directory / name) as file:
+                yield file
+
+        def write() -> Written:
             reach("save.write")
-            if not plan.items:
-                return None
-            written = write_shard(path, plan, self._live, lambda: reach("save.halfway"))
-            reach("save.written")
+            written = part.write(create, self._live, lambda: reach("save.halfway"))
+            if written.files:
+                reach("save.written")
             if self._abandoned:
                 raise SystemExit  # hours late: this thread must not take part in later collectives of the others
             return written
 
         mine = self._ranks.together(write)
         self._live.close()
-        parts = self._ranks.gather(mine)
+        results = self._ranks.gather(mine.results)
 
         def finish_section() -> dict[str, FileRecord]:
             reach("save.metadata")
-            records = {f"{section.name}/{section.shard}": mine[0]} if mine else {}
-            if section.is_first:
-                results = [part[1] for rank in section.ranks if (part := parts[rank]) is not None]
-                records[section.metadata] = write_metadata(stage / section.name / ".metadata", plan, results)
+            records = {f"{section.name}/{name}": record for name, record in mine.files.items()}
+            if section.is_first and (encoded := part.metadata([results[rank] for rank in section.ranks])) is not None:
+                records[section.metadata] = write_durably(directory / METADATA, encoded)
             return records
 
-        return {name: record for one in self._ranks.collect(finish_section) for name, record in one.items()}
+        return joined(self._ranks.collect(finish_section))
 
     def _commit(self, stage: Stage, records: dict[str, FileRecord], content: Content) -> tuple[int, StoragePath | None]:
         """Write ``data.pt`` and commit, on rank 0. Returns the size, and where an older checkpoint was moved to."""
@@ -234,6 +243,18 @@ class SaveJob:
             return self._ranks.first(lambda: retention.apply(root, keep, protect=(self._final,)))
         except CheckpointError as error:
             return retention.RetentionReport(problems=(f"{root}: nothing was deleted: {error}",))
+
+
+def joined(parts: list[dict[str, FileRecord]]) -> dict[str, FileRecord]:
+    """The records of all ranks.
+
+    Raises:
+        SaveError: two ranks have written the same file.
+    """
+    names = Counter(name for part in parts for name in part)
+    if twice := sorted(name for name, count in names.items() if count > 1):
+        raise SaveError(f"{twice[0]} was written by two ranks")
+    return {name: record for part in parts for name, record in part.items()}
 
 
 def _explain(error: OSError | CheckpointError) -> str:

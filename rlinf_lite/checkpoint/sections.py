@@ -15,7 +15,10 @@ from rlinf_lite.checkpoint.errors import SectionMismatch
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
 
-_SHARD = re.compile(rf"({layout.SECTION_NAME})/__([0-9]+)_[0-9]+\.distcp")
+METADATA = ".metadata"
+"""The file of a section that says where in its shards each tensor is; a section in another layout has none."""
+_FILE = re.compile(rf"({layout.SECTION_NAME})/(.+)")
+_SHARD = re.compile(r"__([0-9]+)_[0-9]+\.distcp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +66,7 @@ class Section:
     @property
     def metadata(self) -> str:
         """The path of the section's ``.metadata`` in the checkpoint."""
-        return f"{self.name}/.metadata"
+        return f"{self.name}/{METADATA}"
 
     def manifest(self, step: int, files: dict[str, FileRecord], info: dict[str, Any]) -> Manifest:
         """The manifest of a checkpoint that these ranks write."""
@@ -76,24 +79,39 @@ class Section:
             sections={} if [*self.ranks_of] == [layout.ACTOR] else {name: [*r] for name, r in self.ranks_of.items()},
         )
 
-    def reads(self, name: str) -> bool:
-        """Whether this rank reads and hashes the whole of file ``name`` of a checkpoint: a shard of its section."""
-        match = _SHARD.fullmatch(name)
-        return match is not None and match[1] == self.name and int(match[2]) % len(self.ranks) == self.place
+    def reads(self, manifest: Manifest) -> dict[str, str]:
+        """The files of its section that this rank reads whole, and their sha256, by their name in the section.
 
-    def hashes(self, manifest: Manifest) -> dict[str, str]:
-        """The sha256 of the shards that this rank `reads`, by their name in the section."""
-        return {
-            name.removeprefix(f"{self.name}/"): record.sha256
-            for name, record in manifest.files.items()
-            if self.reads(name)
-        }
+        Shards go by their number: if as many ranks wrote the section, each reads its own.
+        """
+        held = files_of(self.name, manifest)
+        numbers = {name: int(match[1]) for name in held if (match := _SHARD.fullmatch(name))}
+        others = sorted(held.keys() - numbers.keys(), key=lambda name: (-held[name].size, name))
+        mine = [name for name, number in numbers.items() if number % len(self.ranks) == self.place]
+        return {name: held[name].sha256 for name in (*mine, *others[self.place :: len(self.ranks)])}
 
 
-def section_of_shard(name: str) -> str | None:
-    """The section of a shard, by its path in the checkpoint; None for any other file."""
-    match = _SHARD.fullmatch(name)
-    return match[1] if match else None
+def files_of(section: str, manifest: Manifest) -> dict[str, FileRecord]:
+    """The files of a section but for ``.metadata``, by their name in it."""
+    return {
+        name.removeprefix(f"{section}/"): record
+        for name, record in manifest.files.items()
+        if section_of_file(name) == section
+    }
+
+
+def section_of_file(name: str) -> str | None:
+    """The section of a shard or other large file, by its path in the checkpoint.
+
+    None for ``.metadata``, ``data.pt`` and the manifest, which are small, and which one rank verifies for all.
+    """
+    match = _FILE.fullmatch(name)
+    return match[1] if match and match[2] != METADATA and name != layout.DATA else None
+
+
+def has_shards(section: str, manifest: Manifest) -> bool:
+    """Whether a section consists of DCP shards, and not of files in a layout of their own."""
+    return f"{section}/{METADATA}" in manifest.files
 
 
 def check_sections(path: object, manifest: Manifest, wanted: Collection[str], *, whole: bool) -> None:

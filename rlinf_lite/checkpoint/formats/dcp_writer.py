@@ -6,11 +6,10 @@ order and hashed, from live tensors.
 
 from __future__ import annotations
 
-import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
@@ -21,21 +20,23 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
-from rlinf_lite.checkpoint.files import hashed, write_durably
 from rlinf_lite.checkpoint.formats.tensor_file import EntryEncoder
 from rlinf_lite.checkpoint.live import LiveTensors
-from rlinf_lite.checkpoint.manifest import FileRecord
+from rlinf_lite.checkpoint.parts import Create, FilesPart, SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.sections import Section
-from rlinf_lite.checkpoint.storage import StoragePath
 
-Resolve = Callable[[str, torch.Tensor], torch.Tensor]
 Find = Callable[[WriteItem], torch.Tensor]
+Resolve = Callable[[str, torch.Tensor], torch.Tensor]
+Taken = Mapping[str, Any] | FilesPart
+"""Nested dicts of tensors, or the files of a state that has its own layout."""
 Signature = tuple[tuple[Any, ...], ...]
+_ENTRY_BYTES = 2048
+"""Room for the bytes around the values of each tensor. If they need more, a file in memory grows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,54 +57,99 @@ def _num_bytes(item: WriteItem) -> int:
     return item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPart:
+    """A `SectionPart`: one rank's shard, and the section's ``.metadata``."""
+
+    plan: ShardPlan
+    name: str
+    """Of the shard's file."""
+    encoder: EntryEncoder
+    find: Find
+    resolve: Resolve | None
+
+    def num_bytes(self) -> list[int]:
+        return self.plan.num_bytes()
+
+    def tensor(self, index: int) -> torch.Tensor:
+        item = self.plan.items[index]
+        tensor = self.find(item)
+        return self.resolve(item.index.fqn, tensor) if self.resolve and tensor.is_meta else tensor
+
+    def write(self, create: Create, live: LiveTensors, halfway: Callable[[], None] = lambda: None) -> Written:
+        items, results = self.plan.items, []
+        if not items:
+            return Written(files={})
+        with create(self.name, sum(self.num_bytes()) + _ENTRY_BYTES * len(items)) as file:
+            for index, item in enumerate(items):
+                if index == len(items) // 2:
+                    halfway()
+                offset = file.tell()
+                with live.reading(index) as tensor:
+                    self.encoder.write(tensor, file)
+                info = _StorageInfo(self.name, offset, file.tell() - offset)
+                results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
+        return Written(files={self.name: file.record()}, results=results)
+
+    def metadata(self, results: Sequence[list[WriteResult]]) -> bytes:
+        return encode_metadata(self.plan, results)
+
+
 class ShardPlanner:
     """Plans with the other ranks of its section who writes what; all ranks take part.
 
-    The plan is reused for states with the same names and shapes.
+    The plan is reused for states with the same names and shapes. Files of the state's own layout need none.
     """
 
     def __init__(self, ranks: Ranks, section: Section) -> None:
         self._ranks, self._section = ranks, section
         self._last: ShardPlan | None = None
+        self._encoder = EntryEncoder()
 
-    def plan(self, take: Callable[[], Mapping[str, Any]]) -> tuple[ShardPlan, Find]:
+    def plan(self, take: Callable[[], Taken], resolve: Resolve | None = None) -> SectionPart:
         """Plan the save of nested dicts of tensors. Collective.
 
         Args:
-            take: returns the tensors of this rank. If it fails on one rank, all ranks raise its error.
-
-        Returns:
-            The plan, and a function that finds an item's tensor.
+            take: returns the state of this rank. If it fails on one rank, all ranks raise its error.
+            resolve: as for `Checkpointer.save`.
         """
-        planner, ranks, section = DefaultSavePlanner(), self._ranks, self._section
-
-        def is_as_last() -> bool:
-            return self._is_as_last(planner, take())
-
-        if not all(ranks.collect(is_as_last)):
-            plans = ranks.collect(planner.create_local_plan)
-            global_plan, metadata = planner.create_global_plan([plans[rank] for rank in section.ranks])
-            signature = _signature(planner.state_dict)
-            self._last = ShardPlan(items=global_plan[section.place].items, metadata=metadata, signature=signature)
-        assert self._last is not None
-        return self._last, cast(Find, planner.resolve_data)
-
-    def last(self, tensors: Mapping[str, Any]) -> tuple[ShardPlan, Find] | None:
-        """As `plan`, if the last plan fits the tensors of this rank, else None. Not collective: ranks may differ."""
+        ranks, section = self._ranks, self._section
+        taken: list[Taken] = []
         planner = DefaultSavePlanner()
-        if not self._is_as_last(planner, tensors):
-            return None
-        assert self._last is not None
-        return self._last, cast(Find, planner.resolve_data)
+
+        def is_planned() -> bool:
+            taken.append(take())
+            return isinstance(taken[0], FilesPart) or self._is_as_last(planner, taken[0])
+
+        if not all(ranks.collect(is_planned)):
+            plans = ranks.collect(lambda: None if isinstance(taken[0], FilesPart) else planner.create_local_plan())
+            if not isinstance(taken[0], FilesPart):
+                of_section = [cast(SavePlan, plans[rank]) for rank in section.ranks]
+                global_plan, metadata = planner.create_global_plan(of_section)
+                signature = _signature(planner.state_dict)
+                self._last = ShardPlan(items=global_plan[section.place].items, metadata=metadata, signature=signature)
+        return taken[0] if isinstance(taken[0], FilesPart) else self._part(planner, resolve)
+
+    def last(self, taken: Taken) -> SectionPart | None:
+        """As `plan`, if the last plan fits the state of this rank, else None. Not collective: ranks may differ."""
+        if isinstance(taken, FilesPart):
+            return taken
+        planner = DefaultSavePlanner()
+        return self._part(planner, None) if self._is_as_last(planner, taken) else None
 
     def _is_as_last(self, planner: DefaultSavePlanner, tensors: Mapping[str, Any]) -> bool:
         planner.set_up_planner(dict(tensors), is_coordinator=self._section.is_first)
         return self._last is not None and self._last.signature == _signature(planner.state_dict)
 
-    def current(self) -> ShardPlan:
-        """The last plan."""
+    def _part(self, planner: DefaultSavePlanner, resolve: Resolve | None) -> ShardPart:
         assert self._last is not None
-        return self._last
+        return ShardPart(
+            plan=self._last,
+            name=self._section.shard,
+            encoder=self._encoder,
+            find=cast(Find, planner.resolve_data),
+            resolve=resolve,
+        )
 
     def forget(self) -> None:
         """Plan anew next time, because after a failure ranks may remember different plans."""
@@ -117,42 +163,7 @@ def _signature(flat: Mapping[str, Any]) -> Signature:
     )
 
 
-def write_shard(
-    path: StoragePath, plan: ShardPlan, live: LiveTensors, halfway: Callable[[], None]
-) -> tuple[FileRecord, list[WriteResult]]:
-    """Write this rank's items to ``path``, durably; each is read from ``live`` when it is to be written."""
-    with hashed(path) as file:
-        results = write_items(file, path.name, plan, live, EntryEncoder(), halfway)
-    return file.record(), results
-
-
-def write_items(
-    file: io.RawIOBase,
-    name: str,
-    plan: ShardPlan,
-    live: LiveTensors,
-    encoder: EntryEncoder,
-    halfway: Callable[[], None] = lambda: None,
-) -> list[WriteResult]:
-    """As `write_shard`, to an open file that will have the name ``name``."""
-    results = []
-    for index, item in enumerate(plan.items):
-        if index == len(plan.items) // 2:
-            halfway()
-        offset = file.tell()
-        with live.reading(index) as tensor:
-            encoder.write(tensor, cast(IO[bytes], file))
-        info = _StorageInfo(name, offset, file.tell() - offset)
-        results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
-    return results
-
-
-def write_metadata(path: StoragePath, plan: ShardPlan, results: list[list[WriteResult]]) -> FileRecord:
-    """Write ``.metadata`` durably."""
-    return write_durably(path, encode_metadata(plan, results))
-
-
-def encode_metadata(plan: ShardPlan, results: list[list[WriteResult]]) -> bytes:
+def encode_metadata(plan: ShardPlan, results: Sequence[list[WriteResult]]) -> bytes:
     """The content of ``.metadata``: the same bytes for the same state, so without the time and path that DCP adds."""
     one = _Unique()
     held = plan.metadata

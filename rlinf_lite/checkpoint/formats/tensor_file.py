@@ -16,7 +16,7 @@ import torch
 
 from rlinf_lite.checkpoint.formats.unpickling import DTYPES, SafeUnpickler
 
-_STORAGES = {
+STORAGES = {
     "BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8,
     "CharStorage": torch.int8, "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64,
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -27,11 +27,12 @@ _KEY_BYTES = 256
 _MOST_FORM_BYTES = 4 << 20  # larger tensors are few, and finding out their form takes their size in memory
 
 
-def decode(content: memoryview) -> Any:
+def decode(content: memoryview, unpickler: type[TensorUnpickler] | None = None) -> Any:
     """Read what ``torch.save`` wrote: plain values, tensors, and nests of them. Tensors are views of ``content``.
 
     Args:
         content: the whole file, in writable memory.
+        unpickler: knows further names; None reads no others than those.
 
     Raises:
         one of `UNREADABLE`: it holds anything else, or is damaged.
@@ -45,7 +46,7 @@ def decode(content: memoryview) -> Any:
         raise ValueError("a TorchScript program instead of tensors and plain values")
     if bytes(records.get(f"{prefix}byteorder", b"little")) != b"little":
         raise ValueError("its bytes are not in little-endian order")
-    return _Unpickler(
+    return (unpickler or TensorUnpickler)(
         records[names[0]], {name.removeprefix(f"{prefix}data/"): part for name, part in records.items()}
     ).load()
 
@@ -159,7 +160,9 @@ class _Storage:
     num_bytes: int
 
 
-class _Unpickler(SafeUnpickler):
+class TensorUnpickler(SafeUnpickler):
+    """Knows the names that ``torch.save`` writes for tensors and plain values."""
+
     def __init__(self, content: memoryview, storages: dict[str, memoryview]) -> None:
         super().__init__(content)
         self._storages = storages
@@ -176,7 +179,7 @@ class _Unpickler(SafeUnpickler):
         }
 
     def named(self, module: str, name: str) -> Any:
-        if module == "torch" and (found := _STORAGES.get(name) or DTYPES.get(name)):
+        if module == "torch" and (found := STORAGES.get(name) or DTYPES.get(name)):
             return found
         return self._names.get((module.replace("builtins", "__builtin__"), name))
 

@@ -27,8 +27,7 @@ class ForeignName(pickle.UnpicklingError):
 
 
 def _build(unpickler: Any) -> None:
-    if not isinstance(unpickler.stack[-2], unpickler.buildable):
-        raise TypeError(f"sets attributes of a {type(unpickler.stack[-2]).__name__}")
+    unpickler.check_build(*unpickler.stack[-2:])
     unpickler.load_build()
 
 
@@ -41,8 +40,8 @@ class SafeUnpickler(pickle._Unpickler):
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _build}
 
-    buildable: type = OrderedDict
-    """The type whose instances may get attributes."""
+    buildable: type | tuple[type, ...] = OrderedDict
+    """The types whose instances may get attributes."""
 
     def __init__(self, content: bytes | memoryview) -> None:
         super().__init__(io.BytesIO(content))
@@ -50,6 +49,11 @@ class SafeUnpickler(pickle._Unpickler):
     def named(self, module: str, name: str) -> Any:
         """What a name stands for; None refuses it."""
         raise NotImplementedError
+
+    def check_build(self, target: Any, state: Any) -> None:
+        """Raise one of `UNREADABLE` unless ``target`` may get the attributes in ``state``."""
+        if not isinstance(target, self.buildable):
+            raise TypeError(f"sets attributes of a {type(target).__name__}")
 
     def find_class(self, module: str, name: str) -> Any:
         if (found := self.named(module, name)) is None:

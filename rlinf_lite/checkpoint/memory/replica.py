@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,20 @@ from rlinf_lite import faults
 from rlinf_lite.checkpoint import layout, loading
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint
+from rlinf_lite.checkpoint.file_state import FileState
 from rlinf_lite.checkpoint.formats import data_file
 from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan
-from rlinf_lite.checkpoint.formats.dcp_writer import Find, ShardPlan, ShardPlanner, encode_metadata, write_items
-from rlinf_lite.checkpoint.formats.tensor_file import EntryEncoder
+from rlinf_lite.checkpoint.formats.dcp_writer import ShardPlanner
 from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.memory.files import MemoryFile, MemoryWriter, path_of
+from rlinf_lite.checkpoint.parts import SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reports import LoadReport
-from rlinf_lite.checkpoint.saving import Content, capture
-from rlinf_lite.checkpoint.sections import Section, check_sections, section_of_shard
+from rlinf_lite.checkpoint.saving import Content, capture, joined
+from rlinf_lite.checkpoint.sections import METADATA, Section, check_sections, files_of, has_shards, section_of_file
 from rlinf_lite.checkpoint.state import State
 from rlinf_lite.checkpoint.storage import StoragePath
-
-_ENTRY_BYTES = 2048
-"""Room for the bytes around the values of each tensor. If they need more, the file grows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,19 +43,17 @@ class Replica:
 
     step: int
     shard: dict[str, np.ndarray]
-    """This rank's shard file, as ``{"actor/__1_0.distcp": array}``; empty if the rank has nothing to write."""
+    """This rank's files, as ``{"actor/__1_0.distcp": array}``; empty if the rank has nothing to write."""
     small: dict[str, np.ndarray]
     """The manifest, ``data.pt`` and ``.metadata`` of all sections on rank 0; empty on other ranks."""
 
 
-_NOTHING = np.empty(0, np.uint8)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Shard:
-    name: str
-    content: np.ndarray
-    record: FileRecord
+class _Sent:
+    """What the other ranks are told of one rank's files."""
+
+    records: dict[str, FileRecord]
+    """By path in the checkpoint."""
     results: list[WriteResult] | None
     """Where each tensor is in the file; None if nothing changed since these were last sent to the other ranks."""
 
@@ -82,15 +79,14 @@ class MemoryCheckpoints:
         self.section = Section.agree(self.ranks, section)
         self._host = HostBuffer()
         self._planner = ShardPlanner(self.ranks, self.section)
-        self._encoder = EntryEncoder()
-        self._sent: tuple[ShardPlan, list[WriteResult]] | None = None  # by this rank
+        self._sent: tuple[object, list[WriteResult]] | None = None  # by this rank
         self._received: dict[int, list[WriteResult]] = {}  # by rank
-        self._metadata: list[bytes] = []  # by rank: of the section whose first rank it is
+        self._metadata: list[bytes | None] = []  # by rank: of the section whose first rank it is
 
     def take(
         self,
         step: int,
-        state: State,
+        state: State | FileState,
         *,
         data: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
@@ -110,80 +106,82 @@ class MemoryCheckpoints:
             self._planner.forget()  # all ranks plan anew, and send their results anew
             raise
 
-    def _take(self, step: int, state: State, data: Mapping[str, Any], info: Mapping[str, Any]) -> Replica:
+    def _take(self, step: int, state: State | FileState, data: Mapping[str, Any], info: Mapping[str, Any]) -> Replica:
         ranks = self.ranks
         content: Content | None = None
-        mine: _Shard | None = None
+        part: SectionPart | None = None
+        mine: dict[str, np.ndarray] = {}
 
-        def write(plan: ShardPlan, find: Find) -> _Shard:
-            nonlocal mine
-            mine = self._write(step, plan, find)
-            return replace(mine, content=_NOTHING, results=self._unsent(plan, mine.results))  # is sent to all ranks
+        def write(planned: SectionPart) -> _Sent:
+            nonlocal part, mine
+            part = planned
+            mine, written = self._write(step, planned)
+            records = {f"{self.section.name}/{name}": record for name, record in written.files.items()}
+            return _Sent(records=records, results=self._unsent(planned, written.results))
 
-        def capture_and_write() -> _Shard | None:
+        def capture_and_write() -> _Sent | None:
             nonlocal content
-            content = capture(state, ranks.rank, data, info, None)
-            last = self._planner.last(content.tensors)
-            return None if last is None else write(*last)
+            content = capture(state, step, ranks.rank, data, info)
+            last = self._planner.last(content.taken)
+            return None if last is None else write(last)
 
-        shards = ranks.collect(capture_and_write)
+        sent = ranks.collect(capture_and_write)
         assert content is not None
-        if None in shards:
-            tensors = content.tensors
-            plan, find = self._planner.plan(lambda: tensors)
-            shards = [*ranks.collect(lambda: write(plan, find))]
-        assert mine is not None
-        self._update_metadata(shards)
-        return Replica(
-            step=step,
-            shard={mine.name: mine.content} if mine.record.size else {},
-            small=self._small_files(step, content, shards) if ranks.rank == 0 else {},
-        )
+        if None in sent:
+            taken = content.taken
+            planned = self._planner.plan(lambda: taken)
+            sent = [*ranks.collect(lambda: write(planned))]
+        assert part is not None
+        self._update_metadata(part, sent)
+        return Replica(step=step, shard=mine, small=self._small_files(step, content, sent) if ranks.rank == 0 else {})
 
     @torch.no_grad()  # with gradients a sharded tensor returns its local part through autograd, which is slow
-    def _write(self, step: int, plan: ShardPlan, find: Find) -> _Shard:
+    def _write(self, step: int, part: SectionPart) -> tuple[dict[str, np.ndarray], Written]:
         section, live = self.section, LiveTensors(0.0, self._host)
         faults.reach("replica.write", step=step, rank=section.rank)
-        name, file = section.shard, MemoryWriter(sum(plan.num_bytes()) + _ENTRY_BYTES * len(plan.items))
-        live.open(plan.num_bytes(), lambda index: find(plan.items[index]))
+        files: dict[str, np.ndarray] = {}
+
+        @contextmanager
+        def create(name: str, num_bytes: int) -> Iterator[MemoryWriter]:
+            file = MemoryWriter(num_bytes)
+            yield file
+            files[f"{section.name}/{name}"] = file.content()
+
+        live.open(part.num_bytes(), part.tensor)
         try:
-            results = write_items(file, name, plan, live, self._encoder)
+            return files, part.write(create, live)
         finally:
             live.close()
-        return _Shard(name=f"{section.name}/{name}", content=file.content(), record=file.record(), results=results)
 
-    def _unsent(self, plan: ShardPlan, results: list[WriteResult] | None) -> list[WriteResult] | None:
+    def _unsent(self, part: SectionPart, results: list[WriteResult]) -> list[WriteResult] | None:
         """``results``, or None if the other ranks have them already: with many tensors they are slow to send."""
-        assert results is not None
-        is_sent = self._sent is not None and self._sent[0] is plan and self._sent[1] == results
-        self._sent = plan, results
+        is_sent = self._sent is not None and self._sent[0] is part.plan and self._sent[1] == results
+        self._sent = part.plan, results
         return None if is_sent else results
 
-    def _small_files(self, step: int, content: Content, shards: list[_Shard | None]) -> dict[str, np.ndarray]:
-        firsts = {f"{name}/.metadata": ranks[0] for name, ranks in self.section.ranks_of.items()}
-        raw = {**{name: self._metadata[rank] for name, rank in firsts.items()}, layout.DATA: content.data}
-        records = {shard.name: shard.record for shard in shards if shard and shard.record.size}
+    def _small_files(self, step: int, content: Content, sent: list[_Sent | None]) -> dict[str, np.ndarray]:
+        encoded = {f"{name}/{METADATA}": self._metadata[ranks[0]] for name, ranks in self.section.ranks_of.items()}
+        raw = {layout.DATA: content.data} | {name: part for name, part in encoded.items() if part is not None}
+        records = joined([one.records for one in sent if one is not None])
         for name, part in raw.items():
             records[name] = FileRecord(size=len(part), sha256=hashlib.sha256(part).hexdigest())
         manifest = self.section.manifest(step, records, content.info)
         raw[layout.MANIFEST] = manifest.to_json().encode()
         return {name: np.frombuffer(part, np.uint8) for name, part in raw.items()}
 
-    def _update_metadata(self, shards: list[_Shard | None]) -> None:
+    def _update_metadata(self, part: SectionPart, sent: list[_Sent | None]) -> None:
         """Encode ``.metadata`` if anything changed since the last time: encoding takes longer than a small shard."""
-        changed = {rank: shard.results for rank, shard in enumerate(shards) if shard and shard.results is not None}
+        changed = {rank: one.results for rank, one in enumerate(sent) if one and one.results is not None}
         if not changed:
             return
         self._received |= changed
 
-        def encode() -> bytes:
-            if not self.section.is_first:
-                return b""
-            return encode_metadata(self._planner.current(), [self._received[rank] for rank in self.section.ranks])
+        def encode() -> bytes | None:
+            return part.metadata([self._received[r] for r in self.section.ranks]) if self.section.is_first else None
 
         self._metadata = self.ranks.collect(encode)
 
-    def load(self, step: int, files: Mapping[str, np.ndarray], state: State) -> LoadReport:
+    def load(self, step: int, files: Mapping[str, np.ndarray], state: State | FileState) -> LoadReport:
         """Fill ``state`` in place from the replica of ``step``, and restore this rank's RNG state.
 
         Every rank verifies its small files against the manifest, and the sha256 of each shard that it reads. After an
@@ -193,7 +191,7 @@ class MemoryCheckpoints:
             files: the small files and shards, which may be read-only. If its section has as many ranks as before, a
                 rank needs its own shard; ranks exchange the parts that they need of others. With another number it
                 needs all shards of its section, or (slower) those whose number modulo the number of ranks is its place
-                among them. Shards of other sections are ignored.
+                among them. For a `FileState` it needs all files of its section. Shards of other sections are ignored.
 
         Raises:
             NoCheckpoint, DamagedCheckpoint, UnsafeCheckpoint, SectionMismatch, StateMismatch: as `Checkpointer.load`.
@@ -209,17 +207,14 @@ class MemoryCheckpoints:
         check_sections(path, manifest, section.ranks_of, whole=True)
         _keep(held, manifest, section)
         hashes = {
-            name.removeprefix(f"{section.name}/"): manifest.files[name].sha256 for name in held if _is_shard(name)
+            name.removeprefix(f"{section.name}/"): manifest.files[name].sha256 for name in held if _is_large(name)
         }
+        source = loading.Source(path=path, manifest=manifest, section=section, whole=True, hashes=hashes)
         report = loading.fill(
             ranks,
-            section,
-            path,
-            manifest,
+            source,
             state,
             seed=self.seed,
-            whole=True,
-            hashes=hashes,
             started=started,
             before_read=lambda plan: _exchange(ranks, section, held, manifest, plan),
         )
@@ -242,24 +237,31 @@ def _whole(files: Mapping[str, np.ndarray]) -> dict[str, MemoryFile]:
     return {name: MemoryFile(content.nbytes, {0: content}) for name, content in files.items()}
 
 
-def _is_shard(name: str) -> bool:
-    return section_of_shard(name) is not None
+def _is_large(name: str) -> bool:
+    return section_of_file(name) is not None
 
 
 def _open(path: StoragePath, held: Mapping[str, MemoryFile], section: Section) -> Manifest:
-    """Read the manifest, and verify against it the small files in full, shards by presence and size."""
+    """Read the manifest, and verify against it the small files in full, others by presence and size."""
     manifest = manifests.read(path)
     if foreign := sorted(held.keys() - manifest.files.keys() - {layout.MANIFEST}):
         raise DamagedCheckpoint(f"{path}: {foreign[0]} is not in the manifest")
+    needed = _needed(manifest, section)
     for name, record in sorted(manifest.files.items()):
         if name in held:
-            if not _is_shard(name):
+            if not _is_large(name):
                 manifests.verify_file(path, name, manifest)
             elif held[name].size != record.size:
                 raise DamagedCheckpoint(f"{path / name}: {held[name].size} bytes, the manifest says {record.size}")
-        elif not _is_shard(name) or section.reads(name):
+        elif not _is_large(name) or name in needed:
             raise DamagedCheckpoint(f"{path}: {name} is missing from the files that rank {section.rank} was given")
     return manifest
+
+
+def _needed(manifest: Manifest, section: Section) -> set[str]:
+    """The shards that only this rank reads whole; of a section in a layout of its own, all files."""
+    own = section.reads(manifest) if has_shards(section.name, manifest) else files_of(section.name, manifest)
+    return {f"{section.name}/{name}" for name in own}
 
 
 def _keep(held: dict[str, MemoryFile], manifest: Manifest, section: Section) -> None:
@@ -267,24 +269,28 @@ def _keep(held: dict[str, MemoryFile], manifest: Manifest, section: Section) -> 
     few parts needed of them is faster than hashing them here.
     """
     only_own = len(manifest.ranks_of()[section.name]) == len(section.ranks)
-    for name in [name for name in held if _is_shard(name) and not section.reads(name)]:
-        if only_own or section_of_shard(name) != section.name:
+    needed = _needed(manifest, section)
+    for name in [name for name in held if _is_large(name) and name not in needed]:
+        if only_own or section_of_file(name) != section.name:
             del held[name]
 
 
-def _exchange(ranks: Ranks, section: Section, held: dict[str, MemoryFile], manifest: Manifest, plan: ReadPlan) -> None:
+def _exchange(
+    ranks: Ranks, section: Section, held: dict[str, MemoryFile], manifest: Manifest, plan: ReadPlan | None
+) -> None:
     """Exchange the parts of shards that a rank needs but does not hold (replicated tensors are in one shard only).
 
     They come from the rank that holds the shard. That rank verifies the whole shard in this load, and if it is damaged,
     all ranks raise.
     """
-    names = {name: f"{section.name}/{name}" for name in plan.by_file}
-    missing = {names[name]: sorted(spans) for name, spans in plan.by_file.items() if names[name] not in held}
+    by_file = {} if plan is None else {f"{section.name}/{name}": spans for name, spans in plan.by_file.items()}
+    missing = {name: sorted(spans) for name, spans in by_file.items() if name not in held}
     asked = ranks.gather(missing)
     if not any(asked):
         return
     wanted = {(name, span) for part in asked for name, spans in part.items() for span in spans}
-    mine = {(name, span) for name, span in wanted if section.reads(name)}
+    own = _needed(manifest, section)
+    mine = {(name, span) for name, span in wanted if name in own}
     sent = ranks.collect(lambda: {(name, span): held[name].part(*span) for name, span in sorted(mine)})
     received = {key: content for part in sent for key, content in part.items()}
     for name, spans in missing.items():
