@@ -26,7 +26,7 @@ from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.parts import SMALL_BYTES, FilesPart, SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reports import SaveReport
-from rlinf_lite.checkpoint.sections import METADATA, Section
+from rlinf_lite.checkpoint.sections import Section
 from rlinf_lite.checkpoint.state import State, take
 from rlinf_lite.checkpoint.storage import StoragePath
 
@@ -223,7 +223,7 @@ class SaveJob:
             reach("save.metadata")
             records = {f"{section.name}/{name}": record for name, record in mine.files.items()}
             if section.is_first and (encoded := part.metadata([results[rank] for rank in section.ranks])) is not None:
-                records[section.metadata] = write_durably(directory / METADATA, encoded)
+                records[section.metadata] = write_durably(directory / layout.METADATA, encoded)
             return records
 
         return joined(self._ranks.collect(finish_section))

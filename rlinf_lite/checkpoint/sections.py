@@ -15,8 +15,6 @@ from rlinf_lite.checkpoint.errors import SectionMismatch
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
 
-METADATA = ".metadata"
-"""The file of a section that says where in its shards each tensor is; a section in another layout has none."""
 _FILE = re.compile(rf"({layout.SECTION_NAME})/(.+)")
 _SHARD = re.compile(r"__([0-9]+)_[0-9]+\.distcp")
 
@@ -66,7 +64,7 @@ class Section:
     @property
     def metadata(self) -> str:
         """The path of the section's ``.metadata`` in the checkpoint."""
-        return f"{self.name}/{METADATA}"
+        return f"{self.name}/{layout.METADATA}"
 
     def manifest(self, step: int, files: dict[str, FileRecord], info: dict[str, Any]) -> Manifest:
         """The manifest of a checkpoint that these ranks write."""
@@ -106,12 +104,12 @@ def section_of_file(name: str) -> str | None:
     None for ``.metadata``, ``data.pt`` and the manifest, which are small, and which one rank verifies for all.
     """
     match = _FILE.fullmatch(name)
-    return match[1] if match and match[2] != METADATA and name != layout.DATA else None
+    return match[1] if match and match[2] != layout.METADATA and name != layout.DATA else None
 
 
 def has_shards(section: str, manifest: Manifest) -> bool:
     """Whether a section consists of DCP shards, and not of files in a layout of their own."""
-    return f"{section}/{METADATA}" in manifest.files
+    return f"{section}/{layout.METADATA}" in manifest.files
 
 
 def check_sections(path: object, manifest: Manifest, wanted: Collection[str], *, whole: bool) -> None:

@@ -32,7 +32,7 @@ from rlinf_lite.checkpoint.parts import SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reports import LoadReport
 from rlinf_lite.checkpoint.saving import Content, capture, joined
-from rlinf_lite.checkpoint.sections import METADATA, Section, check_sections, files_of, has_shards, section_of_file
+from rlinf_lite.checkpoint.sections import Section, check_sections, files_of, has_shards, section_of_file
 from rlinf_lite.checkpoint.state import State
 from rlinf_lite.checkpoint.storage import StoragePath
 
@@ -128,6 +128,7 @@ class MemoryCheckpoints:
         sent = ranks.collect(capture_and_write)
         assert content is not None
         if None in sent:
+            self._sent = None  # what this rank has just sent was not taken in
             taken = content.taken
             planned = self._planner.plan(lambda: taken)
             sent = [*ranks.collect(lambda: write(planned))]
@@ -160,7 +161,9 @@ class MemoryCheckpoints:
         return None if is_sent else results
 
     def _small_files(self, step: int, content: Content, sent: list[_Sent | None]) -> dict[str, np.ndarray]:
-        encoded = {f"{name}/{METADATA}": self._metadata[ranks[0]] for name, ranks in self.section.ranks_of.items()}
+        encoded = {
+            f"{name}/{layout.METADATA}": self._metadata[ranks[0]] for name, ranks in self.section.ranks_of.items()
+        }
         raw = {layout.DATA: content.data} | {name: part for name, part in encoded.items() if part is not None}
         records = joined([one.records for one in sent if one is not None])
         for name, part in raw.items():

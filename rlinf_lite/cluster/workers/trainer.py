@@ -105,10 +105,13 @@ class Trainers:
         Raises:
             CheckpointError: the copy is damaged.
         """
+        from rlinf_lite.checkpoint.layout import METADATA  # imports what a driver does not need at its start
+
         calls = []
         for group in self.groups:
             refs = [shard.ref for shard in shards if shard.group.component == group.component]
-            same = len(refs) == group.size
+            # Files of another layout than DCP's do not say which rank needs which of them.
+            same = len(refs) == group.size and f"{group.component}/{METADATA}" in small
             args = [(step, small, *([refs[rank]] if same else refs)) for rank in range(group.size)]
             calls += group.start_each("load_replica", args)
         report: LoadReport = wait_all(calls)[0]
