@@ -60,7 +60,7 @@ class _Member:
 
 
 class WorkerGroup:
-    """Workers of one class, rank 0 first. Rank r runs in the slots ``workers(component)[r]`` of the session's placement."""
+    """Workers of one class, rank 0 first. Rank r runs in slots ``workers(component)[r]`` of the session's placement."""
 
     def __init__(self, name: str, component: str, target: str, session: Session, spares: Spares, *args: Any) -> None:
         """Start ``target(rank, num_ranks, *args)`` in each slot of ``component``; does not wait for the processes.

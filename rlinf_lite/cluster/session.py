@@ -58,8 +58,8 @@ class Session:
         slots_per_engine = tensor_parallel_size if device == "cuda" else 1
         if slots_per_engine > 1 and config.elastic:
             raise ConfigError(
-                f"cluster.elastic=true: engines of rollout.tensor_parallel_size={slots_per_engine} GPUs cannot be moved "
-                "to fewer slots; set it to false, or the size to 1"
+                f"cluster.elastic=true: engines of rollout.tensor_parallel_size={slots_per_engine} GPUs cannot be "
+                "moved to fewer slots; set it to false, or the size to 1"
             )
         self.wanted = parse(
             config.component_placement,
@@ -107,8 +107,9 @@ class Session:
             if len(nodes := list(dict.fromkeys(map(self.node_of_slot, slots)))) > 1:
                 raise ConfigError(
                     f"cluster.component_placement: the rollout engine in slots {', '.join(map(str, slots))} would be "
-                    f"spread over the nodes {', '.join(addresses[node] for node in nodes)}, and rollout.tensor_parallel_size="
-                    f"{len(slots)} needs GPUs of one node; choose slots, or a size, that divide each node's GPUs"
+                    f"spread over the nodes {', '.join(addresses[node] for node in nodes)}, and "
+                    f"rollout.tensor_parallel_size={len(slots)} needs GPUs of one node; choose slots, or a size, that "
+                    "divide each node's GPUs"
                 )
 
     def _find_gpus(self) -> tuple[str, ...]:

@@ -38,6 +38,19 @@ class ModelConfig(Section):
     sampled, so old and new log-probs differ by the updates alone."""
 
 
+class PolicyModelConfig(ModelConfig):
+    """As `ModelConfig`, with what RLinf's configs have here for Megatron."""
+
+    tensor_model_parallel_size: Neutral[Count] = 1
+    """RLinf's place for ``actor.megatron.tensor_model_parallel_size``, which follows it."""
+    pipeline_model_parallel_size: Neutral[Literal[1]] = 1
+    """RLinf's place for ``actor.megatron.pipeline_model_parallel_size``. Only 1."""
+    sequence_parallel: Neutral[bool] = False
+    """RLinf's place for ``actor.megatron.sequence_parallel``, which follows it."""
+    recompute_granularity: Neutral[Literal["full"] | None] = None
+    """RLinf's place for ``actor.megatron.recompute_granularity``, which follows it."""
+
+
 class OptimConfig(Section):
     lr: Fraction = 1.0e-6
     """Learning rate after warm-up."""
@@ -110,6 +123,33 @@ class FsdpConfig(Section):
     """Not implemented; must be false."""
 
 
+class MegatronConfig(Section):
+    """For ``actor.training_backend: megatron``."""
+
+    tensor_model_parallel_size: Neutral[Count] = follows("actor.model.tensor_model_parallel_size")
+    """Ranks over which each layer is divided; must divide the number of actor workers. Neutral, as that number is: a
+    checkpoint of another size is resharded."""
+    pipeline_model_parallel_size: Neutral[Literal[1]] = follows("actor.model.pipeline_model_parallel_size")
+    """Only 1."""
+    sequence_parallel: Neutral[
+        Annotated[
+            bool,
+            unsupported(
+                "needs the norms of Transformer Engine, which this backend does not use; set it to false (norms then "
+                "are computed on each tensor-parallel rank)"
+            ),
+        ]
+    ] = follows("actor.model.sequence_parallel")
+    """Not implemented; must be false."""
+    recompute_granularity: Neutral[Literal["full"] | None] = follows("actor.model.recompute_granularity")
+    """``full``: recompute each layer in the backward pass instead of keeping its activations; null: keep them."""
+    make_vocab_size_divisible_by: Neutral[Count] = 128
+    """The vocabulary is padded to a multiple of this times ``tensor_model_parallel_size``, as Megatron does; padding
+    takes no part in any probability."""
+    ckpt_format: Neutral[Literal["torch"]] = "torch"
+    """Only ``torch``: ``mp_rank_*/model_optim_rng.pt`` and ``distrib_optim.pt``."""
+
+
 class TokenizerConfig(Section):
     tokenizer_model: Neutral[PathText] = follows("actor.model.model_path")
     """Path of the tokenizer."""
@@ -118,8 +158,8 @@ class TokenizerConfig(Section):
 class ActorConfig(Section):
     group_name: Neutral[str] = "ActorGroup"
     """Name of the actor workers in logs."""
-    training_backend: Literal["fsdp"] = "fsdp"
-    """Only ``fsdp``."""
+    training_backend: Literal["fsdp", "megatron"] = "fsdp"
+    """``fsdp``, or ``megatron``: tensor parallelism and checkpoints of Megatron-core (docs/megatron.md)."""
     enable_offload: Neutral[
         Annotated[
             bool,
@@ -131,7 +171,8 @@ class ActorConfig(Section):
     """Not implemented; must be false."""
     seed: Seed = 1234
     """Seed of sampling, and of each rank's RNG state."""
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    model: PolicyModelConfig = Field(default_factory=PolicyModelConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     fsdp_config: FsdpConfig = Field(default_factory=FsdpConfig)
+    megatron: MegatronConfig = Field(default_factory=MegatronConfig)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from rlinf_lite.config.actor import ActorConfig, ModelConfig, OptimConfig
 from rlinf_lite.config.algorithm import SamplingConfig
 from rlinf_lite.config.algorithm_rules import algorithm_problems
+from rlinf_lite.config.backend_rules import backend_problems
 from rlinf_lite.config.critic import CriticConfig
 from rlinf_lite.config.data import DataConfig
 from rlinf_lite.config.evaluation import EvalConfig
@@ -54,6 +55,7 @@ def problems(config: Config) -> list[str]:
         *_data(config),
         *_reward(config.reward, config.data),
         *_checkpoint(config),
+        *backend_problems(config),
     ]
 
 
@@ -148,7 +150,8 @@ def _optimizer(key: str, optim: OptimConfig) -> Iterator[str]:
 
 
 def _precision(key: str, config: ActorConfig | CriticConfig) -> Iterator[str]:
-    yield from _model_precision(key, config.model)
+    if not isinstance(config, ActorConfig) or config.training_backend == "fsdp":
+        yield from _model_precision(key, config.model)
     fp16 = config.fsdp_config.mixed_precision.param_dtype == "fp16"
     if config.fsdp_config.grad_scaler.enabled and not fp16:
         yield (

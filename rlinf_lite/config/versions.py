@@ -20,17 +20,19 @@ _SAMPLER = "2 (Gumbel-max)"
 """How the builtin engine turns logits, counters and sampling parameters into tokens. To be raised with every change."""
 
 
-def versions(rollout: RolloutConfig) -> dict[str, str]:
+def versions(rollout: RolloutConfig, training_backend: str = "fsdp") -> dict[str, str]:
     """``{"versions.torch": "2.13.0", ...}``.
 
     Raises:
-        ConfigError: ``rollout.rollout_backend`` is vllm, and vLLM is not installed.
+        ConfigError: ``rollout.rollout_backend`` is vllm or ``training_backend`` is megatron, and that is not installed.
     """
     found = {"rlinf_lite": __version__, "numerics": _NUMERICS} | {name: version(name) for name in _PACKAGES}
     if rollout.rollout_backend == "vllm":
         found["vllm"] = vllm_version()
     else:
         found["sampler"] = _SAMPLER
+    if training_backend == "megatron":
+        found["megatron-core"] = _megatron_version()
     return {f"versions.{name}": number for name, number in found.items()}
 
 
@@ -49,3 +51,15 @@ def vllm_version() -> str:
         "rollout.rollout_backend=vllm: vLLM is not installed here. For CPUs: bash toolkits/vllm/install_cpu.sh; with "
         "GPUs, in an environment of its own: pip install 'vllm==0.32.*', then pip install -e ."
     )
+
+
+def _megatron_version() -> str:
+    try:
+        return version("megatron-core")
+    except PackageNotFoundError:
+        raise ConfigError(
+            "megatron-core is not installed here",
+            key="actor.training_backend",
+            value="megatron",
+            remedy="pip install -e '.[megatron]'",
+        ) from None

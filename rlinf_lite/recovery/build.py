@@ -24,7 +24,7 @@ from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, log_line
 from rlinf_lite.observability.hub import METRICS_FILE
 from rlinf_lite.recovery.identity import carried_on
-from rlinf_lite.recovery.logprobs import engine_is_exact, old_from_engine
+from rlinf_lite.recovery.logprobs import about_megatron, engine_is_exact, old_from_engine
 from rlinf_lite.recovery.prepare import Prepared
 from rlinf_lite.recovery.records import BEGAN_AFTER, model_paths
 from rlinf_lite.recovery.resume import (
@@ -101,6 +101,8 @@ class Build:
         built, self._compute = self.bring_up(workers)
         size = f"{readable.count(built.num_parameters)} parameters"
         log_line(f"model: {config.actor.model.model_path}, {size}, {_ranks(workers)}")
+        if (line := about_megatron(config)) is not None:
+            log_line(line)
         start = self._restore_from(prepared.start, workers)
         self._recipe = recipe(prepared.identity, workers.trainers.layout.sizes, self._compute)
         hub, samples = self._begin_on_disk(start, sinks)

@@ -82,7 +82,7 @@ def identity(
         _VAL_DATA: val_data,
         "reward (source)": reward,
         "algorithm (source)": algorithm,
-        **versions(config.rollout),
+        **versions(config.rollout, config.actor.training_backend),
     }
 
 

@@ -34,7 +34,8 @@ def engine_is_exact(config: Config, device: str) -> bool:
     actor, cluster, engine = config.actor, config.cluster, config.rollout
     precision = "fp32" if device == "cpu" else "bf16"
     return (
-        cluster.threads_per_worker == 1
+        actor.training_backend == "fsdp"  # Megatron's layers round differently
+        and cluster.threads_per_worker == 1
         and cluster.deterministic
         and engine.rollout_backend == "builtin"
         and engine.model.model_path == actor.model.model_path
@@ -67,3 +68,15 @@ def old_from_engine(config: Config, device: str) -> bool:
     has_pass = algorithm.n_minibatches > 1 or algorithm.kl_in_reward
     wants_pass = algorithm.importance_sampling_fix or algorithm.path is not None
     return has_pass and not wants_pass and engine_is_exact(config, device)
+
+
+def about_megatron(config: Config) -> str | None:
+    """A line for the log about what the Megatron backend does not promise; None with another one."""
+    if config.actor.training_backend != "megatron":
+        return None
+    size = config.actor.megatron.tensor_model_parallel_size
+    old = "actor" if config.algorithm.recompute_logprobs else "engine"
+    return (
+        f"   Megatron-core, tensor parallelism {size}: the engine's log-probs are close to the actor's, not bitwise "
+        f"identical (docs/megatron.md); old log-probs are the {old}'s"
+    )

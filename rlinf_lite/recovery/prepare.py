@@ -23,6 +23,7 @@ from rlinf_lite.recovery.identity import identity
 from rlinf_lite.recovery.resume import Start, check_identity, choose_start, initial_weights
 from rlinf_lite.runner import schedule
 from rlinf_lite.runner.keeping import never_meet
+from rlinf_lite.weights.megatron.architecture import Architecture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     start = choose_start(runner, checkpoints)
     models = _read_models(config.actor, config.critic, config.rollout.model, runner.seq_length)
     reward, algorithm = rewards.fingerprint(config.reward), user_algorithm.fingerprint(config.algorithm)
-    versions(config.rollout)
+    versions(config.rollout, config.actor.training_backend)
     eos_ids = vocabulary.eos_ids(models.engine_dir, models.tokenizer)
     train = load_problems(config.data, "train", models.tokenizer, stop=stop)
     val = load_problems(config.data, "val", models.tokenizer, stop=stop) if runner.val_check_interval > 0 else None
@@ -114,6 +115,8 @@ def _read_models(actor: ActorConfig, critic: CriticConfig, engine: RolloutModelC
     engine_dir = _model_dir(engine.model_path, "rollout.model.model_path")
     policy = hf_directory.load_config(policy_dir, actor.model.model_type)
     hf_directory.check_length(policy, seq_length)
+    if actor.training_backend == "megatron":
+        Architecture.of(policy).check_tensor_parallel(actor.megatron.tensor_model_parallel_size)
     critic_dir = critic_config = None
     if critic.use_critic_model:
         critic_dir = _model_dir(critic.model.model_path, "critic.model.model_path")

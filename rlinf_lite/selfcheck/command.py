@@ -41,6 +41,13 @@ def run(config: Config) -> int:
     Raises:
         UserError: the model cannot be built here, or an operation has no deterministic form.
     """
+    if config.actor.training_backend != "fsdp":
+        raise ConfigError(
+            "the long form of the self-check runs in one process, without Megatron's ranks",
+            key="actor.training_backend",
+            value=config.actor.training_backend,
+            remedy="a run makes the short form at its start; or check with actor.training_backend=fsdp",
+        )
     device, losses = _device(config), build_algorithm(config.algorithm).losses()
     with _one_rank(device) as mesh:
         given: dict[str, Any] = {"mesh": mesh, "device": device}

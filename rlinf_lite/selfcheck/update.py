@@ -7,21 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from rlinf_lite.algorithms import Loss, LossInputs, LossOutputs
 from rlinf_lite.checkpoint import rng
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.twice import Twice
 from rlinf_lite.training.batch import SplitSettings, StepBatch
-from rlinf_lite.training.fsdp.trainer import FsdpTrainer
+from rlinf_lite.training.trainer import Trainer
 from rlinf_lite.types import Column, Group, MiniBatch, RankBatch, Round, TokenBatch
 from rlinf_lite.weights.checksum import Checksums, checksums, first_difference
 from rlinf_lite.weights.pieces import WeightPiece
 
 
-def check_update(trainer: FsdpTrainer, loss: Loss, groups: Sequence[Group]) -> UpdateCheck:
+def check_update(trainer: Trainer, loss: Loss, groups: Sequence[Group]) -> UpdateCheck:
     """Compute log-probs (or values) and the gradient of one unit twice. Collective: every rank gets the same.
 
     What training changes is afterwards as before: parameters, optimizer state, counters, RNG state, no gradients.
@@ -37,7 +35,7 @@ def check_update(trainer: FsdpTrainer, loss: Loss, groups: Sequence[Group]) -> U
     return UpdateCheck(values_M=values_M, difference=difference)
 
 
-def update_operations(trainer: FsdpTrainer, loss: Loss, groups: Sequence[Group]) -> Twice:
+def update_operations(trainer: Trainer, loss: Loss, groups: Sequence[Group]) -> Twice:
     """Compute what `check_update` does once, with every operation run twice. Collective."""
     batch, unit = _unit(groups)
     with Twice(replay=True) as found:
@@ -74,18 +72,14 @@ class _Gradient:
     """Of this rank's shard."""
 
 
-def _gradient(trainer: FsdpTrainer, loss: Loss, batch: MiniBatch) -> _Gradient:
+def _gradient(trainer: Trainer, loss: Loss, batch: MiniBatch) -> _Gradient:
     """Compute a gradient, and drop it."""
     before, watched = rng.capture(), _WatchedLoss(loss)
     # Every rank computes the same unit.
     on_every_rank = Round(units=batch.units, num_slots=trainer.world_size)
     trainer.forward_backward(RankBatch(rounds=(on_every_rank,), norm=batch.norm), watched)
-    found = checksums(
-        WeightPiece(name, 0, _local(param.grad))
-        for name, param in trainer.model.named_parameters()
-        if param.grad is not None
-    )
-    trainer.optimizer.zero_grad()
+    found = checksums(WeightPiece(name, 0, gradient) for name, gradient in trainer.gradients())
+    trainer.drop_gradients()
     rng.restore(before)
     return _Gradient(values_M=watched.values_M, checksums=found)
 
@@ -103,7 +97,3 @@ class _WatchedLoss:
         assert values_M is not None
         self.values_M = values_M.detach().cpu().numpy()
         return self._loss(inputs)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeVar
 
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.types import MiniBatch, RankBatch, Round, TokenBatch
+
+T = TypeVar("T")
+
+
+def data_parallel_size(num_ranks: int, tensor_parallel: int) -> int:
+    """How many groups of ``tensor_parallel`` ranks compute different units.
+
+    Raises:
+        ConfigError: there is a part of a group.
+    """
+    if num_ranks % tensor_parallel:
+        raise ConfigError(
+            f"must divide the number of actor workers, which is {num_ranks}",
+            key="actor.megatron.tensor_model_parallel_size",
+            value=tensor_parallel,
+            remedy="change it, or the actor's slots in cluster.component_placement",
+        )
+    return num_ranks // tensor_parallel
+
+
+def for_each_rank(of_groups: Sequence[T], tensor_parallel: int) -> list[T]:
+    """Give all tensor-parallel ranks of a group the same: rank = group * ``tensor_parallel`` + tensor-parallel rank."""
+    return [of_group for of_group in of_groups for _ in range(tensor_parallel)]
 
 
 def shard(units: Sequence[TokenBatch], num_ranks: int) -> list[tuple[TokenBatch | None, ...]]:

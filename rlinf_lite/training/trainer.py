@@ -2,8 +2,8 @@
 
 A trainer knows no algorithm: it is given the loss. Who calls when: for each mini-batch `forward_backward`, then
 `optim_step`; `forward` before that, where an algorithm needs log-probs or values of the model as it is; between two
-steps `state` for a checkpoint and `weights` for the rollout engines. All but the last two are collective over the
-trainer's ranks, so every rank is given as many units; None where it only takes part.
+steps `state` for a checkpoint and `weights` for the rollout engines. Where a method does not say otherwise, it is
+collective over the trainer's ranks, so every rank is given as many units; None where it only takes part.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlinf_lite.algorithms import Loss
 from rlinf_lite.types import RankBatch, TokenBatch
+from rlinf_lite.weights.names import WeightNames
 from rlinf_lite.weights.pieces import WeightPiece
 
 
@@ -38,11 +39,24 @@ class StepStats:
     """No step was taken, because the gradients overflowed with a gradient scaler."""
 
 
+class Scorer(Protocol):
+    """One rank of a frozen model, such as the reference of a KL term."""
+
+    def forward(self, units: Sequence[TokenBatch | None]) -> dict[int, Tensor]:
+        """As `Trainer.forward`."""
+
+
 class Trainer(Protocol):
     """One rank of a model that is trained."""
 
-    num_updates: Tensor
-    """int64 []: optimizer steps so far, with those that were skipped."""
+    world_size: int
+    """Ranks that compute different units."""
+    names: WeightNames
+    """Of the weights, as checkpoints of every backend but Megatron's and the engines know them."""
+
+    @property
+    def num_updates(self) -> Tensor:
+        """int64 []: optimizer steps so far, with those that were skipped."""
 
     def forward(self, units: Sequence[TokenBatch | None]) -> dict[int, Tensor]:
         """Compute the log-prob of each loss token, or its value, without gradients.
@@ -75,8 +89,16 @@ class Trainer(Protocol):
             NotFinite: names the tensor in this rank's shard with a NaN or an infinity.
         """
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that training changes: live tensors (sharded ones as DTensors) and `Stateful` objects."""
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield this rank's part of each gradient after `forward_backward`, by a name of the backend's own."""
+
+    def drop_gradients(self) -> None:
+        """Give up the gradients of `forward_backward`: no step follows."""
+
+    def state(self) -> Any:
+        """Return everything that training changes: live tensors (sharded ones as DTensors) and `Stateful` objects in
+        nested dicts, or an object that writes files of its own layout.
+        """
 
     def bad_state(self, *, weights_only: bool = False) -> str | None:
         """Return why a loaded state cannot come from training; None if it can. Not collective.
@@ -86,7 +108,10 @@ class Trainer(Protocol):
         """
 
     def weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
-        """Yield this rank's rows of every weight, cast to ``dtype``; no row comes from two ranks. Not collective."""
+        """Yield this rank's rows of every weight, cast to ``dtype``; no row comes from two ranks.
+
+        Every rank must exhaust it: with tensor parallelism it is collective.
+        """
 
     def whole_weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
         """Yield every weight whole, one at a time, cast to ``dtype``: every rank must exhaust it."""

@@ -1,4 +1,4 @@
-"""A rollout engine that spreads its layers over GPUs: which slots and GPUs it gets. Ray is told of GPUs; there are none."""
+"""A rollout engine that spreads its layers over GPUs: its slots and GPUs. Ray is told of GPUs; there are none."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.workers.records import StoreAddress
 from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig
-from rlinf_lite.training.ranks import shard, shard_mini_batch
+from rlinf_lite.training.ranks import data_parallel_size, for_each_rank, shard, shard_mini_batch
 from rlinf_lite.types import MiniBatch, TokenBatch
 from rlinf_lite.user_code import search_path
 
@@ -38,7 +38,14 @@ class PolicyWorkers(WorkerGroup):
         target = "rlinf_lite.cluster.workers.policy_worker:PolicyWorker"
         arguments = config, algorithm, checkpoint, session.config, session.device, search_path()
         self._virtual_ranks = config.fsdp_config.virtual_ranks
+        self._tensor_parallel = config.megatron.tensor_model_parallel_size
+        data_parallel_size(len(session.placement.workers("actor")), self._tensor_parallel)
         super().__init__(config.group_name, "actor", target, session, spares, *arguments)
+
+    @property
+    def _num_groups(self) -> int:
+        """Groups of ranks that compute different units: with tensor parallelism each has several ranks."""
+        return data_parallel_size(self.size, self._tensor_parallel)
 
     # -- training
 
@@ -48,7 +55,8 @@ class PolicyWorkers(WorkerGroup):
         Returns:
             Each rank's, by `TokenBatch.index`: float32 [M].
         """
-        return self.start_each("forward", [(of_rank, reference) for of_rank in shard(units, self.size)])
+        of_ranks = for_each_rank(shard(units, self._num_groups), self._tensor_parallel)
+        return self.start_each("forward", [(of_rank, reference) for of_rank in of_ranks])
 
     def start_update(self, step: int, batch: MiniBatch, *, last: bool) -> list[Call[UpdateReport]]:
         """Take one optimizer step on all ranks; each is sent its own units only.
@@ -59,7 +67,8 @@ class PolicyWorkers(WorkerGroup):
         Raises:
             NotFinite: the gradient or the state is not finite; nothing of this step may be saved.
         """
-        of_ranks = shard_mini_batch(batch, self.size, virtual_ranks=self._virtual_ranks)
+        by_group = shard_mini_batch(batch, self._num_groups, virtual_ranks=self._virtual_ranks)
+        of_ranks = for_each_rank(by_group, self._tensor_parallel)
         return self.start_each("update", [(step, of_rank, last) for of_rank in of_ranks])
 
     # -- weights

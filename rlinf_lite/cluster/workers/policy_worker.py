@@ -16,9 +16,8 @@ from rlinf_lite.cluster.workers.rendezvous import serve_store
 from rlinf_lite.cluster.workers.trainer_worker import TrainerWorker
 from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig, ClusterConfig
 from rlinf_lite.models import build, hf_directory
-from rlinf_lite.training.fsdp.build import build_policy, build_reference
-from rlinf_lite.training.fsdp.model import ShardedPolicy
-from rlinf_lite.training.fsdp.trainer import FsdpTrainer
+from rlinf_lite.training.build import build_models
+from rlinf_lite.training.trainer import Scorer, Trainer
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.checksum import Checksums, RunningChecksums
 from rlinf_lite.weights.shared import OpenWeights, SharedWeights
@@ -48,15 +47,14 @@ class PolicyWorker(TrainerWorker):
         loss = build_algorithm(algorithm, search).losses().policy
         super().__init__(rank, num_ranks, config.optim, loss, checkpoint, cluster, seed=config.seed, device=device)
         self._config, self._algorithm = config, algorithm
-        self._reference: ShardedPolicy | None = None
+        self._reference: Scorer | None = None
         self._channel_store: dist.TCPStore | None = None
         self._channel: Broadcaster | None = None
 
-    def _build_trainer(self, mesh: DeviceMesh) -> FsdpTrainer:
+    def _build_trainer(self, mesh: DeviceMesh) -> Trainer:
         model_dir = hf_directory.resolve(self._config.model.model_path)
         given: dict[str, Any] = {"model_dir": model_dir, "mesh": mesh, "device": self.device}
-        trainer = build_policy(self._config, self._algorithm, **given)
-        self._reference = build_reference(self._config, self._algorithm, **given)
+        trainer, self._reference = build_models(self._config, self._algorithm, **given)
         return trainer
 
     def reset(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import time
 from abc import ABC, abstractmethod
@@ -32,6 +33,7 @@ from rlinf_lite.checkpoint import (
     state_digest,
 )
 from rlinf_lite.checkpoint import rng as rngs
+from rlinf_lite.checkpoint.file_state import FileState
 from rlinf_lite.cluster.workers.device import compute_capability, fix_device
 from rlinf_lite.cluster.workers.records import RankLayout, StoreAddress, TrainerSetup
 from rlinf_lite.cluster.workers.rendezvous import join_store, serve_store
@@ -39,12 +41,10 @@ from rlinf_lite.config import CheckpointConfig, ClusterConfig, OptimConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
-from rlinf_lite.ties import tied_names
-from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.training.lr import learning_rate
+from rlinf_lite.training.trainer import Trainer
 from rlinf_lite.training.update import UpdateReport, update
 from rlinf_lite.types import Group, RankBatch
-from rlinf_lite.weights.names import weight_shapes
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
@@ -53,7 +53,7 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 class _Parts:
     """What `setup` builds and `reset` drops: everything that shares a process group with other ranks."""
 
-    trainer: FsdpTrainer
+    trainer: Trainer
     checkpointer: Checkpointer
     replicas: MemoryCheckpoints
 
@@ -94,7 +94,7 @@ class TrainerWorker(ABC):
         self._total_updates = 0
 
     @abstractmethod
-    def _build_trainer(self, mesh: DeviceMesh) -> FsdpTrainer:
+    def _build_trainer(self, mesh: DeviceMesh) -> Trainer:
         """Build, shard and fill the model, over the ranks of ``mesh``."""
 
     # -- setting up
@@ -128,13 +128,13 @@ class TrainerWorker(ABC):
         # An optimizer step changes the weights, so a save in flight must have read them by then.
         trainer.on_before_change(self._parts.checkpointer.fence)
         return TrainerSetup(
-            num_parameters=sum(p.numel() for p in trainer.model.parameters()),
-            tied=tied_names(trainer.model),
+            num_parameters=sum(math.prod(shape) for shape in trainer.names.shapes.values()),
+            tied=trainer.names.tied,
             compute=compute_capability(self.device),
-            weights=weight_shapes(trainer.model),
+            weights=trainer.names.shapes,
         )
 
-    def _with_checkpoints(self, trainer: FsdpTrainer, directory: str) -> _Parts:
+    def _with_checkpoints(self, trainer: Trainer, directory: str) -> _Parts:
         settings, seed = self._checkpoint, self._seed
         checkpointer = Checkpointer(
             directory,
@@ -168,7 +168,7 @@ class TrainerWorker(ABC):
         return self._parts
 
     @property
-    def trainer(self) -> FsdpTrainer:
+    def trainer(self) -> Trainer:
         """Of this rank."""
         return self._built.trainer
 
@@ -234,7 +234,8 @@ class TrainerWorker(ABC):
 
     def load_weights(self, path: str, verify: str) -> LoadReport:
         """Load only the model of a checkpoint; optimizer state, counters and RNG state stay as they are."""
-        model = {"model": self.trainer.state()["model"]}
+        state = self.trainer.state()
+        model: Any = state if isinstance(state, FileState) else {"model": state["model"]}
         report = self._built.checkpointer.load(path, model, verify=verify, whole=False)
         self._check_loaded(path, self.trainer.bad_state(weights_only=True))
         return report

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.tensor import DTensor
 
 from rlinf_lite.algorithms import Loss, LossInputs, LossOutputs
 from rlinf_lite.checkpoint import rng
@@ -27,7 +28,7 @@ from rlinf_lite.training.fsdp.state import (
 from rlinf_lite.training.trainer import StepStats, UnitStats
 from rlinf_lite.types import Column, Normalizers, RankBatch, TokenBatch
 from rlinf_lite.weights.live import LiveWeights, local_pieces
-from rlinf_lite.weights.names import named_weights
+from rlinf_lite.weights.names import WeightNames, named_weights
 from rlinf_lite.weights.pieces import WeightPiece
 from rlinf_lite.weights.source import whole_pieces
 
@@ -52,6 +53,7 @@ class FsdpTrainer:
         self.sharded, self.model, self.device = model, model.model, model.device
         self._key, self._seed = key, seed
         self.rank, self.world_size = model.mesh.get_local_rank(), model.mesh.size()
+        self.names = WeightNames.of(self.model)
         self.model.train()
         if fsdp.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -95,14 +97,14 @@ class FsdpTrainer:
                     self.scaler.scale(self.sharded.idle()).backward()
                 else:
                     reports[unit.index] = self._backward(unit, loss, batch.norm)
-        return _fetch(reports)
+        return fetch_stats(reports)
 
     def _backward(self, unit: TokenBatch, loss: Loss, norm: Normalizers) -> LossOutputs:
         # By the unit, not by the rank: what is drawn does not depend on where, or after what, it is computed.
         rng.reseed(self._seed, self._key, int(self.num_updates), unit.index)
         outputs = self.sharded(unit, with_entropy=loss.wants_entropy)
         leaves = outputs.leaves()
-        report = loss(_loss_inputs(unit, leaves, norm, self.device))
+        report = loss(loss_inputs(unit, leaves, norm, self.device))
         self.scaler.scale(report.loss).backward()
         outputs.backward(leaves)
         return report
@@ -126,6 +128,14 @@ class FsdpTrainer:
         self.optimizer.zero_grad()
         self.skip_step()
         return StepStats(grad_norm=norm, skipped=not finite)
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        for name, param in self.model.named_parameters():
+            if param.grad is not None:
+                yield name, param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
+
+    def drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
 
     def skip_step(self) -> None:
         # Not in place: without an optimizer step nothing waits for a save that may still be reading the tensor.
@@ -191,7 +201,8 @@ def _is_summed_in_place(params: list[nn.Parameter], fsdp: FsdpConfig) -> bool:
     return reduced == "fp32" and not fsdp.cpu_offload and all(param.dtype == torch.float32 for param in params)
 
 
-def _loss_inputs(unit: TokenBatch, outputs: TokenOutputs, norm: Normalizers, device: torch.device) -> LossInputs:
+def loss_inputs(unit: TokenBatch, outputs: TokenOutputs, norm: Normalizers, device: torch.device) -> LossInputs:
+    """What a loss is given of one unit."""
     columns = {name: values.to(device) for name, values in unit.columns.items()}
     if outputs.logprob_M is not None and Column.OLD_LOGPROB not in columns:
         columns[Column.OLD_LOGPROB] = outputs.logprob_M.detach()  # one mini-batch: the policy has not changed yet
@@ -206,7 +217,7 @@ def _loss_inputs(unit: TokenBatch, outputs: TokenOutputs, norm: Normalizers, dev
     )
 
 
-def _fetch(reports: dict[int, LossOutputs]) -> dict[int, UnitStats]:
+def fetch_stats(reports: dict[int, LossOutputs]) -> dict[int, UnitStats]:
     """Statistics of all units, in one transfer from the device."""
     tensors = [value for report in reports.values() for value in (*report.shares.values(), *report.token_sums.values())]
     values = iter(torch.stack([value.detach().double() for value in tensors]).tolist() if tensors else [])

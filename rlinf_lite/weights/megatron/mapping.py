@@ -40,6 +40,11 @@ class Weight:
         """Whether each tensor-parallel rank has its own part; else all have the same values."""
         return self.kind != "whole"
 
+    @property
+    def is_head_norm(self) -> bool:
+        """Whether it is a norm of queries or keys: on every rank, but each uses it for its own heads only."""
+        return self.name.endswith(_HEAD_NORMS)
+
 
 def weights(arch: Architecture) -> list[Weight]:
     """Every parameter, in the order of Megatron's ``named_parameters()``."""
@@ -97,7 +102,7 @@ class Partition:
         """The shape on one rank."""
         arch, hidden = self.arch, self.arch.hidden_size
         if weight.kind == "whole":
-            return (arch.head_dim if weight.name.endswith(_HEAD_NORMS) else hidden,)
+            return (arch.head_dim if weight.is_head_norm else hidden,)
         if weight.kind == "columns":
             inner = arch.ffn_size if "linear_fc2" in weight.name else arch.num_heads * arch.head_dim
             return hidden, inner // self.size

@@ -153,11 +153,13 @@ class Rank:
         return {unit.index: " ".join(map(str, (unit.index, *reference))) for unit in units if unit is not None}
 
 
-def group_of(kind: type[PolicyWorkers | CriticWorkers], num_ranks: int) -> tuple[Any, FakeSession]:
+def group_of(
+    kind: type[PolicyWorkers | CriticWorkers], num_ranks: int, tensor_parallel: int = 1
+) -> tuple[Any, FakeSession]:
     slots = tuple(range(num_ranks))
     session = FakeSession(lambda target, *args: Rank(*args), slots=slots, critic_slots=slots, nodes=("a",) * num_ranks)
     group, component = object.__new__(kind), {PolicyWorkers: "actor", CriticWorkers: "critic"}[kind]
-    group._virtual_ranks = 5040
+    group._virtual_ranks, group._tensor_parallel = 5040, tensor_parallel
     WorkerGroup.__init__(group, component, component, "", session, Spares(session))
     return group, session
 
@@ -179,6 +181,17 @@ def test_each_rank_is_sent_its_own_units_only(fake_ray, kind, num_units, expecte
         ((step, sent, last),) = actor.worker.sent
         assert [None if one is None else one.index for one in sent.units] == indices
         assert (step, last, sent.norm) == (6, True, norm), "normalizers of the whole"
+
+
+def test_ranks_of_a_tensor_parallel_group_are_sent_the_same_units(fake_ray):
+    group, session = group_of(PolicyWorkers, 4, tensor_parallel=2)
+    batch = MiniBatch(units=tuple(unit(index) for index in range(3)), norm=Normalizers(num_tokens=1, num_sequences=1))
+    wait_all(group.start_update(6, batch, last=True))
+    found = wait_all(group.start_forward(batch.units, reference=True))
+    assert found == [{0: "0 True", 2: "2 True"}] * 2 + [{1: "1 True"}] * 2
+    for actor, indices in zip(session.actors, [[0, 2]] * 2 + [[1, None]] * 2, strict=True):
+        (_, sent, _), _ = actor.worker.sent
+        assert [None if one is None else one.index for one in sent.units] == indices
 
 
 @pytest.mark.parametrize(

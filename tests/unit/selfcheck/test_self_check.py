@@ -119,6 +119,16 @@ def test_engine_and_trainer_that_do_not_agree(engine):
     assert expected.is_good and "by up to 5.0e-01, as this config lets expect (" in str(expected)
 
 
+def test_megatron_is_close_to_the_engine(engine):
+    config = load(["actor.training_backend=megatron"])
+    for gap, is_good in ((1e-6, True), (0.5, False)):
+        other_M = logprobs(engine)
+        other_M[3] -= gap
+        result = result_of(config, [engine], [UpdateCheck(values_M=other_M)])
+        assert result.is_good == is_good
+        assert ("as this config lets expect" in str(result)) == is_good
+
+
 def test_ranks_are_compared_with_each_other(engine):
     found_M = logprobs(engine)
     one, other = UpdateCheck(values_M=found_M), UpdateCheck(values_M=found_M * 2, difference="x differs")

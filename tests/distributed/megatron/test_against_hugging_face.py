@@ -1,0 +1,92 @@
+"""The Megatron trainer against transformers' own model in float64: log-probs, gradients, optimizer steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlinf_lite.weights.pieces import join_rows
+
+NUM_STEPS = 3
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def reference(model_dir, config, groups, weight):
+    """The same in float64 with transformers' attention, a row at a time, and ordinary autograd."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64, attn_implementation="eager")
+    optim = config.actor.optim
+    decay = [param for param in model.parameters() if param.dim() > 1]
+    others = [param for param in model.parameters() if param.dim() == 1]
+    adam = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=optim.lr,
+        betas=(optim.adam_beta1, optim.adam_beta2),
+        eps=optim.adam_eps,
+    )
+    found = {"norms": []}
+    for step in range(NUM_STEPS):
+        logprobs, entropies = [], []
+        for group in groups:
+            for response in group.responses:
+                prompt = torch.tensor(group.prompt.problem.prompt_ids)
+                targets = torch.from_numpy(response.token_ids)
+                logits = model(input_ids=torch.cat([prompt, targets])[None]).logits[0, len(prompt) - 1 : -1]
+                all_logprobs = logits.log_softmax(-1)
+                logprobs.append(all_logprobs.gather(1, targets[:, None])[:, 0])
+                entropies.append(-(all_logprobs.exp() * all_logprobs).sum(-1))
+        total = (weight * torch.cat(logprobs)).sum() + 0.3 * (weight * torch.cat(entropies)).sum()
+        adam.zero_grad()
+        total.backward()
+        if step == 0:
+            found["logprobs"] = torch.cat(logprobs).detach()
+            found["gradients"] = {name: param.grad.clone() for name, param in model.named_parameters()}
+        found["norms"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad).item())
+        adam.step()
+        found["loss"] = total.item()
+    found["weights"] = {name: param.detach() for name, param in model.named_parameters()}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, made_up, kind):
+    groups, units, weight = made_up
+    wanted = reference(model_dirs[kind], make_config(1), groups, weight)
+    assert wanted["norms"][0] > 0.5, "nothing would be clipped"
+    for tensor_parallel, data_parallel in ((1, 1), (2, 1), (1, 2), (2, 2)):
+        config = make_config(tensor_parallel)
+        found = ranks.run(
+            tensor_parallel * data_parallel,
+            "pass_and_step",
+            model_dir=model_dirs[kind],
+            config=config,
+            units=units,
+            num_steps=NUM_STEPS,
+        )
+        check(found, wanted, tensor_parallel, [unit.index for unit in units])
+
+
+def check(found, wanted, tensor_parallel, indices):
+    logprobs = {index: values for rank in found for index, values in rank["logprobs"].items()}
+    for first in range(0, len(found), tensor_parallel):
+        one, *others = found[first : first + tensor_parallel]
+        for other in others:  # ranks with the same units say the same, bit for bit
+            assert all(np.array_equal(one["logprobs"][index], other["logprobs"][index]) for index in one["logprobs"])
+            assert one["losses"] == other["losses"]
+    joined = torch.from_numpy(np.concatenate([logprobs[index] for index in indices])).double()
+    torch.testing.assert_close(joined, wanted["logprobs"], rtol=0, atol=1e-5)
+    losses = {index: loss for rank in found for index, loss in rank["losses"].items()}
+    assert sum(losses[index] for index in indices) == pytest.approx(wanted["loss"], rel=1e-4, abs=1e-5)
+    for rank in found:
+        assert rank["norms"] == found[0]["norms"]
+        assert rank["norms"] == pytest.approx(wanted["norms"], rel=1e-5)
+    for name, gradient in wanted["gradients"].items():
+        error = (found[0]["gradients"][name].double() - gradient).norm() / gradient.norm()
+        assert error < 1e-5, (name, float(error))
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted["weights"].items()}
+    rows = dict(join_rows([piece for rank in found for piece in rank["rows"]], shapes))
+    for name, tensor in wanted["weights"].items():
+        for rank in found:
+            assert torch.equal(rank["whole"][name], rows[name])
+        torch.testing.assert_close(rows[name].double(), tensor, **TOLERANCE)

@@ -1,0 +1,63 @@
+"""``actor.training_backend: megatron``: what is refused with it, and what without it."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlinf_lite.config import ConfigError, build, check
+
+START = {"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}, "data": {"type": "arithmetic"}}
+MEGATRON = {"actor.training_backend": "megatron"}
+
+
+def config_with(values):
+    raw = OmegaConf.create(START)
+    for key, value in values.items():
+        OmegaConf.update(raw, key, value)
+    config = build(raw)
+    check(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"actor.model.precision": "fp16"}, "actor.model.precision=fp16: the Megatron backend has no loss scaling"),
+        ({"actor.model.dropout": True}, "actor.model.dropout=true"),
+        ({"critic.use_critic_model": True, "algorithm.adv_type": "gae"}, "trains no critic"),
+        ({"actor.megatron.sequence_parallel": True}, "needs the norms of Transformer Engine"),
+        ({"actor.model.sequence_parallel": True}, "needs the norms of Transformer Engine"),
+        ({"actor.megatron.pipeline_model_parallel_size": 2}, "pipeline_model_parallel_size=2"),
+        ({"actor.model.tensor_model_parallel_size": 2, "actor.megatron.tensor_model_parallel_size": 4}, "write one"),
+        ({"actor.fsdp_config.gradient_checkpointing": True}, "actor.megatron.recompute_granularity=full does the same"),
+        ({"actor.fsdp_config.cpu_offload": True}, "actor.fsdp_config.cpu_offload=true: is for"),
+        ({"actor.megatron.ckpt_format": "torch_dist"}, "ckpt_format=torch_dist"),
+    ],
+)
+def test_refused_with_megatron(values, said):
+    with pytest.raises(ConfigError, match=said):
+        config_with(MEGATRON | values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"actor.megatron.tensor_model_parallel_size": 2},
+        {"actor.model.tensor_model_parallel_size": 2},
+        {"actor.megatron.recompute_granularity": "full"},
+        {"actor.megatron.make_vocab_size_divisible_by": 64},
+    ],
+)
+def test_keys_of_megatron_are_refused_with_fsdp(values):
+    with pytest.raises(ConfigError, match="is for Megatron only"):
+        config_with(values)
+    config_with(MEGATRON | values)
+
+
+def test_rlinfs_place_of_the_keys_is_followed():
+    given = {"actor.model.tensor_model_parallel_size": 2, "actor.model.recompute_granularity": "full"}
+    megatron = config_with(MEGATRON | given).actor.megatron
+    assert megatron.tensor_model_parallel_size == 2
+    assert megatron.recompute_granularity == "full"
+    assert megatron.pipeline_model_parallel_size == 1
