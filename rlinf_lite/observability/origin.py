@@ -10,7 +10,7 @@ class Origin:
     """Set by the runner when a run starts, resumes or recovers."""
 
     recipe: str = ""
-    """Digest of everything that decides the numbers: settings, data, model, actor ranks, devices. From the same
-    checkpoint, the same recipe gives equal rows. Empty if not known."""
+    """Digest of everything that decides the numbers: settings, data, model, devices. From the same checkpoint, the same
+    recipe gives equal rows. Empty if not known."""
     changes: tuple[str, ...] = ()
     """Why rows after the committed step will differ from those logged before, for the user. Empty if they will not."""

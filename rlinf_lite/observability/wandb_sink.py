@@ -208,7 +208,7 @@ def _holds_other_rows(rows: Mapping[int, SentRow], committed_step: int, origin: 
 
 
 def _reason(origin: Origin) -> str:
-    return "; ".join(origin.changes) or "its later rows come from other settings, actor ranks or devices"
+    return "; ".join(origin.changes) or "its later rows come from other settings or devices"
 
 
 def _log_branch(run_id: str, branch: Branch) -> None:

@@ -200,9 +200,16 @@ def check_identity(start: Start, now: Mapping[str, Any], allowed: Sequence[str])
 
 
 def recipe(made_of: Mapping[str, Any], num_ranks: Mapping[str, int], compute: str) -> str:
-    """`Origin.recipe`: a digest of an identity, the number of ranks of each section, and what they compute on."""
+    """`Origin.recipe`: a digest of an identity, of what the workers compute on and, where it counts, of how many ranks
+    each section has."""
     made_with = {key: value for key, value in made_of.items() if key not in ONE_SIDED}
-    return fingerprints.of_value([made_with, dict(num_ranks), compute])[:16]
+    counted = {} if _any_ranks_are_exact(made_of) else dict(num_ranks)
+    return fingerprints.of_value([made_with, counted, compute])[:16]
+
+
+def _any_ranks_are_exact(made_of: Mapping[str, Any]) -> bool:
+    """Whether the trainers of a run with this identity compute bit-exactly on any number of ranks."""
+    return made_of.get("actor.training_backend", "fsdp") == "fsdp"
 
 
 def saved_identity(start: Start) -> Mapping[str, Any]:
@@ -286,14 +293,16 @@ def what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: str)
     Args:
         num_ranks: of each section.
     """
+    saved_compute = report.manifest.info.get("compute")
+    device = [f"devices: {saved_compute} -> {compute}"] if saved_compute != compute else []
+    if _any_ranks_are_exact(report.manifest.info.get("identity", {})):
+        return device
     saved = saved_ranks(report.manifest)
     ranks = [
         f"{name} ranks: {saved.get(name, 0)} -> {num_ranks.get(name, 0)}"
         for name in {**saved, **num_ranks}
         if saved.get(name) != num_ranks.get(name)
     ]
-    saved_compute = report.manifest.info.get("compute")
-    device = [f"devices: {saved_compute} -> {compute}"] if saved_compute != compute else []
     rng = ["RNG state not restored"] if not (report.rng_restored or ranks or device) else []
     return ranks + device + rng
 
@@ -306,16 +315,20 @@ def saved_ranks(manifest: Manifest) -> dict[str, int]:
 def log_what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: str) -> None:
     """The same in full, for the log."""
     manifest, saved = report.manifest, saved_ranks(report.manifest)
-    if not report.rng_restored and saved == num_ranks:
-        log_line("!! saved on another kind of device: each rank's RNG state is derived from (seed, step, rank)")
-    elif not report.rng_restored:
+    exact = _any_ranks_are_exact(manifest.info.get("identity", {}))
+    if saved != num_ranks:
         before = ", ".join(f"{number} {name} ranks" for name, number in saved.items())
         after = ", ".join(f"{number}" for number in num_ranks.values())
-        log_line(
-            f"!! saved by {before}, now {after}: weights, optimizer state, data "
-            "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state is "
-            "derived from (seed, step, rank)"
-        )
+        if exact:
+            log_line(f"saved by {before}, now {after}: the numbers stay bit-equal")
+        else:
+            log_line(
+                f"!! saved by {before}, now {after}: weights, optimizer state, data "
+                "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state is "
+                "derived from (seed, step, rank)"
+            )
+    elif not (exact or report.rng_restored):
+        log_line("!! saved on another kind of device: each rank's RNG state is derived from (seed, step, rank)")
     if manifest.info.get("compute") != compute:
         log_line(
             f"!! saved on {manifest.info.get('compute')}, now {compute}: other kernels round differently, so "

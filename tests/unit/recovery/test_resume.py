@@ -179,10 +179,17 @@ def begins_with(checkpoints: Path, step: int | str) -> Config:
     return asks("runner.resume_mode=weights", f"runner.resume_dir={checkpoints / name}")
 
 
-def report_of(sections: dict[str, list[int]], *, rng_restored: bool) -> LoadReport:
+ROUNDS = {"actor.training_backend": "one that sums in the order of the ranks"}
+
+
+def report_of(sections: dict[str, list[int]], *, rng_restored: bool, identity: dict | None = None) -> LoadReport:
     world_size = len(sections.get("actor", [0]))
     manifest = manifests.Manifest(
-        step=3, world_size=world_size, files={}, sections=sections if len(sections) > 1 else {}, info={"compute": "cpu"}
+        step=3,
+        world_size=world_size,
+        files={},
+        sections=sections if len(sections) > 1 else {},
+        info={"compute": "cpu", "identity": identity or {}},
     )
     return LoadReport(
         path=Path("global_step_3"), manifest=manifest, load_seconds=0.1, rng_restored=rng_restored, num_bytes=1
@@ -203,23 +210,31 @@ def report_of(sections: dict[str, list[int]], *, rng_restored: bool) -> LoadRepo
     ],
 )
 def test_another_number_of_ranks_is_said_of_the_model_that_has_it(capsys, now, differs, said):
-    report = report_of({"actor": [0, 1], "critic": [2]}, rng_restored=not differs)
+    report = report_of({"actor": [0, 1], "critic": [2]}, rng_restored=not differs, identity=ROUNDS)
     assert what_differs(report, now, "cpu") == differs
     log_what_differs(report, now, "cpu")
     printed = capsys.readouterr().out
-    assert said in printed and bool(printed) == bool(said)
+    assert said in printed and bool(printed) == bool(said) == ("sums are taken in another order" in printed)
+    exact = report_of({"actor": [0, 1], "critic": [2]}, rng_restored=not differs)
+    assert what_differs(exact, now, "cpu") == []
+    log_what_differs(exact, now, "cpu")
+    printed = capsys.readouterr().out
+    assert said in printed and bool(printed) == bool(said) == ("bit-equal" in printed) and "!!" not in printed
 
 
 def test_a_checkpoint_without_sections_is_of_the_actor_alone():
-    report = report_of({"actor": [0]}, rng_restored=False)
+    report = report_of({"actor": [0]}, rng_restored=False, identity=ROUNDS)
     assert what_differs(report, {"actor": 2}, "cuda") == ["actor ranks: 1 -> 2", "devices: cpu -> cuda"]
     assert what_differs(report, {"actor": 1}, "cpu") == ["RNG state not restored"]
+    exact = report_of({"actor": [0]}, rng_restored=False)
+    assert what_differs(exact, {"actor": 2}, "cuda") == ["devices: cpu -> cuda"]
 
 
-def test_ranks_of_each_model_are_part_of_the_recipe():
+def test_ranks_of_each_model_are_part_of_the_recipe_where_they_count():
     made_with = [{"actor": 2}, {"actor": 2, "critic": 1}, {"actor": 1, "critic": 2}, {"actor": 3}]
-    assert len({recipe(IDENTITY, sizes, "cpu") for sizes in made_with}) == 4
-    assert recipe(IDENTITY, {"actor": 2, "critic": 1}, "cpu") == recipe(IDENTITY, dict(made_with[1]), "cpu")
+    for identity, number in ((IDENTITY, 1), ({**IDENTITY, **ROUNDS}, 4)):
+        assert len({recipe(identity, sizes, "cpu") for sizes in made_with}) == number
+        assert recipe(identity, {"actor": 2, "critic": 1}, "cpu") == recipe(identity, dict(made_with[1]), "cpu")
 
 
 def test_a_link_to_the_weights_may_move_on_or_go(checkpoints, tmp_path):
