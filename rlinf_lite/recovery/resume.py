@@ -209,7 +209,7 @@ def recipe(made_of: Mapping[str, Any], num_ranks: Mapping[str, int], compute: st
 
 def _any_ranks_are_exact(made_of: Mapping[str, Any]) -> bool:
     """Whether the trainers of a run with this identity compute bit-exactly on any number of ranks."""
-    return made_of.get("actor.training_backend", "fsdp") == "fsdp"
+    return str(made_of.get("actor.training_backend", "fsdp")) == "fsdp"
 
 
 def saved_identity(start: Start) -> Mapping[str, Any]:

@@ -34,12 +34,6 @@ def joined(ray_nodes, monkeypatch):
     return join
 
 
-@pytest.fixture(scope="module")
-def three_ranks(undisturbed):
-    """3 actor ranks, never disturbed."""
-    return undisturbed("three_ranks", {"cluster.component_placement.actor": "0-2"})
-
-
 def kill_node_of(cluster, run, group: str, head: str) -> int:
     """Kill a node, not the driver's, on which a worker of ``group`` sits; returns its number."""
     workers = json.loads((run.directory / "workers.json").read_text())["workers"]
@@ -50,7 +44,7 @@ def kill_node_of(cluster, run, group: str, head: str) -> int:
 
 
 @pytest.mark.soak
-def test_a_node_dies_and_another_takes_its_place(three_ranks, new_run, ray_nodes, joined, same_run):
+def test_a_node_dies_and_another_takes_its_place(straight, new_run, ray_nodes, joined, same_run):
     with ray_nodes(4) as cluster:
         joined(cluster)
         run = new_run({**SPREAD, "runner.save_interval": "4"})
@@ -61,12 +55,12 @@ def test_a_node_dies_and_another_takes_its_place(three_ranks, new_run, ray_nodes
         printed += rest
         assert process.returncode == 0, printed
     assert "the state of step 3 was in memory" in printed and printed.count("step    4/8") == 1
-    same_run(three_ranks, run, 8)
+    same_run(straight, run, 8, same_ranks=False)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("phase", ["rollout.train", "actor.update", "replica.write", "save.halfway", "rollout.val"])
-def test_a_node_dies_in_each_phase(phase, three_ranks, new_run, ray_nodes, joined, same_run, tmp_path, monkeypatch):
+def test_a_node_dies_in_each_phase(phase, straight, new_run, ray_nodes, joined, same_run, tmp_path, monkeypatch):
     mark = tmp_path / "reached"
     fault = {"phase": phase, "step": 4, "action": "wait", "mark": str(mark)}
     monkeypatch.setenv(faults.VARIABLE, json.dumps([fault]))  # workers have their environment from the node's raylet
@@ -81,28 +75,30 @@ def test_a_node_dies_in_each_phase(phase, three_ranks, new_run, ray_nodes, joine
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 0, printed
     assert "was in memory" in printed
-    same_run(three_ranks, run, 8)
+    same_run(straight, run, 8, same_ranks=False)
 
 
 @pytest.mark.soak
-def test_fewer_ranks_and_more_again(three_ranks, new_run, ray_nodes, joined):
-    """3 -> 2 -> 3 ranks: the same prompts in the same order, each step once."""
+def test_fewer_ranks_and_more_again(new_run, ray_nodes, joined, same_run):
+    """3 -> 2 -> 3 ranks, against one rank that nothing happened to."""
+    long = {"runner.max_steps": "60", "runner.save_interval": "-1"}
+    alone = new_run({**long, "cluster.component_placement.actor": "0"})
+    alone.finish()
     with ray_nodes(3) as cluster:
         joined(cluster)
-        run = new_run({**SPREAD, "runner.max_steps": "60", "runner.save_interval": "-1", "data.shuffle": "true"})
+        run = new_run({**SPREAD, **long})
         process = run.start(REPLICAS, "cluster.elastic=true", "cluster.elastic_timeout=2", "cluster.min_actor_ranks=2")
         printed = run.read_until(process, "step    3/60")
         kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
         printed += run.read_until(process, "step    8/60")
         assert "continuing with 2 of 3 actor ranks" in printed
+        assert "saved by 3 actor ranks, now 2: the numbers stay bit-equal" in printed
         cluster.add_node()
         rest, _ = process.communicate(timeout=600)
         assert process.returncode == 0, printed + rest
     assert "there is room for all actor ranks again" in rest
-    assert [row["step"] for row in run.rows()] == list(range(1, 61))
-    prompts = [(row["step"], row["prompt_id"], row["prompt_ids"]) for row in run.samples() if row["step"] <= 8]
-    assert prompts == [(row["step"], row["prompt_id"], row["prompt_ids"]) for row in three_ranks.samples()]
-    assert [row for row in run.samples() if row["step"] <= 3] == [r for r in three_ranks.samples() if r["step"] <= 3]
+    assert "saved by 2 actor ranks, now 3: the numbers stay bit-equal" in rest
+    same_run(alone, run, 60, same_ranks=False)
 
 
 DRAIN = """
@@ -115,7 +111,7 @@ assert accepted, reason
 
 
 @pytest.mark.soak
-def test_a_node_is_drained(three_ranks, new_run, ray_nodes, joined, same_run, monkeypatch):
+def test_a_node_is_drained(straight, new_run, ray_nodes, joined, same_run, monkeypatch):
     monkeypatch.setenv(faults.VARIABLE, json.dumps([{"phase": "rollout.train", "step": 5, "action": "hang"}]))
     with ray_nodes(3) as cluster:
         joined(cluster)
@@ -131,4 +127,4 @@ def test_a_node_is_drained(three_ranks, new_run, ray_nodes, joined, same_run, mo
     with ray_nodes(3) as cluster:
         joined(cluster)
         run.finish("runner.resume_dir=auto")
-    same_run(three_ranks, run, 8)
+    same_run(straight, run, 8, same_ranks=False)
