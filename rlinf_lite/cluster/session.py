@@ -146,8 +146,7 @@ class Session:
         fitting = shrink(self.wanted, there, self.config.min_actor_ranks)
         ranks, wanted = len(fitting.slots["actor"]), len(self.wanted.slots["actor"])
         log_line(
-            f"!! cluster.elastic: {there} of {need} slots are there: continuing with {ranks} of {wanted} actor ranks; "
-            "prompts, batches and sampling seeds stay the same, sums are taken in another order"
+            f"!! cluster.elastic: {there} of {need} slots are there: continuing with {ranks} of {wanted} actor ranks"
         )
         return fitting
 

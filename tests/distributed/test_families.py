@@ -165,7 +165,8 @@ def _step(trainer, config, number):
     columns = {Column.ADVANTAGE: advantages.repeat_interleave(torch.from_numpy(batch.num_tokens_N))}
     loss = build_algorithm(config.algorithm).losses().policy
     for mini_batch in batch.for_update(columns, batch.num_tokens_N > 0):
-        update(trainer, shard_mini_batch(mini_batch, trainer.world_size)[trainer.rank], loss, lr=0.01)
+        mine = shard_mini_batch(mini_batch, trainer.world_size, virtual_ranks=5040)[trainer.rank]
+        update(trainer, mine, loss, lr=0.01)
 
 
 def _batch(of, config, number):

@@ -69,6 +69,8 @@ class Outcome:
     deaths: list[Death] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
     """Of the commands, one after the other."""
+    ranks: list[int] = field(default_factory=list)
+    """Actor ranks of the commands, in the elastic form."""
     gave_up: int = 0
     """Commands that ended early after three equal kills, as they should."""
     early: list[int] = field(default_factory=list)
@@ -148,7 +150,10 @@ class Case:
             self._damages += [found] if found else []
             self.outcome.deaths[-1].target = found.name if found else "no checkpoint to damage"
         joining = {"RAY_ADDRESS": "local"} if self._nodes is None else self._nodes.start()
-        self._launches.append(self._job.start(joining))
+        number = len(self._launches)
+        self._launches.append(self._job.start(joining, number))
+        if self._job.ranks_of is not None:
+            self.outcome.ranks.append(self._job.ranks_of(number))
 
     def _ended(self) -> bool:
         """Whether the run is over; starts its driver again where a scheduler would."""

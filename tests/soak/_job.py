@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,8 @@ class Job:
 
     root: Path
     settings: Mapping[str, str]
+    ranks_of: Callable[[int], int] | None = None
+    """How many actor ranks the command has when it is started for the n-th time, from 0; None: as set."""
 
     @property
     def directory(self) -> Path:
@@ -144,14 +146,17 @@ class Job:
     def last_step(self) -> int:
         return int(self.settings["runner.max_steps"])
 
-    def start(self, joining: Mapping[str, str]) -> Launch:
-        """Start the command, which is the same each time.
+    def start(self, joining: Mapping[str, str], number: int) -> Launch:
+        """Start the command, which is the same each time, except for the number of ranks.
 
         Args:
             joining: environment variables that say which Ray cluster to join, or that the driver has one of its own.
+            number: how often it was started before.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         settings = {**self.settings, "runner.output_dir": str(self.root), "runner.experiment_name": "chaos"}
+        if self.ranks_of is not None:
+            settings["cluster.component_placement.actor"] = f"0-{self.ranks_of(number) - 1}"
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
         return Launch(command, {**os.environ, **joining}, self.output)
 

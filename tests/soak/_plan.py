@@ -25,6 +25,7 @@ CRITIC = "critic"
 ONE_OF_SEVERAL = (*GROUPS, "raylet", "phase")
 """Those that kill one of the processes they may mean."""
 MOST_KILLS = 3
+MOST_RANKS = 4
 START_SHARE = 0.4
 """Of all kills, those that fall into a start, or into the recovery from the kill before."""
 _PHASE_STEPS = 6
@@ -50,6 +51,17 @@ class Kill:
 class Plan:
     kills: tuple[Kill, ...]
     save_interval: str
+
+
+def draw_ranks(seed: int, case: int, start: int) -> int:
+    """How many actor ranks a case's command has when it was started ``start`` times before, in the elastic form.
+
+    Never as many as the time before.
+    """
+    rng, ranks = random.Random(f"{seed}/{case}/ranks"), 0
+    for _ in range(start + 1):
+        ranks = rng.choice([number for number in range(1, MOST_RANKS + 1) if number != ranks])
+    return ranks
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,13 +8,14 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _case import Case, Outcome
 from _compare import differences
 from _job import SETTINGS, Job
-from _plan import CRITIC, KINDS, Pace, draw
+from _plan import CRITIC, KINDS, Pace, draw, draw_ranks
 from _traps import CRITIC_PHASES, PHASES, Traps
 
 if TYPE_CHECKING:  # only a run with --cluster needs it
@@ -96,11 +97,14 @@ class Suite:
         job = Job(
             root=self._root / f"case{number}",
             settings={**self._settings, **({} if interval is None else {_SAVE_INTERVAL: interval})},
+            ranks_of=partial(draw_ranks, options.seed, number) if options.elastic else None,
         )
         limit = options.limit or 300 + 10 * pace.start
         outcome = Case(job, plan.kills, pace, self._nodes, self._traps, limit).run()
         if not outcome.wrong:
-            outcome.wrong += differences(self._undisturbed_directory, job.directory, job.last_step)
+            outcome.wrong += differences(
+                self._undisturbed_directory, job.directory, job.last_step, same_ranks=not options.elastic
+            )
         if options.strict and outcome.early:
             outcome.wrong.append(f"commands ended early without a cause of ours, with exit codes {outcome.early}")
         self._count(outcome)
@@ -121,13 +125,14 @@ class Suite:
         words = [f"--seed {options.seed} --case {number} --kills-per-run {num_kills} --ranks {options.ranks}"]
         words += [f"--algorithm {options.algorithm}"] if options.algorithm != "grpo" else []
         words += [f"--victims {','.join(options.victims)}"] if options.victims != KINDS else []
-        words += [f"--{name}" for name in ("cluster", "strict") if vars(options)[name]]
+        words += [f"--{name}" for name in ("cluster", "elastic", "strict") if vars(options)[name]]
         return " ".join(["python tests/soak/chaos.py", *words, *self._overrides])
 
 
 def _line(name: str, save_interval: str, outcome: Outcome) -> str:
     """One line, and one more for each thing that is wrong."""
     restarts = f", {len(outcome.exit_codes) - 1} restarts" if len(outcome.exit_codes) > 1 else ""
+    ranks = f", ranks {', '.join(map(str, outcome.ranks))}" if outcome.ranks else ""
     missed = f", {outcome.missed} came too late" if outcome.missed else ""
     gave_up = f", {outcome.gave_up} after three equal kills" if outcome.gave_up else ""
     verdict = "DIFFERS" if outcome.wrong else "bit-equal" if outcome.deaths else "bit-equal, but nothing was killed"
@@ -135,6 +140,6 @@ def _line(name: str, save_interval: str, outcome: Outcome) -> str:
     more = [f"\n    and {len(outcome.wrong) - _MOST_SHOWN} more"] if len(outcome.wrong) > _MOST_SHOWN else []
     deaths = "; ".join(map(str, outcome.deaths)) or "no kill"
     return (
-        f"{name}, a save every {save_interval}: {deaths}{missed}{restarts}{gave_up}; "
+        f"{name}, a save every {save_interval}: {deaths}{missed}{restarts}{ranks}{gave_up}; "
         f"{outcome.repeated} steps done again; {outcome.seconds:.1f} s: {verdict}{''.join([*shown, *more])}"
     )

@@ -2,6 +2,7 @@
 
     python tests/soak/chaos.py --kills 200 --seed 7 [--victims driver,actor] [--ranks 2] [--cluster] [key=value ...]
     python tests/soak/chaos.py --algorithm ppo --kills 10
+    python tests/soak/chaos.py --elastic --victims parent,all,damage,change --kills 20
     python tests/soak/chaos.py --seed 7 --case 12       the same victims in the same steps again
 
 A kill strikes the driver, the parent process, an actor or critic rank, a rollout or reward worker, a raylet, or all of
@@ -9,9 +10,10 @@ them at once, at a random instant of a planned step, a start or a recovery; or i
 while a worker is in a given phase of a step; ``damage``, parent and driver, and a bit of the newest checkpoint;
 ``change``, parent and driver, and the next driver before a given change that a start makes on the disk. A driver that
 dies is started again by its parent; a command whose parent was killed, or that gave up after three equal kills, is
-started again, as a user would do it. At the end parameters, optimizer state, RNG state, counters, metric rows and
-generated tokens must be bit-equal, no step missing or done twice, and no process left. Exit code 1 if one run is not
-so: its directory is kept, and the command that repeats it printed. ``key=value`` are hydra overrides for every run.
+started again, as a user would do it (with ``--elastic`` on another number of actor ranks each time). At the end
+parameters, optimizer state, RNG state (not with ``--elastic``), counters, metric rows and generated tokens must be
+bit-equal, no step missing or done twice, and no process left. Exit code 1 if one run is not so: its directory is kept,
+and the command that repeats it printed. ``key=value`` are hydra overrides for every run.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ def main() -> int:
         options.victims = (*KINDS, CRITIC) if has_critic else KINDS
     if CRITIC in options.victims and not has_critic:
         _parser().error("--victims: there is no critic; add --algorithm ppo")
+    if options.elastic and options.cluster:
+        _parser().error("--elastic: not with --cluster, whose nodes are as many as --ranks")
     root = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.directory))
     nodes = _nodes(options.ranks + 1) if options.cluster else None
     try:
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills-per-run", type=int, help="default: drawn for each case")
     parser.add_argument("--ranks", type=int, default=2, help="actor ranks (default: %(default)s)")
     parser.add_argument("--cluster", action="store_true", help="on a Ray cluster of --ranks + 1 raylets, here")
+    parser.add_argument("--elastic", action="store_true", help="another number of actor ranks, 1 to 4, at each restart")
     parser.add_argument("--strict", action="store_true", help="no command may end early without a cause of ours")
     parser.add_argument(
         "--undisturbed", type=Path, help="the directory of such a run with these settings and a save after each step"

@@ -53,15 +53,17 @@ PPO_SEED = 569
 
 def test_the_command_starts_again_and_again(plan, straight, tmp_path):
     """The instants within a step depend on the machine; equality does not. Against the run of other tests, whose
-    settings are the same; as for a user, each driver starts a fork server of its own."""
+    settings are the same, except for the number of ranks: 2 there, 3, 2 and 1 here. As for a user, each driver starts a
+    fork server of its own."""
+    assert [plan.draw_ranks(SHORT_SEED, 1, start) for start in range(3)] == [3, 2, 1]
     kills = plan.draw(SHORT_SEED, 1, COMMAND_STARTS_AGAIN, 2, SHORT_STEPS).kills
     assert [(kill.victim, kill.step) for kill in kills] == [("damage", 3), ("all", 0)]
     printed = chaos(
         *("--kills", "2", "--kills-per-run", "2", "--seed", str(SHORT_SEED), "--strict", "--directory", str(tmp_path)),
-        *("--victims", ",".join(COMMAND_STARTS_AGAIN), f"runner.max_steps={SHORT_STEPS}", *SHORT),
+        *("--elastic", "--victims", ",".join(COMMAND_STARTS_AGAIN), f"runner.max_steps={SHORT_STEPS}", *SHORT),
         *("--undisturbed", str(straight.directory), "runner.val_check_interval=4"),  # as in that run
     )
-    assert "2 kills, 2 bit-equal" in printed, printed
+    assert "ranks 3, 2, 1" in printed and "2 kills, 2 bit-equal" in printed, printed
 
 
 @pytest.mark.soak
@@ -84,6 +86,16 @@ def test_a_command_that_gives_up_after_three_equal_kills_is_started_again(plan, 
         *("--directory", str(tmp_path), f"runner.max_steps={SHORT_STEPS}", *SHORT),
     )
     assert "1 restarts, 1 after three equal kills" in printed and "3 kills, 3 bit-equal" in printed, printed
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_twenty_kills_and_other_numbers_of_ranks(algorithm, tmp_path):
+    printed = chaos(
+        *("--elastic", "--algorithm", algorithm, "--victims", "parent,all,damage,change", "--kills", "20"),
+        *("--kills-per-run", "10", "--seed", "17", "--strict", "--directory", str(tmp_path)),
+    )
+    assert "20 kills, 20 bit-equal" in printed, printed
 
 
 @pytest.mark.soak

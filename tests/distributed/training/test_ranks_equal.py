@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 MIXED = "actor.fsdp_config.mixed_precision."
 PLAIN = {
@@ -87,6 +89,29 @@ def test_one_to_four_ranks(ranks, given, sizes_of):
     for name, as_in in SAME.items():
         assert digests.pop(name, None) in (None, digests[as_in]), name
     assert len(set(digests.values())) == len(digests), "two cases are the same"
+
+
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("param_dtype", ["fp32", "bf16"])
+def test_the_shape_of_smollm2(ranks, make_config, groups, advantages, tmp_path, param_dtype):
+    """135M parameters with random weights: 2 ranks against 1, two steps."""
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).save_pretrained(tmp_path)
+    config = make_config({**PLAIN, f"{MIXED}param_dtype": param_dtype, f"{MIXED}reduce_dtype": "fp32"})
+    given = {"cases": {"smollm2": (str(tmp_path), config)}, "groups": groups, "advantages": advantages, "num_steps": 2}
+    one, two = (ranks.run(size, "digests", **given)[0]["smollm2"] for size in (1, 2))
+    assert one == two and len({digest for digest, _ in one}) == 2
 
 
 @pytest.mark.parametrize("case", ["dropout", "three slots"])
