@@ -53,8 +53,8 @@ def clip(shards: Sequence[Tensor], norm: float, limit: float) -> None:
 
 def _largest(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
     """The largest absolute value of all ranks' shards; NaN if there is one anywhere."""
-    found = [shard.abs().amax().double() for shard in shards if shard.numel()]
-    mine = torch.stack([*found, shards[0].new_zeros((), dtype=torch.float64)]).amax()
+    ends = [end.double().abs() for shard in shards if shard.numel() for end in shard.aminmax()]
+    mine = torch.stack([*ends, shards[0].new_zeros((), dtype=torch.float64)]).amax()
     # A maximum over ranks may lose a NaN (gloo's does), so it is a flag of its own.
     pair = torch.stack([mine.isnan().double(), mine.nan_to_num(nan=0.0, posinf=math.inf)])
     if group.size() > 1:
