@@ -69,7 +69,7 @@ class Case:
 
         def group(kind: type, component: str) -> Any:
             made = object.__new__(kind)
-            made._virtual_ranks = 5040
+            made._virtual_ranks, made._tensor_parallel = 5040, 1
             WorkerGroup.__init__(made, component, component, component, session, Spares(session))
             return made
 
