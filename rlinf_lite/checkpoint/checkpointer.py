@@ -78,6 +78,7 @@ class Checkpointer:
         data: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
         resolve: Resolve | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> SaveReport:
         """Save ``state`` and this rank's RNG state as a checkpoint; returns when it is durable and committed.
 
@@ -87,13 +88,15 @@ class Checkpointer:
             data: small plain values and tensors for ``data/data.pt`` (those of rank 0 are written).
             info: JSON values for the manifest (those of rank 0 are written).
             resolve: returns the tensor of a name when it is to be written, where ``state`` has one on the meta device.
+            extra: further files of this rank in its section, which no load reads: content by name, as of
+                `FileState.files`, with larger tensors as `Copied` or `Lazy`.
 
         Raises:
             SaveError: names rank, path and cause. Nothing was committed, and the temporary files are removed.
             TypeError: ``state`` holds something other than tensors, or ``data`` or ``info`` something that could not be
                 read back.
         """
-        self.start(step, state, data=data, info=info, resolve=resolve)
+        self.start(step, state, data=data, info=info, resolve=resolve, extra=extra)
         report = self.finish()
         assert report is not None
         return report
@@ -106,6 +109,7 @@ class Checkpointer:
         data: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
         resolve: Resolve | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         """Start a `save` in the background. RNG state, ``data``, ``info`` and small tensors are copied now; a thread
         reads the other tensors of ``state`` in place, so `fence` must be called before they change.
@@ -119,7 +123,7 @@ class Checkpointer:
         self.finish()
         content: Content | Exception
         try:
-            content = capture(state, step, self.ranks.rank, data or {}, info or {}, resolve)
+            content = capture(state, step, self.ranks.rank, data or {}, info or {}, resolve, extra)
         except Exception as error:  # sent to the other ranks, which would wait for this one
             content = error
         self._job = SaveJob(self._settings, step, content)

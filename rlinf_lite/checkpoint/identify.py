@@ -17,6 +17,7 @@ RLINF_DCP = "dcp_checkpoint"
 MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 """The file in which Megatron keeps the number of its newest checkpoint."""
 _CONVERTERS = "toolkits/ckpt_convertor"
+_ITERATION = re.compile(r"iter_[0-9]{7,}|release")
 _VERL_SHARD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
 
 
@@ -69,9 +70,15 @@ def instead_of(path: StoragePath) -> str | None:
         )
     if dcp := _of_rlinf(path):
         return (
-            "is a checkpoint of RLinf, without a manifest.json; its weights can be used: convert them with "
-            f"toolkits/ckpt_convertor/convert_dcp_to_hf.py --dcp_path {dcp} --base_model ..., and start with the "
-            "result as actor.model.model_path"
+            "is a checkpoint of RLinf, without a manifest.json; make one to resume from with "
+            f"{_CONVERTERS}/convert_rlinf_to_dcp.py --dcp_path {dcp} --base_model ... --output_path ..., or of its "
+            f"weights alone a model with {_CONVERTERS}/convert_dcp_to_hf.py"
+        )
+    if files := _of_megatron(path):
+        return (
+            "is a checkpoint in Megatron's layout, without a manifest.json; make one to resume from with "
+            f"{_CONVERTERS}/convert_megatron_to_megatron.py --megatron_path {files} --base_model ... --output_path ... "
+            "(convert_megatron_to_dcp.py for FSDP), or of its weights alone a model with convert_megatron_to_hf.py"
         )
     if (path / "config.json").is_file():
         return "is a Hugging Face directory; give it as actor.model.model_path"
@@ -101,6 +108,14 @@ def _of_verl(path: StoragePath) -> bool:
         directory.is_dir() and any(_VERL_SHARD.fullmatch(file.name) for file in directory.iterdir())
         for directory in (path, path / layout.ACTOR)
     )
+
+
+def _of_megatron(path: StoragePath) -> StoragePath | None:
+    """The directory in ``path`` that holds Megatron's iterations; None if there is none."""
+    for directory in (path, path / layout.ACTOR):
+        if directory.is_dir() and any(_ITERATION.fullmatch(one.name) for one in directory.iterdir()):
+            return directory
+    return path if any(path.glob("mp_rank_*/model_optim_rng.pt")) else None
 
 
 def _of_rlinf(path: StoragePath) -> StoragePath | None:

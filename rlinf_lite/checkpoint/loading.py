@@ -21,7 +21,7 @@ from rlinf_lite.checkpoint.identify import other_layout
 from rlinf_lite.checkpoint.manifest import Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reports import LoadReport
-from rlinf_lite.checkpoint.sections import Section, check_sections, files_of, has_shards, section_of_file
+from rlinf_lite.checkpoint.sections import Section, check_sections, files_of, section_of_file
 from rlinf_lite.checkpoint.state import State, check_keys, give_back, take
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
@@ -53,7 +53,7 @@ class Source:
     @property
     def has_shards(self) -> bool:
         """Whether the section consists of DCP shards."""
-        return has_shards(self.section.name, self.manifest)
+        return self.manifest.has_shards(self.section.name)
 
 
 class PartLoader(Protocol):
@@ -80,7 +80,8 @@ class _ShardLoader:
         source, rank = self._source, self._source.section.rank
         self._reader = ShardReader(source.directory, None if source.has_shards else _NOTHING)
         metadata = self._reader.metadata
-        same = source.whole and source.saved_ranks == source.section.ranks
+        lacks_rng = bool(source.manifest.info.get(manifests.LACKS_RNG, False))
+        same = source.whole and source.saved_ranks == source.section.ranks and not lacks_rng
         self._restorable = same and rng.same_devices(metadata.state_dict_metadata, rank)
         self._asked = take(self._state)
         if source.whole:

@@ -19,13 +19,17 @@ from typing import Any
 from rlinf_lite import fingerprints
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.identify import instead_of
-from rlinf_lite.checkpoint.layout import ACTOR, MANIFEST, section_name, step_of
+from rlinf_lite.checkpoint.layout import ACTOR, MANIFEST, METADATA, section_name, step_of
 from rlinf_lite.checkpoint.storage import StoragePath, is_local, read_file
 
 FORMAT = 1
 LEVELS = ("full", "size", "off")
 SAVE_ID = "save_id"
 """Key of ``info``: the id of the save that wrote the checkpoint. Two saves of the same state have different ids."""
+LACKS_RNG = "lacks_rng"
+"""Key of ``info``: True if the checkpoint was converted, so that no RNG state in it is that of a rank of the run."""
+WRITTEN_BY = "written_by"
+"""Key of ``info``: the program whose checkpoint this was, if it was not rlinf_lite's."""
 _HASH_THREADS = min(8, os.cpu_count() or 1)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -53,6 +57,10 @@ class Manifest:
     def ranks_of(self) -> dict[str, tuple[int, ...]]:
         """The ranks that wrote each section: ``{"actor": (0, 1), "critic": (2,)}``."""
         return {name: tuple(ranks) for name, ranks in self.sections.items()} or {ACTOR: tuple(range(self.world_size))}
+
+    def has_shards(self, section: str = ACTOR) -> bool:
+        """Whether a section consists of DCP shards, and not of files in a layout of their own."""
+        return f"{section}/{METADATA}" in self.files
 
     def weights_fingerprint(self, section: str = ACTOR) -> str:
         """What identifies the content of a section: sha256 of the names and hashes of its files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -64,7 +64,7 @@ class FilesPart:
 
     plan = None
 
-    def __init__(self, contents: dict[str, object]) -> None:
+    def __init__(self, contents: Mapping[str, object]) -> None:
         """
         Args:
             contents: what `FileState.files` returned.
@@ -89,9 +89,12 @@ class FilesPart:
         except Exception as error:  # of whatever object was to be pickled
             raise TypeError(f"{name} cannot be saved: {error}") from None
         for index, tensor in enumerate(file.tensors):
-            if isinstance(tensor, torch.Tensor):
-                file.tensors[index] = tensor = tensor.clone() if tensor.nbytes <= SMALL_BYTES else tensor
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if tensor.nbytes > SMALL_BYTES:
                 self._live.append(tensor)
+            else:
+                file.tensors[index] = Copied(tensor.detach().clone())
         return file
 
     def num_bytes(self) -> list[int]:

@@ -36,6 +36,8 @@ class Content:
     """What goes into one checkpoint, checked before the first byte is written."""
 
     taken: Taken
+    extra: FilesPart
+    """Files beside the section's, which no load reads."""
     data: bytes
     info: dict[str, Any]
     resolve: Resolve | None
@@ -48,6 +50,7 @@ def capture(
     data: Mapping[str, Any],
     info: Mapping[str, Any],
     resolve: Resolve | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> Content:
     """Capture the current state: small tensors and the RNG state are copied, large tensors stay live.
 
@@ -56,6 +59,7 @@ def capture(
     """
     return Content(
         taken=FilesPart.of(state, step) if isinstance(state, FileState) else _tensors(state, rank),
+        extra=FilesPart(extra or {}),
         data=data_file.encode(data),
         info=json.loads(json.dumps(dict(info))),
         resolve=resolve,
@@ -157,7 +161,7 @@ class SaveJob:
         try:
             part, content = self._plan()
             stage = self._ranks.first(lambda: open_stage(self._saver.root, self._step, self._section.ranks_of))
-            records = self._write(stage.path, part)
+            records = self._write(stage.path, part, content.extra)
             num_bytes, superseded = self._ranks.first(lambda: self._commit(stage, records, content))
             durable_seconds = time.perf_counter() - self._began
         except (OSError, CheckpointError) as error:
@@ -192,7 +196,7 @@ class SaveJob:
         self._live.open(part.num_bytes(), part.tensor)
         return part, content
 
-    def _write(self, stage: StoragePath, part: SectionPart) -> dict[str, FileRecord]:
+    def _write(self, stage: StoragePath, part: SectionPart, extra: FilesPart) -> dict[str, FileRecord]:
         """Write the files of all ranks, and ``.metadata`` of all sections; returns the records of these files."""
         step, section = self._step, self._section
         directory = stage / section.name
@@ -209,6 +213,8 @@ class SaveJob:
         def write() -> Written:
             reach("save.write")
             written = part.write(create, self._live, lambda: reach("save.halfway"))
+            self._live.close()  # the files beside hold copies
+            written.files.update(extra.write(create, self._live).files)
             if written.files:
                 reach("save.written")
             if self._abandoned:

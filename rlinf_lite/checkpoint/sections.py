@@ -107,11 +107,6 @@ def section_of_file(name: str) -> str | None:
     return match[1] if match and match[2] != layout.METADATA and name != layout.DATA else None
 
 
-def has_shards(section: str, manifest: Manifest) -> bool:
-    """Whether a section consists of DCP shards, and not of files in a layout of their own."""
-    return f"{section}/{layout.METADATA}" in manifest.files
-
-
 def check_sections(path: object, manifest: Manifest, wanted: Collection[str], *, whole: bool) -> None:
     """Check that a checkpoint has the sections that are to be loaded, and with ``whole`` no others.
 

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from rlinf_lite import readable
 from rlinf_lite.checkpoint.manifest import LEVELS
-from rlinf_lite.durable import new_directory, new_file
 from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
 from rlinf_lite.export.arguments import checkpoint_path, size
 from rlinf_lite.export.checkpoint_path import CRITIC, DCP_PATH_HELP, Located, located
-from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index
-from rlinf_lite.export.safetensors_file import Spec, split, write
+from rlinf_lite.export.hf_writer import Written, named_base, refuse_existing, write_model
 from rlinf_lite.models.build import DTYPES, build_on_meta, build_value_model_on_meta
-from rlinf_lite.models.hf_directory import TOKENIZER_FILES, load_config, resolve, tokenizer_fingerprint
+from rlinf_lite.models.hf_directory import TOKENIZER_FILES, load_config, tokenizer_fingerprint
 from rlinf_lite.paths import argument
 from rlinf_lite.weights.dcp import DcpWeights
 from rlinf_lite.weights.names import WeightNames
-from rlinf_lite.weights.source import WeightSource
 
 DESCRIPTION = """\
 Write the model of a checkpoint as a Hugging Face directory: weights in safetensors files; config, generation config,
@@ -40,74 +33,15 @@ example:
       --output_path exported --dtype bf16"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Written:
-    """What a conversion wrote."""
-
-    num_tensors: int
-    num_files: int
-    num_bytes: int
-    dtype: torch.dtype
-    """As in ``config.json``."""
-
-
 def base_model(given: str | None, source: Located) -> Path:
     """The directory of the model that was trained: the one given, else the one that the checkpoint names.
 
     Raises:
         ConfigError: neither exists; names --base_model.
     """
-    if given is not None:
-        return resolve(given, "--base_model")
     info = source.manifest.info if source.manifest else {}
     section, name = (CRITIC, "critic_model_path") if source.is_critic else ("actor", "model_path")
-    named = info.get(name)
-    if named is None:
-        raise ConfigError(
-            "--base_model is needed: the checkpoint does not name the model it started from; give the "
-            f"Hugging Face directory that the run had as {section}.model.model_path"
-        )
-    try:
-        return resolve(named, f"{name} in the checkpoint's manifest")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; or give the directory with --base_model") from None
-
-
-def specs_of(source: WeightSource, dtype: torch.dtype | None) -> dict[str, Spec]:
-    """Type and shape of each tensor to write: floating-point ones as ``dtype``, or as stored if it is None."""
-
-    def target(stored: torch.dtype) -> torch.dtype:
-        return dtype if dtype is not None and stored.is_floating_point else stored
-
-    return {name: Spec(dtype=target(source.dtype(name)), shape=shape) for name, shape in source.shapes.items()}
-
-
-def common_dtype(specs: Mapping[str, Spec]) -> torch.dtype:
-    """The type that holds all floating-point tensors without loss."""
-    floating = Counter(spec.dtype for spec in specs.values() if spec.dtype.is_floating_point)
-    return reduce(torch.promote_types, floating, next(iter(floating), torch.float32))
-
-
-def read_as(source: WeightSource, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """One tensor of the checkpoint as ``dtype``.
-
-    Raises:
-        UserError: a finite value would become infinite.
-    """
-    tensor = source.read(name)
-    converted = tensor.to(dtype)
-    if converted is not tensor and not torch.equal(torch.isfinite(tensor), torch.isfinite(converted)):
-        raise UserError(f"{name} has values that are too large for {dtype}", remedy="choose another --dtype")
-    return converted
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise FileExistsError unless ``path`` is free, or an empty directory."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() or path.is_symlink():
-        what = "is there already and not empty" if path.is_dir() else "is there already"
-        raise FileExistsError(f"--output_path {path}: {what}; give another path, or remove it first")
+    return named_base(given, info.get(name), f"{section}.model.model_path", name)
 
 
 def convert(
@@ -120,20 +54,15 @@ def convert(
     """
     model = _trained_model(source, base)
     weights = DcpWeights(source.directory, WeightNames.of(model), tied=source.tied, base="--base_model")
-    specs = specs_of(weights, dtype)
-    parts = split(specs, max_shard_size)
-    files = dict(zip(file_names(len(parts)), parts, strict=True))
-    refuse_existing(target)
-    with new_directory(target) as directory:
-        copy_side_files(directory, base)
-        for file, part in files.items():
-            with new_file(directory / file) as stream:
-                write(stream, part, lambda name: read_as(weights, name, specs[name].dtype))
-        if len(files) > 1:
-            write_index(directory, files)
-        write_config(directory, base, common_dtype(specs), type(model).__name__, one_label=source.is_critic)
-    num_bytes = sum(spec.num_bytes for spec in specs.values())
-    return Written(num_tensors=len(specs), num_files=len(files), num_bytes=num_bytes, dtype=common_dtype(specs))
+    return write_model(
+        weights,
+        target,
+        base=base,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        architecture=type(model).__name__,
+        one_label=source.is_critic,
+    )
 
 
 def _trained_model(source: Located, base: Path) -> PreTrainedModel:
@@ -202,6 +131,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    size_text = f"{written.num_tensors} tensors, {readable.size(written.num_bytes)} as {written.dtype}"
-    print("\n".join([*lines, f"wrote {size_text} in {written.num_files} file(s): {target}"]))
+    print("\n".join([*lines, f"wrote {written}: {target}"]))
     return 0

@@ -62,7 +62,7 @@ def convert(
         UserError, OSError: nothing was committed.
     """
     config = load_config(directory, None)
-    _check_policy(config, directory)
+    check_policy(config, directory)
     names = WeightNames.of(build_on_meta(config, "fp32"))
     source = HfWeights(directory, names, where=f"--hf_path {directory}")
     source.check_ties()
@@ -79,7 +79,7 @@ def convert(
     return report, source.unused
 
 
-def _check_policy(config: PretrainedConfig, directory: Path) -> None:
+def check_policy(config: PretrainedConfig, directory: Path) -> None:
     """Refuse a critic: with tied embeddings its weights suffice for a causal LM, which nobody has trained."""
     if classifiers := [name for name in config.architectures or () if name.endswith("Classification")]:
         raise ConfigError(

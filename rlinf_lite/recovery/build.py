@@ -23,6 +23,7 @@ from rlinf_lite.data import PromptStream
 from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import JsonlSink, MetricHub, Origin, build_hub, events, log_line
 from rlinf_lite.observability.hub import METRICS_FILE
+from rlinf_lite.recovery.converted import began_after
 from rlinf_lite.recovery.identity import carried_on
 from rlinf_lite.recovery.logprobs import about_megatron, engine_is_exact, old_from_engine
 from rlinf_lite.recovery.prepare import Prepared
@@ -192,7 +193,7 @@ class Build:
     def _info(self, start: Start, facts: Mapping[str, Any]) -> dict[str, Any]:
         """For each manifest: ``facts``, and where the run's rows begin."""
         own = start.selection.manifest if start.is_own(self.checkpoints) else None
-        began = start.progress.logged_step if own is None else own.info.get(BEGAN_AFTER, 0)
+        began = start.progress.logged_step if own is None else began_after(own)
         return {**facts, BEGAN_AFTER: began}
 
     def _begin_on_disk(self, start: Start, sinks: ExitStack) -> tuple[MetricHub, JsonlSink | None]:

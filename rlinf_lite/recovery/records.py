@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from rlinf_lite.checkpoint.manifest import SAVE_ID
+from rlinf_lite.checkpoint.manifest import LACKS_RNG, SAVE_ID, WRITTEN_BY
 from rlinf_lite.checkpoint.retention import METRICS
 from rlinf_lite.config import Config
 from rlinf_lite.observability.hub import HubState
@@ -62,6 +62,8 @@ _INFO: dict[str, tuple[Callable[[Any], bool], str]] = {
     "identity": (lambda value: isinstance(value, dict), "a dict of settings"),
     "compute": (lambda value: isinstance(value, str), "a text"),
     SAVE_ID: (lambda value: isinstance(value, str), "a text"),
+    WRITTEN_BY: (lambda value: isinstance(value, str) and value.isprintable(), "a text"),
+    LACKS_RNG: (lambda value: type(value) is bool, "true or false"),
     "model_path": (lambda value: isinstance(value, str), "a text"),
     "critic_model_path": (lambda value: isinstance(value, str), "a text"),
     "tied": (_is_dict_of(str), "a dict of names"),

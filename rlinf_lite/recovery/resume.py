@@ -26,8 +26,9 @@ from rlinf_lite.config import ConfigError, RunnerConfig
 from rlinf_lite.observability import log_line
 from rlinf_lite.observability.hub import METRICS_FILE, HubState
 from rlinf_lite.observability.jsonl import first_step, missing_steps
+from rlinf_lite.recovery.converted import began_after, identity_of, log_what_is_missing, records_in, refuse_other_layout
 from rlinf_lite.recovery.identity import ONE_SIDED, refuse_changes
-from rlinf_lite.recovery.records import BEGAN_AFTER, check_info, records_of
+from rlinf_lite.recovery.records import check_info
 from rlinf_lite.runner.progress import Progress
 
 _NO_CHECKPOINT = Selection(path=None, manifest=None, data={})
@@ -128,7 +129,7 @@ def _start(selection: Selection, checkpoints: StoragePath, *, automatic: bool) -
     except ValueError as error:
         raise DamagedCheckpoint(f"{path / layout.MANIFEST}: {error}") from None
     try:
-        progress, hub_state = records_of(data)
+        progress, hub_state = records_in(manifest, data)
     except ValueError as error:
         raise DamagedCheckpoint(f"{path / layout.DATA}: {error}") from None
     if progress.step != manifest.step:
@@ -190,10 +191,13 @@ def check_identity(start: Start, now: Mapping[str, Any], allowed: Sequence[str])
 
     Raises:
         ConfigError: what changed, key by key.
+        SectionMismatch: see `refuse_other_layout`.
     """
-    if start.selection.path is None:
+    if start.selection.path is None or start.selection.manifest is None:
         return start
-    changes = refuse_changes(saved_identity(start), now, allowed, start.selection.path.name)
+    refuse_other_layout(start.selection, now)
+    saved = identity_of(start.selection.manifest, now)
+    changes = refuse_changes(saved, now, allowed, start.selection.path.name)
     for change in changes:
         log_line(f"!! allowed by runner.resume_allow_changes, numbers will differ: {change}")
     return replace(start, changes=(*start.changes, *changes))
@@ -315,6 +319,7 @@ def saved_ranks(manifest: Manifest) -> dict[str, int]:
 def log_what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: str) -> None:
     """The same in full, for the log."""
     manifest, saved = report.manifest, saved_ranks(report.manifest)
+    missing = log_what_is_missing(manifest)
     exact = _any_ranks_are_exact(manifest.info.get("identity", {}))
     if saved != num_ranks:
         before = ", ".join(f"{number} {name} ranks" for name, number in saved.items())
@@ -327,7 +332,7 @@ def log_what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: 
                 "order and sampling seeds are the same; sums are taken in another order, and each rank's RNG state is "
                 "derived from (seed, step, rank)"
             )
-    elif not (exact or report.rng_restored):
+    elif not (exact or report.rng_restored or missing):
         log_line("!! saved on another kind of device: each rank's RNG state is derived from (seed, step, rank)")
     if manifest.info.get("compute") != compute:
         log_line(
@@ -370,7 +375,7 @@ def log_missing_rows(start: Start, metrics_file: Path, checkpoints: StoragePath)
     if start.committed_step is None or last <= 0 or not start.is_own(checkpoints):
         return
     manifest = start.selection.manifest
-    began = 0 if manifest is None else manifest.info.get(BEGAN_AFTER, 0)
+    began = 0 if manifest is None else began_after(manifest)
     if not (missing := [step for step in missing_steps(metrics_file, last) if step > began]):
         return
     first = missing[0]

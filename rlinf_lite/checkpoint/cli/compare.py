@@ -6,18 +6,16 @@ Tensors are read in batches of bounded size, so that models larger than memory c
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
 from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.formats.data_file import read_data
-from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
-from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.checkpoint.formats.section_content import Form, SectionContent, content_of
 from rlinf_lite.checkpoint.storage import StoragePath, in_use
 
 BATCH_BYTES = 128 * 2**20
@@ -32,7 +30,7 @@ _NUMBERS = frozenset(
 )  # fmt: skip
 _TEXT_WIDTH = 80
 
-Entries = Mapping[str, TensorStorageMetadata | BytesStorageMetadata]
+Forms = Mapping[str, Form | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +67,8 @@ class Comparison:
     tensors: tuple[TensorDifference, ...]
     forms: tuple[ValueDifference, ...]
     """Tensors that only one side holds, or that differ in type or shape."""
+    values: tuple[ValueDifference, ...]
+    """What the files of a section in a layout of its own hold beside tensors, where it differs."""
     data: tuple[ValueDifference, ...]
     """Differences in ``data.pt``."""
     manifest: tuple[ValueDifference, ...]
@@ -80,7 +80,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        return self.same_tensors and not (self.data or self.manifest)
+        return self.same_tensors and not (self.values or self.data or self.manifest)
 
 
 def compare(
@@ -101,42 +101,49 @@ def compare(
     """
     with in_use(a / layout.MANIFEST), in_use(b / layout.MANIFEST):
         about_a, about_b = manifests.read(a), manifests.read(b)
-        side_a, side_b = _Side(a, tuple(about_a.ranks_of())), _Side(b, tuple(about_b.ranks_of()))
-        entries_a, entries_b = side_a.entries(), side_b.entries()
-        sizes = _comparable(entries_a, entries_b)
+        side_a, side_b = _Side(a, about_a), _Side(b, about_b)
+        forms_a, forms_b = side_a.forms(), side_b.forms()
+        sizes = _comparable(forms_a, forms_b)
         return Comparison(
             a=a,
             b=b,
             num_tensors=len(sizes),
             num_bytes=sum(sizes.values()),
             tensors=tuple(_different_tensors(side_a, side_b, sizes, batch_bytes)),
-            forms=tuple(_different_forms(entries_a, entries_b)),
+            forms=tuple(_different_forms(forms_a, forms_b)),
+            values=tuple(_different_values("", side_a.values(), side_b.values())),
             data=() if tensors_only else tuple(_different_values("", read_data(a), read_data(b))),
             manifest=() if tensors_only else tuple(_different_values("", _facts(about_a), _facts(about_b))),
         )
 
 
-@dataclass(frozen=True, slots=True)
 class _Side:
     """The tensors in all sections of one checkpoint: ``model.w`` of ``actor/``, ``critic/model.w`` of ``critic/``."""
 
-    path: StoragePath
-    sections: tuple[str, ...]
+    def __init__(self, path: StoragePath, manifest: manifests.Manifest) -> None:
+        self._contents = {name: content_of(path, name, manifest) for name in manifest.ranks_of()}
 
-    def entries(self) -> Entries:
+    def forms(self) -> Forms:
+        return self._named(lambda content: content.forms())
+
+    def values(self) -> dict[str, Any]:
+        """What the sections hold beside tensors."""
+        return self._named(lambda content: content.values())
+
+    def _named(self, ask: Callable[[SectionContent], dict[str, Any]]) -> dict[str, Any]:
         return {
-            f"{_prefix(section)}{name}": entry
-            for section in self.sections
-            for name, entry in read_metadata(self.path / section).state_dict_metadata.items()
+            f"{_prefix(section)}{name}": value
+            for section, content in self._contents.items()
+            for name, value in ask(content).items()
         }
 
     def read(self, batch: set[str]) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
-        for section in self.sections:
+        for section, content in self._contents.items():
             prefix = _prefix(section)
-            names = {name.removeprefix(prefix) for name in batch if name.startswith(prefix)}
-            tensors = read_tensors(self.path / section, names.__contains__)
-            found |= {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+            held = content.forms()
+            names = {name.removeprefix(prefix) for name in batch if name.startswith(prefix)} & held.keys()
+            found |= {f"{prefix}{name}": tensor for name, tensor in content.read(names).items()}
         return found
 
 
@@ -150,19 +157,14 @@ def _facts(manifest: manifests.Manifest) -> dict[str, Any]:
     return {"step": manifest.step, "world_size": manifest.world_size, "info": info, **sections}
 
 
-def _comparable(a: Entries, b: Entries) -> dict[str, int]:
+def _comparable(a: Forms, b: Forms) -> dict[str, int]:
     """Name and size in bytes of each tensor that both hold with the same type and shape."""
-    sizes = {}
-    for name, entry in sorted(a.items()):
-        if isinstance(entry, TensorStorageMetadata) and name in b and _form(entry) == _form(b[name]):
-            sizes[name] = entry.size.numel() * entry.properties.dtype.itemsize
-    return sizes
+    return {name: form.num_bytes for name, form in sorted(a.items()) if form is not None and b.get(name) == form}
 
 
-def _different_forms(a: Entries, b: Entries) -> Iterator[ValueDifference]:
+def _different_forms(a: Forms, b: Forms) -> Iterator[ValueDifference]:
     for name in sorted(a.keys() | b.keys()):
-        form_a = _form(a[name]) if name in a else None
-        form_b = _form(b[name]) if name in b else None
+        form_a, form_b = (_text_of(side[name]) if name in side else None for side in (a, b))
         if form_a != form_b or form_a == _OBJECT:
             yield ValueDifference(name=name, a=form_a, b=form_b)
 
@@ -170,10 +172,8 @@ def _different_forms(a: Entries, b: Entries) -> Iterator[ValueDifference]:
 _OBJECT = "a pickled object, which is not opened"
 
 
-def _form(entry: TensorStorageMetadata | BytesStorageMetadata) -> str:
-    if isinstance(entry, BytesStorageMetadata):
-        return _OBJECT
-    return f"{str(entry.properties.dtype).removeprefix('torch.')} {list(entry.size)}"
+def _text_of(form: Form | None) -> str:
+    return _OBJECT if form is None else str(form)
 
 
 def _different_tensors(a: _Side, b: _Side, sizes: Mapping[str, int], batch_bytes: int) -> Iterator[TensorDifference]:
@@ -217,7 +217,7 @@ def tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> TensorDiff
         return None
     return TensorDifference(
         name=name,
-        form=f"{str(a.dtype).removeprefix('torch.')} {list(a.shape)}",
+        form=str(Form(a.dtype, a.shape)),
         num_elements=a.numel(),
         num_different=num_different,
         largest_difference=largest,
@@ -274,6 +274,6 @@ def _different_data_tensors(name: str, a: torch.Tensor, b: torch.Tensor) -> Iter
 
 def _text(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return f"tensor {Form(value.dtype, value.shape)}"
     text = repr(value)
     return text if len(text) <= _TEXT_WIDTH else f"{text[: _TEXT_WIDTH - 3]}..."

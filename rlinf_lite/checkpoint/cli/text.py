@@ -146,6 +146,7 @@ def comparison(compared: Comparison) -> Iterator[str]:
     yield from _some([_tensor_line(difference) for difference in compared.tensors])
     for title, differences in (
         ("only in one, or of another type or shape", compared.forms),
+        ("beside tensors", compared.values),
         ("data.pt", compared.data),
         ("manifest", compared.manifest),
     ):

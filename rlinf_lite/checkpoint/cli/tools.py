@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
 from rlinf_lite.checkpoint import layout, storage
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.candidates import Candidates
 from rlinf_lite.checkpoint.errors import CheckpointError, NoCheckpoint
-from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
+from rlinf_lite.checkpoint.formats.section_content import Form, SectionContent, content_of
 from rlinf_lite.checkpoint.identify import checkpoints_directory, is_checkpoint
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.retention import metrics_of, readable
@@ -56,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """The tensors below one top-level key of a section's state (``model``, ``optim`` ...)."""
+    """The tensors below one top-level key of a section's state (``model``, ``optim`` ...), or in files of one name."""
 
     num_tensors: int
     num_elements: int
@@ -141,23 +139,23 @@ def describe(path: StoragePath) -> Description:
     manifest = manifests.read(path)
     found = _found(path, manifest, COMMITTED)
     with storage.in_use(path / layout.MANIFEST):
-        sections = {name: _parts(path / name) for name in manifest.ranks_of()}
+        sections = {name: _parts(content_of(path, name, manifest)) for name in manifest.ranks_of()}
     return Description(found=found, files=manifest.files, sections=sections, info=manifest.info)
 
 
-def _parts(directory: StoragePath) -> dict[str, Part]:
-    held: dict[str, list[TensorStorageMetadata]] = {}
-    for name, entry in sorted(read_metadata(directory).state_dict_metadata.items()):
-        if isinstance(entry, TensorStorageMetadata):
-            held.setdefault(name.split(".")[0], []).append(entry)
-    return {name: _part(entries) for name, entries in held.items()}
+def _parts(content: SectionContent) -> dict[str, Part]:
+    held: dict[str, list[Form]] = {}
+    for name, form in sorted(content.forms().items()):
+        if form is not None:
+            held.setdefault(content.part_of(name), []).append(form)
+    return {name: _part(forms) for name, forms in held.items()}
 
 
-def _part(entries: Sequence[TensorStorageMetadata]) -> Part:
+def _part(forms: Sequence[Form]) -> Part:
     return Part(
-        num_tensors=len(entries),
-        num_elements=sum(entry.size.numel() for entry in entries),
-        num_bytes=sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in entries),
+        num_tensors=len(forms),
+        num_elements=sum(form.shape.numel() for form in forms),
+        num_bytes=sum(form.num_bytes for form in forms),
     )
 
 

@@ -32,7 +32,7 @@ from rlinf_lite.checkpoint.parts import SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reports import LoadReport
 from rlinf_lite.checkpoint.saving import Content, capture, joined
-from rlinf_lite.checkpoint.sections import Section, check_sections, files_of, has_shards, section_of_file
+from rlinf_lite.checkpoint.sections import Section, check_sections, files_of, section_of_file
 from rlinf_lite.checkpoint.state import State
 from rlinf_lite.checkpoint.storage import StoragePath
 
@@ -263,7 +263,7 @@ def _open(path: StoragePath, held: Mapping[str, MemoryFile], section: Section) -
 
 def _needed(manifest: Manifest, section: Section) -> set[str]:
     """The shards that only this rank reads whole; of a section in a layout of its own, all files."""
-    own = section.reads(manifest) if has_shards(section.name, manifest) else files_of(section.name, manifest)
+    own = section.reads(manifest) if manifest.has_shards(section.name) else files_of(section.name, manifest)
     return {f"{section.name}/{name}" for name in own}
 
 

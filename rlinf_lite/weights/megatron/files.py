@@ -24,7 +24,7 @@ PARTS = ("param", "exp_avg", "exp_avg_sq")
 """The flat tensors of the optimizer: float32 parameters, first and second moment."""
 OURS = "rlinf_lite"
 """Key in `MODEL_FILE` of what Megatron's files have no place for. Its loader ignores it."""
-_RANK_DIR = re.compile(r"(iter_\d{7,})/mp_rank_(\d\d)([_\d]*)/(.+)")
+_RANK_DIR = re.compile(r"(iter_\d{7,}|release)/mp_rank_(\d\d)([_\d]*)/(.+)")
 _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
@@ -53,6 +53,8 @@ class MegatronFiles:
         """
         self._read, self._opened = read, dict[str, Any]()
         self._directory, self.size = _find_ranks(names)
+        self.has_optimizer = f"{self._directory}/mp_rank_00/{OPTIMIZER_FILE}" in names
+        """False for weights alone."""
         embedding = self.model_file(0).get("model", {}).get(EMBEDDING)
         if not isinstance(embedding, Tensor):
             raise StateMismatch(f"{self._directory}: {MODEL_FILE} holds no {EMBEDDING}")
@@ -123,7 +125,15 @@ class MegatronFiles:
 
     def _buffer(self, rank: int) -> Mapping[str, Tensor]:
         """The only buffer of a rank's optimizer."""
+        if not self.has_optimizer:
+            raise StateMismatch(
+                f"{self._directory}: holds weights alone; start from them with runner.resume_mode=weights"
+            )
         content, where = self._open(rank, OPTIMIZER_FILE), f"{self._directory}/mp_rank_{rank:02d}/{OPTIMIZER_FILE}"
+        if isinstance(content, list):
+            raise StateMismatch(
+                f"{where}: holds {len(content)} optimizers, as of a mixture of experts; only dense models"
+            )
         buffers = content.get(0) if isinstance(content, Mapping) else None
         if not isinstance(buffers, Mapping) or len(buffers) != 1 or 1 in content:
             raise StateMismatch(f"{where} is not of one dense model: it must have one buffer, of one type")
@@ -178,7 +188,8 @@ def _find_ranks(names: Collection[str]) -> tuple[str, int]:
         )
     ((directory, files),) = found.items()
     size = len({file.partition("/")[0] for file in files})
-    wanted = {f"{rank:02d}/{file}" for rank in range(size) for file in (MODEL_FILE, OPTIMIZER_FILE)}
+    wanted_files = (MODEL_FILE, OPTIMIZER_FILE) if any(f.endswith(OPTIMIZER_FILE) for f in files) else (MODEL_FILE,)
+    wanted = {f"{rank:02d}/{file}" for rank in range(size) for file in wanted_files}
     if missing := sorted(wanted - files):
         raise DamagedCheckpoint(f"{directory} lacks mp_rank_{missing[0]}")
     return directory, size

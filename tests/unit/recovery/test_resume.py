@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, LoadReport
+from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, LoadReport, SectionMismatch
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.cluster.workers.records import RankLayout
 from rlinf_lite.config import Config, ConfigError, keys
@@ -18,6 +18,7 @@ from rlinf_lite.recovery.resume import (
     check_identity,
     choose_start,
     initial_weights,
+    log_missing_rows,
     log_what_differs,
     recipe,
     restore,
@@ -235,6 +236,49 @@ def test_ranks_of_each_model_are_part_of_the_recipe_where_they_count():
     for identity, number in ((IDENTITY, 1), ({**IDENTITY, **ROUNDS}, 4)):
         assert len({recipe(identity, sizes, "cpu") for sizes in made_with}) == number
         assert recipe(identity, {"actor": 2, "critic": 1}, "cpu") == recipe(identity, dict(made_with[1]), "cpu")
+
+
+class Files:
+    """A state in a layout of its own, as Megatron's."""
+
+    def files(self, step: int) -> dict[str, object]:
+        return {"latest_checkpointed_iteration.txt": str(step).encode()}
+
+    def load(self, names: object, read: object, *, weights_only: bool) -> bool:
+        raise AssertionError("is only saved")
+
+
+def test_the_other_backend_is_refused_with_the_converter_before_anything_else(checkpoints, tmp_path):
+    start = choose_start(asks().runner, checkpoints)
+    with pytest.raises(SectionMismatch, match=r"convert_dcp_to_megatron\.py --dcp_path .*global_step_3"):
+        check_identity(start, {**IDENTITY, "actor.training_backend": "megatron", "lr": 9.0}, [])
+    data = {"progress": Progress(step=4).state(), "observability": {"wandb_run_id": None}}
+    Checkpointer(tmp_path / "other").save(4, Files(), data=data, info={"identity": IDENTITY})
+    start = choose_start(asks().runner, tmp_path / "other")
+    with pytest.raises(SectionMismatch, match=r"convert_megatron_to_dcp\.py --megatron_path .*global_step_4"):
+        check_identity(start, {**IDENTITY, "actor.training_backend": "fsdp"}, [])
+
+
+def test_another_programs_checkpoint_is_resumed_by_consent_only(tmp_path, capsys):
+    info = {"lacks_rng": True, "written_by": "RLinf"}
+    Checkpointer(tmp_path).save(50, {"model": {"w": torch.zeros(3)}}, info=info)
+    start = choose_start(asks().runner, tmp_path)
+    assert (start.progress.step, start.progress.cursor, start.hub_state["last_step"]) == (50, 0, 50)
+    log_missing_rows(start, tmp_path / "metrics.jsonl", tmp_path)
+    assert "missing" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"checkpoint \(written by\): RLinf") as caught:
+        check_identity(start, IDENTITY, [])
+    name = "checkpoint (written by)"
+    assert f"\"runner.resume_allow_changes=['{name}']\"" in str(caught.value)
+    allowed = check_identity(start, IDENTITY, [name])
+    assert allowed.committed_step == 50 and name in allowed.changes[0]
+    report = LoadReport(
+        path=tmp_path, manifest=start.selection.manifest, load_seconds=0.1, rng_restored=False, num_bytes=1
+    )
+    capsys.readouterr()
+    log_what_differs(report, {"actor": 1}, "cpu")
+    printed = capsys.readouterr().out
+    assert "has no RNG state" in printed and "RLinf wrote it: data and counters" in printed
 
 
 def test_a_link_to_the_weights_may_move_on_or_go(checkpoints, tmp_path):

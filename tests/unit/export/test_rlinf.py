@@ -1,0 +1,105 @@
+"""RLinf's own FSDP checkpoints, saved here as RLinf does, become checkpoints to resume from."""
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.checkpoint.stateful import Stateful
+
+from rlinf_lite.checkpoint import Checkpointer, manifest, read_data
+from rlinf_lite.recovery.records import check_info
+from rlinf_lite.ties import tied_names
+from rlinf_lite.training.fsdp.state import optimizer_state
+from rlinf_lite.weights.names import named_weights
+
+TOOLS = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor"
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+class TrainingState(Stateful):
+    """What RLinf gives to ``dcp.save`` under the key ``fsdp_checkpoint``."""
+
+    def __init__(self, model, optimizer, scheduler):
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+
+    def state_dict(self):
+        options = StateDictOptions(full_state_dict=False, cpu_offload=True)
+        model, optimizer = get_state_dict(model=self.model, optimizers=self.optimizer, options=options)
+        rng = {"cpu": torch.get_rng_state(), "numpy": np.random.get_state(), "random": random.getstate()}
+        return {
+            "model": model,
+            "optimizers": optimizer,
+            "lr_schedulers": [self.scheduler.state_dict()],
+            "fsdp_version": "fsdp2",
+            "rng": rng,
+        }
+
+    def load_state_dict(self, state):
+        raise AssertionError("is only saved")
+
+
+@pytest.fixture
+def trained(make_model, tmp_path):
+    """A model after three optimizer steps, its optimizer, and RLinf's checkpoint of it."""
+
+    def train(family, tied):
+        model = make_model(family, tied)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        for step in range(3):
+            model(torch.tensor([[1, 5, 3, step]])).logits.square().sum().backward()
+            optimizer.step(), scheduler.step(), optimizer.zero_grad()
+        checkpoint = tmp_path / "rlinf/global_step_50"
+        dcp.save(
+            {"fsdp_checkpoint": TrainingState(model, optimizer, scheduler)},
+            checkpoint_id=checkpoint / "actor/dcp_checkpoint",
+        )
+        return model, optimizer, checkpoint
+
+    return train
+
+
+@pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("llama", False)])
+def test_weights_and_optimizer_state_are_loaded(trained, make_model, base_of, tool, tmp_path, family, tied):
+    model, optimizer, checkpoint = trained(family, tied)
+    convert = tool(TOOLS / "convert_rlinf_to_dcp.py")
+    code, printed = convert(dcp_path=checkpoint, base_model=base_of(model), output_path=tmp_path / "ours")
+    assert code == 0, printed
+    path = tmp_path / "ours/global_step_50"
+
+    other = make_model(family, tied, seed=7)
+    adam = {
+        name: {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        for name, p in other.named_parameters()
+    }
+    state = {"model": dict(named_weights(other)), "optim": adam, "lr_scheduler": {"num_updates": torch.tensor(0)}}
+    report = Checkpointer(tmp_path / "ours").load(path, state)
+    assert not report.rng_restored
+    assert state["lr_scheduler"]["num_updates"] == 3
+    theirs = optimizer_state(model, optimizer)
+    for name, param in named_weights(model):
+        assert torch.equal(state["model"][name], param), name
+    for name, moments in theirs.items():
+        assert all(torch.equal(adam[name][key], tensor) for key, tensor in moments.items()), name
+
+    about = manifest.read(path)
+    check_info(about.info)
+    assert (about.step, read_data(path)) == (50, {})
+    assert about.info["written_by"] == "RLinf" and about.info["tied"] == tied_names(model)
+
+
+def test_refusals(trained, base_of, tool, assert_refused, tmp_path):
+    model, _, checkpoint = trained("llama", False)
+    convert = tool(TOOLS / "convert_rlinf_to_dcp.py")
+    flags = {"base_model": base_of(model), "output_path": tmp_path / "ours"}
+    shutil.copytree(checkpoint / "actor/dcp_checkpoint", tmp_path / "unnamed")
+    assert_refused(convert(dcp_path=tmp_path / "unnamed", **flags), "is in no global_step_N directory")
+    assert convert(dcp_path=checkpoint, **flags)[0] == 0
+    assert_refused(convert(dcp_path=checkpoint, **flags), "exists already")
+    assert_refused(convert(dcp_path=tmp_path / "ours/global_step_50", **flags), "is a checkpoint of rlinf_lite already")
