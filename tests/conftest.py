@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import psutil
@@ -74,6 +75,8 @@ TINY = {
 }
 _END_SECONDS = 600
 """After which a run counts as hanging. On a quiet machine it ends within 30 s."""
+ForkedProcess = runpy.run_path(str(Path(__file__).with_name("forked_run.py")))["ForkedProcess"]
+Process = subprocess.Popen[str] | ForkedProcess
 _SECONDS = ("time/", "throughput/", "memory/", "save/")
 
 
@@ -92,9 +95,11 @@ class Run:
 
     root: Path
     overrides: dict[str, str]
-    processes: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
+    processes: list[Process] = field(default_factory=list, compare=False)
     template: bool = True
     """Fork workers from a server of this test process. False: as for a user, whose driver starts its own."""
+    context: BaseContext | None = None
+    """Of the fork server from which parent and driver are forked. None: started as by a user, by running Python."""
 
     @property
     def directory(self) -> Path:
@@ -108,14 +113,18 @@ class Run:
         settings = {**TINY, **self.overrides, "runner.output_dir": str(self.root)}
         return [*(f"{key}={value}" for key, value in settings.items()), *extra]
 
-    def start(self, *extra: str, faults: list[dict] | None = None) -> subprocess.Popen[str]:
+    def start(self, *extra: str, faults: list[dict] | None = None) -> Process:
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *self.arguments(*extra)]
         env = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
         if self.template:
             env[TEMPLATE_VARIABLE] = template_server().name
         if faults:
             env["RLINF_LITE_FAULTS"] = json.dumps(faults)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        process: Process
+        if self.context is None:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        else:
+            process = ForkedProcess(self.context, command, env)
         self.processes.append(process)
         return process
 
@@ -132,7 +141,7 @@ class Run:
         assert process.returncode == expect, f"exit code {process.returncode}\n{printed}"
         return printed
 
-    def read_until(self, process: subprocess.Popen[str], text: str) -> str:
+    def read_until(self, process: Process, text: str) -> str:
         """What the process prints up to the line with ``text``."""
         printed = ""
         assert process.stdout is not None
@@ -152,16 +161,16 @@ class Run:
         process.wait(timeout=60)
         return printed
 
-    def driver(self, process: subprocess.Popen[str]) -> psutil.Process:
+    def driver(self, process: Process) -> psutil.Process:
         """The driver that ``process``, the parent, runs now."""
         while True:
             for child in psutil.Process(process.pid).children():
                 with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                    if "rlinf_lite.driver" in child.cmdline():
+                    if child.name() == "driver" or "rlinf_lite.driver" in child.cmdline():
                         return child
             time.sleep(0.01)
 
-    def below(self, process: subprocess.Popen[str]) -> list[psutil.Process]:
+    def below(self, process: Process) -> list[psutil.Process]:
         """All processes of the run below ``process``, the parent, and workers that a template has forked for it."""
         found: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
@@ -233,8 +242,15 @@ _PRELOAD = [
     "rlinf_lite.checkpoint",
     "rlinf_lite.training.fsdp.trainer",
     "wandb",
+    "rlinf_lite.config.compose",
+    "rlinf_lite.config.unusual",
+    "rlinf_lite.launch",
+    "rlinf_lite.parent",
+    "rlinf_lite.recovery.build",
+    "rlinf_lite.recovery.prepare",
+    "rlinf_lite.recovery.supervisor",
 ]
-"""What ranks and programs import. Python leaves out in silence what is not installed."""
+"""What ranks, programs and drivers import. Python leaves out in silence what is not installed."""
 
 
 @pytest.fixture(scope="session")
@@ -247,10 +263,7 @@ def fork_server():
 
 @pytest.fixture
 def run_forked(fork_server, tmp_path: Path):
-    """``run_forked("tool.py", "--flag")`` or ``run_forked("-c", code)``: as `subprocess.run` of Python, forked.
-
-    Functions that the program has registered with `atexit` are not called.
-    """
+    """``run_forked("tool.py", "--flag")`` or ``run_forked("-c", code)``: as `subprocess.run` of Python, forked."""
     program = str(Path(__file__).with_name("forked_program.py"))
 
     def run(*arguments, cwd=".", env=None, timeout=120) -> subprocess.CompletedProcess[str]:
@@ -284,12 +297,13 @@ def forks() -> ForkServer:
 
 
 @pytest.fixture
-def new_run(tmp_path: Path):
-    """Makes runs in directories of their own."""
+def new_run(tmp_path: Path, fork_server: BaseContext):
+    """Makes runs in directories of their own; ``plain``: started by running Python, as by a user."""
     made: list[Run] = []
 
-    def make(overrides: dict[str, str]) -> Run:
-        made.append(Run(tmp_path / f"run{len(made)}", overrides))
+    def make(overrides: dict[str, str], *, plain: bool = False) -> Run:
+        joins = "RLINF_LITE_TEST_RAY" in os.environ  # Ray reads the settings of a cluster when it is imported
+        made.append(Run(tmp_path / f"run{len(made)}", overrides, context=None if plain or joins else fork_server))
         return made[-1]
 
     yield make

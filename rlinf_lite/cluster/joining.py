@@ -17,6 +17,7 @@ from ray._private.services import find_bootstrap_address
 
 from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.errors import ClusterError, RayLost
+from rlinf_lite.cluster.forks.client import ForkServer
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.cluster.small_ray import small_ray
 from rlinf_lite.config import ClusterConfig, ConfigError
@@ -28,11 +29,12 @@ _SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux."""
 
 
-def connect(config: ClusterConfig, rejoin: str | None = None) -> str:
+def connect(config: ClusterConfig, rejoin: str | None = None, forks: ForkServer | None = None) -> str:
     """Join the cluster that runs, or start one here. Returns its address, or ``local``.
 
     Args:
         rejoin: address of the cluster that this run was on before: it is waited for, and no other is joined.
+        forks: starts the workers of a Ray that is started here, which then has no GPU.
 
     Raises:
         ClusterError: the cluster that was named, or that this run was on, does not answer, or does not let us in.
@@ -47,11 +49,11 @@ def connect(config: ClusterConfig, rejoin: str | None = None) -> str:
         return address
     if address is not None and wanted != "auto":
         raise ClusterError(f"RAY_ADDRESS={wanted}: no Ray cluster answers there; correct it, or unset it")
-    _start(config)
+    _start(config, forks)
     return "local"
 
 
-def _start(config: ClusterConfig) -> None:
+def _start(config: ClusterConfig, forks: ForkServer | None) -> None:
     """Start a Ray of our own.
 
     Raises:
@@ -65,10 +67,11 @@ def _start(config: ClusterConfig) -> None:
     own_ray.adopt_orphans()
     own_ray.note_start()
     try:
-        with small_ray():
+        with small_ray(forks):
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
+                num_gpus=None if forks is None else 0,
                 object_store_memory=config.object_store_memory,
                 include_dashboard=False,
                 logging_level=logging.CRITICAL,

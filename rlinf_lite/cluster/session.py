@@ -226,8 +226,7 @@ class Session:
             num_cpus=0,
             num_gpus=self._gpu_share(component, slots[0]),
             scheduling_strategy=self._in_bundle(slots[0]),
-            runtime_env={"env_vars": worker_env(self.config, self.device) | self._visible_gpus(slots)}
-            | ({} if self._forks is None else {"py_executable": self._forks.python}),
+            runtime_env=self._runtime_env(slots),
             enable_task_events=False,
         )
         return WorkerHandle(guard.ask(host.remote, *args))
@@ -241,6 +240,13 @@ class Session:
             return {}
         gpus = [self._gpus[self.placement.used.index(slot)] for slot in slots]
         return {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+    def _runtime_env(self, slots: Sequence[int]) -> dict[str, Any] | None:
+        """Return what Ray has to do to start a worker; None if it does so for every worker."""
+        if self._forks is not None and self._forks.starts_all_workers:
+            return None
+        env: dict[str, Any] = {"env_vars": worker_env(self.config, self.device) | self._visible_gpus(slots)}
+        return env if self._forks is None else env | {"py_executable": self._forks.python}
 
     def _gpu_share(self, component: str, slot: int) -> float:
         """Return the fraction of the slot's GPU that a worker of ``component`` gets."""
@@ -293,7 +299,7 @@ def open_session(
         ConfigError: the placement cannot be read, or has no room for the engines' GPUs.
     """
     with _fork_server(config) as forks:
-        address = connect(config, rejoin)
+        address = connect(config, rejoin, forks)
         if address != "local" and forks is not None:
             forks.close()  # a cluster's nodes may have Python elsewhere
             forks = None

@@ -151,7 +151,7 @@ def test_stopped_while_it_starts(new_run, still_running):
         ("starting ...", 2.0),
         ("ray:", 0.5),
     ]:
-        run = new_run({})
+        run = new_run({}, plain=text is None)
         process = run.start()
         if text is not None:
             run.read_until(process, text)

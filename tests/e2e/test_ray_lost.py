@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -50,8 +51,9 @@ def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, stil
                 below = run.below(process)
                 started.update(below)
                 for child in below:
-                    if child.name() == part:
-                        child.kill()
+                    with suppress(psutil.NoSuchProcess):  # what ends with a part that was killed before
+                        if child.name() == part:
+                            child.kill()
             time.sleep(0.01)
         text = printed.result()[0]
     assert process.returncode == 0, text

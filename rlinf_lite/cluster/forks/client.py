@@ -22,7 +22,9 @@ _END_SECONDS = 5.0
 
 def can_fork(device: str) -> bool:
     """Whether workers can be forked here: on Linux, without a GPU, since a process that has used CUDA cannot be."""
-    return sys.platform == "linux" and (device == "cpu" or (device == "auto" and not glob("/dev/nvidia[0-9]*")))
+    return sys.platform == "linux" and (
+        device == "cpu" or (device == "auto" and not glob("/dev/nvidia[0-9]*") and not glob("/dev/kfd"))
+    )
 
 
 class ForkServer:
@@ -35,6 +37,9 @@ class ForkServer:
             environment: of the workers, besides the environment of this process.
         """
         self.name = f"rlinf_lite-{os.getpid()}-{uuid4().hex}"
+        self.environment = dict(environment)
+        self.starts_all_workers = False
+        """Whether a Ray was started whose workers all are forked from it, with that environment, unasked."""
         self._process: subprocess.Popen[bytes] | None = None
         whole = {**os.environ, **environment}
         with shim.listener(self.name) as listener:
@@ -54,9 +59,14 @@ class ForkServer:
         return ours
 
     @property
+    def command(self) -> list[str]:
+        """What Ray starts in place of Python."""
+        return [sys.executable, "-S", "-I", str(Path(shim.__file__)), self.name]
+
+    @property
     def python(self) -> str:
-        """The command, quoted for a shell, that Ray starts in place of Python."""
-        return shlex.join([sys.executable, "-S", "-I", str(Path(shim.__file__)), self.name])
+        """`command`, quoted for a shell."""
+        return shlex.join(self.command)
 
     @property
     def pid(self) -> int | None:

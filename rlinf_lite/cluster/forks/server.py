@@ -32,6 +32,9 @@ from rlinf_lite.cluster.forks import shim
 from rlinf_lite.quick_imports import quick_imports
 
 _PRELOADED = (
+    "google.protobuf.json_format",
+    "jsonschema",
+    "requests",
     "rlinf_lite.checkpoint",
     "rlinf_lite.models.build",
     "rlinf_lite.rollout.build",
@@ -44,7 +47,8 @@ _PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
 )
-"""Not Ray: it reads a worker's variables, such as its job's id, when it is imported, and never again."""
+"""With what Ray imports, but not Ray: it reads a worker's variables, such as its job's id, at its import, and never
+again."""
 _READ_AT_IMPORT = ("OMP_", "MKL_", "CUDA_", "TORCH", "PYTORCH", "PYTHON", "TRANSFORMERS_", "HF_", "LD_")
 """How variables begin that libraries read when they are imported: a worker's must be the server's."""
 

@@ -2,8 +2,9 @@
 
     python -S -I shim.py SERVER default_worker.py ARGUMENTS...
 
-Ray starts this in place of Python. Where no fork server answers, or it refuses, as on another node, this process
-becomes Python itself. A worker lives as long as its shim: the server kills it when the connection closes.
+Ray starts this in place of Python, or of its own `setup_worker.py`, whose options it drops. Where no fork server
+answers, or it refuses, as on another node, this process becomes Python itself. A worker lives as long as its shim: the
+server kills it when the connection closes.
 Imports the standard library only, and little of it.
 """
 
@@ -13,6 +14,7 @@ import socket
 import sys
 
 ACCEPTED = b"+"
+_OF_SETUP = ("--serialized-runtime-env-context=", "--language=")
 _NAMESPACES = ("pid", "mnt", "net")
 _PATIENCE = 20.0
 """Seconds for the server to answer, which may still be importing. Ray gives a worker 60 s to report."""
@@ -62,7 +64,8 @@ def run_forked(server: str, argv: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    exit_code = run_forked(sys.argv[1], sys.argv[2:])
+    program = [word for word in sys.argv[2:] if not word.startswith(_OF_SETUP)]
+    exit_code = run_forked(sys.argv[1], program)
     if exit_code is None:
-        os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+        os.execv(sys.executable, [sys.executable, *program])
     os._exit(exit_code)

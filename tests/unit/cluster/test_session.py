@@ -35,7 +35,7 @@ def joined(monkeypatch):
     """A joined cluster of two slots, and what is asked of it at the end."""
     pulse, asked = Pulse(), []
     guard.watch(None)
-    monkeypatch.setattr(module, "connect", lambda config, rejoin: "10.0.0.1:6379")
+    monkeypatch.setattr(module, "connect", lambda config, rejoin, forks: "10.0.0.1:6379")
     monkeypatch.setattr(module, "_look_at_ray", lambda *watch: guard.watch(pulse))  # type: ignore[arg-type]
     monkeypatch.setattr(module, "remove_placement_group", asked.append)
     monkeypatch.setattr(Session, "reserve", lambda session: setattr(session, "_group", "group"))

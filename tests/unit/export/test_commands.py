@@ -54,8 +54,7 @@ def test_arguments_that_cannot_be_read(flags, text, to_hf, capsys):
 
 
 def test_help_as_a_command(run_forked):
-    started = subprocess.run([sys.executable, TO_HF, "-h"], capture_output=True, text=True)
-    for done in (started, run_forked(TO_DCP, "-h")):
+    for done in (run_forked(TO_HF, "-h"), run_forked(TO_DCP, "-h")):
         assert done.returncode == 0
         assert "example:" in done.stdout
         assert "--output_path" in done.stdout
