@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -78,7 +79,7 @@ def read(raw: Mapping[str, Any] | DictConfig, root: type[Section]) -> tuple[dict
         if lines := _convert(given, key, spec):
             problems += lines
             refused.add(key)
-    merged = OmegaConf.merge(OmegaConf.create(root().model_dump(warnings=False)), given)
+    merged = OmegaConf.merge(_defaults(root), given)
     values: dict[str, Any] = {}
     for key, spec in keys(root).items():
         try:
@@ -102,6 +103,11 @@ def read(raw: Mapping[str, Any] | DictConfig, root: type[Section]) -> tuple[dict
                 problems += [f"{key}.{index}.{line}" for index, (_, lines) in enumerate(items) for line in lines]
                 values[key] = [item for item, _ in items]
     return values, problems
+
+
+@functools.cache
+def _defaults(root: type[Section]) -> DictConfig:
+    return OmegaConf.create(root().model_dump(warnings=False))
 
 
 def _drop_unknown(given: DictConfig, prefix: str, root: type[Section]) -> Iterator[str]:
@@ -143,8 +149,8 @@ def _convert(given: DictConfig, key: str, spec: Key) -> list[str]:
 
 def _as_written(node: DictConfig, name: Any) -> Any:
     """The value of a key with its interpolations as they are."""
-    written: Any = OmegaConf.to_container(node)
-    return written[name]
+    child: Any = node._get_node(name)
+    return OmegaConf.to_container(child) if OmegaConf.is_config(child) else child._value()
 
 
 def _resolved(merged: Any, key: str) -> Any:
