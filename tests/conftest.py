@@ -297,6 +297,12 @@ def forks() -> ForkServer:
 
 
 @pytest.fixture
+def start_forked(fork_server: BaseContext):
+    """``start_forked(command, environment)``: a run, as `subprocess.Popen` with a pipe for all that it prints."""
+    return functools.partial(ForkedProcess, fork_server)
+
+
+@pytest.fixture
 def new_run(tmp_path: Path, fork_server: BaseContext):
     """Makes runs in directories of their own; ``plain``: started by running Python, as by a user."""
     made: list[Run] = []
@@ -312,7 +318,7 @@ def new_run(tmp_path: Path, fork_server: BaseContext):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, fork_server: BaseContext):
     """``undisturbed(name, overrides)``: a run that nothing happened to. Tests only read it.
 
     It is made once per session, by whichever worker of pytest-xdist needs it first; the others wait for it.
@@ -322,7 +328,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
         directory = directory.parent  # the same one for all workers
 
     def make(name: str, overrides: dict[str, str]) -> Run:
-        run, finished = Run(directory / name, overrides), directory / f"{name}.finished"
+        run, finished = Run(directory / name, overrides, context=fork_server), directory / f"{name}.finished"
         with (directory / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not finished.exists():

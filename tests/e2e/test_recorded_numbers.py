@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,16 +43,21 @@ def fork_workers_from_here(forks: ForkServer, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
 
 
-def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS) -> str:
+def start_plainly(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS, start: Callable[..., Any] = start_plainly) -> str:
     """Train the embedded default for some steps; returns the sha256 of the state that it saves."""
     settings = [f"runner.max_steps={steps}", f"runner.save_interval={steps}", f"runner.output_dir={output_dir}"]
     settings.append("rollout.return_logprobs=true")
     command = [sys.executable, "-m", "rlinf_lite.main_math", *settings, "cluster.warm_spares=0", *overrides]
     environment = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = start(command, environment)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, printed
     checked = "\nreproducible: yes; engine and trainer agree: yes ("
-    assert done.stdout.count(checked) == done.stdout.count("reproducible: ") == 1, done.stdout
+    assert printed.count(checked) == printed.count("reproducible: ") == 1, printed
     run = output_dir / "grpo-tiny-arithmetic"
     assert [event.kind for event in read_events(run / "events.jsonl")][:2] == [START, CHECK]
     rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
@@ -61,11 +68,12 @@ def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_old_log_probs_of_the_engine_are_those_of_a_pass(tmp_path: Path) -> None:
+def test_old_log_probs_of_the_engine_are_those_of_a_pass(tmp_path: Path, start_forked: Callable[..., Any]) -> None:
     """The correction of a mismatch asks for the pass, and then multiplies the losses by exp(0)."""
     given = ("algorithm.n_minibatches=2", "algorithm.sampling_params.temperature=0.8", "algorithm.mask_truncated=true")
-    saved = run_digest(tmp_path / "engine", *given, steps=3)
-    assert run_digest(tmp_path / "pass", *given, "algorithm.importance_sampling_fix=true", steps=3) == saved
+    saved = run_digest(tmp_path / "engine", *given, steps=3, start=start_forked)
+    fixed = "algorithm.importance_sampling_fix=true"
+    assert run_digest(tmp_path / "pass", *given, fixed, steps=3, start=start_forked) == saved
 
 
 @pytest.mark.timeout(900)
