@@ -13,12 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -47,16 +49,45 @@ def pytest_collection():
         return (yield)
 
 
-_LONGEST_FIRST = ("soak", "e2e", "distributed")
-"""Directories of tests. What is short comes last, and keeps every worker of pytest-xdist busy until the end."""
+def _directory(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
+@pytest.hookimpl(trylast=True)  # without what is left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        directory = item.path.relative_to(Path(__file__).parent).parts[0]
-        return _LONGEST_FIRST.index(directory) if directory in _LONGEST_FIRST else len(_LONGEST_FIRST)
+    """Whole runs among the other tests, since they leave cores idle; none at the end, where nothing fills them."""
+    runs = [item for item in items if _directory(item) == "e2e"]
+    others = sorted(
+        (item for item in items if _directory(item) != "e2e"),
+        key=lambda item: _directory(item) == "unit",  # what has processes of its own comes first
+    )
+    between = int(0.8 * len(others) / max(1, len(runs)))
+    items.clear()
+    for place, run in enumerate(runs):
+        items += [run, *others[place * between : (place + 1) * between]]
+    items += others[len(runs) * between :]
 
-    items.sort(key=place)
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the time limit of a test does not count waiting
+def pytest_runtest_protocol(item: pytest.Item):
+    """At most two whole runs at a time, whatever the number of workers of pytest-xdist."""
+    if _directory(item) != "e2e" or "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    places = Path(tempfile.gettempdir()) / f"rlinf-lite-runs-{os.environ['PYTEST_XDIST_TESTRUNUID']}"
+    places.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        files = [stack.enter_context((places / str(number)).open("w")) for number in range(2)]
+        while not any(map(_lock, files)):
+            time.sleep(0.1)
+        return (yield)
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 # 24 problems, 8 per step: an epoch is 3 steps. No spare worker process: only tests of recovery have a use for one.

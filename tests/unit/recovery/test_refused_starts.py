@@ -17,6 +17,7 @@ from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.directories import make_directories
 from rlinf_lite.recovery.prepare import _log_if_never_warm, prepare
 
+DRIVER = "import runpy; runpy.run_module('rlinf_lite.driver', run_name='__main__')"
 LONG = f"/tmp/{'x' * 60}"
 
 
@@ -46,13 +47,14 @@ def test_it_is_explained_and_leaves_nothing(tmp_path, overrides, env, code, said
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_there_before_stays(tmp_path):
+def test_what_was_there_before_stays(tmp_path, run_forked):
     (tmp_path / "new" / "logs" / "grpo-tiny-arithmetic").mkdir(parents=True)
-    before = sorted(tmp_path.rglob("*"))
-    done = start(tmp_path, "cluster.component_placement.critic=0")
+    before = sorted((tmp_path / "new").rglob("*"))
+    given = [f"runner.output_dir={tmp_path}/new/logs", "cluster.component_placement.critic=0"]
+    done = run_forked("-c", DRIVER, *given, cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": "local"})
     assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
     assert "critic is placed, but there is none" in done.stderr and len(done.stderr.splitlines()) <= 3
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted((tmp_path / "new").rglob("*")) == before
 
 
 def test_directories_that_cannot_all_be_made_are_not_made(tmp_path):
