@@ -89,7 +89,7 @@ class Checkpointer:
             info: JSON values for the manifest (those of rank 0 are written).
             resolve: returns the tensor of a name when it is to be written, where ``state`` has one on the meta device.
             extra: further files of this rank in its section, which no load reads: content by name, as of
-                `FileState.files`, with larger tensors as `Copied` or `Lazy`.
+                `FileState.files`. Nobody may change its tensors until the save has ended.
 
         Raises:
             SaveError: names rank, path and cause. Nothing was committed, and the temporary files are removed.

@@ -64,15 +64,17 @@ class FilesPart:
 
     plan = None
 
-    def __init__(self, contents: Mapping[str, object]) -> None:
+    def __init__(self, contents: Mapping[str, object], *, live: bool = True) -> None:
         """
         Args:
             contents: what `FileState.files` returned.
+            live: whether tensors may change after the fence; if not, all of them are like `Copied`.
 
         Raises:
             ValueError: a name leads out of the section, or is that of a DCP file.
             TypeError: a content cannot be saved.
         """
+        self._may_change = live
         self._files: dict[str, TorchFile | bytes] = {}
         self._live: list[torch.Tensor] = []
         for name, content in sorted(contents.items()):
@@ -91,7 +93,9 @@ class FilesPart:
         for index, tensor in enumerate(file.tensors):
             if not isinstance(tensor, torch.Tensor):
                 continue
-            if tensor.nbytes > SMALL_BYTES:
+            if not self._may_change:
+                file.tensors[index] = Copied(tensor)
+            elif tensor.nbytes > SMALL_BYTES:
                 self._live.append(tensor)
             else:
                 file.tensors[index] = Copied(tensor.detach().clone())

@@ -59,7 +59,7 @@ def capture(
     """
     return Content(
         taken=FilesPart.of(state, step) if isinstance(state, FileState) else _tensors(state, rank),
-        extra=FilesPart(extra or {}),
+        extra=FilesPart(extra or {}, live=False),
         data=data_file.encode(data),
         info=json.loads(json.dumps(dict(info))),
         resolve=resolve,

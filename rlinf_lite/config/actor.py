@@ -111,16 +111,9 @@ class FsdpConfig(Section):
     there are fewer reductions, but each rank holds a whole gradient in between."""
     mixed_precision: MixedPrecisionConfig = Field(default_factory=MixedPrecisionConfig)
     grad_scaler: GradScalerConfig = Field(default_factory=GradScalerConfig)
-    save_full_model_weights: Neutral[
-        Annotated[
-            bool,
-            unsupported(
-                "is not implemented; toolkits/ckpt_convertor/convert_dcp_to_state_dict.py makes full weights of any "
-                "checkpoint"
-            ),
-        ]
-    ] = False
-    """Not implemented; must be false."""
+    save_full_model_weights: Neutral[bool] = False
+    """Write the model as one file, too: ``model_state_dict/full_weights.pt`` in the section of a checkpoint, for
+    ``torch.load(weights_only=True)``. The first rank gathers it in CPU memory at the start of each save."""
 
 
 class MegatronConfig(Section):

@@ -14,6 +14,7 @@ from rlinf_lite.checkpoint import LoadReport
 from rlinf_lite.cluster.workers.trainer_worker import TrainerWorker
 from rlinf_lite.config import AlgorithmConfig, CheckpointConfig, ClusterConfig, CriticConfig
 from rlinf_lite.models import hf_directory
+from rlinf_lite.models.build import DTYPES
 from rlinf_lite.training.fsdp.build import build_critic
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.types import TokenBatch
@@ -42,7 +43,17 @@ class CriticWorker(TrainerWorker):
         """
         loss = build_algorithm(algorithm, search).losses().critic
         assert loss is not None, "critic.use_critic_model without algorithm.adv_type=gae"
-        super().__init__(rank, num_ranks, config.optim, loss, checkpoint, cluster, seed=seed, device=device)
+        super().__init__(
+            rank,
+            num_ranks,
+            config.optim,
+            loss,
+            checkpoint,
+            cluster,
+            seed=seed,
+            device=device,
+            full_weights=DTYPES[config.model.precision] if config.fsdp_config.save_full_model_weights else None,
+        )
         self._config = config
 
     def _build_trainer(self, mesh: DeviceMesh) -> FsdpTrainer:

@@ -45,7 +45,18 @@ class PolicyWorker(TrainerWorker):
             search: where to look for a user's algorithm.
         """
         loss = build_algorithm(algorithm, search).losses().policy
-        super().__init__(rank, num_ranks, config.optim, loss, checkpoint, cluster, seed=config.seed, device=device)
+        full = config.training_backend == "fsdp" and config.fsdp_config.save_full_model_weights
+        super().__init__(
+            rank,
+            num_ranks,
+            config.optim,
+            loss,
+            checkpoint,
+            cluster,
+            seed=config.seed,
+            device=device,
+            full_weights=build.DTYPES[config.model.precision] if full else None,
+        )
         self._config, self._algorithm = config, algorithm
         self._reference: Scorer | None = None
         self._channel_store: dist.TCPStore | None = None

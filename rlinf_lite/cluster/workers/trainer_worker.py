@@ -41,6 +41,7 @@ from rlinf_lite.config import CheckpointConfig, ClusterConfig, OptimConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
+from rlinf_lite.training.full_weights import full_weights_file
 from rlinf_lite.training.lr import learning_rate
 from rlinf_lite.training.trainer import Trainer
 from rlinf_lite.training.update import UpdateReport, update
@@ -79,11 +80,14 @@ class TrainerWorker(ABC):
         *,
         seed: int,
         device: str,
+        full_weights: torch.dtype | None = None,
     ) -> None:
         """
         Args:
             rank: of this model.
+            full_weights: the type in which every save also writes the whole model as one file; None: it does not.
         """
+        self._full_weights = full_weights
         self.rank, self.num_ranks = rank, num_ranks
         self._optim, self._loss, self._checkpoint, self._seed = optim, loss, checkpoint, seed
         self.device = fix_device(cluster, device)
@@ -205,13 +209,21 @@ class TrainerWorker(ABC):
 
     def save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> SaveReport:
         """Write a checkpoint and wait until it is committed."""
-        return self._built.checkpointer.save(step, self.trainer.state(), data=data, info=info)
+        state, extra = self.trainer.state(), self._extra_files()
+        return self._built.checkpointer.save(step, state, data=data, info=info, extra=extra)
 
     def start_save(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> float:
         """Begin a save; return the seconds that this took."""
         began = time.perf_counter()
-        self._built.checkpointer.start(step, self.trainer.state(), data=data, info=info)
+        state, extra = self.trainer.state(), self._extra_files()
+        self._built.checkpointer.start(step, state, data=data, info=info, extra=extra)
         return time.perf_counter() - began
+
+    def _extra_files(self) -> dict[str, object]:
+        """What a checkpoint holds beside the state: with ``save_full_model_weights`` the model as RLinf writes it."""
+        if self._full_weights is None:
+            return {}
+        return full_weights_file(self.trainer, self._full_weights, keep=self.rank == 0)
 
     def poll_save(self) -> SaveReport | SaveError | None:
         """Return how the save in flight ended on this rank, once; None if it has not ended."""

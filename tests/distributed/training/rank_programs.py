@@ -24,6 +24,7 @@ from rlinf_lite.training.batch import SplitSettings, StepBatch
 from rlinf_lite.training.fsdp.build import build_critic, build_policy, build_reference
 from rlinf_lite.training.fsdp.norm import gradient_norm
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
+from rlinf_lite.training.full_weights import full_weights_file
 from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.training.update import UpdateReport, update
 from rlinf_lite.types import Column, Group
@@ -229,7 +230,8 @@ def train_and_save(
     for number in steps:
         reports += trained.step(groups, advantages, number)
         if number == save_after:
-            path = str(checkpointer.save(number, trainer.state(), data={}, info={}).path)
+            full = full_weights_file(trainer, torch.float32, keep=mesh.get_local_rank() == 0)
+            path = str(checkpointer.save(number, trainer.state(), extra=full).path)
     digest = state_digest(flatten(trainer.state()))
     return {**snapshot(trainer), "reports": reports, "path": path, "random": torch.rand(4), "digest": digest}
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
 DROPOUT = {
     "actor.model.dropout": True,
@@ -44,6 +48,16 @@ def test_resumed_equals_straight(
     assert straight[0]["num_updates"] == 8
     skipped = [report.skipped for report in straight[0]["reports"]]
     assert set(skipped[4:]) == ({False} if changes is DROPOUT else {False, True}), skipped
+    check_full_weights(Path(straight[0]["path"]) / "actor")
+
+
+def check_full_weights(section: Path) -> None:
+    """The file beside the shards holds the same model, with all names of tied weights, and any torch reads it."""
+    full = torch.load(section / "model_state_dict/full_weights.pt", weights_only=True)
+    assert full["lm_head.weight"].data_ptr() == full["transformer.wte.weight"].data_ptr()
+    for name, tensor in read_tensors(section, lambda name: name.startswith("model.")).items():
+        assert torch.equal(full.pop(name.removeprefix("model.")), tensor), name
+    assert list(full) == ["lm_head.weight"]
 
 
 @pytest.mark.parametrize("dropout", [True, False])
