@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from rlinf_lite import faults
-from rlinf_lite.checkpoint import layout, rng
+from rlinf_lite import faults, rng
+from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.errors import DamagedCheckpoint
 from rlinf_lite.checkpoint.file_state import FileState

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from rlinf_lite import faults
-from rlinf_lite.checkpoint import layout, retention, rng
+from rlinf_lite import faults, rng
+from rlinf_lite.checkpoint import layout, retention
 from rlinf_lite.checkpoint.commit import Stage, abandon, commit, open_stage
 from rlinf_lite.checkpoint.errors import CheckpointError, SaveError
 from rlinf_lite.checkpoint.file_state import FileState

@@ -10,8 +10,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.stateful import Stateful
 
 from rlinf_lite.checkpoint.errors import StateMismatch, UnsafeCheckpoint
-from rlinf_lite.checkpoint.rng import PREFIX as RNG_PREFIX
 from rlinf_lite.checkpoint.storage import StoragePath
+from rlinf_lite.rng import PREFIX as RNG_PREFIX
 
 State = Mapping[str, Any]
 """Nested dicts of tensors (plain or DTensor), or `Stateful` objects that return and accept such dicts."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rlinf_lite import rng
 from rlinf_lite.algorithms import Loss, LossInputs, LossOutputs
-from rlinf_lite.checkpoint import rng
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.twice import Twice
 from rlinf_lite.training.batch import SplitSettings, StepBatch

@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from rlinf_lite import rng as rngs
 from rlinf_lite.algorithms import build_algorithm
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.checkpoint import manifest as manifests
-from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.config import Config
 from rlinf_lite.eval.engine import build_engine
 from rlinf_lite.eval.settings import configure

@@ -26,6 +26,7 @@ LEVELS = [
         "ties",
         "printable",
         "readable",
+        "rng",
         "quick_imports",
         "types",
         "user_code",
@@ -70,6 +71,7 @@ def test_rooms_import_only_lower_rooms():
                 same = {parts[1], room} <= LEVELS[0] or {parts[1], room} <= {"runner", "recovery"}
                 lower = LEVEL[parts[1]] < LEVEL[room] or same
                 assert lower, f"{file}: {room} must not import {parts[1]}"
+                assert {parts[1], room} != {"training", "checkpoint"}, f"{file}: neither of these knows the other"
 
 
 def test_libraries_stay_in_their_rooms():

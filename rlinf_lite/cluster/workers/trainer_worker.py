@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlinf_lite import faults
+from rlinf_lite import rng as rngs
 from rlinf_lite.algorithms import Loss
 from rlinf_lite.checkpoint import (
     Checkpointer,
@@ -32,7 +33,6 @@ from rlinf_lite.checkpoint import (
     flatten,
     state_digest,
 )
-from rlinf_lite.checkpoint import rng as rngs
 from rlinf_lite.checkpoint.file_state import FileState
 from rlinf_lite.cluster.workers.device import compute_capability, fix_device
 from rlinf_lite.cluster.workers.records import RankLayout, StoreAddress, TrainerSetup

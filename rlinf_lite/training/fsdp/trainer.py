@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.tensor import DTensor
 
+from rlinf_lite import rng
 from rlinf_lite.algorithms import Loss, LossInputs, LossOutputs
-from rlinf_lite.checkpoint import rng
 from rlinf_lite.config import FsdpConfig, OptimConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.training.fsdp.model import ShardedModel, TokenOutputs

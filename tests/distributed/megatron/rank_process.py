@@ -17,8 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from rlinf_lite import numerics
-from rlinf_lite.checkpoint import rng
+from rlinf_lite import numerics, rng
 
 sys.path.insert(0, str(Path(__file__).parent))
 

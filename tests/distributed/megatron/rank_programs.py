@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlinf_lite import rng
 from rlinf_lite.algorithms import LossInputs, LossOutputs
-from rlinf_lite.checkpoint import rng
 from rlinf_lite.config import Config
 from rlinf_lite.training.megatron.build import build_policy
 from rlinf_lite.training.megatron.groups import RankGroups

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, NoCheckpoint, rng
+from rlinf_lite import rng
+from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, NoCheckpoint
 
 
 def broken(state: rng.RngState, part: str, value: torch.Tensor | None) -> rng.RngState:

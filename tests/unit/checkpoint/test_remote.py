@@ -9,6 +9,7 @@ import fsspec
 import pytest
 import torch
 
+from rlinf_lite import rng
 from rlinf_lite.checkpoint import (
     Checkpointer,
     DamagedCheckpoint,
@@ -20,7 +21,6 @@ from rlinf_lite.checkpoint import (
     flatten,
     layout,
     read_data,
-    rng,
     select,
 )
 from rlinf_lite.checkpoint import manifest as manifests

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlinf_lite.checkpoint import rng
+from rlinf_lite import rng
 
 
 @pytest.fixture(autouse=True)
