@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -68,15 +67,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items += others[len(runs) * between :]
 
 
+_PLACES = Path(__file__), Path(__file__).with_name("run.sh")
+"""Files that are always there, to be locked."""
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the time limit of a test does not count waiting
 def pytest_runtest_protocol(item: pytest.Item):
     """At most two whole runs at a time, whatever the number of workers of pytest-xdist."""
     if _directory(item) != "e2e" or "PYTEST_XDIST_WORKER" not in os.environ:
         return (yield)
-    places = Path(tempfile.gettempdir()) / f"rlinf-lite-runs-{os.environ['PYTEST_XDIST_TESTRUNUID']}"
-    places.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        files = [stack.enter_context((places / str(number)).open("w")) for number in range(2)]
+        files = [stack.enter_context(path.open()) for path in _PLACES]
         while not any(map(_lock, files)):
             time.sleep(0.1)
         return (yield)
