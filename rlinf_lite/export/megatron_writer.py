@@ -13,7 +13,7 @@ from rlinf_lite.checkpoint import Lazy
 from rlinf_lite.checkpoint.identify import MEGATRON_TRACKER
 from rlinf_lite.export.megatron_path import RELEASE
 from rlinf_lite.weights.megatron.architecture import VOCAB_DIVISOR, Architecture
-from rlinf_lite.weights.megatron.content import arguments, model_file
+from rlinf_lite.weights.megatron.content import arguments, model_file, optimizer_file
 from rlinf_lite.weights.megatron.files import MODEL_FILE, OPTIMIZER_FILE, PARTS
 from rlinf_lite.weights.megatron.mapping import Partition, Weight, weights
 from rlinf_lite.weights.megatron.packing import slots
@@ -93,5 +93,5 @@ class ConvertedFiles:
 
             return Lazy(shape=(places[-1].stop,), dtype=torch.float32, make=make)
 
-        buffer = {part: lazy(part) for part in PARTS} | {"numel_unpadded": places[-1].stop}
-        return {"buckets_coalesced": True, 0: {(self._dtype, torch.float32): buffer}}
+        parts = {part: lazy(part) for part in PARTS}
+        return optimizer_file(parts, dtype=self._dtype, num_floats=places[-1].stop)

@@ -7,8 +7,6 @@ each rank takes its own part from the files, whatever the number of ranks that w
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +19,7 @@ from rlinf_lite.config import OptimConfig
 from rlinf_lite.training.megatron import rng
 from rlinf_lite.training.megatron.model import MegatronModel
 from rlinf_lite.training.megatron.optimizer import FlatAdam
+from rlinf_lite.weights.megatron.content import arguments, model_file, optimizer_file, param_groups, unchanging
 from rlinf_lite.weights.megatron.files import (
     LATEST_FILE,
     MODEL_FILE,
@@ -64,19 +63,17 @@ class MegatronState:
         if not is_writer:
             return {}
         rank = groups.tensor.rank()
-        buffer = {**parts, "numel_unpadded": optimizer.num_floats}
         found: dict[str, object] = {
             rank_file(step, rank, MODEL_FILE): self._model_file(step, states),
-            rank_file(step, rank, OPTIMIZER_FILE): {
-                "buckets_coalesced": True,
-                0: {(optimizer.dtype, torch.float32): buffer},
-            },
+            rank_file(step, rank, OPTIMIZER_FILE): optimizer_file(
+                parts, dtype=optimizer.dtype, num_floats=optimizer.num_floats
+            ),
         }
         if rank == 0:
             found[LATEST_FILE] = str(step).encode()
         return found
 
-    def _gathered(self, own: Tensor) -> Tensor | None:
+    def _gathered(self, own: Tensor) -> object:
         """The slices of all data-parallel ranks, in CPU memory, if this rank writes; the live tensor if it is alone."""
         group, num_floats = self._groups.data, self._optimizer.num_floats
         if group.size() == 1:
@@ -84,82 +81,43 @@ class MegatronState:
         mine = own.cpu()
         slices = [torch.empty_like(mine) for _ in range(group.size())] if group.rank() == 0 else None
         dist.gather(mine, slices, group=group, group_dst=0)
-        return None if slices is None else torch.cat(slices)[:num_floats]
+        return None if slices is None else unchanging(torch.cat(slices)[:num_floats])
 
     def _model_file(self, step: int, states: list[Any] | None) -> dict[str, Any]:
         assert states is not None
-        return {
-            "args": Namespace(**self._arguments()),
-            "checkpoint_version": 3.0,
-            "iteration": step,
-            "model": OrderedDict(self._model.gpt.state_dict()),
-            "optimizer": {"optimizer": {"param_groups": self._param_groups()}},
-            "opt_param_scheduler": self._scheduler(),
-            "rng_state": [states[0]],
-            "num_floating_point_operations_so_far": 0,
-            OURS: {
-                "num_updates": int(self._counters.num_updates),
-                "tensor_model_parallel_size": self._groups.tensor.size(),
-                "data_parallel_size": self._groups.data.size(),
-                "rng_states": states,
-            },
+        args = arguments(
+            self._model.partition,
+            dtype=self._optimizer.dtype,
+            max_positions=self._model.max_positions,
+            vocab_divisor=self._model.vocab_divisor,
+        )
+        ours = {
+            "num_updates": int(self._counters.num_updates),
+            "tensor_model_parallel_size": self._groups.tensor.size(),
+            "data_parallel_size": self._groups.data.size(),
+            "rng_states": states,
         }
-
-    def _arguments(self) -> dict[str, Any]:
-        """What Megatron compares with its own arguments, and what describes the model."""
-        partition, arch, dtype = self._model.partition, self._model.partition.arch, self._optimizer.dtype
-        return {
-            "num_layers": arch.num_layers,
-            "hidden_size": arch.hidden_size,
-            "ffn_hidden_size": arch.ffn_size,
-            "num_attention_heads": arch.num_heads,
-            "group_query_attention": arch.num_kv_heads != arch.num_heads,
-            "num_query_groups": arch.num_kv_heads,
-            "kv_channels": arch.head_dim,
-            "max_position_embeddings": self._model.max_positions,
-            "add_position_embedding": True,
-            "position_embedding_type": "rope",
-            "normalization": "RMSNorm",
-            "swiglu": True,
-            "add_bias_linear": False,
-            "add_qkv_bias": arch.qkv_bias,
-            "qk_layernorm": arch.qk_norm,
-            "untie_embeddings_and_output_weights": not arch.tied,
-            "make_vocab_size_divisible_by": self._model.vocab_divisor,
-            "padded_vocab_size": partition.padded_vocab_size,
-            "tensor_model_parallel_size": partition.size,
-            "pipeline_model_parallel_size": 1,
-            "params_dtype": dtype,
-            "bf16": dtype == torch.bfloat16,
-            "fp16": False,
-            "transformer_impl": "local",
-            "use_distributed_optimizer": True,
-            "ckpt_format": "torch",
-            "consumed_train_samples": 0,
-            "skipped_train_samples": 0,
-            "consumed_valid_samples": 0,
-        }
+        return model_file(
+            step,
+            args,
+            self._model.gpt.state_dict(),
+            optimizer={"optimizer": {"param_groups": self._param_groups()}},
+            opt_param_scheduler=self._scheduler(),
+            rng_state=[states[0]],
+            **{OURS: ours},
+        )
 
     def _param_groups(self) -> list[dict[str, Any]]:
         optim = self._optim
-        return [
-            {
-                "wd_mult": wd_mult,
-                "lr_mult": 1.0,
-                "is_expert_parallel": False,
-                "is_decoupled_lr": False,
-                "default_config": wd_mult == 1.0,
-                "max_lr": optim.lr,
-                "min_lr": optim.min_lr,
-                "lr": self._counters.lr,
-                "bias_correction": True,
-                "betas": (optim.adam_beta1, optim.adam_beta2),
-                "eps": optim.adam_eps,
-                "weight_decay": optim.weight_decay * wd_mult,
-                "step": self._optimizer.num_steps,
-            }
-            for wd_mult in (1.0, 0.0)
-        ]
+        return param_groups(
+            lr=self._counters.lr,
+            max_lr=optim.lr,
+            min_lr=optim.min_lr,
+            betas=(optim.adam_beta1, optim.adam_beta2),
+            eps=optim.adam_eps,
+            weight_decay=optim.weight_decay,
+            step=self._optimizer.num_steps,
+        )
 
     def _scheduler(self) -> dict[str, Any]:
         optim = self._optim

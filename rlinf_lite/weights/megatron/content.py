@@ -1,4 +1,4 @@
-"""What ``model_optim_rng.pt`` holds beside tensors, under the names of Megatron-LM (core 0.13 to 0.19)."""
+"""What Megatron's two files hold beside tensors, under the names of Megatron-LM (core 0.13 to 0.19)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rlinf_lite.checkpoint.file_state import Copied
 from rlinf_lite.weights.megatron.mapping import Partition
 
 CHECKPOINT_VERSION = 3.0
@@ -99,3 +101,19 @@ def model_file(iteration: int, args: Namespace, model: Mapping[str, Any], **more
         "num_floating_point_operations_so_far": 0,
         **more,
     }
+
+
+def optimizer_file(parts: Mapping[str, object], *, dtype: torch.dtype, num_floats: int) -> dict[Any, Any]:
+    """The content of ``distrib_optim.pt``.
+
+    Args:
+        parts: the flat tensors: float32 parameters, first and second moment.
+        dtype: of the model's parameters.
+        num_floats: of each part.
+    """
+    return {"buckets_coalesced": True, 0: {(dtype, torch.float32): {**parts, "numel_unpadded": num_floats}}}
+
+
+def unchanging(tensor: Tensor) -> object:
+    """``tensor`` as content of a file for which the next optimizer step need not wait: nobody changes it."""
+    return Copied(tensor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from rlinf_lite import rng
 from rlinf_lite.algorithms import LossInputs, LossOutputs
+from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
+from rlinf_lite.checkpoint.memory.files import MemoryWriter
+from rlinf_lite.checkpoint.parts import FilesPart
 from rlinf_lite.config import Config
 from rlinf_lite.training.megatron.build import build_policy
 from rlinf_lite.training.megatron.groups import RankGroups
@@ -94,24 +99,31 @@ def pass_and_step(model_dir: str, config: Config, units: list[TokenBatch], num_s
 
 
 def saved(trainer: MegatronTrainer, step: int) -> dict[str, bytes]:
-    """The files of all ranks, as they would be on the disk."""
-    mine = {name: encoded(content) for name, content in trainer.state().files(step).items()}
+    """The files of all ranks, as a checkpoint writes them."""
+    part, live, mine = FilesPart.of(trainer.state(), step), LiveTensors(0.0, HostBuffer()), dict[str, bytes]()
+
+    @contextmanager
+    def create(name: str, num_bytes: int) -> Iterator[MemoryWriter]:
+        file = MemoryWriter(num_bytes)
+        yield file
+        mine[name] = file.content().tobytes()
+
+    live.open(part.num_bytes(), part.tensor)
+    part.write(create, live)
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, mine)
     assert sum(map(len, ranks)) == len({name for rank in ranks for name in rank}), "two ranks write one file"
+    if model := next((data for name, data in mine.items() if name.endswith("model_optim_rng.pt")), None):
+        # Megatron-core's own model takes it.
+        trainer.sharded.gpt.load_state_dict(decoded(model)["model"], strict=True)
     return {name: data for rank in ranks for name, data in rank.items()}
 
 
-def encoded(content: object) -> bytes:
-    if isinstance(content, bytes):
-        return content
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    return stream.getvalue()
-
-
 def decoded(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=False)
+    """As Megatron-LM reads them: with no classes but those that megatron-core registers as safe."""
+    import megatron.core  # noqa: F401
+
+    return torch.load(io.BytesIO(data), weights_only=True)
 
 
 def load(trainer: MegatronTrainer, files: dict[str, bytes], *, weights_only: bool = False) -> bool:
