@@ -333,7 +333,7 @@ def log_what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: 
                 "derived from (seed, step, rank)"
             )
     elif not (exact or report.rng_restored or missing):
-        log_line("!! saved on another kind of device: each rank's RNG state is derived from (seed, step, rank)")
+        log_line("!! saved on another kind of device or tensor parallelism: RNG states derive from (seed, step, rank)")
     if manifest.info.get("compute") != compute:
         log_line(
             f"!! saved on {manifest.info.get('compute')}, now {compute}: other kernels round differently, so "

@@ -16,6 +16,7 @@ from rlinf_lite.models import build, head, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
 from rlinf_lite.ties import tied_names
 from rlinf_lite.training.batch import arrange, unit_rows
+from rlinf_lite.training.ranks import data_parallel_size
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("qwen*.yaml"))
@@ -95,8 +96,13 @@ def num_ranks(config: Config) -> int:
     return len(parse(config.cluster.component_placement, 0).slots["actor"])
 
 
+def num_groups(config: Config) -> int:
+    """Ranks that compute different micro-batches."""
+    return data_parallel_size(num_ranks(config), config.actor.megatron.tensor_model_parallel_size)
+
+
 def step_line(config: Config) -> str:
-    algorithm, prompts, ranks = config.algorithm, config.data.rollout_batch_size, num_ranks(config)
+    algorithm, prompts, ranks = config.algorithm, config.data.rollout_batch_size, num_groups(config)
     rows = prompts * algorithm.group_size
     mini = rows // algorithm.n_minibatches
     micros = mini // algorithm.training_batch_size_per_gpu
@@ -109,7 +115,8 @@ def step_line(config: Config) -> str:
 
 def memory(config: Config) -> list[tuple[float, str]]:
     """What fills a GPU at the worst moment, the backward pass of rows of full length: (GB, why)."""
-    return [*training_memory(config), *rollout_memory(config)]
+    training = megatron_memory if config.actor.training_backend == "megatron" else training_memory
+    return [*training(config), *rollout_memory(config)]
 
 
 def training_memory(config: Config) -> list[tuple[float, str]]:
@@ -140,6 +147,35 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
             micro * length * (layers * hidden + 4 * inner + 12 * hidden) * 2 / GB,
             f"activations, checkpointed: {micro} x {length} tokens x "
             f"({layers} x {hidden} + 4 x {inner} + 12 x {hidden}) x 2 B",
+        ),
+    ]
+
+
+def megatron_memory(config: Config) -> list[tuple[float, str]]:
+    model, params = model_of(config)
+    layers, hidden, inner = model.num_hidden_layers, model.hidden_size, model.intermediate_size
+    tensor, groups = config.actor.megatron.tensor_model_parallel_size, num_groups(config)
+    micro, length = config.algorithm.training_batch_size_per_gpu, config.runner.seq_length
+    ends = model.vocab_size * hidden
+    return [
+        (params * 6 / tensor / GB, f"parameters in bf16, gradients in fp32: {params / GB:.2f}e9 x 6 B / {tensor}"),
+        (
+            params * 12 / tensor / groups / GB,
+            f"the optimizer's parameters, first and second moments, fp32: {params / GB:.2f}e9 x 12 B / {tensor} / "
+            f"{groups}",
+        ),
+        (
+            ends * 8 / tensor / GB,
+            f"gradient of the head, fp32 and bf16, twice bf16: {ends / GB:.2f}e9 x 8 B / {tensor}",
+        ),
+        (
+            head.MAX_ELEMENTS_CUDA * 13 / GB,
+            f"a chunk of logits, in bf16 and fp32, with their gradient: {head.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 13 B",
+        ),
+        (
+            micro * length * (layers * hidden + 4 * inner // tensor + 12 * hidden) * 2 / GB,
+            f"activations, recomputed: {micro} x {length} tokens x "
+            f"({layers} x {hidden} + 4 x {inner} / {tensor} + 12 x {hidden}) x 2 B",
         ),
     ]
 
@@ -208,7 +244,7 @@ def test_memory_comment(name, config):
 
 
 def test_a_step_divides_evenly(config):
-    algorithm, ranks = config.algorithm, num_ranks(config)
+    algorithm, ranks = config.algorithm, num_groups(config)
     rows = config.data.rollout_batch_size * algorithm.group_size
     minibatches = arrange(rows, 1, num_minibatches=algorithm.n_minibatches, shuffle_seed=None)
     units = unit_rows(minibatches[0], [100] * rows, algorithm.training_batch_size_per_gpu, None)

@@ -8,8 +8,9 @@ from rlinf_lite.errors import ConfigError
 
 try:
     with warnings.catch_warnings():
-        # It says so four times, about its optimizer, which is not used here.
+        # About its optimizer, which is not used here, and about norms, which are torch's.
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+        warnings.filterwarnings("ignore", message="Apex is not installed")
         from megatron.core import parallel_state as parallel_state
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec as get_gpt_layer_local_spec
         from megatron.core.models.gpt.gpt_model import GPTModel as GPTModel

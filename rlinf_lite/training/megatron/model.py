@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from rlinf_lite.config import MegatronConfig, ModelConfig
-from rlinf_lite.errors import ConfigError
 from rlinf_lite.models import build, hf_directory
 from rlinf_lite.models.attention import Layout, Rule
 from rlinf_lite.models.segments import FlatTokens
@@ -36,9 +35,6 @@ from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
 from rlinf_lite.weights.megatron.mapping import Partition, weights
 from rlinf_lite.weights.names import WeightNames
-
-_ROPE_TYPES = ("default", "linear", "llama3")
-"""Whose frequencies are constants, and which scale no attention."""
 
 
 class ForestAttention(MegatronModule):
@@ -87,7 +83,7 @@ class MegatronModel:
         self.vocab_divisor = megatron.make_vocab_size_divisible_by
         bare = build.build_on_meta(config, settings.precision)
         self.names = WeightNames.of(bare)
-        self._inv_freq = _frequencies(config, bare).to(device)
+        self._inv_freq = _frequencies(bare).to(device)
         self._recompute = megatron.recompute_granularity == "full"
         self.gpt = _build(config, self.partition, build.DTYPES[settings.precision])
         self._fill(HfWeights(model_dir, self.names))
@@ -206,14 +202,6 @@ def _build(config: PretrainedConfig, partition: Partition, dtype: torch.dtype) -
     )
 
 
-def _frequencies(config: PretrainedConfig, bare: nn.Module) -> Tensor:
-    """The rotary frequencies that transformers computes for ``config``: float32 [D / 2]."""
-    kind = (config.rope_parameters or {}).get("rope_type", "default")
-    if kind not in _ROPE_TYPES:
-        raise ConfigError(
-            f"the Megatron backend has rotary embeddings of the types {', '.join(_ROPE_TYPES)} only",
-            key="actor.model.model_path (rope_type)",
-            value=kind,
-            remedy="use actor.training_backend=fsdp",
-        )
+def _frequencies(bare: nn.Module) -> Tensor:
+    """The rotary frequencies that transformers computes: float32 [D / 2]."""
     return bare.base_model.rotary_emb.inv_freq.detach().clone()  # type: ignore[union-attr, operator]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 VOCAB_DIVISOR = 128
 """Megatron's default of ``make_vocab_size_divisible_by``."""
 _TYPES = ("llama", "qwen2", "qwen3")
+_ROPE_TYPES = ("default", "linear", "llama3")
+"""Whose frequencies are constants, and which scale no attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,4 +94,7 @@ def _unsupported(config: PretrainedConfig) -> str | None:
         return "a bias after attention (attention_bias)"
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         return "sliding-window attention"
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope not in _ROPE_TYPES:
+        return f"rotary embeddings of the type {rope} (there are {', '.join(_ROPE_TYPES)})"
     return None

@@ -90,3 +90,26 @@ def check(found, wanted, tensor_parallel, indices):
         for rank in found:
             assert torch.equal(rank["whole"][name], rows[name])
         torch.testing.assert_close(rows[name].double(), tensor, **TOLERANCE)
+
+
+def test_recomputed_activations_change_no_bit(ranks, model_dirs, make_config, made_up):
+    _, units, _ = made_up
+    given = {"model_dir": model_dirs["qwen3"], "units": units, "num_steps": 2}
+    kept = ranks.run(2, "pass_and_step", **given, config=make_config(2))
+    recompute = make_config(2, {"actor.megatron.recompute_granularity": "full"})
+    recomputed = ranks.run(2, "pass_and_step", **given, config=recompute)
+    for one, other in zip(kept, recomputed, strict=True):
+        assert one["norms"] == other["norms"]
+        assert all(torch.equal(one["whole"][name], tensor) for name, tensor in other["whole"].items())
+
+
+def test_a_rank_may_hold_padding_only(ranks, model_dirs, make_config, made_up):
+    """50 tokens in 256 rows: the second rank has none of them."""
+    _, units, _ = made_up
+    given = {"model_dir": model_dirs["llama"], "units": units, "num_steps": 2}
+    divided = ranks.run(2, "pass_and_step", **given, config=make_config(2))
+    padded = make_config(2, {"actor.megatron.make_vocab_size_divisible_by": 128})
+    for one, other in zip(divided, ranks.run(2, "pass_and_step", **given, config=padded), strict=True):
+        assert one["norms"] == pytest.approx(other["norms"], rel=1e-5)
+        for name, tensor in one["whole"].items():
+            torch.testing.assert_close(tensor, other["whole"][name], **TOLERANCE)

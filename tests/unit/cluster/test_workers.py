@@ -26,8 +26,10 @@ from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
 from rlinf_lite.cluster.workers.trainer import Trainers
 from rlinf_lite.cluster.workers.trainer_worker import TrainerWorker
+from rlinf_lite.config import ConfigError
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.workers import start_workers
+from rlinf_lite.training.ranks import data_parallel_size
 from rlinf_lite.types import MiniBatch, Normalizers, RankBatch, Segments, TokenBatch
 from rlinf_lite.user_code import search_path
 
@@ -181,6 +183,11 @@ def test_each_rank_is_sent_its_own_units_only(fake_ray, kind, num_units, expecte
         ((step, sent, last),) = actor.worker.sent
         assert [None if one is None else one.index for one in sent.units] == indices
         assert (step, last, sent.norm) == (6, True, norm), "normalizers of the whole"
+
+
+def test_a_part_of_a_tensor_parallel_group_is_refused():
+    with pytest.raises(ConfigError, match=r"tensor_model_parallel_size=2: must divide .* which is 3; change it"):
+        data_parallel_size(3, 2)
 
 
 def test_ranks_of_a_tensor_parallel_group_are_sent_the_same_units(fake_ray):

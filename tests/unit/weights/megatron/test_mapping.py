@@ -20,6 +20,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
     "llama wide heads": LlamaConfig(**SIZES, head_dim=10, tie_word_embeddings=True),
@@ -92,6 +93,7 @@ def test_only_norms_are_on_every_rank():
     ("config", "reason"),
     [
         (MistralConfig(**SIZES), "models of the type mistral"),
+        (Qwen2Config(**SIZES, rope_parameters=YARN), "rotary embeddings of the type yarn"),
         (LlamaConfig(**SIZES, hidden_act="gelu"), "the activation gelu"),
         (LlamaConfig(**SIZES, mlp_bias=True), "mlp_bias"),
         (Qwen3Config(**SIZES, attention_bias=True), "attention_bias"),
