@@ -330,9 +330,13 @@ class _Fails(Exception):
 
 def train_after_an_abandoned_step(
     mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], advantages: Tensor, fails_at: int
-) -> dict[str, Any]:
-    """A step, after one that ended when the loss of this rank's ``fails_at``-th unit failed."""
-    trained = Trained(mesh, model_dir, config)
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state after a step, and after the same one that follows an abandoned one.
+
+    That ends when the loss of this rank's ``fails_at``-th unit fails.
+    """
+    undisturbed, trained = (Trained(mesh, model_dir, config) for _ in range(2))
+    undisturbed.step(groups, advantages, 1)
     whole_loss, units = trained.loss, itertools.count(1)
 
     class FailingLoss:
@@ -348,8 +352,10 @@ def train_after_an_abandoned_step(
         trained.step(groups, advantages, 1)
     except _Fails:
         trained.loss = whole_loss
+    else:
+        raise AssertionError(f"this rank has fewer than {fails_at} units")
     trained.step(groups, advantages, 1)
-    return snapshot(trained.trainer)
+    return snapshot(undisturbed.trainer), snapshot(trained.trainer)
 
 
 def norms(mesh: DeviceMesh) -> dict[str, float]:
