@@ -20,6 +20,17 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")
 """The values with which cuBLAS is deterministic; torch's strict mode accepts no others."""
 
+KERNEL_VARIABLES = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUBLASLT_WORKSPACE_SIZE",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+)
+"""Environment variables by which libraries choose kernels or orders of summing. A checkpoint names those that are set."""
+
 OPTED_OUT = "cluster.deterministic=false: kernels may sum in another order from run to run; a resume may differ"
 
 _is_fixed = False
@@ -78,8 +89,7 @@ def fix(device: str, *, threads: int = 1, deterministic: bool = True) -> torch.d
 
     Always: no TF32, and no cuDNN attention (torch calls it nondeterministic, and it makes a plan per shape).
     Deterministic, on every device: torch's strict deterministic algorithms, without filling uninitialized memory. On a
-    GPU also: matrix products by cuBLASLt, never split along the summed dimension, accumulated in float32 (before torch
-    2.10 the split cannot be forbidden, but is made in float32).
+    GPU also: matrix products by cuBLASLt, never split along the summed dimension, accumulated in float32.
 
     Args:
         device: ``cpu``, or ``cuda``: the first GPU that this process sees.
@@ -162,7 +172,7 @@ def _allow_reduced_sums(allowed: bool) -> None:
     """Allow or forbid to split bf16 and fp16 products along the summed dimension and to sum the parts in 16 bits."""
     import torch
 
-    both = (allowed, allowed) if torch.__version__ >= "2.10" else allowed
+    both = allowed, allowed
     matmul = torch.backends.cuda.matmul
     matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = both
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -23,11 +24,20 @@ def fix_device(config: ClusterConfig, device: str) -> torch.device:
 
 
 def compute_capability(device: torch.device) -> str:
-    """Name what decides which kernels run: the GPU and its libraries, or the processor and its vector instructions."""
-    if device.type == "cuda":
-        return (
-            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-        )
+    """Name what decides which kernels run: the GPU and its libraries, or the processor and its vector instructions.
+
+    Then the variables of the environment that change the choice, if any is set.
+    """
+    names = numerics.KERNEL_VARIABLES
+    chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return ", ".join([_gpu() if device.type == "cuda" else _processor(), *chosen])
+
+
+def _gpu() -> str:
+    return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+
+
+def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

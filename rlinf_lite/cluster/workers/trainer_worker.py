@@ -30,8 +30,6 @@ from rlinf_lite.checkpoint import (
     Retention,
     SaveError,
     SaveReport,
-    flatten,
-    state_digest,
 )
 from rlinf_lite.checkpoint.file_state import FileState
 from rlinf_lite.cluster.workers.device import compute_capability, fix_device
@@ -277,10 +275,6 @@ class TrainerWorker(ABC):
             raise DamagedCheckpoint(f"{path}: {problem} ({self.section} rank {self.rank}): no run can continue from it")
 
     # -- facts
-
-    def state_digest(self) -> str:
-        """Return the sha256 of parameters, optimizer state and counters. Collective."""
-        return state_digest(flatten(self.trainer.state()))
 
     def memory(self) -> float:
         """Return peak memory in GB: of the GPU, or resident."""

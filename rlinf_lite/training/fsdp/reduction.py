@@ -23,7 +23,7 @@ try:  # torch has no public name for it
 except ImportError as error:
     raise ConfigError(
         f"torch {torch.__version__}: the reduce-scatter of FSDP2 cannot be replaced ({error}), so gradients cannot be "
-        "summed in a fixed order; install torch 2.11 to 2.13"
+        "summed in a fixed order; install the torch that constraints.txt pins"
     ) from None
 
 
@@ -86,7 +86,7 @@ class GradientSum:
         if self._must_share and any(g.numel() and g.untyped_storage().data_ptr() not in totals for g in found):
             raise ConfigError(
                 f"torch {torch.__version__}: FSDP2 copies what its reduction returns, so gradients are not the sums; "
-                "install torch 2.11 to 2.13"
+                "install the torch that constraints.txt pins"
             )
         self._release()
         return found

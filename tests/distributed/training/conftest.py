@@ -21,6 +21,10 @@ from rlinf_lite.config import Config
 from rlinf_lite.types import Group, Problem, Prompt, Response
 
 
+_PROGRAMS = 10
+"""After which processes are replaced: each process group that something still refers to keeps a thread that never rests."""
+
+
 class Ranks:
     """Processes that run one program after another; started when first needed, all replaced after a failure."""
 
@@ -36,8 +40,11 @@ class Ranks:
         Raises:
             The first rank's error, or TimeoutError. The processes are then gone.
         """
+        number = next(self._groups)
+        if number % _PROGRAMS == 0:
+            self.stop()
         self._start(world_size)
-        group = f"group{next(self._groups)}"
+        group = f"group{number}"
         for rank in range(world_size):
             task = pickle.dumps((group, world_size, program, arguments))
             self._store.set(f"rank{rank}.task{next(self._tasks[rank])}", task)

@@ -22,19 +22,25 @@ from rlinf_lite.cluster.workers.trainer import Trainers
 pytestmark = pytest.mark.usefixtures("fake_ray")
 
 
+METADATA = ["actor/.metadata", "critic/.metadata"]
+"""Among the small files, where a section is in DCP shards."""
+
+
 class Rank:
     """A rank whose state is the step, and its own name."""
+
+    small = ("small", *METADATA)
 
     def __init__(self, component: str, rank: int) -> None:
         self.name, self.is_first = f"{component} {rank}", (component, rank) == ("actor", 0)
         self.loaded: list[str] | None = None
 
     def replicate(self, step: int, data: dict, info: dict) -> tuple[dict, dict]:
-        small = {"small": np.array([step])} if self.is_first else {}
+        small = {name: np.array([step]) for name in self.small} if self.is_first else {}
         return small, {f"{self.name} of {step}": np.array([step])}
 
     def load_replica(self, step: int, *files: dict) -> SimpleNamespace:
-        self.loaded = [name for part in files for name in part]
+        self.loaded = [name for part in files for name in part if name not in METADATA]
         if any((array < 0).any() for part in files for array in part.values()):
             raise DamagedCheckpoint("its sha256 is another")
         return SimpleNamespace(step=step)
@@ -80,6 +86,15 @@ def test_each_rank_gets_its_own_shard_back():
     assert (report.step, data, case.replicas.step) == (2, {"progress": 2}, 2)
     assert case.loaded() == [["small", "actor 0 of 2"], ["small", "actor 1 of 2"]]
     assert case.holders == [], "on one node the object store outlives the ranks"
+
+
+def test_files_of_another_layout_go_to_every_rank(monkeypatch):
+    """Their names do not say which rank needs which of them."""
+    monkeypatch.setattr(Rank, "small", ("small",))
+    case = Case()
+    case.take(1)
+    assert case.replicas.restore() is not None
+    assert case.loaded() == [["small", "actor 0 of 1", "actor 1 of 1"]] * 2
 
 
 def test_another_number_of_ranks_gets_all_shards():

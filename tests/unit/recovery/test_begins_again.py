@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport
+from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, flatten, state_digest
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.records import RankLayout, TrainerSetup
 from rlinf_lite.config.compose import load
@@ -66,7 +66,7 @@ class OneActor:
 
     def whole_state(self) -> str:
         rng = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
-        return f"{self.worker.state_digest()} {rng}"
+        return f"{state_digest(flatten(self.worker.trainer.state()))} {rng}"
 
 
 class Replica:
