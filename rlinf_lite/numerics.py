@@ -29,7 +29,7 @@ KERNEL_VARIABLES = (
     "NCCL_ALGO",
     "NCCL_PROTO",
 )
-"""Environment variables by which libraries choose kernels or orders of summing. A checkpoint names those that are set."""
+"""Environment variables by which libraries choose kernels or orders of sums. A checkpoint names those that are set."""
 
 OPTED_OUT = "cluster.deterministic=false: kernels may sum in another order from run to run; a resume may differ"
 

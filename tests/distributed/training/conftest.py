@@ -20,9 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlinf_lite.config import Config
 from rlinf_lite.types import Group, Problem, Prompt, Response
 
-
 _PROGRAMS = 10
-"""After which processes are replaced: each process group that something still refers to keeps a thread that never rests."""
+"""Then processes are replaced: each process group that something still refers to keeps a thread that never rests."""
 
 
 class Ranks:
