@@ -98,7 +98,7 @@ class Rank:
     def state(self) -> dict[str, Any]:
         return {
             "model": dict(named_weights(self.model)),
-            "optim": optimizer_state(self.model, self.optimizer),
+            "optim": optimizer_state(dict(self.model.named_parameters()), self.optimizer),
         }
 
     def state_bytes(self) -> int:

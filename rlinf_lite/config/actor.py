@@ -97,8 +97,10 @@ class GradScalerConfig(Section):
 
 
 class FsdpConfig(Section):
-    strategy: Literal["fsdp2"] = "fsdp2"
-    """Only ``fsdp2``."""
+    strategy: Literal["fsdp2", "fsdp"] = "fsdp2"
+    """``fsdp2``, or ``fsdp``: FSDP1. Either loads the other's checkpoints. With ``fsdp`` sums of gradients follow the
+    number of ranks, each rank fills a whole model in CPU memory at the start, and a save gathers and copies the
+    state."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     cpu_offload: bool = False

@@ -1,4 +1,4 @@
-"""What does not fit together around ``actor.training_backend``."""
+"""What does not fit together around ``actor.training_backend`` and ``fsdp_config.strategy``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ _INSTEAD = {
     "gradient_checkpointing": "actor.megatron.recompute_granularity=full does the same",
     "mixed_precision.param_dtype": "actor.model.precision is what Megatron computes in",
 }
+
+
+_ONLY_FSDP2 = ("cpu_offload", "reshard_after_forward", "grad_scaler.enabled")
+"""Keys of ``fsdp_config`` that FSDP1 leaves as they are."""
+
+
+def strategy_problems(config: Config, section: str) -> Iterator[str]:
+    """What ``strategy=fsdp`` of ``section`` (actor or critic) has no form of, one line each."""
+    prefix = f"{section}.fsdp_config"
+    if value_of(config, f"{prefix}.strategy") != "fsdp":
+        return
+    for key in (f"{prefix}.{name}" for name in _ONLY_FSDP2):
+        value, unused = value_of(config, key), keys()[key].default
+        if value != unused:
+            yield f"{key}={shown(value)}: is for {prefix}.strategy=fsdp2; set it to {shown(unused)}, or that to fsdp2"
 
 
 def backend_problems(config: Config) -> Iterator[str]:

@@ -45,7 +45,7 @@ class ClusterConfig(Section):
     (about 0.5 GB each). On CPUs only: a GPU worker is always a new process."""
     elastic: Neutral[bool] = False
     """Continue with fewer actor ranks if a lost node does not return, and with more when it does. With
-    ``actor.training_backend=fsdp`` no number changes."""
+    ``actor.training_backend=fsdp`` (``strategy: fsdp2``) no number changes."""
     min_actor_ranks: Neutral[Count] = 1
     """With ``elastic``: the run stops if fewer actor ranks than this are left."""
     elastic_timeout: Neutral[Annotated[Seconds, Ge(0)]] = 30.0

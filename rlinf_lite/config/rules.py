@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from rlinf_lite.config.actor import ActorConfig, ModelConfig, OptimConfig
 from rlinf_lite.config.algorithm import SamplingConfig
 from rlinf_lite.config.algorithm_rules import algorithm_problems
-from rlinf_lite.config.backend_rules import backend_problems
+from rlinf_lite.config.backend_rules import backend_problems, strategy_problems
 from rlinf_lite.config.critic import CriticConfig
 from rlinf_lite.config.data import DataConfig
 from rlinf_lite.config.evaluation import EvalConfig
@@ -56,6 +56,7 @@ def problems(config: Config) -> list[str]:
         *_reward(config.reward, config.data),
         *_checkpoint(config),
         *backend_problems(config),
+        *(line for key in _trained(config) for line in strategy_problems(config, key)),
     ]
 
 

@@ -1,13 +1,23 @@
-"""Shard a model over ranks with FSDP2, block by block. Gradients are summed, never averaged."""
+"""Shard a model over ranks with FSDP2 or FSDP1, block by block. Gradients are summed, never averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import PreTrainedModel
 
 from rlinf_lite.config import FsdpConfig
@@ -34,6 +44,50 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, config
             _sum_gradients(module)
 
 
+def shard_flat(
+    root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, config: FsdpConfig, device: torch.device
+) -> nn.Module:
+    """Shard the same groups of parameters with FSDP1, which flattens each and gives every rank an equal slice of it.
+
+    The parameters remain the same objects; afterwards each holds this rank's slice of it, flat, or nothing.
+
+    Args:
+        root: filled, and the same on every rank.
+        device: to which the parameters are moved.
+
+    Returns:
+        What is called in place of ``root``.
+    """
+    param, reduce = _dtypes(config)
+    precision = MixedPrecision(
+        param_dtype=param, reduce_dtype=reduce, cast_forward_inputs=False, cast_root_forward_inputs=False
+    )
+    group, of_blocks = mesh.get_group(), set(blocks)
+    inner = FullyShardedDataParallel(
+        root,
+        process_group=group,
+        auto_wrap_policy=CustomPolicy(lambda module: module in of_blocks),
+        mixed_precision=precision,
+        device_id=device,
+        use_orig_params=True,
+    )
+    # After a forward pass FSDP1 keeps the outermost group whole. The next pass would take it for current, also after a
+    # load. So the outermost one is empty.
+    outer = FullyShardedDataParallel(
+        inner, process_group=group, mixed_precision=precision, device_id=device, use_orig_params=True
+    )
+    if mesh.size() > 1:
+        outer.register_comm_hook(group, _sum_slices)
+    return outer
+
+
+def _sum_slices(group: dist.ProcessGroup, gradient: Tensor, own: Tensor) -> None:
+    # In place of FSDP1's reduce-scatter, which divides by the number of ranks. Summed in the order of the ranks.
+    received = torch.empty_like(gradient)
+    dist.all_to_all_single(received, gradient, group=group)
+    torch.sum(received.view(group.size(), -1), 0, out=own)
+
+
 def reshard(root: nn.Module) -> None:
     """Leave no parameter whole after a forward pass, so that ``parameters()`` are the sharded ones."""
     for module in root.modules():
@@ -55,9 +109,11 @@ def _sum_gradients(module: FSDPModule) -> None:
 
 
 def _mixed_precision(config: FsdpConfig) -> MixedPrecisionPolicy:
+    param, reduce = _dtypes(config)
+    return MixedPrecisionPolicy(param_dtype=param, reduce_dtype=reduce, cast_forward_inputs=False)
+
+
+def _dtypes(config: FsdpConfig) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """In which layers compute, and in which gradients are reduced."""
     param, reduce = config.mixed_precision.param_dtype, config.mixed_precision.reduce_dtype
-    return MixedPrecisionPolicy(
-        param_dtype=DTYPES[param] if param else None,
-        reduce_dtype=DTYPES[reduce] if reduce else None,
-        cast_forward_inputs=False,
-    )
+    return DTYPES[param] if param else None, DTYPES[reduce] if reduce else None

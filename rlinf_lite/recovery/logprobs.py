@@ -35,6 +35,7 @@ def engine_is_exact(config: Config, device: str) -> bool:
     precision = "fp32" if device == "cpu" else "bf16"
     return (
         actor.training_backend == "fsdp"  # Megatron's layers round differently
+        and actor.fsdp_config.strategy == "fsdp2"
         and cluster.threads_per_worker == 1
         and cluster.deterministic
         and engine.rollout_backend == "builtin"

@@ -213,7 +213,8 @@ def recipe(made_of: Mapping[str, Any], num_ranks: Mapping[str, int], compute: st
 
 def _any_ranks_are_exact(made_of: Mapping[str, Any]) -> bool:
     """Whether the trainers of a run with this identity compute bit-exactly on any number of ranks."""
-    return str(made_of.get("actor.training_backend", "fsdp")) == "fsdp"
+    strategies = [made_of.get(f"{section}.fsdp_config.strategy", "fsdp2") for section in ("actor", "critic")]
+    return str(made_of.get("actor.training_backend", "fsdp")) == "fsdp" and "fsdp" not in strategies
 
 
 def saved_identity(start: Start) -> Mapping[str, Any]:

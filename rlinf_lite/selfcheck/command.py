@@ -48,6 +48,14 @@ def run(config: Config) -> int:
             value=config.actor.training_backend,
             remedy="a run makes the short form at its start; or check with actor.training_backend=fsdp",
         )
+    for section, fsdp in (("actor", config.actor.fsdp_config), ("critic", config.critic.fsdp_config)):
+        if fsdp.strategy != "fsdp2":
+            raise ConfigError(
+                "the long form of the self-check knows FSDP2 only",
+                key=f"{section}.fsdp_config.strategy",
+                value=fsdp.strategy,
+                remedy="a run makes the short form at its start; or check with fsdp2",
+            )
     device, losses = _device(config), build_algorithm(config.algorithm).losses()
     with _one_rank(device) as mesh:
         given: dict[str, Any] = {"mesh": mesh, "device": device}

@@ -1,4 +1,4 @@
-"""``actor.training_backend: megatron``: what is refused with it, and what without it."""
+"""``actor.training_backend: megatron`` and ``strategy: fsdp``: what is refused with them, and what without."""
 
 from __future__ import annotations
 
@@ -53,6 +53,26 @@ def test_keys_of_megatron_are_refused_with_fsdp(values):
     with pytest.raises(ConfigError, match="is for Megatron only"):
         config_with(values)
     config_with(MEGATRON | values)
+
+
+@pytest.mark.parametrize("section", ["actor", "critic"])
+@pytest.mark.parametrize(
+    ("key", "value", "others"),
+    [
+        ("cpu_offload", True, {}),
+        ("reshard_after_forward", False, {}),
+        ("grad_scaler.enabled", True, {"mixed_precision.param_dtype": "fp16"}),
+    ],
+)
+def test_refused_with_fsdp1(section, key, value, others):
+    prefix = f"{section}.fsdp_config"
+    given = {"critic.use_critic_model": True, "algorithm.adv_type": "gae", "algorithm.loss_type": "actor_critic"}
+    given |= {f"{prefix}.{name}": choice for name, choice in {key: value, **others}.items()}
+    config_with(given)
+    with pytest.raises(ConfigError, match=rf"{prefix}\.{key}=\w+: is for {prefix}\.strategy=fsdp2"):
+        config_with({**given, f"{prefix}.strategy": "fsdp"})
+    del given[f"{prefix}.{key}"]
+    config_with({**given, f"{prefix}.strategy": "fsdp"})
 
 
 def test_rlinfs_place_of_the_keys_is_followed():

@@ -1,1 +1,1 @@
-"""The FSDP2 backend: models sharded over dimension 0, trained on forests of segments."""
+"""The FSDP backend: models sharded over dimension 0 (FSDP1: in flat slices), trained on forests of segments."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from rlinf_lite.config import ActorConfig, AlgorithmConfig, CriticConfig
+from rlinf_lite.config import ActorConfig, AlgorithmConfig, CriticConfig, FsdpConfig
+from rlinf_lite.training.fsdp.flat_trainer import FlatTrainer
 from rlinf_lite.training.fsdp.model import ShardedCritic, ShardedPolicy
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 
@@ -16,7 +17,7 @@ def build_policy(
     actor: ActorConfig, algorithm: AlgorithmConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device
 ) -> FsdpTrainer:
     """Build the policy and its optimizer; see `ShardedModel` for the arguments."""
-    return FsdpTrainer(
+    return _kind(actor.fsdp_config)(
         _policy(actor, algorithm, model_dir, mesh, device),
         actor.optim,
         actor.fsdp_config,
@@ -45,13 +46,17 @@ def build_critic(
         seed: as of `FsdpTrainer`.
     """
     model = ShardedCritic(critic.model, critic.fsdp_config, model_dir=model_dir, mesh=mesh, device=device)
-    return FsdpTrainer(
+    return _kind(critic.fsdp_config)(
         model,
         critic.optim,
         critic.fsdp_config,
         key="critic",
         seed=seed,
     )
+
+
+def _kind(fsdp: FsdpConfig) -> type[FsdpTrainer]:
+    return FlatTrainer if fsdp.strategy == "fsdp" else FsdpTrainer
 
 
 def _policy(

@@ -1,4 +1,4 @@
-"""Models sharded with FSDP2 and filled from a Hugging Face directory: what they say of a unit's loss tokens."""
+"""Models sharded with FSDP and filled from a Hugging Face directory: what they say of a unit's loss tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.live import fill
-from rlinf_lite.weights.names import WeightNames
+from rlinf_lite.weights.names import WeightNames, named_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +63,11 @@ class ShardedModel:
     """What FSDP shards and calls: the model with its head."""
     section: ClassVar[str] = "actor"
     """Of the run's config, for messages."""
+    names: WeightNames
+    live: dict[str, Tensor]
+    """All weights by name: parameters and persistent buffers. With ``strategy: fsdp`` a parameter is a flat slice."""
+    params: dict[str, nn.Parameter]
+    """The parameters among them."""
 
     def __init__(
         self, settings: ModelConfig, fsdp: FsdpConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device
@@ -78,13 +83,31 @@ class ShardedModel:
         if not settings.dropout:
             build.disable_dropout(config)
         self._build(config, settings.precision)
-        shard.shard(self.root, shard.blocks(self.model), mesh, fsdp)
-        build.materialize(self.model, torch.device("cpu") if fsdp.cpu_offload else device)
+        self.names = WeightNames.of(self.model)
+        if fsdp.strategy == "fsdp":
+            self._shard_flat(fsdp, model_dir)
+        else:
+            self._shard(fsdp, model_dir)
+
+    def _shard(self, fsdp: FsdpConfig, model_dir: Path) -> None:
+        """With FSDP2: a rank holds its own rows only, at any time."""
+        shard.shard(self.root, shard.blocks(self.model), self.mesh, fsdp)
+        build.materialize(self.model, torch.device("cpu") if fsdp.cpu_offload else self.device)
         self._fill(model_dir)
         if fsdp.cpu_offload:  # parameters stay on the CPU, buffers are used on the device
-            _move_buffers(self.model, device)
+            _move_buffers(self.model, self.device)
         self.forward([None])  # an architecture whose attention is of another kind is refused here
         shard.reshard(self.root)
+        self.live, self.params = dict(named_weights(self.model)), dict(self.model.named_parameters())
+
+    def _shard_flat(self, fsdp: FsdpConfig, model_dir: Path) -> None:
+        """With FSDP1: every rank first fills the whole model in CPU memory."""
+        build.materialize(self.model, torch.device("cpu"))
+        self._fill(model_dir)
+        # By the names without FSDP1's wrappers; it keeps these objects.
+        self.live, self.params = dict(named_weights(self.model)), dict(self.model.named_parameters())
+        self.root = shard.shard_flat(self.root, shard.blocks(self.model), self.mesh, fsdp, self.device)
+        self.forward([None])  # as above
 
     def _build(self, config: PretrainedConfig, precision: str) -> None:
         raise NotImplementedError

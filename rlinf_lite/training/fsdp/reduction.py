@@ -96,6 +96,31 @@ class GradientSum:
             group.total = None
 
 
+class ReducedGradients:
+    """The same for a model sharded with FSDP1, which sums over ranks after each unit, in an order of its own."""
+
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        self._params = params
+
+    def begin(self) -> None:
+        """As `GradientSum.begin`."""
+        for param in self._params:
+            param.grad = None
+
+    def begin_round(self, num_slots: int, *, is_last: bool) -> None:
+        """Rounds have no meaning here."""
+
+    def reduce_next(self, reduce: bool) -> None:
+        """Every backward pass is reduced."""
+
+    def gradients(self) -> list[Tensor]:
+        """Return this rank's slice of every gradient, summed."""
+        for param in self._params:
+            if param.grad is None and not param.numel():  # FSDP1 gives it none, and AdamW would not count its steps
+                param.grad = torch.zeros_like(param)
+        return [param.grad for param in self._params if param.grad is not None]
+
+
 class _GroupSum(ReduceScatter):
     """The running sum of the gradients that FSDP2 reduces together, in float32: this rank's shard of them."""
 

@@ -26,9 +26,11 @@ def build_optimizer(
     return optimizer
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+def optimizer_state(
+    params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, torch.Tensor]]:
     """``{parameter name: {"step", "exp_avg", "exp_avg_sq"}}``. Rates and betas come from the config."""
-    return {name: dict(optimizer.state[param]) for name, param in model.named_parameters()}
+    return {name: dict(optimizer.state[param]) for name, param in params.items()}
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from rlinf_lite.config import FsdpConfig, OptimConfig
 from rlinf_lite.errors import NotFinite
 from rlinf_lite.training.fsdp.model import ShardedModel, TokenOutputs
 from rlinf_lite.training.fsdp.norm import clip, gradient_norm
-from rlinf_lite.training.fsdp.reduction import GradientSum
+from rlinf_lite.training.fsdp.reduction import GradientSum, ReducedGradients
 from rlinf_lite.training.fsdp.state import (
     MOMENTS,
     GradScalerState,
@@ -28,7 +28,6 @@ from rlinf_lite.training.fsdp.state import (
 from rlinf_lite.training.trainer import StepStats, UnitStats
 from rlinf_lite.types import Column, Normalizers, RankBatch, TokenBatch
 from rlinf_lite.weights.live import LiveWeights, local_pieces
-from rlinf_lite.weights.names import WeightNames, named_weights
 from rlinf_lite.weights.pieces import WeightPiece
 from rlinf_lite.weights.source import whole_pieces
 
@@ -53,15 +52,13 @@ class FsdpTrainer:
         self.sharded, self.model, self.device = model, model.model, model.device
         self._key, self._seed = key, seed
         self.rank, self.world_size = model.mesh.get_local_rank(), model.mesh.size()
-        self.names = WeightNames.of(self.model)
+        self.names, self._params = model.names, model.params
         self.model.train()
         if fsdp.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._clip_grad = optim.clip_grad or float("inf")
-        params = list(self.model.parameters())
-        self._gradient_sum = GradientSum(
-            model.root, params, num_ranks=self.world_size, in_place=_is_summed_in_place(params, fsdp)
-        )
+        params = list(self._params.values())
+        self._gradient_sum = self._sum_of(params, fsdp)
         self.optimizer = build_optimizer(
             params,
             lr=optim.lr,
@@ -80,6 +77,10 @@ class FsdpTrainer:
             growth_interval=scaler.growth_interval,
             enabled=scaler.enabled,
         )
+
+    def _sum_of(self, params: list[nn.Parameter], fsdp: FsdpConfig) -> GradientSum | ReducedGradients:
+        in_place = _is_summed_in_place(params, fsdp)
+        return GradientSum(self.sharded.root, params, num_ranks=self.world_size, in_place=in_place)
 
     # -- forward and backward
 
@@ -130,7 +131,7 @@ class FsdpTrainer:
         return StepStats(grad_norm=norm, skipped=not finite)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        for name, param in self.model.named_parameters():
+        for name, param in self._params.items():
             if param.grad is not None:
                 yield name, param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
 
@@ -148,8 +149,8 @@ class FsdpTrainer:
 
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
-            "model": dict(named_weights(self.model)),
-            "optim": optimizer_state(self.model, self.optimizer),
+            "model": self.sharded.live,
+            "optim": optimizer_state(self._params, self.optimizer),
             "lr_scheduler": {"num_updates": self.num_updates},
         }
         if self.scaler.is_enabled():
@@ -173,7 +174,7 @@ class FsdpTrainer:
             return None
         if self.num_updates < 0:
             return f"lr_scheduler.num_updates is {int(self.num_updates)}"
-        for name, adam in optimizer_state(self.model, self.optimizer).items():
+        for name, adam in optimizer_state(self._params, self.optimizer).items():
             steps = adam["step"].item()
             if not 0 <= steps <= int(self.num_updates) or steps != int(steps):
                 return f"optim.{name}.step is {steps} after {int(self.num_updates)} optimizer steps"
@@ -182,9 +183,9 @@ class FsdpTrainer:
         return None
 
     def _non_finite(self, *, weights_only: bool = False) -> str | None:
-        tensors = {f"model.{name}": param.detach() for name, param in self.model.named_parameters()}
+        tensors = {f"model.{name}": param.detach() for name, param in self._params.items()}
         if not weights_only:
-            for name, adam in optimizer_state(self.model, self.optimizer).items():
+            for name, adam in optimizer_state(self._params, self.optimizer).items():
                 tensors |= {f"optim.{name}.{moment}": adam[moment] for moment in MOMENTS}
         return first_non_finite(tensors)
 

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from rlinf_lite.algorithms import LossInputs, LossOutputs, build_algorithm
 from rlinf_lite.checkpoint import Checkpointer, flatten, state_digest
+from rlinf_lite.checkpoint.state import take
 from rlinf_lite.config import Config
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
@@ -90,14 +91,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 def snapshot(trainer: FsdpTrainer) -> dict[str, Any]:
     """Everything that training changes, put together from all ranks."""
-    state = trainer.state()
+    state = take(trainer.state())
     return {
         "model": {name: whole(tensor) for name, tensor in state["model"].items()},
         "optim": {
             name: {key: whole(value) for key, value in moments.items()} for name, moments in state["optim"].items()
         },
         "num_updates": int(state["lr_scheduler"]["num_updates"]),
-        "grad_scaler": state["grad_scaler"].state_dict() if "grad_scaler" in state else None,
+        "grad_scaler": state.get("grad_scaler"),
     }
 
 

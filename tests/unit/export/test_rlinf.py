@@ -82,7 +82,7 @@ def test_weights_and_optimizer_state_are_loaded(trained, make_model, base_of, to
     report = Checkpointer(tmp_path / "ours").load(path, state)
     assert not report.rng_restored
     assert state["lr_scheduler"]["num_updates"] == 3
-    theirs = optimizer_state(model, optimizer)
+    theirs = optimizer_state(dict(model.named_parameters()), optimizer)
     for name, param in named_weights(model):
         assert torch.equal(state["model"][name], param), name
     for name, moments in theirs.items():

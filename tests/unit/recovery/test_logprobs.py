@@ -36,6 +36,7 @@ def test_a_pass_that_would_change_no_bit_is_saved(pass_of):
         ["actor.fsdp_config.mixed_precision.param_dtype=bf16", "rollout.model.precision=fp32"],
         [*BF16],
         ["actor.model.dropout=true"],
+        ["actor.fsdp_config.strategy=fsdp"],
     ],
     ids=lambda overrides: overrides[0],
 )

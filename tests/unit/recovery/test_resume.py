@@ -233,7 +233,8 @@ def test_a_checkpoint_without_sections_is_of_the_actor_alone():
 
 def test_ranks_of_each_model_are_part_of_the_recipe_where_they_count():
     made_with = [{"actor": 2}, {"actor": 2, "critic": 1}, {"actor": 1, "critic": 2}, {"actor": 3}]
-    for identity, number in ((IDENTITY, 1), ({**IDENTITY, **ROUNDS}, 4)):
+    fsdp1 = {"critic.fsdp_config.strategy": "fsdp"}
+    for identity, number in ((IDENTITY, 1), ({**IDENTITY, **ROUNDS}, 4), ({**IDENTITY, **fsdp1}, 4)):
         assert len({recipe(identity, sizes, "cpu") for sizes in made_with}) == number
         assert recipe(identity, {"actor": 2, "critic": 1}, "cpu") == recipe(identity, dict(made_with[1]), "cpu")
 

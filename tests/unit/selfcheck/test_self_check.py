@@ -119,8 +119,9 @@ def test_engine_and_trainer_that_do_not_agree(engine):
     assert expected.is_good and "by up to 5.0e-01, as this config lets expect (" in str(expected)
 
 
-def test_megatron_is_close_to_the_engine(engine):
-    config = load(["actor.training_backend=megatron"])
+@pytest.mark.parametrize("setting", ["actor.training_backend=megatron", "actor.fsdp_config.strategy=fsdp"])
+def test_megatron_and_fsdp1_are_close_to_the_engine(engine, setting):
+    config = load([setting])
     for gap, is_good in ((1e-6, True), (0.5, False)):
         other_M = logprobs(engine)
         other_M[3] -= gap
