@@ -408,7 +408,8 @@ def test_a_best_that_no_checkpoint_can_be_keeps_all_of_them_and_is_warned_of_onc
             manager.save(model, optimizer, {"step": step, "accuracy": step / 4})
         manager.finish()
     assert [layout.step_of(path) for path in layout.committed(root)] == [4, 3, 2, 1]
-    (told,) = [str(warning.message) for warning in caught]
+    texts = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    (told,) = [text for text in texts if "keep_best" in text]  # what other tests left may warn, too
     assert told.startswith(f"{root}: keep_best: none of the 2 checkpoints has a number for acuracy, so")
 
 

@@ -153,7 +153,7 @@ def test_a_server_ends_with_its_driver(driver):
     """Also while it is still importing. A driver that is killed closes nothing itself."""
     process, started = driver
     server = psutil.Process(started.pid)
-    assert f"forks.server {process.pid} " in " ".join(server.cmdline())
+    assert server.ppid() == process.pid  # its command line is empty for an instant after it began
     process.kill()
     process.wait(10)
     server.wait(10)
