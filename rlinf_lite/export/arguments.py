@@ -1,10 +1,17 @@
-"""The command-line arguments that several converters take, and their types."""
+"""What the commands of several converters have in common: arguments, their types, and how a command ends."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 
+import torch
+
+from rlinf_lite import readable
+from rlinf_lite.checkpoint import SaveReport
 from rlinf_lite.checkpoint.storage import StoragePath, absolute, storage_path
+from rlinf_lite.errors import EXIT_USER_ERROR, UserError
 from rlinf_lite.export.megatron_path import MEGATRON_PATH_HELP
 from rlinf_lite.export.safetensors_file import parse_size
 from rlinf_lite.models.build import DTYPES
@@ -65,3 +72,24 @@ def add_tensor_parallel(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tensor_parallel", type=positive, default=1, metavar="N", help="tensor-parallel ranks to write; default: 1"
     )
+
+
+def dtype_of(options: argparse.Namespace) -> torch.dtype | None:
+    """The type that ``--dtype`` names; None: as in the source."""
+    return DTYPES[options.dtype] if options.dtype else None
+
+
+def wrote(report: SaveReport) -> str:
+    """The last line of a command that has committed a checkpoint."""
+    return f"wrote {readable.size(report.num_bytes)}: {report.path}"
+
+
+def run(command: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> int:
+    """Run a converter and print what it returns. Returns the exit code: 0, or 2 after one line on stderr."""
+    try:
+        text = command(options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print(text)
+    return 0

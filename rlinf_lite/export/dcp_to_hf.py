@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from rlinf_lite.checkpoint.manifest import LEVELS
-from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
-from rlinf_lite.export.arguments import checkpoint_path, size
+from rlinf_lite.errors import ConfigError
+from rlinf_lite.export.arguments import add_base_model, checkpoint_path, dtype_of, run, size
 from rlinf_lite.export.checkpoint_path import CRITIC, DCP_PATH_HELP, Located, located
-from rlinf_lite.export.hf_writer import Written, named_base, refuse_existing, write_model
+from rlinf_lite.export.hf_writer import Written, named_base, refuse_existing, tokenizer_note, write_model
 from rlinf_lite.models.build import DTYPES, build_on_meta, build_value_model_on_meta
-from rlinf_lite.models.hf_directory import TOKENIZER_FILES, load_config, tokenizer_fingerprint
+from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.paths import argument
 from rlinf_lite.weights.dcp import DcpWeights
 from rlinf_lite.weights.names import WeightNames
@@ -80,18 +79,6 @@ def _trained_model(source: Located, base: Path) -> PreTrainedModel:
         ) from None
 
 
-def notes(source: Located, base: Path) -> list[str]:
-    """What the user should know about the directory that was written."""
-    identity = source.manifest.info.get("identity", {}) if source.manifest else {}
-    trained_with = identity.get(TOKENIZER_FILES)
-    if trained_with is None or trained_with == tokenizer_fingerprint(base):
-        return []
-    return [
-        f"note: the tokenizer files are those of {base}; the run had others: copy them from its "
-        "actor.tokenizer.tokenizer_model"
-    ]
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dcp_path", type=checkpoint_path, required=True, help=DCP_PATH_HELP)
@@ -102,11 +89,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="OUT_DIR",
         help="the directory to make; it must not exist yet",
     )
-    parser.add_argument(
-        "--base_model",
-        metavar="HF_DIR",
-        help="the model that the run started from; default: the one that the checkpoint names",
-    )
+    add_base_model(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="type of the weights to write; default: as in the checkpoint")
     parser.add_argument(
         "--max_shard_size", type=size, default="2GB", metavar="SIZE", help="of a weights file; default: 2GB"
@@ -117,19 +100,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    target = options.output_path.resolve()
+    refuse_existing(target)  # before the minutes that verifying takes
+    with located(options.dcp_path, options.verify) as source:
+        base = base_model(options.base_model, source)
+        dtype = dtype_of(options)
+        written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
+    return tokenizer_note(source.manifest, base) + f"wrote {written}: {target}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    target = options.output_path.resolve()
-    try:
-        refuse_existing(target)  # before the minutes that verifying takes
-        with located(options.dcp_path, options.verify) as source:
-            base = base_model(options.base_model, source)
-            dtype = DTYPES[options.dtype] if options.dtype else None
-            written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
-            lines = notes(source, base)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print("\n".join([*lines, f"wrote {written}: {target}"]))
-    return 0
+    return run(_command, parse(arguments))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, SaveReport
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
-from rlinf_lite.export.arguments import add_base_model, add_dtype, add_tensor_parallel, checkpoint_path
+from rlinf_lite.errors import ConfigError
+from rlinf_lite.export.arguments import (
+    add_base_model,
+    add_dtype,
+    add_tensor_parallel,
+    checkpoint_path,
+    dtype_of,
+    run,
+    wrote,
+)
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, Located, located
 from rlinf_lite.export.dcp_optimizer import DcpOptimizer
 from rlinf_lite.export.dcp_to_hf import base_model
@@ -24,7 +30,7 @@ from rlinf_lite.export.megatron_path import check_tensor_parallel
 from rlinf_lite.export.megatron_to_dcp import output_root
 from rlinf_lite.export.megatron_writer import ConvertedFiles, OptimizerSource
 from rlinf_lite.export.training_state import of_checkpoint
-from rlinf_lite.models.build import DTYPES, build_on_meta
+from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.weights.dcp import DcpWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
@@ -135,20 +141,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    with located(options.dcp_path) as source:
+        report = convert(
+            source,
+            options.output_path,
+            base=base_model(options.base_model, source),
+            tensor_parallel=options.tensor_parallel,
+            dtype=dtype_of(options),
+        )
+    return wrote(report)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        with located(options.dcp_path) as source:
-            report = convert(
-                source,
-                options.output_path,
-                base=base_model(options.base_model, source),
-                tensor_parallel=options.tensor_parallel,
-                dtype=DTYPES[options.dtype] if options.dtype else None,
-            )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(f"wrote {readable.size(report.num_bytes)}: {report.path}")
-    return 0
+    return run(_command, parse(arguments))

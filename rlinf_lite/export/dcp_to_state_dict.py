@@ -6,7 +6,6 @@ Reads checkpoints of rlinf_lite, RLinf and torchtitan, and plain DCP directories
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from rlinf_lite.checkpoint import StateMismatch
 from rlinf_lite.checkpoint.formats.read_state import read_tensors, tensor_names
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.durable import replaced_file
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
-from rlinf_lite.export.arguments import checkpoint_path
+from rlinf_lite.export.arguments import checkpoint_path, run
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, located
 from rlinf_lite.paths import argument
 from rlinf_lite.weights.dcp_names import model_prefix, not_of_model, of_model
@@ -92,20 +90,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    file = target_file(options.output_path, options.overwrite)
+    with located(options.dcp_path) as source:
+        state = read_model(source.directory, source.tied)
+        names = tensor_names(source.directory)
+        others = not_of_model(names, model_prefix(source.directory, names))
+    num_bytes = write(state, file)
+    note = f"note: not of the model, so not written: {others}\n" if others else ""
+    return note + f"wrote {len(state)} tensors, {readable.size(num_bytes)}: {file}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        file = target_file(options.output_path, options.overwrite)
-        with located(options.dcp_path) as source:
-            state = read_model(source.directory, source.tied)
-            names = tensor_names(source.directory)
-            others = not_of_model(names, model_prefix(source.directory, names))
-        num_bytes = write(state, file)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    if others:
-        print(f"note: not of the model, so not written: {others}")
-    print(f"wrote {len(state)} tensors, {readable.size(num_bytes)}: {file}")
-    return 0
+    return run(_command, parse(arguments))

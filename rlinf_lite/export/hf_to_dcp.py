@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig
 
-from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
-from rlinf_lite.export.arguments import checkpoint_path
+from rlinf_lite.errors import ConfigError
+from rlinf_lite.export.arguments import checkpoint_path, dtype_of, run, wrote
 from rlinf_lite.models.build import DTYPES, build_on_meta
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve
 from rlinf_lite.weights.hf import HfWeights
@@ -114,19 +112,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    root = checkpoints_root(options.output_path)
+    directory = resolve(options.hf_path, "--hf_path")
+    model_path = options.hf_path if options.hf_path.startswith(EMBEDDED) else str(directory)
+    dtype = dtype_of(options)
+    report, unused = convert(directory, root, dtype=dtype, model_path=model_path)
+    note = f"note: not in the model, so not written: {listed(unused)}\n" if unused else ""
+    return note + wrote(report)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        root = checkpoints_root(options.output_path)
-        directory = resolve(options.hf_path, "--hf_path")
-        model_path = options.hf_path if options.hf_path.startswith(EMBEDDED) else str(directory)
-        dtype = DTYPES[options.dtype] if options.dtype else None
-        report, unused = convert(directory, root, dtype=dtype, model_path=model_path)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    if unused:
-        print(f"note: not in the model, so not written: {listed(unused)}")
-    print(f"wrote {readable.size(report.num_bytes)}: {report.path}")
-    return 0
+    return run(_command, parse(arguments))

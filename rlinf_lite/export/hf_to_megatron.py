@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, SaveReport
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
-from rlinf_lite.export.arguments import add_dtype, add_tensor_parallel, checkpoint_path
+from rlinf_lite.export.arguments import add_dtype, add_tensor_parallel, checkpoint_path, dtype_of, run, wrote
 from rlinf_lite.export.hf_to_dcp import STEP, check_policy, checkpoints_root
 from rlinf_lite.export.hf_writer import common_dtype, specs_of
 from rlinf_lite.export.megatron_path import check_tensor_parallel
 from rlinf_lite.export.megatron_writer import ConvertedFiles
-from rlinf_lite.models.build import DTYPES, build_on_meta
+from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
@@ -80,23 +77,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    root = checkpoints_root(options.output_path)
+    directory = resolve(options.hf_path, "--hf_path")
+    report, unused = convert(
+        directory,
+        root,
+        tensor_parallel=options.tensor_parallel,
+        dtype=dtype_of(options),
+        model_path=options.hf_path if options.hf_path.startswith(EMBEDDED) else str(directory),
+    )
+    note = f"note: not in the model, so not written: {listed(unused)}\n" if unused else ""
+    return note + wrote(report)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        root = checkpoints_root(options.output_path)
-        directory = resolve(options.hf_path, "--hf_path")
-        report, unused = convert(
-            directory,
-            root,
-            tensor_parallel=options.tensor_parallel,
-            dtype=DTYPES[options.dtype] if options.dtype else None,
-            model_path=options.hf_path if options.hf_path.startswith(EMBEDDED) else str(directory),
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    if unused:
-        print(f"note: not in the model, so not written: {listed(unused)}")
-    print(f"wrote {readable.size(report.num_bytes)}: {report.path}")
-    return 0
+    return run(_command, parse(arguments))

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from rlinf_lite import readable
+from rlinf_lite.checkpoint import Manifest
 from rlinf_lite.durable import new_directory, new_file
 from rlinf_lite.errors import ConfigError, UserError
 from rlinf_lite.export.hf_files import copy_side_files, file_names, write_config, write_index
 from rlinf_lite.export.safetensors_file import Spec, split, write
-from rlinf_lite.models.hf_directory import resolve
+from rlinf_lite.models.hf_directory import TOKENIZER_FILES, resolve, tokenizer_fingerprint
 from rlinf_lite.weights.source import WeightSource
 
 
@@ -57,6 +58,18 @@ def named_base(given: str | None, named: object, key: str, name: str) -> Path:
         return resolve(str(named), f"{name} in the checkpoint's manifest")
     except ConfigError as error:
         raise ConfigError(f"{error}; or give the directory with --base_model") from None
+
+
+def tokenizer_note(manifest: Manifest | None, base: Path) -> str:
+    """A line for the user if the run had another tokenizer than ``base``, whose files are copied; else empty."""
+    identity = manifest.info.get("identity", {}) if manifest else {}
+    trained_with = identity.get(TOKENIZER_FILES)
+    if trained_with is None or trained_with == tokenizer_fingerprint(base):
+        return ""
+    return (
+        f"note: the tokenizer files are those of {base}; the run had others: copy them from its "
+        "actor.tokenizer.tokenizer_model\n"
+    )
 
 
 def specs_of(source: WeightSource, dtype: torch.dtype | None) -> dict[str, Spec]:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
-from rlinf_lite.export.arguments import add_base_model, add_dtype, add_megatron_path, checkpoint_path
+from rlinf_lite.export.arguments import (
+    add_base_model,
+    add_dtype,
+    add_megatron_path,
+    checkpoint_path,
+    dtype_of,
+    run,
+    wrote,
+)
 from rlinf_lite.export.hf_to_dcp import MODEL
 from rlinf_lite.export.megatron_path import LocatedMegatron, located_megatron
 from rlinf_lite.export.megatron_to_hf import base_of
 from rlinf_lite.export.training_state import TrainingState, of_another_program, of_checkpoint
-from rlinf_lite.models.build import DTYPES, build_on_meta
+from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.weights.megatron.architecture import Architecture
 from rlinf_lite.weights.megatron.files import OURS, PARTS
@@ -111,16 +116,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    with located_megatron(options.megatron_path) as source:
+        base = base_of(options.base_model, source)
+        dtype = dtype_of(options)
+        report = convert(source, options.output_path, base=base, dtype=dtype)
+    return wrote(report)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        with located_megatron(options.megatron_path) as source:
-            base = base_of(options.base_model, source)
-            dtype = DTYPES[options.dtype] if options.dtype else None
-            report = convert(source, options.output_path, base=base, dtype=dtype)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(f"wrote {readable.size(report.num_bytes)}: {report.path}")
-    return 0
+    return run(_command, parse(arguments))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from rlinf_lite.checkpoint.manifest import LEVELS
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
-from rlinf_lite.export.arguments import add_base_model, add_dtype, add_megatron_path, size
-from rlinf_lite.export.hf_writer import Written, named_base, refuse_existing, write_model
+from rlinf_lite.export.arguments import add_base_model, add_dtype, add_megatron_path, dtype_of, run, size
+from rlinf_lite.export.hf_writer import Written, named_base, refuse_existing, tokenizer_note, write_model
 from rlinf_lite.export.megatron_path import LocatedMegatron, located_megatron
-from rlinf_lite.models.build import DTYPES, build_on_meta
+from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.paths import argument
 from rlinf_lite.weights.megatron.architecture import Architecture
@@ -90,18 +88,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    target = options.output_path.resolve()
+    refuse_existing(target)  # before the minutes that verifying takes
+    with located_megatron(options.megatron_path, options.verify) as source:
+        base = base_of(options.base_model, source)
+        dtype = dtype_of(options)
+        written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
+    return tokenizer_note(source.manifest, base) + f"wrote {written}: {target}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    target = options.output_path.resolve()
-    try:
-        refuse_existing(target)  # before the minutes that verifying takes
-        with located_megatron(options.megatron_path, options.verify) as source:
-            base = base_of(options.base_model, source)
-            dtype = DTYPES[options.dtype] if options.dtype else None
-            written = convert(source, target, base=base, dtype=dtype, max_shard_size=options.max_shard_size)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(f"wrote {written}: {target}")
-    return 0
+    return run(_command, parse(arguments))

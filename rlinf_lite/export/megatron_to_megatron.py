@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, SaveReport
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
-from rlinf_lite.export.arguments import add_base_model, add_megatron_path, add_tensor_parallel, checkpoint_path
+from rlinf_lite.export.arguments import (
+    add_base_model,
+    add_megatron_path,
+    add_tensor_parallel,
+    checkpoint_path,
+    run,
+    wrote,
+)
 from rlinf_lite.export.megatron_path import LocatedMegatron, check_tensor_parallel, located_megatron
 from rlinf_lite.export.megatron_to_dcp import output_root, training_state
 from rlinf_lite.export.megatron_to_hf import base_of
@@ -76,15 +80,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    with located_megatron(options.megatron_path) as source:
+        base = base_of(options.base_model, source)
+        report = convert(source, options.output_path, base=base, tensor_parallel=options.tensor_parallel)
+    return wrote(report)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        with located_megatron(options.megatron_path) as source:
-            base = base_of(options.base_model, source)
-            report = convert(source, options.output_path, base=base, tensor_parallel=options.tensor_parallel)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(f"wrote {readable.size(report.num_bytes)}: {report.path}")
-    return 0
+    return run(_command, parse(arguments))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from rlinf_lite import readable
-from rlinf_lite.errors import EXIT_USER_ERROR, UserError
-from rlinf_lite.export.arguments import add_base_model, add_megatron_path
+from rlinf_lite.export.arguments import add_base_model, add_megatron_path, run
 from rlinf_lite.export.dcp_to_state_dict import FILE_NAME, FILE_SUFFIXES, target_file, write
 from rlinf_lite.export.megatron_path import located_megatron
 from rlinf_lite.export.megatron_to_hf import base_of, weights_of
@@ -41,21 +39,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    file = target_file(options.output_path, options.overwrite)
+    with located_megatron(options.megatron_path) as source:
+        base = base_of(options.base_model, source)
+        weights, _ = weights_of(source, base)
+        # Queries, keys and values are views of one tensor there; each is written by itself.
+        state = {name: weights.read(name).clone() for name in weights.shapes}
+        tied = WeightNames.of(build_on_meta(load_config(base, None), "fp32")).tied
+        state |= {alias: state[name] for alias, name in tied.items()}
+    num_bytes = write(state, file)
+    return f"wrote {len(state)} tensors, {readable.size(num_bytes)}: {file}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        file = target_file(options.output_path, options.overwrite)
-        with located_megatron(options.megatron_path) as source:
-            base = base_of(options.base_model, source)
-            weights, _ = weights_of(source, base)
-            # Queries, keys and values are views of one tensor there; each is written by itself.
-            state = {name: weights.read(name).clone() for name in weights.shapes}
-            tied = WeightNames.of(build_on_meta(load_config(base, None), "fp32")).tied
-            state |= {alias: state[name] for alias, name in tied.items()}
-        num_bytes = write(state, file)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(f"wrote {len(state)} tensors, {readable.size(num_bytes)}: {file}")
-    return 0
+    return run(_command, parse(arguments))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlinf_lite import readable
 from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
 from rlinf_lite.checkpoint.storage import StoragePath
-from rlinf_lite.errors import EXIT_USER_ERROR, ConfigError, UserError
-from rlinf_lite.export.arguments import add_base_model, checkpoint_path
+from rlinf_lite.errors import ConfigError
+from rlinf_lite.export.arguments import add_base_model, checkpoint_path, run, wrote
 from rlinf_lite.export.checkpoint_path import DCP_PATH_HELP, Located, located
 from rlinf_lite.export.dcp_optimizer import DcpOptimizer
 from rlinf_lite.export.dcp_to_hf import base_model
@@ -96,14 +94,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _command(options: argparse.Namespace) -> str:
+    with located(options.dcp_path) as source:
+        report = convert(source, options.output_path, base=base_model(options.base_model, source))
+    return wrote(report)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says. Returns the exit code: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
-    try:
-        with located(options.dcp_path) as source:
-            report = convert(source, options.output_path, base=base_model(options.base_model, source))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(f"wrote {readable.size(report.num_bytes)}: {report.path}")
-    return 0
+    return run(_command, parse(arguments))
