@@ -43,8 +43,14 @@ CASES = {
     "one slot, dropout": ("gpt2", {"actor.fsdp_config.virtual_ranks": 1, "actor.model.dropout": True}),
     "fewer units than ranks": ("untied", {"algorithm.training_batch_size_per_gpu": 3}),
 }
-SAME = {"offload": "tied", "no resharding": "tied", "dropout drawn again": "dropout"}
-"""Cases that must end as others do."""
+SAME = {
+    "offload": "tied",
+    "no resharding": "tied",
+    "dropout drawn again": "dropout",
+    "one slot, dropout": "dropout",
+    "bf16 parameters": "bf16 parameters, fp32 reduction",
+}
+"""Cases that must end as others do: units are added one by one in a single slot, too, and every sum is in float32."""
 STEPS = 2
 
 
