@@ -144,9 +144,10 @@ def _listener(path: Path) -> int:
 def _gone(process: psutil.Process) -> bool:
     """Return whether a process has ended; reaps it if it is a child of this one."""
     try:
+        dead = bool(process.status() == psutil.STATUS_ZOMBIE)  # before wait(): a child seen dead here is reaped there
         with suppress(psutil.TimeoutExpired):
             process.wait(timeout=0)
             return True
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
+        return dead
     except psutil.NoSuchProcess:
         return True
