@@ -22,8 +22,8 @@ from typing import Any
 class Row:
     """One line of docs/performance.md: figures of both sides, round by round, and what their ratio must reach."""
 
-    number: int
-    """In the table of docs/performance.md."""
+    number: str
+    """In the table of docs/performance.md: ``"1"``, ``"1b"``."""
     work: str
     other: str
     """What ours is compared with, and its version."""
