@@ -12,6 +12,8 @@ from rlinf_lite.checkpoint.storage import StoragePath, is_local, storage_path
 
 RUN_CHECKPOINTS = "checkpoints"
 """The name of the directory in which a run keeps its checkpoints."""
+RLINF, MEGATRON = "RLinf", "Megatron-LM or RLinf"
+"""Who writes DCP files below `RLINF_DCP`, and who Megatron's layout."""
 RLINF_DCP = "dcp_checkpoint"
 """Where RLinf keeps the DCP files, below ``actor/``."""
 MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
@@ -83,6 +85,16 @@ def instead_of(path: StoragePath) -> str | None:
     if (path / "config.json").is_file():
         return "is a Hugging Face directory; give it as actor.model.model_path"
     return None
+
+
+def writer_of(path: StoragePath) -> str | None:
+    """`RLINF` or `MEGATRON`, if another program's training state is in ``path``; else None."""
+    if not path.is_dir() or any((one / layout.MANIFEST).is_file() for one in (path, path.parent, path.parent.parent)):
+        return None
+    for directory in (path, path / RLINF_DCP, path / layout.ACTOR / RLINF_DCP):
+        if directory.name == RLINF_DCP and (directory / layout.METADATA).is_file():
+            return RLINF
+    return MEGATRON if _of_megatron(path) else None
 
 
 def other_layout(section: StoragePath, *, wants_files: bool) -> SectionMismatch:

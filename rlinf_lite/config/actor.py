@@ -138,6 +138,8 @@ class MegatronConfig(Section):
     """Not implemented; must be false."""
     recompute_granularity: Neutral[Literal["full"] | None] = follows("actor.model.recompute_granularity")
     """``full``: recompute each layer in the backward pass instead of keeping its activations; null: keep them."""
+    recompute_num_layers: Neutral[Count | None] = None
+    """``recompute_granularity: full`` only: so many layers, the first ones, are recomputed; null: all."""
     make_vocab_size_divisible_by: Neutral[Count] = 128
     """The vocabulary is padded to a multiple of this times ``tensor_model_parallel_size``, as Megatron does; padding
     takes no part in any probability."""

@@ -8,7 +8,12 @@ from rlinf_lite.config.identity import value_of
 from rlinf_lite.config.schema import Config, keys
 from rlinf_lite.config.written import shown
 
-_OF_MEGATRON = ("tensor_model_parallel_size", "recompute_granularity", "make_vocab_size_divisible_by")
+_OF_MEGATRON = (
+    "tensor_model_parallel_size",
+    "recompute_granularity",
+    "recompute_num_layers",
+    "make_vocab_size_divisible_by",
+)
 _IN_BOTH = ("tensor_model_parallel_size", "recompute_granularity")
 """Keys of ``actor.model`` that ``actor.megatron`` follows, and whose two values might differ."""
 _INSTEAD = {
@@ -55,6 +60,11 @@ def _megatron(config: Config) -> Iterator[str]:
         )
     if actor.model.dropout:
         yield "actor.model.dropout=true: the Megatron backend has no dropout; set it to false"
+    if (layers := actor.megatron.recompute_num_layers) is not None and actor.megatron.recompute_granularity is None:
+        yield (
+            f"actor.megatron.recompute_num_layers={layers}: no layer is recomputed; set it to null, or "
+            "actor.megatron.recompute_granularity=full"
+        )
     if config.critic.use_critic_model:
         yield (
             "critic.use_critic_model=true: the Megatron backend trains no critic; set actor.training_backend=fsdp, or "

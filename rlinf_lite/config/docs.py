@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import typing
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import MISSING
 from pydantic import AfterValidator
 
+from rlinf_lite.config import rlinf
 from rlinf_lite.config.fields import MOST_COUNT, MOST_SECONDS, positive_or_off
 from rlinf_lite.config.schema import Key, is_list, is_section, keys, section_of_items
 from rlinf_lite.config.written import shown
@@ -29,6 +31,15 @@ Every key, with the values it takes, its default and its meaning. Set a key in t
 - A default such as `${actor.model.model_path}` takes the value of that key. *required* means that there is no default.
 - Whole numbers without another limit are at most 2147483647, and durations at most 1e8 seconds.
 """
+_OF_RLINF = """
+## Keys of RLinf's
+
+RLinf's Megatron example has these keys, too. Each sets a key above, or says what happens here anyway; any other value
+is refused by name. None is kept: the config that a run writes has the keys above only.
+
+| key | values | meaning |
+|---|---|---|
+"""
 _WIDEST_CELL = 120
 _KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "mapping"}
 
@@ -39,7 +50,16 @@ def markdown() -> str:
     for name, key in _every_key():
         section, _, last = name.rpartition(".")
         by_section.setdefault(section, {})[last] = key
-    return _INTRODUCTION + "".join(_section(name, found) for name, found in by_section.items())
+    rows = "".join(f"| {names} | {rlinf.values(key)} | {rlinf.meaning(key)} |\n" for names, key in _of_rlinf())
+    return _INTRODUCTION + "".join(_section(name, found) for name, found in by_section.items()) + _OF_RLINF + rows
+
+
+def _of_rlinf() -> Iterator[tuple[str, str]]:
+    """(keys of one section that are taken alike, the first of them)."""
+    for _, group in itertools.groupby(rlinf.TAKEN, lambda key: (key.rpartition(".")[0], id(rlinf.TAKEN[key]))):
+        first, *others = group
+        names = ", ".join([first, *(f".{key.rpartition('.')[2]}" for key in others)])
+        yield f"`{names}`", first
 
 
 def _every_key() -> Iterator[tuple[str, Key]]:
@@ -70,22 +90,27 @@ def _split(description: str) -> tuple[str, str]:
 
 
 def listing() -> str:
-    """One line per key: name, values, default, and ``neutral`` if it is."""
+    """One line per key: name, values, default, and ``neutral`` if it is; RLinf's keys last."""
     lines = (
         f"{name}  {values(key, code=False)}  {shown(key.default)}{'  neutral' if key.neutral else ''}"
         for name, key in _every_key()
     )
-    return "\n".join(lines) + "\n"
+    of_rlinf = (f"{key}  {rlinf.values(key, code=False)}  of RLinf" for key in rlinf.TAKEN)
+    return "\n".join([*lines, *of_rlinf]) + "\n"
 
 
 def text(prefix: str) -> str:
     """The keys below a section, or one key, for a terminal; empty if there are none."""
-    return "\n".join(
+    of_rlinf = (
+        f"{key}  ({rlinf.values(key, code=False)})\n    {rlinf.meaning(key)}" for key in rlinf.TAKEN if key == prefix
+    )
+    ours = (
         f"{name}={shown(key.default)}  ({values(key, code=False)}{', neutral' if key.neutral else ''})\n"
         f"    {key.description}"
         for name, key in _every_key()
         if name == prefix or name.startswith((f"{prefix}.", f"{prefix}[")) or not prefix
     )
+    return "\n".join([*ours, *of_rlinf])
 
 
 def values(key: Key, *, code: bool = True) -> str:

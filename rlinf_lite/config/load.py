@@ -11,7 +11,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rlinf_lite.config import rules
+from rlinf_lite.config import rlinf, rules
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.fields import Section
 from rlinf_lite.config.schema import Config, Key, is_section, keys, known_keys, section_of_items, sections
@@ -73,13 +73,14 @@ def read(raw: Mapping[str, Any] | DictConfig, root: type[Section]) -> tuple[dict
         The values by dotted key, without those that have a problem; and the problems, one line each.
     """
     given = DictConfig(OmegaConf.to_container(raw) if isinstance(raw, DictConfig) else dict(raw))
-    problems = list(_drop_unknown(given, "", root))
+    foreign, problems = rlinf.take(given, _defaults(root)) if root is Config else (OmegaConf.create({}), [])
+    problems += _drop_unknown(given, "", root)
     refused = set()
     for key, spec in keys(root).items():
         if lines := _convert(given, key, spec):
             problems += lines
             refused.add(key)
-    merged = OmegaConf.merge(_defaults(root), given)
+    merged = OmegaConf.merge(_defaults(root), foreign, given)
     values: dict[str, Any] = {}
     for key, spec in keys(root).items():
         try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
+from rlinf_lite.checkpoint.identify import MEGATRON
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.export.arguments import (
     add_base_model,
@@ -61,7 +62,7 @@ def training_state(source: LocatedMegatron, base: str, names: WeightNames) -> Tr
     """What the new checkpoint holds beside tensors."""
     if source.manifest is not None:
         return of_checkpoint(source.directory.parent, source.manifest)
-    return of_another_program("Megatron-LM or RLinf", source.step, base, names.tied)
+    return of_another_program(MEGATRON, source.step, base, names.tied)
 
 
 def convert(

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from rlinf_lite.checkpoint import Checkpointer, SaveReport
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.export.arguments import (
@@ -24,7 +26,7 @@ from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.weights.megatron.architecture import Architecture
 from rlinf_lite.weights.megatron.files import OURS, PARTS
-from rlinf_lite.weights.megatron.source import MegatronWeights
+from rlinf_lite.weights.megatron.source import PARAM, MegatronWeights
 from rlinf_lite.weights.names import WeightNames
 
 DESCRIPTION = """\
@@ -39,8 +41,18 @@ example:
 writes logs/mine/checkpoints/global_step_50."""
 
 
-def convert(source: LocatedMegatron, output_path: StoragePath, *, base: Path, tensor_parallel: int) -> SaveReport:
+def convert(
+    source: LocatedMegatron,
+    output_path: StoragePath,
+    *,
+    base: Path,
+    tensor_parallel: int,
+    dtype: torch.dtype | None = None,
+) -> SaveReport:
     """Commit ``global_step_N`` in ``output_path``.
+
+    Args:
+        dtype: of the parameters; None: as stored. Float32 ones come from the optimizer.
 
     Raises:
         UserError, OSError: nothing was committed.
@@ -53,8 +65,10 @@ def convert(source: LocatedMegatron, output_path: StoragePath, *, base: Path, te
     root = output_root(output_path, state.step)
     model = MegatronWeights(files, names)
     flat = {part: MegatronWeights(files, names, part=part) for part in PARTS}
+    kind = dtype or model.dtype(next(iter(names.shapes)))
     optimizer = None
     if files.has_optimizer:
+        model = flat[PARAM] if kind == torch.float32 else model
         held, steps = files.model_file(0), files.num_optimizer_steps
         updates = held.get(OURS, {}).get("num_updates", steps)
         entries = {key: held[key] for key in ("optimizer", "opt_param_scheduler") if key in held}
@@ -64,7 +78,7 @@ def convert(source: LocatedMegatron, output_path: StoragePath, *, base: Path, te
         model,
         arch,
         tensor_parallel=tensor_parallel,
-        dtype=model.dtype(next(iter(names.shapes))),
+        dtype=kind,
         max_positions=config.max_position_embeddings,
         optimizer=optimizer,
     )

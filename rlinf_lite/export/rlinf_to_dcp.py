@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlinf_lite.checkpoint import Checkpointer, SaveReport, layout
+from rlinf_lite.checkpoint.identify import RLINF
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.export.arguments import add_base_model, checkpoint_path, run, wrote
@@ -49,8 +50,11 @@ def step_of(directory: StoragePath) -> int:
     raise ConfigError(f"--dcp_path {directory}: is in no global_step_N directory, so its step is unknown; rename one")
 
 
-def convert(source: Located, output_path: StoragePath, *, base: Path) -> SaveReport:
+def convert(source: Located, output_path: StoragePath, *, base: Path, dtype: torch.dtype | None = None) -> SaveReport:
     """Commit ``global_step_N`` in ``output_path``.
+
+    Args:
+        dtype: of parameters and moments; None: as stored.
 
     Raises:
         UserError, OSError: nothing was committed.
@@ -59,25 +63,27 @@ def convert(source: Located, output_path: StoragePath, *, base: Path) -> SaveRep
         raise ConfigError(f"--dcp_path {source.directory}: is a checkpoint of rlinf_lite already")
     names = WeightNames.of(build_on_meta(load_config(base, None), "fp32"))
     model, adam = DcpWeights(source.directory, names, base="--base_model"), DcpOptimizer(source.directory)
-    state = of_another_program("RLinf", step_of(source.directory), str(base), names.tied)
+    state = of_another_program(RLINF, step_of(source.directory), str(base), names.tied)
     root = output_root(output_path, state.step)
-    tensors: dict[str, object] = {MODEL: {n: _meta(shape, model.dtype(n)) for n, shape in names.shapes.items()}}
+    tensors: dict[str, object] = {
+        MODEL: {n: _meta(shape, dtype or model.dtype(n)) for n, shape in names.shapes.items()}
+    }
     if adam.is_there:
         steps = adam.num_steps(list(names.shapes))
         tensors[OPTIM] = {
             name: {
                 "step": torch.tensor(float(steps)),
-                **{part: _meta(shape, adam.dtype(part, name)) for part in MOMENTS},
+                **{part: _meta(shape, dtype or adam.dtype(part, name)) for part in MOMENTS},
             }
             for name, shape in names.shapes.items()
         }
         tensors["lr_scheduler"] = {"num_updates": torch.tensor(steps)}
 
-    def resolve(key: str, _: Tensor) -> Tensor:
+    def resolve(key: str, wanted: Tensor) -> Tensor:
         if key.startswith(f"{MODEL}."):
-            return model.read(key.removeprefix(f"{MODEL}."))
+            return model.read(key.removeprefix(f"{MODEL}.")).to(wanted.dtype)
         name, part = key.removeprefix(f"{OPTIM}.").rsplit(".", 1)
-        return adam.read(part, name)
+        return adam.read(part, name).to(wanted.dtype)
 
     return Checkpointer(root).save(state.step, tensors, data=state.data, info=state.info, resolve=resolve)
 

@@ -11,6 +11,7 @@ from typing import Any
 from rlinf_lite.config import Config, ConfigError, OptimConfig, flatten, keys
 from rlinf_lite.config.versions import FIRST_NUMERICS, FIRST_SAMPLER, versions
 from rlinf_lite.models.hf_directory import TOKENIZER_FILES
+from rlinf_lite.recovery.converted import ANOTHER_PROGRAM
 
 _VAL_DATA = "data (validation problems)"
 _USES_CRITIC = "critic.use_critic_model"
@@ -117,7 +118,8 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
         for key in sorted(saved.keys() | now.keys())
         if saved.get(key) != now.get(key) and not (key in ONE_SIDED and None in (saved.get(key), now.get(key)))
     }
-    if unused := [key for key in allowed if key not in saved.keys() | now.keys()]:
+    compared = {*saved, *now, ANOTHER_PROGRAM}
+    if unused := [key for key in allowed if key not in compared]:
         raise ConfigError(f"runner.resume_allow_changes: {unused[0]!r} is not a key that a resume compares")
     refused = [line for key, line in changes.items() if key not in allowed]
     if refused:

@@ -19,6 +19,7 @@ from rlinf_lite.data import ProblemSet, load_problems
 from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.models.files import check_files
 from rlinf_lite.observability import log_line
+from rlinf_lite.recovery.foreign import find
 from rlinf_lite.recovery.identity import identity
 from rlinf_lite.recovery.resume import Start, check_identity, choose_start, initial_weights
 from rlinf_lite.runner import schedule
@@ -47,7 +48,8 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
         ConfigError, DataError, CheckpointError: what cannot be run or resumed, by key or file.
     """
     runner, num_prompts = config.runner, config.data.rollout_batch_size
-    start = choose_start(runner, checkpoints)
+    foreign = find(config, checkpoints)
+    start = choose_start(runner, checkpoints) if foreign is None else None
     models = _read_models(config.actor, config.critic, config.rollout.model, runner.seq_length)
     reward, algorithm = rewards.fingerprint(config.reward), user_algorithm.fingerprint(config.algorithm)
     versions(config.rollout, config.actor.training_backend)
@@ -67,9 +69,12 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
         val_data=val.fingerprint if val else None,
         reward=reward,
         algorithm=algorithm,
-        initial_weights=initial_weights(start),
+        initial_weights=initial_weights(start) if start else None,
         total_updates=total_updates,
     )
+    if foreign is not None:  # after all other checks: a refused start leaves nothing behind
+        start = choose_start(foreign.converted(config), checkpoints)
+    assert start is not None
     start = check_identity(start, made_of, runner.resume_allow_changes)
     _log_data(train, val, last_step, num_prompts, config.algorithm.group_size)
     for line in never_meet(runner, last_step):

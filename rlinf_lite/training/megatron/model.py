@@ -84,7 +84,8 @@ class MegatronModel:
         bare = build.build_on_meta(config, settings.precision)
         self.names = WeightNames.of(bare)
         self._inv_freq = _frequencies(bare).to(device)
-        self._recompute = megatron.recompute_granularity == "full"
+        num_recomputed = arch.num_layers if megatron.recompute_num_layers is None else megatron.recompute_num_layers
+        self._num_recomputed = num_recomputed if megatron.recompute_granularity == "full" else 0
         self.gpt = _build(config, self.partition, build.DTYPES[settings.precision])
         self._fill(HfWeights(model_dir, self.names))
         self.gpt.to(device)
@@ -122,9 +123,9 @@ class MegatronModel:
         angles = tokens.positions_N[:, None].float() * self._inv_freq
         rotary = torch.cat([angles, angles], -1)[:, None, None, :]
         hidden = self.gpt.embedding(input_ids=tokens.ids_N[None], position_ids=tokens.positions_N[None])
-        for layer in self.gpt.decoder.layers:
+        for number, layer in enumerate(self.gpt.decoder.layers):
             run = _with_layout(layer, tokens.layout, rotary)
-            if self._recompute and torch.is_grad_enabled():
+            if number < self._num_recomputed and torch.is_grad_enabled():
                 hidden = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = run(hidden)

@@ -1,15 +1,11 @@
 """RLinf's own FSDP checkpoints, saved here as RLinf does, become checkpoints to resume from."""
 
-import random
+import runpy
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-from torch.distributed.checkpoint.stateful import Stateful
 
 from rlinf_lite.checkpoint import Checkpointer, manifest, read_data
 from rlinf_lite.recovery.records import check_info
@@ -18,48 +14,20 @@ from rlinf_lite.training.fsdp.state import optimizer_state
 from rlinf_lite.weights.names import named_weights
 
 TOOLS = Path(__file__).parents[3] / "toolkits" / "ckpt_convertor"
+FOREIGN = runpy.run_path(str(Path(__file__).parents[2] / "foreign_checkpoint.py"))
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-class TrainingState(Stateful):
-    """What RLinf gives to ``dcp.save`` under the key ``fsdp_checkpoint``."""
-
-    def __init__(self, model, optimizer, scheduler):
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-
-    def state_dict(self):
-        options = StateDictOptions(full_state_dict=False, cpu_offload=True)
-        model, optimizer = get_state_dict(model=self.model, optimizers=self.optimizer, options=options)
-        rng = {"cpu": torch.get_rng_state(), "numpy": np.random.get_state(), "random": random.getstate()}
-        return {
-            "model": model,
-            "optimizers": optimizer,
-            "lr_schedulers": [self.scheduler.state_dict()],
-            "fsdp_version": "fsdp2",
-            "rng": rng,
-        }
-
-    def load_state_dict(self, state):
-        raise AssertionError("is only saved")
-
-
 @pytest.fixture
 def trained(make_model, tmp_path):
-    """A model after three optimizer steps, its optimizer, and RLinf's checkpoint of it."""
+    """A model after some optimizer steps, its optimizer, and RLinf's checkpoint of it."""
 
     def train(family, tied):
         model = make_model(family, tied)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        for step in range(3):
-            model(torch.tensor([[1, 5, 3, step]])).logits.square().sum().backward()
-            optimizer.step(), scheduler.step(), optimizer.zero_grad()
+        optimizer, scheduler = FOREIGN["train"](model)
         checkpoint = tmp_path / "rlinf/global_step_50"
-        dcp.save(
-            {"fsdp_checkpoint": TrainingState(model, optimizer, scheduler)},
-            checkpoint_id=checkpoint / "actor/dcp_checkpoint",
-        )
+        FOREIGN["write_fsdp"](checkpoint, model, optimizer, scheduler)
         return model, optimizer, checkpoint
 
     return train
@@ -81,7 +49,7 @@ def test_weights_and_optimizer_state_are_loaded(trained, make_model, base_of, to
     state = {"model": dict(named_weights(other)), "optim": adam, "lr_scheduler": {"num_updates": torch.tensor(0)}}
     report = Checkpointer(tmp_path / "ours").load(path, state)
     assert not report.rng_restored
-    assert state["lr_scheduler"]["num_updates"] == 3
+    assert state["lr_scheduler"]["num_updates"] == FOREIGN["NUM_STEPS"]
     theirs = optimizer_state(dict(model.named_parameters()), optimizer)
     for name, param in named_weights(model):
         assert torch.equal(state["model"][name], param), name

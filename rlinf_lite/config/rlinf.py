@@ -1,0 +1,342 @@
+"""Keys of RLinf's Megatron example that have no key of their own here.
+
+A value is given to one of our keys, or says what happens here anyway, or is refused with the remedy. After that the key
+is gone: a `Config` holds our keys only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from rlinf_lite.config.suggestions import nearest
+from rlinf_lite.config.written import shown
+
+VALUES = {"runner.task_type": {"reasoning": "math"}}
+"""Values of our keys that RLinf calls otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """How one key is taken."""
+
+    only: tuple[Any, ...] = ()
+    """The values that are taken; empty: any."""
+    sets: str = ""
+    """Our key that gets the value, unless it has the same one already; empty: none does."""
+    convert: Callable[[Any], Any] = lambda value: value
+    """The value of ``sets``."""
+    with_vllm: bool = False
+    """Whether ``only`` counts with ``rollout.rollout_backend: vllm`` alone."""
+    why: str = ""
+    """Why others are refused, or why any will do."""
+
+
+def _only(value: Any, why: str, *others: Any) -> Taken:
+    return Taken(only=(value, *others), why=why)
+
+
+def _vllm(value: Any, why: str) -> Taken:
+    return Taken(only=(value,), with_vllm=True, why=why)
+
+
+def _sets(key: str, *only: Any, convert: Callable[[Any], Any] = lambda value: value) -> Taken:
+    return Taken(only=only, sets=key, convert=convert)
+
+
+def _any(why: str) -> Taken:
+    return Taken(why=why)
+
+
+_SAMPLING, _RATE = "algorithm.sampling_params", "actor.lr_sched"
+_NOT_FUSED = "there is no such fused kernel here"
+_OF_PROFILER = _any("is for `actor.megatron.use_profiler: true`, which is refused")
+_OF_CONVERTER = _any("nothing is converted before a start: each rank reads its part of the Hugging Face directory")
+_OF_SGLANG = _any("is for `rollout.rollout_backend: sglang`, which is refused")
+_OF_VLLM = _vllm(None, "vLLM is set up with the keys of `rollout` (docs/vllm.md)")
+_NO_OVERLAP = "communication and computation do not overlap"
+_NO_OFFLOAD = "offloading is not implemented"
+
+TAKEN: dict[str, Taken] = {
+    "algorithm.rollout_batch_size_per_gpu": _only(
+        None, "rollout.max_running_requests limits what is generated at once"
+    ),
+    "algorithm.val_rollout_batch_size_per_gpu": _any("`rollout.max_running_requests` limits validation, too"),
+    "algorithm.early_stop_imp_ratio": _only(
+        None, "no micro-batch is left out for its ratios; algorithm.importance_sampling_fix masks or truncates tokens"
+    ),
+    "algorithm.use_valid_token_scale": _only(False, "algorithm.loss_agg_func alone weights tokens"),
+    f"{_SAMPLING}.min_new_tokens": _only(1, "a response ends when the model ends it, after one token or more", 0),
+    "rollout.distributed_executor_backend": _vllm("mp", "vLLM's processes are started with multiprocessing"),
+    "rollout.disable_log_stats": _vllm(True, "engines log no statistics of their own"),
+    "rollout.detokenize": _only(False, "engines return token ids"),
+    "rollout.padding": _only(None, "nothing is padded"),
+    "rollout.eos": _only(None, "what ends a response is in the model's generation config and tokenizer"),
+    **{
+        f"rollout.sglang.{name}": _OF_SGLANG
+        for name in ("attention_backend", "decode_log_interval", "use_torch_compile", "torch_compile_max_bs")
+    },
+    **{
+        f"rollout.vllm.{name}": _OF_VLLM
+        for name in (
+            "attention_backend",
+            "enable_chunked_prefill",
+            "enable_prefix_caching",
+            "enable_flash_infer_sampler",
+            "max_num_batched_tokens",
+            "torch_profiler_dir",
+        )
+    },
+    "rollout.pipeline_parallel_size": _only(1, "an engine has tensor parallelism only (rollout.tensor_parallel_size)"),
+    "rollout.validate_weight": _only(False, "a checksum of the weights is compared after every sync"),
+    "rollout.validate_save_dir": _only(None, "a checksum of the weights is compared after every sync"),
+    "rollout.print_outputs": _only(False, "runner.logger.log_rollouts writes responses to a file"),
+    "rollout.cuda_graph_max_bs": _any("graphs are captured for `rollout.max_running_requests` rows"),
+    "data.dataset_name": _any("names nothing but the data; `data.train_data_paths` says what is read"),
+    "data.validation_shuffle": _any("all problems are validated on, and their order changes nothing"),
+    "actor.mcore_gpt": _only(True, "the model is Megatron-core's"),
+    "actor.spec_name": _only("decoder_gpt", "layers are Megatron-core's local ones", "local_gpt"),
+    "actor.offload_optimizer": _only(False, _NO_OFFLOAD),
+    "actor.offload_weight": _only(False, _NO_OFFLOAD),
+    "actor.offload_grad": _only(False, _NO_OFFLOAD),
+    "actor.enable_dp_load_balance": _only(False, "micro-batches go to the ranks in their order"),
+    "actor.calculate_flops": _only(False, "FLOPs are not counted"),
+    "actor.model.megatron_checkpoint": _only(
+        None, "weights come from actor.model.model_path; resume from a checkpoint with runner.resume_dir"
+    ),
+    "actor.model.add_bias_linear": _only(False, "models are Llama and Qwen, as actor.model.model_path says"),
+    "actor.model.activation": _only("swiglu", "models are Llama and Qwen, as actor.model.model_path says"),
+    "actor.model.normalization": _only("rmsnorm", "models are Llama and Qwen, as actor.model.model_path says"),
+    "actor.model.position_embedding_type": _only("rope", "models are Llama and Qwen, as actor.model.model_path says"),
+    "actor.model.recompute_method": _only(
+        "block", "the first actor.megatron.recompute_num_layers layers are recomputed, each by itself", None
+    ),
+    "actor.model.recompute_num_layers": _sets("actor.megatron.recompute_num_layers"),
+    "actor.model.seq_length": _sets("runner.seq_length"),
+    "actor.model.encoder_seq_length": _sets("runner.seq_length"),
+    "actor.model.apply_rope_fusion": _only(False, _NOT_FUSED),
+    "actor.model.bias_dropout_fusion": _only(False, _NOT_FUSED),
+    "actor.model.persist_layer_norm": _only(False, _NOT_FUSED),
+    "actor.model.bias_activation_fusion": _only(False, _NOT_FUSED),
+    "actor.model.gradient_accumulation_fusion": _only(False, _NOT_FUSED),
+    "actor.model.attention_softmax_in_fp32": _only(True, "attention takes its softmax in float32"),
+    "actor.model.batch_p2p_comm": _only(False, "there is no pipeline parallelism"),
+    "actor.model.variable_seq_lengths": _only(True, "nothing is padded to runner.seq_length"),
+    "actor.model.moe_token_dispatcher_type": _any("models have no experts"),
+    "actor.model.use_cpu_initialization": _any("no weight is initialized: all are read from `actor.model.model_path`"),
+    "actor.optim.optimizer": _only("adam", "the optimizer is AdamW"),
+    "actor.optim.bf16": _any("must be true where `actor.model.precision` is bf16, and false elsewhere"),
+    "actor.optim.fp16": _any("must be true where `actor.model.precision` is fp16, and false elsewhere"),
+    "actor.optim.use_distributed_optimizer": _only(True, "ranks always share the optimizer's state"),
+    "actor.optim.overlap_grad_reduce": _only(False, _NO_OVERLAP),
+    "actor.optim.overlap_param_gather": _only(False, _NO_OVERLAP),
+    "actor.optim.overlap_param_gather_with_optimizer_step": _only(False, _NO_OVERLAP),
+    "actor.optim.optimizer_enable_pin": _only(False, _NO_OFFLOAD),
+    "actor.optim.loss_scale": _only(None, "the loss is not scaled: that is for fp16"),
+    f"{_RATE}.lr_decay_style": _sets("actor.optim.lr_scheduler", "constant", "linear", "cosine"),
+    f"{_RATE}.lr_decay_iters": _sets("actor.optim.total_training_steps"),
+    f"{_RATE}.lr_warmup_iters": _any("sets `actor.optim.lr_warmup_steps`, unless there is a lr_warmup_fraction"),
+    f"{_RATE}.lr_warmup_fraction": _any(
+        "sets `actor.optim.lr_warmup_steps` to this part of lr_decay_iters, rounded up"
+    ),
+    f"{_RATE}.lr_warmup_init": _only(0.0, "the learning rate rises from 0", 0),
+    f"{_RATE}.max_lr": _sets("actor.optim.lr"),
+    f"{_RATE}.min_lr": _any("the same as `actor.optim.min_lr`; with lr_decay_style constant any"),
+    "actor.tokenizer.use_fast": _any("transformers has one tokenizer per model, and its tokens are the same"),
+    "actor.tokenizer.trust_remote_code": _any("code in a directory is never run; one that needs it is refused"),
+    "actor.tokenizer.padding_side": _any("nothing is padded"),
+    "actor.megatron.ddp_bucket_size": _only(None, "there is one bucket of gradients"),
+    "actor.megatron.distributed_backend": _sets(
+        "cluster.device", "nccl", "gloo", convert={"nccl": "cuda", "gloo": "cpu"}.__getitem__
+    ),
+    "actor.megatron.distributed_timeout_minutes": _sets("runner.hang_timeout", convert=lambda minutes: minutes * 60.0),
+    "actor.megatron.use_dist_ckpt": _only(False, "checkpoints have ckpt_format torch"),
+    "actor.megatron.tp_comm_bootstrap_backend": _any("is for `tp_comm_overlap_cfg`, which is refused"),
+    "actor.megatron.tp_comm_overlap_cfg": _only(None, _NO_OVERLAP),
+    "actor.megatron.use_hf_ckpt": _only(True, "weights come from a Hugging Face directory"),
+    "actor.megatron.use_profiler": _only(False, "there is no profiler; benchmarks/ measures a step"),
+    "actor.megatron.ckpt_convertor.hf_model_path": _sets("actor.model.model_path"),
+    **{
+        f"actor.megatron.ckpt_convertor.{name}": _OF_CONVERTER
+        for name in (
+            "model",
+            "save_path",
+            "use_gpu_num",
+            "use_gpu_index",
+            "process_num",
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+        )
+    },
+    **{
+        f"actor.megatron.profiler.{name}": _OF_PROFILER
+        for name in (
+            "output_dir",
+            "activities",
+            "record_shapes",
+            "profile_memory",
+            "with_stack",
+            "with_flops",
+            "with_modules",
+            "export_tensorboard",
+            "export_chrome_trace",
+            "chrome_filename_prefix",
+            "schedule_warmup",
+            "schedule_active",
+            "schedule_repeat",
+        )
+    },
+    "reward.tokenizer.tokenizer_model": _sets("actor.tokenizer.tokenizer_model"),
+    "reward.tokenizer.use_fast": _any("as `actor.tokenizer.use_fast`"),
+    "reward.tokenizer.trust_remote_code": _any("as `actor.tokenizer.trust_remote_code`"),
+    "reward.tokenizer.padding_side": _any("nothing is padded"),
+}
+
+
+def meaning(key: str) -> str:
+    """What a key does, as a cell of a table."""
+    spec = TAKEN[key]
+    if spec.sets:
+        return f"sets `{spec.sets}`"
+    return spec.why + (" (with vLLM; else any)" if spec.with_vllm else "")
+
+
+def values(key: str, *, code: bool = True) -> str:
+    """What a key takes."""
+    mark = "`" if code else ""
+    return ", ".join(f"{mark}{shown(one)}{mark}" for one in TAKEN[key].only) or "any"
+
+
+def take(given: DictConfig, defaults: DictConfig) -> tuple[DictConfig, list[str]]:
+    """Take RLinf's keys out of ``given``, in place, and give our keys what they say.
+
+    Args:
+        defaults: of our keys.
+
+    Returns:
+        What was taken out, resolved, for interpolations that lead there; and the problems, one line each.
+    """
+    for key, names in VALUES.items():
+        if (value := OmegaConf.select(given, key, throw_on_resolution_failure=False)) in names:
+            OmegaConf.update(given, key, names[value])
+    written = [key for key in TAKEN if _is_written(given, key)]
+    if not written:
+        return OmegaConf.create({}), []
+    values: dict[str, Any] = {}
+    problems = []
+    merged = OmegaConf.merge(defaults, given)
+    for key in written:
+        try:
+            values[key] = _value(merged, key)
+        except InterpolationToMissingValueError:
+            pass  # the key that it leads to is missing itself, and is named
+        except OmegaConfBaseException as error:
+            problems.append(f"{key}: {str(error).splitlines()[0]}")
+    for key in written:
+        section, _, name = key.rpartition(".")
+        del OmegaConf.select(given, section)[name]
+    problems += _others_in_their_sections(given, defaults)
+    for key, value in values.items():
+        problems += _given_on(given, defaults, key, value)
+    problems += _learning_rate(given, defaults, values)
+    problems += _flags(OmegaConf.merge(defaults, given), values)
+    taken = OmegaConf.create({})
+    for key, value in values.items():
+        OmegaConf.update(taken, key, value, force_add=True)
+    return taken, problems
+
+
+def _is_written(given: DictConfig, key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    node = OmegaConf.select(given, section)
+    return isinstance(node, DictConfig) and name in node
+
+
+def _value(merged: Any, key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    value = OmegaConf.select(merged, section)[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _others_in_their_sections(given: DictConfig, defaults: DictConfig) -> list[str]:
+    """Take out sections that are not ours; what is left in them is known to nobody."""
+    problems = []
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in TAKEN):
+        left = OmegaConf.select(given, section)
+        if OmegaConf.select(defaults, section) is None and isinstance(left, DictConfig):
+            names = [f"{section}.{name}" for name in map(str, left)]
+            problems += [f"{name}: unknown key{nearest(name, list(TAKEN))}" for name in names]
+            parent, _, name = section.rpartition(".")
+            del OmegaConf.select(given, parent)[name]
+    return problems
+
+
+def _given_on(given: DictConfig, defaults: DictConfig, key: str, value: Any) -> list[str]:
+    """Check a value, and set what it sets."""
+    spec = TAKEN[key]
+    counts = not spec.with_vllm or OmegaConf.select(given, "rollout.rollout_backend") == "vllm"
+    if counts and spec.only and not any(type(value) is type(one) and value == one for one in spec.only):
+        wanted = " or ".join(shown(one) for one in spec.only)
+        return [f"{key}={shown(value)}: {spec.why or 'not known here'}; set it to {wanted}"]
+    if not spec.sets or value is None:
+        return []
+    try:
+        ours = spec.convert(value)
+    except (TypeError, ValueError):
+        return [f"{key}={shown(value)}: takes a number"]
+    return _set(given, defaults, key, value, spec.sets, ours)
+
+
+def _set(given: DictConfig, defaults: DictConfig, key: str, value: Any, sets: str, ours: Any) -> list[str]:
+    if not _is_written(given, sets):
+        OmegaConf.update(given, sets, ours, force_add=True)
+        return []
+    try:
+        held = _value(OmegaConf.merge(defaults, given), sets)
+    except OmegaConfBaseException:
+        return []  # named where our keys are read
+    if held == ours or shown(held) == shown(ours):
+        return []
+    return [f"{key}={shown(value)}: {sets}={shown(held)} is the same setting; write one of them"]
+
+
+def _learning_rate(given: DictConfig, defaults: DictConfig, values: Mapping[str, Any]) -> list[str]:
+    """Warm-up, as Megatron counts it, and the least rate."""
+    of = {name: values.get(f"{_RATE}.{name}") for name in ("lr_warmup_fraction", "lr_warmup_iters", "lr_decay_iters")}
+    fraction, least, problems = of["lr_warmup_fraction"], values.get(f"{_RATE}.min_lr"), []
+    name = "lr_warmup_iters" if fraction is None else "lr_warmup_fraction"
+    steps = of["lr_warmup_iters"]
+    if fraction is not None:
+        if not _is_number(fraction) or not _is_number(of["lr_decay_iters"]):
+            return [
+                f"{_RATE}.lr_warmup_fraction={shown(fraction)}: of which number of steps? Set "
+                f"{_RATE}.lr_decay_iters, or null here and actor.optim.lr_warmup_steps"
+            ]
+        steps = math.ceil(fraction * of["lr_decay_iters"])
+    if steps is not None:
+        problems += _set(given, defaults, f"{_RATE}.{name}", of[name], "actor.optim.lr_warmup_steps", steps)
+    if least is not None and _value(OmegaConf.merge(defaults, given), "actor.optim.lr_scheduler") != "constant":
+        problems += _set(given, defaults, f"{_RATE}.min_lr", least, "actor.optim.min_lr", least)
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _flags(merged: Any, values: Mapping[str, Any]) -> list[str]:
+    """``fp16`` and ``bf16`` say what ``precision`` says."""
+    problems = []
+    for name in ("bf16", "fp16"):
+        if (flag := values.get(key := f"actor.optim.{name}")) is None:
+            continue
+        precision = _value(merged, "actor.model.precision")
+        if flag is not (precision == name):
+            wanted = shown(precision == name)
+            problems.append(f"{key}={shown(flag)}: actor.model.precision={shown(precision)}; set it to {wanted}")
+    return problems

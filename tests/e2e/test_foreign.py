@@ -1,0 +1,76 @@
+"""Whole runs that resume from checkpoints of RLinf, made here by a script."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.models import hf_directory
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+
+FOREIGN = runpy.run_path(str(Path(__file__).parents[1] / "foreign_checkpoint.py"))
+LAYOUT = FOREIGN["LAYOUT"]
+ALLOWED = "runner.resume_allow_changes=['checkpoint (written by)']"
+ONE_MORE = {"runner.max_steps": "51", "runner.val_check_interval": "-1"}
+TINY_RATE = {"actor.optim.lr": "1e-12", "actor.optim.min_lr": "0.0"}
+"""No float32 weight moves, so that the next checkpoint shows which weights were resumed from."""
+
+
+@pytest.fixture
+def trained():
+    model = AutoModelForCausalLM.from_pretrained(hf_directory.resolve("embedded:tiny-arithmetic"))
+    return model, *FOREIGN["train"](model)
+
+
+def after_one_step(run, source) -> str:
+    printed = run.finish(f"runner.resume_dir={source}", ALLOWED)
+    assert "resumed from global_step_50" in printed and "continuing with step 51" in printed
+    assert "has no RNG state: each rank's is derived from (seed, step, rank)" in printed
+    assert "wrote it: data and counters of samples and tokens begin anew, after step 50" in printed
+    assert run.steps() == [50, 51] and [row["step"] for row in run.rows()] == [51]
+    return printed
+
+
+def test_fsdp(new_run, trained, tmp_path):
+    model, optimizer, scheduler = trained
+    FOREIGN["write_fsdp"](tmp_path / "rlinf/global_step_50", model, optimizer, scheduler)
+    run = new_run(ONE_MORE | TINY_RATE)
+    after_one_step(run, tmp_path / "rlinf/global_step_50")
+    tensors = read_tensors(run.checkpoints / "global_step_51" / "actor")
+    for name, param in model.named_parameters():
+        assert torch.equal(tensors[f"model.{name}"], param)
+        assert tensors[f"optim.{name}.step"] == FOREIGN["NUM_STEPS"] + 1
+        # A rest of the moment that the three steps left: its gradients were far larger than those of the step here.
+        before = 0.95 * optimizer.state[param]["exp_avg_sq"]
+        torch.testing.assert_close(
+            tensors[f"optim.{name}.exp_avg_sq"], before, rtol=0.02, atol=float(before.max()) / 100
+        )
+
+
+def test_megatron(new_run, trained, tmp_path):
+    """One tensor-parallel rank wrote it, two resume."""
+    model, optimizer, _ = trained
+    FOREIGN["write_megatron"](tmp_path / "rlinf/global_step_50", model, optimizer, size=1, step=50)
+    megatron = {
+        "actor.training_backend": "megatron",
+        "actor.megatron.tensor_model_parallel_size": "2",
+        "actor.megatron.make_vocab_size_divisible_by": "2",
+    }
+    run = new_run(ONE_MORE | TINY_RATE | megatron)
+    after_one_step(run, tmp_path / "rlinf/global_step_50")
+    second = {name: optimizer.state[param]["exp_avg_sq"] for name, param in model.named_parameters()}
+    for rank in (0, 1):
+        files = run.checkpoints / f"global_step_51/actor/iter_0000051/mp_rank_{rank:02d}"
+        (buffer,) = torch.load(files / "distrib_optim.pt", weights_only=False)[0].values()
+        params, before = (
+            LAYOUT["flat"](LAYOUT["rank_tensors"](model.config, tensors, 2, rank, padded=20))
+            for tensors in (dict(model.named_parameters()), second)
+        )
+        assert torch.equal(buffer["param"], params)
+        torch.testing.assert_close(buffer["exp_avg_sq"], 0.95 * before, rtol=0.02, atol=float(before.max()) / 100)

@@ -1,0 +1,177 @@
+"""The keys of RLinf's Megatron example, word for word: what each is taken for, and which values are refused."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from rlinf_lite.config import Config, ConfigError, build, check, flatten, known_keys, rlinf
+from rlinf_lite.config.compose import CONFIGS, load
+
+# examples/reasoning/config/math/qwen2.5-1.5b-grpo-megatron.yaml: `actor`, keys and values.
+ACTOR = """
+group_name: "ActorGroup"
+training_backend: megatron
+mcore_gpt: True
+spec_name: decoder_gpt
+offload_optimizer: True
+offload_weight: True
+offload_grad: True
+enable_dp_load_balance: False
+calculate_flops: False
+seed: 1234
+model: {megatron_checkpoint: null, precision: fp16, add_bias_linear: False, tensor_model_parallel_size: 2,
+  pipeline_model_parallel_size: 1, activation: swiglu, sequence_parallel: True, recompute_method: block,
+  recompute_granularity: full, recompute_num_layers: 20, seq_length: "${runner.seq_length}",
+  encoder_seq_length: "${runner.seq_length}", normalization: rmsnorm, position_embedding_type: rope,
+  apply_rope_fusion: True, bias_dropout_fusion: False, persist_layer_norm: False, bias_activation_fusion: False,
+  attention_softmax_in_fp32: True, batch_p2p_comm: False, variable_seq_lengths: True,
+  gradient_accumulation_fusion: False, moe_token_dispatcher_type: alltoall, use_cpu_initialization: False}
+optim: {optimizer: adam, bf16: False, fp16: True, lr: 2e-05, adam_beta1: 0.9, adam_beta2: 0.95, adam_eps: 1.0e-05,
+  min_lr: 2.0e-6, weight_decay: 0.05, use_distributed_optimizer: True, overlap_grad_reduce: False,
+  overlap_param_gather: False, optimizer_enable_pin: false, overlap_param_gather_with_optimizer_step: False,
+  clip_grad: 0.8, loss_scale: 65536}
+lr_sched: {lr_warmup_fraction: 0.01, lr_warmup_init: 0.0, lr_warmup_iters: 0, max_lr: 2.0e-5, min_lr: 0.0,
+  lr_decay_style: constant, lr_decay_iters: 10}
+tokenizer: {tokenizer_model: /model, use_fast: False, trust_remote_code: True, padding_side: 'right'}
+megatron:
+  ddp_bucket_size: null
+  distributed_backend: nccl
+  distributed_timeout_minutes: 30
+  ckpt_format: torch
+  use_dist_ckpt: False
+  tp_comm_bootstrap_backend: nccl
+  tp_comm_overlap_cfg: null
+  use_hf_ckpt: True
+  use_profiler: False
+  ckpt_convertor: {model: DeepSeek-R1-Distill-Qwen-1.5B, hf_model_path: "${rollout.model.model_path}",
+    save_path: "${runner.output_dir}/${runner.experiment_name}/converted_ckpts/actor", use_gpu_num: 0,
+    use_gpu_index: null, process_num: 16, tensor_model_parallel_size: "${actor.model.tensor_model_parallel_size}",
+    pipeline_model_parallel_size: "${actor.model.pipeline_model_parallel_size}"}
+  profiler: {output_dir: "${runner.output_dir}/profiler", activities: ["cpu", "cuda"], record_shapes: False,
+    profile_memory: False, with_stack: False, with_flops: False, with_modules: True, export_tensorboard: True,
+    export_chrome_trace: False, chrome_filename_prefix: "chrome_trace", schedule_warmup: 2, schedule_active: 1,
+    schedule_repeat: 1}
+"""
+# What this backend has not, and what to write instead.
+REFUSED = {
+    "actor.offload_optimizer": False,
+    "actor.offload_weight": False,
+    "actor.offload_grad": False,
+    "actor.model.sequence_parallel": False,
+    "actor.model.apply_rope_fusion": False,
+    "actor.optim.loss_scale": None,
+}
+NO_FP16 = {"actor.model.precision": "bf16", "actor.optim.fp16": False, "actor.optim.bf16": True}
+SHIPPED = yaml.safe_load((CONFIGS / "qwen2.5-1.5b-grpo-megatron.yaml").read_text())
+
+
+def example(values=None) -> Config:
+    raw = OmegaConf.create(
+        {
+            "runner": {"task_type": "reasoning", "experiment_name": "x"},
+            "rollout": {"model": {"model_path": "/model"}},
+            "data": {"type": "arithmetic"},
+            "actor": yaml.safe_load(ACTOR),
+        }
+    )
+    for key, value in (values or {}).items():
+        OmegaConf.update(raw, key, value, force_add=True)
+    config = build(raw)
+    check(config)
+    return config
+
+
+def leaves(node, prefix=""):
+    found = []
+    for name, value in node.items():
+        found += leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return found
+
+
+def test_the_examples_keys_are_taken():
+    config = example(REFUSED | NO_FP16)
+    assert config.runner.task_type == "math"
+    assert config.actor.model.model_path == config.actor.tokenizer.tokenizer_model == "/model"
+    megatron, optim = config.actor.megatron, config.actor.optim
+    assert (megatron.tensor_model_parallel_size, megatron.recompute_num_layers) == (2, 20)
+    assert (optim.lr, optim.lr_scheduler, optim.lr_warmup_steps, optim.total_training_steps) == (
+        2e-5,
+        "constant",
+        1,
+        10,
+    )
+    assert (config.cluster.device, config.runner.hang_timeout) == ("cuda", 1800.0)
+    assert build(flatten_nested(config)) == config, "what a run writes down can be run again"
+
+
+def flatten_nested(config):
+    raw = OmegaConf.create()
+    for key, value in flatten(config).items():
+        OmegaConf.update(raw, key, value, force_add=True)
+    return raw
+
+
+def test_word_for_word_it_says_what_is_not_there():
+    with pytest.raises(ConfigError) as caught:
+        example()
+    lines = str(caught.value).splitlines()
+    named = {line.split("=")[0].replace("megatron.sequence", "model.sequence") for line in lines}
+    assert named == set(REFUSED) and all("set it to" in line for line in lines)
+    with pytest.raises(ConfigError, match="precision=fp16: the Megatron backend has no loss scaling"):
+        example(REFUSED)
+
+
+def test_the_shipped_config_has_every_key_of_the_example():
+    assert leaves(SHIPPED["actor"]) == leaves(yaml.safe_load(ACTOR))
+    assert set(leaves(SHIPPED)) >= set(rlinf.TAKEN), "and the other sections have theirs"
+    config = load(["qwen2.5-1.5b-grpo-megatron"])
+    assert config.actor.model.model_path == "/path/to/Qwen2.5-1.5B"
+    assert config.actor.optim.lr_warmup_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"actor.mcore_gpt": False}, "actor.mcore_gpt=false: the model is Megatron-core's; set it to true"),
+        ({"actor.model.normalization": "layernorm"}, "normalization=layernorm: .*; set it to rmsnorm"),
+        ({"actor.megatron.use_profiler": True}, "use_profiler=true: there is no profiler; .* set it to false"),
+        ({"actor.optim.optimizer": "sgd"}, "optimizer=sgd: the optimizer is AdamW; set it to adam"),
+        ({"actor.optim.bf16": False}, "bf16=false: actor.model.precision=bf16; set it to true"),
+        ({"actor.lr_sched.max_lr": 1e-4}, "max_lr=0.0001: actor.optim.lr=2e-05 is the same setting; write one"),
+        ({"actor.lr_sched.lr_decay_style": "WSD"}, "lr_decay_style=WSD: .*; set it to constant or linear or cosine"),
+        ({"actor.lr_sched.lr_decay_style": "linear"}, "min_lr=0.0: actor.optim.min_lr=2e-06 is the same setting"),
+        ({"actor.lr_sched.lr_decay_iters": None}, "lr_warmup_fraction=0.01: of which number of steps"),
+        ({"actor.lr_sched.lr_decay_iters": "many"}, "lr_warmup_fraction=0.01: of which number of steps"),
+        ({"actor.megatron.distributed_timeout_minutes": "long"}, "distributed_timeout_minutes=long: takes a number"),
+        ({"actor.megatron.distributed_backend": "mpi"}, "distributed_backend=mpi: .*; set it to nccl or gloo"),
+        ({"cluster.device": "cpu"}, "distributed_backend=nccl: cluster.device=cpu is the same setting"),
+        (
+            {"actor.model.seq_length": 64, "runner.seq_length": 2048},
+            "seq_length=64: runner.seq_length=2048 is the same setting",
+        ),
+        (
+            {"actor.megatron.profiler.with_stak": 1},
+            "profiler.with_stak: unknown key; did you mean actor.megatron.profiler.with_stack",
+        ),
+        ({"rollout.rollout_backend": "vllm", "rollout.disable_log_stats": False}, "disable_log_stats=false: engines"),
+    ],
+)
+def test_refused_by_name(values, said):
+    with pytest.raises(ConfigError, match=said):
+        example(REFUSED | NO_FP16 | values)
+
+
+def test_what_is_for_vllm_is_refused_with_vllm_only():
+    config = example(REFUSED | NO_FP16 | {"rollout.disable_log_stats": False, "rollout.vllm.attention_backend": "X"})
+    assert config.rollout.rollout_backend == "builtin"
+
+
+def test_an_override_can_lead_to_one():
+    assert example(REFUSED | NO_FP16 | {"rollout.max_running_requests": "${actor.megatron.ckpt_convertor.process_num}"})
+
+
+def test_none_is_a_key_of_ours():
+    assert not rlinf.TAKEN.keys() & set(known_keys())
+    assert {spec.sets for spec in rlinf.TAKEN.values() if spec.sets} <= set(known_keys())
