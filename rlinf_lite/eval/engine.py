@@ -6,6 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rlinf_lite import numerics
+from rlinf_lite.checkpoint import layout
+from rlinf_lite.checkpoint.formats.training_file import file_reader
+from rlinf_lite.checkpoint.sections import files_of
 from rlinf_lite.config import ConfigError, EvalConfig
 from rlinf_lite.eval.source import Source
 from rlinf_lite.models import build, hf_directory, vocabulary
@@ -13,6 +16,9 @@ from rlinf_lite.rollout.build import build_engine as build_empty
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.weights.dcp import DcpWeights
 from rlinf_lite.weights.hf import HfWeights
+from rlinf_lite.weights.megatron.architecture import Architecture
+from rlinf_lite.weights.megatron.files import MegatronFiles
+from rlinf_lite.weights.megatron.source import MegatronWeights
 from rlinf_lite.weights.names import WeightNames
 from rlinf_lite.weights.source import WeightSource, whole_pieces
 
@@ -68,5 +74,9 @@ def stored_weights(model: PreTrainedModel, source: Source) -> WeightSource:
     names = WeightNames.of(model)
     if source.manifest is None:
         return HfWeights(hf_directory.resolve(str(source.directory), "MODEL"), names)
+    if not source.manifest.has_shards():
+        held = list(files_of(layout.ACTOR, source.manifest))
+        files = MegatronFiles(held, file_reader(source.section_dir), Architecture.of(model.config))
+        return MegatronWeights(files, names)
     tied = source.manifest.info.get("tied", {})
     return DcpWeights(source.section_dir, names, tied=tied, base="actor.model.model_path")

@@ -54,7 +54,7 @@ def convert(source: Located, output_path: StoragePath, *, base: Path, dtype: tor
     """Commit ``global_step_N`` in ``output_path``.
 
     Args:
-        dtype: of parameters and moments; None: as stored.
+        dtype: of parameters and optimizer state; None: as stored.
 
     Raises:
         UserError, OSError: nothing was committed.

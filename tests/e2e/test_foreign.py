@@ -18,8 +18,8 @@ FOREIGN = runpy.run_path(str(Path(__file__).parents[1] / "foreign_checkpoint.py"
 LAYOUT = FOREIGN["LAYOUT"]
 ALLOWED = "runner.resume_allow_changes=['checkpoint (written by)']"
 ONE_MORE = {"runner.max_steps": "51", "runner.val_check_interval": "-1"}
-TINY_RATE = {"actor.optim.lr": "1e-12", "actor.optim.min_lr": "0.0"}
-"""No float32 weight moves, so that the next checkpoint shows which weights were resumed from."""
+NO_RATE = {"actor.optim.lr": "0.0", "actor.optim.min_lr": "0.0"}
+"""No weight moves, so that the next checkpoint shows which weights were resumed from."""
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def after_one_step(run, source) -> str:
 def test_fsdp(new_run, trained, tmp_path):
     model, optimizer, scheduler = trained
     FOREIGN["write_fsdp"](tmp_path / "rlinf/global_step_50", model, optimizer, scheduler)
-    run = new_run(ONE_MORE | TINY_RATE)
+    run = new_run(ONE_MORE | NO_RATE)
     after_one_step(run, tmp_path / "rlinf/global_step_50")
     tensors = read_tensors(run.checkpoints / "global_step_51" / "actor")
     for name, param in model.named_parameters():
@@ -62,7 +62,7 @@ def test_megatron(new_run, trained, tmp_path):
         "actor.megatron.tensor_model_parallel_size": "2",
         "actor.megatron.make_vocab_size_divisible_by": "2",
     }
-    run = new_run(ONE_MORE | TINY_RATE | megatron)
+    run = new_run(ONE_MORE | NO_RATE | megatron)
     after_one_step(run, tmp_path / "rlinf/global_step_50")
     second = {name: optimizer.state[param]["exp_avg_sq"] for name, param in model.named_parameters()}
     for rank in (0, 1):

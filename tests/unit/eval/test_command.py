@@ -13,7 +13,10 @@ import torch
 from rlinf_lite.config import build
 from rlinf_lite.data import load_problems
 from rlinf_lite.eval import command as commands
+from rlinf_lite.export import dcp_to_megatron
+from rlinf_lite.export.checkpoint_path import located
 from rlinf_lite.models import hf_directory, vocabulary
+from rlinf_lite.models.hf_directory import resolve
 from rlinf_lite.rewards import build_grader, generated, grading_item
 from rlinf_lite.rollout.batches import generation_batches, join
 from rlinf_lite.rollout.builtin import BuiltinEngine
@@ -87,6 +90,16 @@ def test_an_export_has_the_results_of_its_checkpoint(make_run, exported, results
     of_run, of_export = results(run), results(exported, "--config", run)
     same = of_run.keys() - {"model", "step"}
     assert {key: of_run[key] for key in same} == {key: of_export[key] for key in same}
+
+
+def test_a_checkpoint_in_megatrons_layout(make_run, results, tmp_path):
+    run = make_run([4])
+    with located(run / "checkpoints/global_step_4") as source:
+        dcp_to_megatron.convert(source, tmp_path / "other/checkpoints", base=resolve(EMBEDDED), tensor_parallel=2)
+    shutil.copyfile(run / "config.yaml", tmp_path / "other/config.yaml")
+    found, same = results(run), results(tmp_path / "other")
+    del found["model"], same["model"]
+    assert same == found
 
 
 def test_samples(make_run, results, tmp_path):
