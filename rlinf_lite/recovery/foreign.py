@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from rlinf_lite.checkpoint import CheckpointError, layout
 from rlinf_lite.checkpoint import manifest as manifests
@@ -17,15 +16,13 @@ from rlinf_lite.checkpoint.manifest import WRITTEN_BY
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, storage_path
 from rlinf_lite.config import Config, ConfigError, RunnerConfig
-from rlinf_lite.export import megatron_to_dcp, megatron_to_megatron, rlinf_to_dcp
-from rlinf_lite.export.checkpoint_path import located
-from rlinf_lite.export.dcp_optimizer import DcpOptimizer
-from rlinf_lite.export.megatron_path import located_megatron
-from rlinf_lite.models import build, hf_directory
+from rlinf_lite.models import hf_directory
 from rlinf_lite.observability import log_line
 from rlinf_lite.recovery.converted import ANOTHER_PROGRAM
 from rlinf_lite.weights.megatron.architecture import Architecture
-from rlinf_lite.weights.megatron.files import OURS
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,14 +111,25 @@ def find(config: Config, checkpoints: StoragePath) -> Foreign | None:
     return Foreign(path=path, program=program, checkpoints=checkpoints)
 
 
+# Converters are imported where they are used: they bring much of torch, and most starts have no use for them.
+
+
 def _from_rlinf(path: StoragePath, checkpoints: StoragePath, config: Config) -> StoragePath:
+    from rlinf_lite.export.checkpoint_path import located
+    from rlinf_lite.export.dcp_optimizer import DcpOptimizer
+    from rlinf_lite.export.rlinf_to_dcp import convert
+
     base, dtype = _model(config)
     with located(path) as source:
         _check_optimizer(path, DcpOptimizer(source.directory).is_there)
-        return rlinf_to_dcp.convert(source, checkpoints, base=base, dtype=dtype).path
+        return convert(source, checkpoints, base=base, dtype=dtype).path
 
 
 def _from_megatron(path: StoragePath, checkpoints: StoragePath, config: Config) -> StoragePath:
+    from rlinf_lite.export import megatron_to_dcp, megatron_to_megatron
+    from rlinf_lite.export.megatron_path import located_megatron
+    from rlinf_lite.weights.megatron.files import OURS
+
     base, dtype = _model(config)
     with located_megatron(path) as source:
         files = source.files(Architecture.of(hf_directory.load_config(base, None)))
@@ -135,6 +143,8 @@ def _from_megatron(path: StoragePath, checkpoints: StoragePath, config: Config) 
 
 
 def _model(config: Config) -> tuple[Path, torch.dtype]:
+    from rlinf_lite.models import build
+
     model = config.actor.model
     return hf_directory.resolve(model.model_path), build.DTYPES[model.precision]
 
