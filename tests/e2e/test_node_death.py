@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from rlinf_lite.errors import EXIT_OUT_OF_TIME
 
 pytestmark = pytest.mark.timeout(900)  # several whole runs a test
 
+ALGORITHMS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "algorithms.py"))["ALGORITHMS"]
 REPLICAS = "runner.checkpoint.memory_replicas=1"
 SPREAD = {
     "cluster.num_nodes": "3",
@@ -79,14 +82,16 @@ def test_a_node_dies_in_each_phase(phase, straight, new_run, ray_nodes, joined, 
 
 
 @pytest.mark.soak
-def test_fewer_ranks_and_more_again(new_run, ray_nodes, joined, same_run):
-    """3 -> 2 -> 3 ranks, against one rank that nothing happened to."""
-    long = {"runner.max_steps": "60", "runner.save_interval": "-1"}
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_fewer_ranks_and_more_again(algorithm, new_run, ray_nodes, joined, same_run):
+    """3 -> 2 -> 3 -> 2 ranks, against one rank that nothing happened to: after every tenth step."""
+    critic = {"cluster.component_placement.critic": "0"} if algorithm == "ppo" else {}
+    long = {**ALGORITHMS[algorithm], "runner.max_steps": "60", "runner.save_interval": "10"}
     alone = new_run({**long, "cluster.component_placement.actor": "0"})
     alone.finish()
     with ray_nodes(3) as cluster:
         joined(cluster)
-        run = new_run({**SPREAD, **long})
+        run = new_run({**SPREAD, **critic, **long})
         process = run.start(REPLICAS, "cluster.elastic=true", "cluster.elastic_timeout=2", "cluster.min_actor_ranks=2")
         printed = run.read_until(process, "step    3/60")
         kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
@@ -94,11 +99,17 @@ def test_fewer_ranks_and_more_again(new_run, ray_nodes, joined, same_run):
         assert "continuing with 2 of 3 actor ranks" in printed
         assert "saved by 3 actor ranks, now 2: the numbers stay bit-equal" in printed
         cluster.add_node()
+        printed = run.read_until(process, "there is room for all actor ranks again")
+        printed += run.read_until(process, "saved by 2 actor ranks, now 3: the numbers stay bit-equal")
+        printed += run.read_until(process, "step ")
+        assert "58/60" not in printed, "it must end with 2 ranks"
+        kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
         rest, _ = process.communicate(timeout=600)
         assert process.returncode == 0, printed + rest
-    assert "there is room for all actor ranks again" in rest
-    assert "saved by 2 actor ranks, now 3: the numbers stay bit-equal" in rest
+    assert "saved by 3 actor ranks, now 2: the numbers stay bit-equal" in rest
     same_run(alone, run, 60, same_ranks=False)
+    assert alone.steps() == run.steps() and len(run.steps()) >= 6
+    assert [run.digest(step) for step in run.steps()] == [alone.digest(step) for step in run.steps()]
 
 
 DRAIN = """

@@ -154,12 +154,18 @@ def test_every_topology(step, actors, rollouts, straight, new_run, same_run):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_four_ranks_two_three_one(algorithm, new_run, same_run):
-    """Each begins where kill -9 ended those before; against one rank that nothing happened to."""
+def test_one_to_four_ranks_and_four_two_three_one(algorithm, new_run, same_run):
+    """Each number of ranks straight, and a run whose ranks begin where kill -9 ended those before: after every step."""
     settings = ALGORITHMS[algorithm]
-    alone, run = new_run({**settings, **ONE_ACTOR}), new_run(settings)
-    alone.finish()
+    alone, *others = (new_run({**settings, "cluster.component_placement.actor": f"0-{last}"}) for last in range(4))
+    for run in (alone, *others):
+        run.finish()
+    changing = new_run(settings)
     for slots, text in (("0-3", "global_step_2 ("), ("0-1", "global_step_4 ("), ("0-2", "step    6/8")):
-        run.kill_when(text, AUTO, f"cluster.component_placement.actor={slots}")
-    run.finish(AUTO, *_as_arguments(ONE_ACTOR))
-    same_run(alone, run, 8, same_ranks=False)
+        changing.kill_when(text, AUTO, f"cluster.component_placement.actor={slots}")
+    changing.finish(AUTO, *_as_arguments(ONE_ACTOR))
+    digests = [alone.digest(step) for step in range(1, 9)]
+    assert len(set(digests)) == 8
+    for run in (*others, changing):
+        same_run(alone, run, 8, same_ranks=False)
+        assert [run.digest(step) for step in range(1, 9)] == digests
