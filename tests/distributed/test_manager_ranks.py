@@ -82,7 +82,7 @@ def load_and_train_on(rank, world_size, root):
     return answers
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", [pytest.param("sync", marks=pytest.mark.soak), "async"])
 def test_fully_sharded_models_resume_bit_exactly(run_ranks, tmp_path, mode):
     straight = run_ranks(save_and_train_on, 2, root=tmp_path, mode=mode)
     resumed = run_ranks(load_and_train_on, 2, root=tmp_path)

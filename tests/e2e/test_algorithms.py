@@ -27,7 +27,7 @@ MORE = {
 """Settings beside those of the table in docs/algorithms.md, so that each part of the code is in one of the runs."""
 _TABLE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "algorithms.py"))["ALGORITHMS"]
 ALGORITHMS = {name: {**settings, **MORE.get(name, {})} for name, settings in _TABLE.items()}
-BY_DEFAULT = ("ppo", "dapo")
+BY_DEFAULT = ("ppo",)
 ACTORS = "cluster.component_placement.actor"
 PLACES = {"2 ranks": ("0-1", "0"), "1 rank": ("0", "0-2")}
 """Slots of the ranks of both runs, and of those that the kill ends."""

@@ -18,8 +18,8 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "learn.py"
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak)])
 def test_reward_above_nine_tenths(seed, forks):
-    """In the first 60 of its 100 steps, with their learning rates."""
-    steps = "runner.max_steps=60", "actor.optim.total_training_steps=100"
+    """In the first 30 of its 100 steps, with their learning rates."""
+    steps = "runner.max_steps=30", "actor.optim.total_training_steps=100"
     command = [sys.executable, BENCHMARK, "cluster.warm_spares=0", *steps, "--seeds", str(seed)]
     environment = {**os.environ, TEMPLATE_VARIABLE: forks.name}
     shown = subprocess.run(command, capture_output=True, text=True, env=environment)

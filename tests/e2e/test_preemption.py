@@ -88,7 +88,8 @@ IN_SAVE = Stop(
 @pytest.mark.parametrize(
     "stops",
     [
-        pytest.param([IN_UPDATE, IN_VALIDATION], id="finished and given up"),
+        pytest.param([IN_UPDATE], id="finished"),
+        pytest.param([IN_VALIDATION], id="given up", marks=pytest.mark.soak),
         pytest.param([IN_ROLLOUT, IN_UPDATE, IN_VALIDATION, IN_SAVE], id="every phase", marks=pytest.mark.soak),
     ],
 )

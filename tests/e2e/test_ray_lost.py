@@ -63,10 +63,11 @@ def lose_ray(run, marks: Path, phases: Mapping[str, int | None], part: str, stil
     assert text.count("starting the driver again") == len(phases) and "Traceback" not in text, text
 
 
-def test_ray_is_lost_while_the_driver_waits(straight, new_run, same_run, still_running, tmp_path):
+@pytest.mark.parametrize("names", [["actor.rows"], pytest.param(["actor.rows", "load.read"], marks=pytest.mark.soak)])
+def test_ray_is_lost_while_the_driver_waits(names, straight, new_run, same_run, still_running, tmp_path):
     """In the weight sync, where handlers ask the group again; and in the restore, where the run is not built yet."""
     run = new_run({})
-    phases = {phase: PHASES[phase] for phase in ("actor.rows", "load.read")}
+    phases = {phase: PHASES[phase] for phase in names}
     lose_ray(run, tmp_path / "marks", phases, "raylet", still_running)
     same_run(straight, run, 8)
 

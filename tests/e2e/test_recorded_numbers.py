@@ -67,6 +67,7 @@ def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS, start: Cal
     return state_digest(read_tensors(actor, lambda name: not name.startswith("rng.")))
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_old_log_probs_of_the_engine_are_those_of_a_pass(tmp_path: Path, start_forked: Callable[..., Any]) -> None:
     """The correction of a mismatch asks for the pass, and then multiplies the losses by exp(0)."""

@@ -129,6 +129,7 @@ def test_ray_itself_is_killed(straight, new_run, same_run, tmp_path: Path):
     same_run(straight, run, 8)
 
 
+@pytest.mark.soak
 def test_a_damaged_checkpoint_does_not_pass_for_the_save_that_was_cut_off(straight, new_run, same_run, tmp_path):
     """Steps 4 and 8 are saved, 8 is damaged: the run resumes from 4, and loses a rank while it saves step 8 again."""
     run = new_run({"runner.save_interval": "4"})

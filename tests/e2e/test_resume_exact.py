@@ -101,6 +101,7 @@ def test_one_actor_rank_a_full_disk_and_the_epoch_boundary(new_run, same_run):
             assert row[f"{stream}reward/mean"] == pytest.approx(parts, abs=1e-12)
 
 
+@pytest.mark.soak
 def test_any_number_of_actor_ranks(straight, new_run, same_run):
     """2 ranks to step 4, whose next checkpoints are damaged or gone, then one rank to a kill -9, then three."""
     run = new_run({})

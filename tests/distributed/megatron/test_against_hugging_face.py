@@ -49,7 +49,7 @@ def reference(model_dir, config, groups, weight):
     return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.soak), "qwen2", "qwen3"])
 def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, made_up, kind):
     groups, units, weight = made_up
     wanted = reference(model_dirs[kind], make_config(1), groups, weight)

@@ -11,6 +11,7 @@ import torch
 from rlinf_lite.checkpoint import StateMismatch
 
 LAYOUTS = [(1, 1), (2, 1), (2, 2)]
+QUICK = [("fp32", (2, 1)), ("bf16", (2, 2))]
 
 
 def decoded(data: bytes):
@@ -28,8 +29,14 @@ def assert_equal(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("tensor_parallel", "data_parallel"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("precision", "tensor_parallel", "data_parallel"),
+    [
+        pytest.param(precision, *layout, marks=[] if (precision, layout) in QUICK else pytest.mark.soak)
+        for precision in ("fp32", "bf16")
+        for layout in LAYOUTS
+    ],
+)
 def test_a_resumed_run_continues_bit_for_bit(
     ranks, model_dirs, make_config, made_up, precision, tensor_parallel, data_parallel
 ):
@@ -59,7 +66,7 @@ def test_a_resumed_run_continues_bit_for_bit(
 NAMES = ("model_optim_rng.pt", "distrib_optim.pt")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.soak), "bf16"])
 def test_files_are_resharded_without_loss(ranks, model_dirs, make_config, made_up, precision):
     """Tensor parallel 2 -> 1 -> 2, over other numbers of data-parallel ranks: the same weights and optimizer state."""
 
@@ -145,7 +152,7 @@ def test_files_of_megatron_continue_with_the_same_weights(ranks, model_dirs, mak
         assert_equal(state, {name: after["end"][name] for name in state})
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.soak), "bf16"])
 def test_weights_alone(ranks, model_dirs, make_config, made_up, precision):
     given = {
         "model_dir": model_dirs["llama"],

@@ -25,9 +25,15 @@ def given(model_dirs, groups, advantages, make_config):
     return make
 
 
-@pytest.mark.parametrize("num_ranks", [2, 1])
-@pytest.mark.parametrize("reader", STRATEGIES)
-@pytest.mark.parametrize("writer", STRATEGIES)
+@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.soak), 1])
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [
+        pytest.param(writer, reader, marks=[] if writer != reader else pytest.mark.soak)
+        for writer in STRATEGIES
+        for reader in STRATEGIES
+    ],
+)
 def test_either_loads_what_the_other_wrote(ranks, given, assert_same_state, tmp_path, writer, reader, num_ranks):
     """A load checks names, shapes and types. 20 x 37 weights in 2 layers: slices do not end where rows do."""
     written = ranks.run(2, "train_and_save", **given(writer), root=str(tmp_path), steps=range(1, 3), save_after=2)[0]
@@ -38,7 +44,7 @@ def test_either_loads_what_the_other_wrote(ranks, given, assert_same_state, tmp_
     assert written["num_updates"] == 2 and all(moments["step"] == 2 for moments in written["optim"].values())
 
 
-@pytest.mark.parametrize("num_ranks", [2, 1])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(1, marks=pytest.mark.soak)])
 def test_gradients_are_those_of_fsdp2(ranks, given, num_ranks):
     """Adam's first moment is 0.1 times the gradient after one step."""
     one, other = (ranks.run(num_ranks, "train", **given(strategy))[0] for strategy in STRATEGIES)
@@ -70,7 +76,7 @@ def test_engines_get_the_same_form_of_weights(ranks, given, strategy):
             assert first_row == 0 and torch.equal(tensor, weights[name]) and torch.equal(joined[name], weights[name])
 
 
-@pytest.mark.parametrize("num_ranks", [2, 1])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_self_check_finds_nothing_and_changes_nothing(ranks, given, assert_same_state, num_ranks):
     one, other = (
         ranks.run(num_ranks, "train_and_check", **given("fsdp"), checks=checks)[0] for checks in (False, True)

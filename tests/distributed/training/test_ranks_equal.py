@@ -71,9 +71,7 @@ QUICK = {
     "fewer units than ranks": (1, 4),
     "dropout": (1, 3),
     "bf16 compute, fp32 reduction": (1, 2),
-    "bf16 parameters, fp32 reduction": (1, 3),
     "fp16, scaled": (1, 2),
-    "two slots, bf16 compute": (1, 3),
 }
 
 

@@ -34,7 +34,7 @@ def given(model_dirs, groups, advantages, make_config):
     return make
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
 @pytest.mark.parametrize("model", [*OPTIONS])
 def test_a_check_finds_nothing_and_changes_nothing(ranks, given, assert_same_state, model, world_size):
     """Even between two steps, with dropout, which takes random numbers."""
@@ -51,7 +51,7 @@ def test_a_check_finds_nothing_and_changes_nothing(ranks, given, assert_same_sta
         )
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_noise_in_one_ranks_backward_pass_is_named(ranks, given, model, world_size):
     """Dropout is not: its numbers are drawn again."""

@@ -15,6 +15,7 @@ from rlinf_lite.types import Group
 from rlinf_lite.weights.checksum import added, checksums
 from rlinf_lite.weights.pieces import join_rows
 
+LONGER_FORM = [pytest.param(num_ranks, marks=pytest.mark.soak) for num_ranks in (1, 3)]
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
 """Ranks compute in float32, the single process in float64 with transformers' own attention."""
 
@@ -138,7 +139,7 @@ def assert_follows_reference(results, expected):
         assert sum(unit.shares["loss/total"] for _, unit in units) == pytest.approx(loss, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [2, *LONGER_FORM])
 @pytest.mark.parametrize("loss_agg_func", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
 def test_equals_one_process(
     ranks, model_dirs, make_config, groups, advantages, assert_same_state, world_size, loss_agg_func
@@ -171,7 +172,7 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [2, *LONGER_FORM])
 @pytest.mark.parametrize("model", ["llama", "untied"])
 def test_two_minibatches_with_every_term(ranks, model_dirs, make_config, groups, advantages, world_size, model):
     """The second update is off-policy: old log-probs, clipping and KL all differ from those of the first."""
@@ -187,7 +188,7 @@ def test_two_minibatches_with_every_term(ranks, model_dirs, make_config, groups,
     assert all({report.lr for report in result["reports"]} == {0.01} for result in results)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
 @pytest.mark.parametrize("loss_agg_func", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
 def test_rows_left_out_are_in_no_term_and_no_normalizer(
     ranks, model_dirs, make_config, groups, advantages, assert_same_state, world_size, loss_agg_func
@@ -209,7 +210,7 @@ def test_rows_left_out_are_in_no_term_and_no_normalizer(
         assert one["reports"] == other["reports"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_responses_without_tokens(ranks, model_dirs, make_config, groups, advantages, world_size):
     """A unit of nothing but them has no loss token at all."""
     config = make_config(EVERYTHING | {"algorithm.shuffle_rollout": False})
@@ -221,7 +222,7 @@ def test_responses_without_tokens(ranks, model_dirs, make_config, groups, advant
     assert_follows_reference(results, reference_update(groups=groups, **given))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_without_loss_tokens_no_step_is_taken(
     ranks, model_dirs, make_config, groups, advantages, assert_same_state, world_size
 ):
@@ -277,7 +278,7 @@ def test_weights_whole_and_in_rows_are_the_trained_ones(ranks, model_dirs, make_
         assert added(checksums(result["local"]) for result in results) == whole and list(whole) == list(trained)
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 3])
 @pytest.mark.parametrize("reference", [False, True])
 def test_logprobs_are_those_of_one_process(ranks, model_dirs, make_config, groups, world_size, reference):
     """Five units; without dropout, although the policy is in training mode for its updates."""

@@ -30,8 +30,15 @@ def given(model_dirs, groups, advantages, make_config):
     return make
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
-@pytest.mark.parametrize("reshard", [True, False])
+@pytest.mark.parametrize(
+    ("reshard", "model"),
+    [
+        (True, "llama"),
+        (False, "gpt2"),
+        pytest.param(False, "llama", marks=pytest.mark.soak),
+        pytest.param(True, "gpt2", marks=pytest.mark.soak),
+    ],
+)
 def test_gradient_checkpointing_changes_no_bit(ranks, given, assert_same_state, model, reshard):
     """GPT-2's dropout is drawn again, not anew, when activations are recomputed."""
     plain = {"actor.fsdp_config.reshard_after_forward": reshard, "actor.model.dropout": True}

@@ -65,7 +65,7 @@ def check_full_weights(section: Path) -> None:
     assert list(full) == ["lm_head.weight"]
 
 
-@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.parametrize("dropout", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_dropout_depends_on_the_seed_and_not_on_the_rng_state(
     ranks, model_dirs, make_config, groups, advantages, tmp_path, dropout
 ):

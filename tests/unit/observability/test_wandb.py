@@ -54,6 +54,7 @@ def test_killed_and_resumed_as_one_run_with_each_step_once(tmp_path, session):
     assert sorted(rows(log_path, run_id)) == [(step, step / 3) for step in range(1, 16)]
 
 
+@pytest.mark.soak
 def test_after_kills_before_its_first_row_a_branch_is_found_again(tmp_path, session):
     log_path = tmp_path / "run"
     state = state_in(session("wandb", None, 1, 8, "close", origin={"recipe": "a"}, WANDB_MODE="offline"))
@@ -69,6 +70,7 @@ def test_after_kills_before_its_first_row_a_branch_is_found_again(tmp_path, sess
     assert sorted(rows(log_path, state["wandb_run_id"])) == [(step, step / 3) for step in range(1, 9)]
 
 
+@pytest.mark.soak
 def test_tables_lost_by_a_kill_are_sent_by_the_resume(tmp_path, session):
     log_path = tmp_path / "run"
     rollouts = JsonlSink(log_path / "rollouts.jsonl", committed_step=None)
@@ -91,6 +93,7 @@ def test_tables_lost_by_a_kill_are_sent_by_the_resume(tmp_path, session):
     assert sent == {step: [[step, step, 0, "tokens 1", "<b>\u6f22|", 1.0]] * 2 for step in (1, 10)}
 
 
+@pytest.mark.soak
 def test_a_run_survives_the_end_of_wandbs_service(tmp_path, session):
     output = session("wandb", None, 1, 3, "lose service", WANDB_MODE="offline")
     assert output.count("wandb: its service process is gone") == 1

@@ -45,7 +45,7 @@ def assert_same(one: list[Sampled], other: list[Sampled]) -> None:
             assert np.array_equal(a.logprobs_NT[row, :length], b.logprobs_NT[row, :length])
 
 
-@pytest.mark.parametrize("max_rows", [5, 512])
+@pytest.mark.parametrize("max_rows", [5, pytest.param(512, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"top_k": 9, "top_p": 0.8, "repetition_penalty": 1.3}])
 def test_it_samples_what_the_cpus_decoder_does(model, make_batch, max_rows, options):
     """Rows leave after 1 to 30 tokens, so the order changes, smaller steps are taken, and others join."""
