@@ -42,7 +42,7 @@ def wait_until_finished(path: Path) -> bool:
 def _is_finished(path: Path) -> bool:
     from wandb.proto import wandb_internal_pb2
 
-    record_type: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
+    record_type: Any = wandb_internal_pb2.Record
     records = list(read_records(path, last_blocks=2)) if path.exists() else []
     return bool(records) and record_type.FromString(records[-1]).WhichOneof("record_type") == "exit"
 
@@ -50,7 +50,7 @@ def _is_finished(path: Path) -> bool:
 def _history_steps(path: Path) -> Iterator[int]:
     from wandb.proto import wandb_internal_pb2
 
-    record_type: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
+    record_type: Any = wandb_internal_pb2.Record
     for content in read_records(path):
         record = record_type.FromString(content)
         if record.WhichOneof("record_type") == "history":
