@@ -16,8 +16,9 @@ import sys
 ACCEPTED = b"+"
 _OF_SETUP = ("--serialized-runtime-env-context=", "--language=")
 _NAMESPACES = ("pid", "mnt", "net")
-_PATIENCE = 20.0
-"""Seconds for the server to answer, which may still be importing. Ray gives a worker 60 s to report."""
+_PATIENCE = 45.0
+"""Seconds for the server to answer, which may still be importing on a busy machine; one that has died is noticed at
+once. Ray gives a worker 60 s to report."""
 
 
 def listener(server: str) -> socket.socket:
