@@ -9,9 +9,11 @@ from typing import NoReturn
 
 from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.runner.signals import end, end_at_once, end_without_parent
+from rlinf_lite.stopwatch import Stopwatch
 
 if __name__ == "__main__":
     # Before all other imports, which take seconds.
+    _startup = Stopwatch()
     end_at_once()
     _link = ParentLink.connect()
     _link.watch(end_without_parent)
@@ -24,27 +26,31 @@ from rlinf_lite.config.compose import load
 from rlinf_lite.config.unusual import unusual_values
 
 
-def main(arguments: list[str], link: ParentLink) -> int:
+def main(arguments: list[str], link: ParentLink, startup: Stopwatch | None = None) -> int:
     """Run the config named by the first argument (or the embedded default) with the overrides that follow it.
 
     Args:
         link: to the parent process, whose handover says what earlier drivers of this run have come to.
+        startup: runs since this process began; None: since now.
 
     Returns:
         The exit code.
     """
     from rlinf_lite.runner.failures import explain
 
+    startup = startup or Stopwatch()
     try:
         config = load(arguments)
         for line in unusual_values(config):
             print(f"note: {line}", flush=True)
+        startup.lap("config")
         from rlinf_lite.launch import launch
         from rlinf_lite.recovery.directories import checkpoints_directory, has_saved
 
         if link.handover.was_built and has_saved(config.runner, checkpoints_directory(config.runner)):
             config = load([*arguments, "runner.resume_dir=auto"])
-        return launch(config, link)
+        startup.lap("imports")
+        return launch(config, link, startup)
     except BaseException as error:
         message, code = explain(error)
         if message is None:
@@ -66,4 +72,4 @@ def leave(code: int, link: ParentLink) -> NoReturn:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:], _link), _link)
+    leave(main(sys.argv[1:], _link, _startup), _link)

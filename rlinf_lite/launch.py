@@ -29,6 +29,7 @@ from rlinf_lite.recovery.workers import start_workers
 from rlinf_lite.runner.interruption import Interrupted, Interruption, on_signals
 from rlinf_lite.runner.policies import SaveRequest, save_requests
 from rlinf_lite.runner.signals import end
+from rlinf_lite.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from rlinf_lite.recovery.prepare import Prepared
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     from rlinf_lite.runner.loop import Runner
 
 
-def launch(config: Config, link: ParentLink) -> int:
+def launch(config: Config, link: ParentLink, startup: Stopwatch) -> int:
     """Run ``config`` to its end.
 
     Args:
         link: to the parent process.
+        startup: runs since this process began.
 
     Returns:
         The exit code: 0; 1 if the last checkpoint is not on the disk; that of the signal or deadline that stopped it.
@@ -66,6 +68,7 @@ def launch(config: Config, link: ParentLink) -> int:
             request=request,
             stack=stack,
             given_up=given_up,
+            startup=startup,
         )
         try:
             return _log_end(driver.train(), directories, config, saved=driver.has_saved)
@@ -88,6 +91,7 @@ class _Driver:
     request: SaveRequest
     stack: ExitStack
     given_up: threading.Event
+    startup: Stopwatch
     session: Session | None = None
     supervisor: Supervisor | None = None
 
@@ -117,6 +121,7 @@ class _Driver:
                 )
             )
             self.stop.install()
+            self.startup.lap("ray")
         if not own_ray.started():
             self.link.report(address=session.address)
         watch.often.append(self.stop.check)
@@ -129,6 +134,7 @@ class _Driver:
         """Start the workers, and put the supervisor in charge of them."""
         config = self.config
         prepared = preparing.result()
+        self.startup.lap("data")
         log_line(f"ray: {session.address}; device: {session.device}; {_describe(session)}")
         _log_if_slow(config, session.device)
         _make_paths_absolute(config)
@@ -146,6 +152,7 @@ class _Driver:
             stop=self.stop,
             request=self.request,
             started=self.link.handover.started,
+            startup=self.startup,
         )
         return Supervisor(build, workers, budget, self.link)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.sampling import StepSource
 from rlinf_lite.runner.saving import Saver
 from rlinf_lite.runner.self_check import SelfCheck
+from rlinf_lite.stopwatch import Stopwatch
 from rlinf_lite.training.batch import SplitSettings
 from rlinf_lite.types import Column, Sampling
 
@@ -69,6 +70,8 @@ class Build:
     request: SaveRequest
     started: float
     """When the driver's process began, by ``time.monotonic``."""
+    startup: Stopwatch = field(default_factory=Stopwatch)
+    """Runs since the driver's process began, until its first step is completed."""
 
     def __post_init__(self) -> None:
         self._began_from, self._compute, self._recipe = self.prepared.start, "", ""
@@ -100,11 +103,13 @@ class Build:
         """
         config, prepared = self.config, self.prepared
         built, self._compute = self.bring_up(workers)
+        self.startup.lap("workers")
         size = f"{readable.count(built.num_parameters)} parameters"
         log_line(f"model: {config.actor.model.model_path}, {size}, {_ranks(workers)}")
         if (line := about_megatron(config)) is not None:
             log_line(line)
         start = self._restore_from(prepared.start, workers)
+        self.startup.lap("restore")
         self._recipe = recipe(prepared.identity, workers.trainers.layout.sizes, self._compute)
         hub, samples = self._begin_on_disk(start, sinks)
         info = self._info(start, {"tied": built.tied, **model_paths(config)})

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from rlinf_lite.cluster.errors import ClusterError, RayLost, WorkerHung, WorkerLost
 from rlinf_lite.observability import events, log_line
@@ -21,36 +20,10 @@ from rlinf_lite.recovery.restarts import GaveUp, RestartBudget
 from rlinf_lite.recovery.workers import Workers
 from rlinf_lite.runner.interruption import Interrupted
 from rlinf_lite.runner.loop import Runner
+from rlinf_lite.stopwatch import Stopwatch
 
 _GROW_SECONDS = 5.0
 _DRAIN_SECONDS = 30.0
-
-
-@dataclass(kw_only=True)
-class Stopwatch:
-    """Seconds of a recovery, part by part."""
-
-    clock: Callable[[], float] = time.monotonic
-    parts: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._last = self.clock()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now = self.clock()
-        self.parts[name] = self.parts.get(name, 0.0) + now - self._last
-        self._last = now
-
-    @property
-    def seconds(self) -> float:
-        """Of all parts together."""
-        return sum(self.parts.values())
-
-    def line(self) -> str:
-        """For the log."""
-        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.parts.items())
-        return f"recovered in {self.seconds:.2f} s: {parts}"
 
 
 class Supervisor:
@@ -62,6 +35,8 @@ class Supervisor:
         self.runner: Runner | None = None
         self._sinks = ExitStack()
         self._recovery: Stopwatch | None = None
+        self._starts = True
+        """Until the first step is completed."""
         self._looked = time.monotonic()
 
     def run(self) -> Runner:
@@ -218,10 +193,15 @@ class Supervisor:
     def _between_steps(self) -> None:
         if self._recovery is not None:
             self._recovery.lap("first step")
-            log_line(f"   {self._recovery.line()}")
+            line = self._recovery.line("recovered in")
+            log_line(f"   {line}")
             figures = {events.RECOVERY_SECONDS: self._recovery.seconds}
-            self.build.events.add(events.RECOVERED, self._runner.progress.step, self._recovery.line(), figures)
+            self.build.events.add(events.RECOVERED, self._runner.progress.step, line, figures)
             self._recovery = None
+        if self._starts:
+            self._starts = False
+            self.build.startup.lap("first step")
+            log_line(f"   {self.build.startup.line('first step after')}")
         self.link.report_step(self._runner.progress.step)
         self.workers.note()
         self.workers.spares.start()

@@ -27,6 +27,7 @@ LEVELS = [
         "printable",
         "readable",
         "rng",
+        "stopwatch",
         "quick_imports",
         "types",
         "user_code",

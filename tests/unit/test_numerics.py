@@ -27,6 +27,7 @@ from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.recovery.identity import refuse_changes
 from rlinf_lite.recovery.lock import hold
 from rlinf_lite.runner.failures import explain
+from rlinf_lite.stopwatch import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = tuple(numerics.environment())
@@ -307,7 +308,7 @@ def test_opting_out_is_said_in_the_first_lines(tmp_path, capsys, deterministic):
     """Before Ray is there; a run that is already there ends the start after these lines."""
     config = load([f"runner.output_dir={tmp_path}", f"cluster.deterministic={deterministic}"])
     with hold(make_directories(config.runner).checkpoints), pytest.raises(ConfigError, match="in use"):
-        launch(config, ParentLink())
+        launch(config, ParentLink(), Stopwatch())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("run: ")
     assert lines[1:] == ([] if deterministic else [f"!! {numerics.OPTED_OUT}"])
