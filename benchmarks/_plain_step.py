@@ -103,3 +103,8 @@ class PlainRun:
             for number, mini in enumerate(minis):
                 (mine,) = shard_mini_batch(mini, 1, virtual_ranks=self.config.actor.fsdp_config.virtual_ranks)
                 self.policy.update(step, mine, number == len(minis) - 1)
+
+    def close(self) -> None:
+        """Leave the process group, so that another run can be made in this process."""
+        self.policy.reset()
+        self._scratch.cleanup()

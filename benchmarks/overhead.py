@@ -65,7 +65,7 @@ def main() -> None:
         print(json.dumps(plain_steps(settings, options.steps)))
         return
     row = Row(
-        5,
+        "5",
         "a step of the embedded default with one actor rank, with Ray and the driver",
         "the same step in one process, without them",
         goal=1.10,

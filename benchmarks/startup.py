@@ -40,8 +40,8 @@ def main() -> None:
     parser = arguments(__doc__, rounds=5)
     options, overrides = parser.parse_known_args()
     settings = dict(override.split("=", 1) for override in overrides)
-    cold = Row(7, "cold start: command to first completed step", _IMPORTS, goal=1.5)
-    resume = Row(8, "resume: command to first completed step", "cold start of the same run", goal=1.1)
+    cold = Row("7", "cold start: command to first completed step", _IMPORTS, goal=1.5)
+    resume = Row("8", "resume: command to first completed step", "cold start of the same run", goal=1.1)
     starts: dict[str, list[Start]] = {"cold": [], "resume": []}
     with_model: list[float] = []
     for number in range(-1, options.rounds):

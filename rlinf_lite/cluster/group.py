@@ -57,6 +57,8 @@ class _Member:
     adopted: Call[WorkerLocation]
     required: list[Call[Any]]
     """Calls whose success its later results depend on."""
+    has_started: bool = False
+    """Whether ``adopted`` was seen to be done: each question of it is a call to Ray."""
 
 
 class WorkerGroup:
@@ -215,7 +217,9 @@ class WorkerGroup:
 
     def waiting(self, rank: int) -> AbstractContextManager[None]:
         """Within: the hang timeout is at least ``cluster.start_timeout`` if the rank's process is still starting."""
-        if self._members[rank].adopted.is_done:
+        member = self._members[rank]
+        member.has_started = member.has_started or member.adopted.is_done
+        if member.has_started:
             return nullcontext()
         return self._session.watch.starting(self._session.config.start_timeout)
 
@@ -248,13 +252,15 @@ def wait_all(calls: Iterable[Call[T]]) -> list[T]:
             not waited for: they may be waiting for the rank that failed.
     """
     in_order = list(calls)
-    waiting = list(in_order)
-    results: dict[Call[T], T] = {}
+    waiting = {call.ref: call for call in in_order}
+    results: dict[ObjectRef[T], T] = {}
     while waiting:
-        call = wait_any(waiting)
-        waiting.remove(call)
-        results[call] = call.result()
-    return [results[call] for call in in_order]
+        first = wait_any([*waiting.values()])
+        # With the others that are done by now: one by one, the waits would cost the square of the number of calls.
+        done = [first.ref] if len(waiting) == 1 else guard.wait([*waiting], num_returns=len(waiting), timeout=0)[0]
+        for ref in done or [first.ref]:
+            results[ref] = waiting.pop(ref).result()
+    return [results[call.ref] for call in in_order]
 
 
 def _succeeded(call: Call[Any]) -> bool:
