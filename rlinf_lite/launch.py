@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rlinf_lite import numerics
 from rlinf_lite.cluster import own_ray
 from rlinf_lite.cluster.errors import NodeLost, RayLost
+from rlinf_lite.cluster.forks.client import ForkServer
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.nodes import dead, draining
 from rlinf_lite.cluster.session import Session, open_session
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
     from rlinf_lite.runner.loop import Runner
 
 
-def launch(config: Config, link: ParentLink, startup: Stopwatch) -> int:
+def launch(config: Config, link: ParentLink, startup: Stopwatch, forks: ForkServer | None = None) -> int:
     """Run ``config`` to its end.
 
     Args:
         link: to the parent process.
         startup: runs since this process began.
+        forks: as for `open_session`.
 
     Returns:
         The exit code: 0; 1 if the last checkpoint is not on the disk; that of the signal or deadline that stopped it.
@@ -69,6 +71,7 @@ def launch(config: Config, link: ParentLink, startup: Stopwatch) -> int:
             stack=stack,
             given_up=given_up,
             startup=startup,
+            forks=forks,
         )
         try:
             return _log_end(driver.train(), directories, config, saved=driver.has_saved)
@@ -92,6 +95,7 @@ class _Driver:
     stack: ExitStack
     given_up: threading.Event
     startup: Stopwatch
+    forks: ForkServer | None
     session: Session | None = None
     supervisor: Supervisor | None = None
 
@@ -116,6 +120,7 @@ class _Driver:
                     self.config.cluster,
                     watch,
                     handover.address,
+                    self.forks,
                     with_critic=self.config.critic.use_critic_model,
                     tensor_parallel_size=self.config.rollout.tensor_parallel_size,
                 )

@@ -115,10 +115,9 @@ _SECONDS = ("time/", "throughput/", "memory/", "save/")
 @functools.cache
 def template_server() -> ForkServer:
     """A fork server for all runs of this test process; it ends with it."""
-    from rlinf_lite.cluster.session import worker_env
-    from rlinf_lite.config import ClusterConfig
+    from rlinf_lite.cluster.forks.environment import worker_env
 
-    return ForkServer(worker_env(ClusterConfig(), "cpu"))
+    return ForkServer(worker_env(1, "cpu"))
 
 
 @dataclass

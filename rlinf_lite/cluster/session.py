@@ -13,9 +13,9 @@ from ray import exceptions as ray_errors
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlinf_lite import numerics
 from rlinf_lite.cluster.errors import ClusterError, RayLost
 from rlinf_lite.cluster.forks.client import ForkServer, can_fork
+from rlinf_lite.cluster.forks.environment import worker_env
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.joining import connect
 from rlinf_lite.cluster.placement import Placement, parse, shrink
@@ -245,7 +245,9 @@ class Session:
         """Return what Ray has to do to start a worker; None if it does so for every worker."""
         if self._forks is not None and self._forks.starts_all_workers:
             return None
-        env: dict[str, Any] = {"env_vars": worker_env(self.config, self.device) | self._visible_gpus(slots)}
+        env: dict[str, Any] = {
+            "env_vars": worker_env(self.config.threads_per_worker, self.device) | self._visible_gpus(slots)
+        }
         return env if self._forks is None else env | {"py_executable": self._forks.python}
 
     def _gpu_share(self, component: str, slot: int) -> float:
@@ -255,23 +257,19 @@ class Session:
         return 1.0 / self.placement.sharers(slot)
 
 
-def worker_env(config: ClusterConfig, device: str) -> dict[str, str]:
-    """Return the environment of every worker process; libraries read it when they are imported."""
-    env = numerics.environment(config.threads_per_worker) | {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_OFFLINE": "1",
-        "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
-    }
-    if device == "cpu":
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    return env
-
-
 @contextmanager
-def _fork_server(config: ClusterConfig) -> Iterator[ForkServer | None]:
-    """A server that imports libraries while Ray starts; None where workers cannot be forked."""
-    forks = ForkServer(worker_env(config, "cpu")) if can_fork(config.device) else None
+def _fork_server(config: ClusterConfig, early: ForkServer | None) -> Iterator[ForkServer | None]:
+    """A server that imports libraries while Ray starts; None where workers cannot be forked.
+
+    Args:
+        early: one that was started before the config was known; it is used if its workers' environment is right.
+    """
+    forks, environment = early, worker_env(config.threads_per_worker, "cpu")
+    if forks is not None and (not can_fork(config.device) or forks.environment != environment):
+        forks.close()
+        forks = None
+    if forks is None and can_fork(config.device):
+        forks = ForkServer(environment)
     try:
         yield forks
     finally:
@@ -284,6 +282,7 @@ def open_session(
     config: ClusterConfig,
     watch: Watch,
     rejoin: str | None = None,
+    forks: ForkServer | None = None,
     *,
     with_critic: bool = False,
     tensor_parallel_size: int = 1,
@@ -292,13 +291,14 @@ def open_session(
 
     Args:
         rejoin: as in `connect`.
+        forks: a fork server that was started before; it is closed at the end, or at once if it is of no use.
         with_critic, tensor_parallel_size: as for `Session`.
 
     Raises:
         ClusterError: too few nodes, GPUs or CPUs for ``cluster.component_placement``.
         ConfigError: the placement cannot be read, or has no room for the engines' GPUs.
     """
-    with _fork_server(config) as forks:
+    with _fork_server(config, forks) as forks:
         address = connect(config, rejoin, forks)
         if address != "local" and forks is not None:
             forks.close()  # a cluster's nodes may have Python elsewhere

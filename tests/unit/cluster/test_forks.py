@@ -19,8 +19,7 @@ from ray._private.runtime_env.context import RuntimeEnvContext
 from rlinf_lite import numerics
 from rlinf_lite.cluster.forks import setup_worker
 from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer, can_fork
-from rlinf_lite.cluster.session import worker_env
-from rlinf_lite.config import ClusterConfig
+from rlinf_lite.cluster.forks.environment import worker_env
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 PROGRAM = """
@@ -43,7 +42,7 @@ def start(forks: ForkServer, tmp_path: Path):
 
     def start(server: ForkServer = forks, **variables: str) -> subprocess.Popen[str]:
         command = [*shlex.split(server.python), str(tmp_path / "program.py"), "one", "t w o"]
-        environment = {**os.environ, **worker_env(ClusterConfig(), "cpu"), **variables}
+        environment = {**os.environ, **worker_env(1, "cpu"), **variables}
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
         started.append(process)
@@ -73,7 +72,7 @@ def test_a_worker_is_forked_and_is_a_process_as_any_other(start, tmp_path):
 def test_ray_starts_workers_without_importing_itself_for_that(forks, tmp_path):
     """What a raylet runs: variables and the command in place of Python come as Ray writes them."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    variables = worker_env(ClusterConfig(), "cpu") | {"MARK": "${HOME}/$ 'x'"}
+    variables = worker_env(1, "cpu") | {"MARK": "${HOME}/$ 'x'"}
     context = RuntimeEnvContext(env_vars=variables, py_executable=forks.python).serialize()
     options = [f"--serialized-runtime-env-context={context}", "--language=PYTHON"]
     worker = [str(tmp_path / "program.py"), "one", "t w o", "--node-ip-address=::1"]
@@ -120,7 +119,7 @@ def test_a_worker_and_its_shim_end_together(start):
 
 def test_a_branch_ends_with_its_driver_and_ends_its_workers(start, forks, monkeypatch):
     monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
-    branch = ForkServer(worker_env(ClusterConfig(), "cpu"))
+    branch = ForkServer(worker_env(1, "cpu"))
     assert branch.pid is None
     process = start(branch, SLEEP="60")
     worker = psutil.Process(said(process)["pid"])
@@ -138,7 +137,7 @@ def driver(tmp_path: Path):
     code = f"""
 import json, sys, time
 from rlinf_lite.cluster.forks.client import ForkServer
-server = ForkServer({worker_env(ClusterConfig(), "cpu")!r})
+server = ForkServer({worker_env(1, "cpu")!r})
 print(json.dumps({{"pid": server.pid, "python": server.python}}), flush=True)
 time.sleep(60)
 """
@@ -161,7 +160,7 @@ def test_a_server_ends_with_its_driver(driver):
 
 def test_a_server_in_which_threads_run_does_not_fork(start):
     """As with two per worker: libraries start one when they are imported."""
-    settings = worker_env(ClusterConfig(threads_per_worker=2), "cpu")
+    settings = worker_env(2, "cpu")
     server = ForkServer(settings)
     process = start(server, **settings)
     assert not said(process)["forked"]

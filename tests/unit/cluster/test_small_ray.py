@@ -29,11 +29,11 @@ import sys, time
 import ray
 from rlinf_lite.cluster.forks.client import ForkServer
 from rlinf_lite.cluster.joining import connect
-from rlinf_lite.cluster.session import worker_env
+from rlinf_lite.cluster.forks.environment import worker_env
 from rlinf_lite.config import ClusterConfig
 
 config = ClusterConfig()
-forks = ForkServer(worker_env(config, "cpu") | {"MARK": "all"}) if sys.argv[1] == "forked" else None
+forks = ForkServer(worker_env(config.threads_per_worker, "cpu") | {"MARK": "all"}) if sys.argv[1] == "forked" else None
 connect(config, forks=forks)
 
 @ray.remote
