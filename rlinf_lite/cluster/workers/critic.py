@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rlinf_lite.cluster.group import Call, WorkerGroup
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.workers import wire  # noqa: F401 -- says how units are pickled
 from rlinf_lite.config import AlgorithmConfig, CheckpointConfig, CriticConfig
 from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.types import MiniBatch, TokenBatch

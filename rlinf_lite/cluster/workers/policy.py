@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.workers import wire  # noqa: F401 -- says how units are pickled
 from rlinf_lite.cluster.workers.records import StoreAddress
 from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig
 from rlinf_lite.training.ranks import data_parallel_size, for_each_rank, shard, shard_mini_batch

@@ -9,6 +9,7 @@ from rlinf_lite.cluster.group import Call, WorkerGroup
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.work_queue import WorkQueue
+from rlinf_lite.cluster.workers.wire import Columns
 from rlinf_lite.config import RewardConfig
 from rlinf_lite.rewards import search_path
 from rlinf_lite.types import GradingItem, Score
@@ -26,7 +27,7 @@ class RewardWorkers(WorkerGroup):
 
     def start_score(self, rank: int, items: Sequence[GradingItem]) -> Call[list[Score]]:
         """Grade responses on one rank."""
-        return self.start_one(rank, "score", items)
+        return self.start_one(rank, "score", Columns(items))
 
     def queue(self) -> WorkQueue[Key, Sequence[GradingItem], list[Score]]:
         """A queue of responses to grade, each part for whichever grader is free."""

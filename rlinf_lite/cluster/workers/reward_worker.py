@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_lite import faults
+from rlinf_lite.cluster.workers.wire import Columns
 from rlinf_lite.config import RewardConfig
 from rlinf_lite.rewards import build_grader
 from rlinf_lite.types import GradingItem, Score
@@ -24,4 +25,4 @@ class RewardWorker:
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
         """Grade responses, in their order."""
         faults.reach("reward.score", step=0, rank=self.rank)  # a grader does not know the step
-        return self.grader.score(items)
+        return Columns(self.grader.score(items))

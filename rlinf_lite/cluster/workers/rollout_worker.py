@@ -10,6 +10,7 @@ from rlinf_lite import faults
 from rlinf_lite.cluster.workers.device import compute_capability, fix_device
 from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
 from rlinf_lite.cluster.workers.rendezvous import join_store
+from rlinf_lite.cluster.workers.wire import Groups
 from rlinf_lite.config import ClusterConfig, RolloutConfig, SamplingConfig, TokenizerConfig
 from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.models import build, hf_directory, vocabulary
@@ -119,7 +120,7 @@ class RolloutWorker:
     def generate(self, batch: GenerationBatch) -> list[Group]:
         """Sample the responses of one generation batch."""
         faults.reach(f"rollout.{batch.stream}", step=batch.step, rank=self.rank)
-        return self.engine.generate(batch)
+        return Groups(self.engine.generate(batch))
 
     def self_check(self) -> EngineCheck:
         """Check the builtin engine, as `check_engine`; with vLLM only make up responses for the trainers' check."""
