@@ -85,14 +85,15 @@ def _groups(prompts: Sequence[Prompt], sizes: Sequence[int], responses: Sequence
 
 
 def _reduced(unit: TokenBatch) -> Reduced:
-    """A unit as two arrays, of its integers and of its columns: each tensor by itself takes a tenth of a millisecond."""
+    """A unit as two arrays, of its integers and of its columns: a tensor by itself takes a tenth of a millisecond."""
     import torch  # the driver imports it later than this module
 
     integers = [getattr(unit, name) for name in _UNIT_TENSORS]
     integers += [getattr(unit.segments, name) for name in _SEGMENT_TENSORS]
     columns = list(unit.columns.values())
     return _unit, (
-        {"index": unit.index, "num_responses": unit.num_responses},
+        unit.index,
+        unit.num_responses,
         torch.cat(integers).numpy(),
         [len(each) for each in integers],
         list(unit.columns),
@@ -101,7 +102,8 @@ def _reduced(unit: TokenBatch) -> Reduced:
 
 
 def _unit(
-    facts: Mapping[str, int],
+    index: int,
+    num_responses: int,
     integers: np.ndarray,
     lengths: Sequence[int],
     names: Sequence[Any],
@@ -116,7 +118,7 @@ def _unit(
     tensors = dict(zip(_UNIT_TENSORS, parts[: len(_UNIT_TENSORS)], strict=True))
     segments = Segments(**dict(zip(_SEGMENT_TENSORS, parts[len(_UNIT_TENSORS) :], strict=True)))
     columns = {} if values is None else {name: own(value) for name, value in zip(names, values, strict=True)}
-    return TokenBatch(**facts, **tensors, segments=segments, columns=columns)
+    return TokenBatch(index=index, num_responses=num_responses, **tensors, segments=segments, columns=columns)
 
 
 copyreg.pickle(TokenBatch, _reduced)
