@@ -1,6 +1,6 @@
 """Row 9 of docs/performance.md: loading a checkpoint with `verify=full` from a cold disk, beside a plain read.
 
-Two gloo ranks hold a Llama of 135M parameters with AdamW's moments (fp32, FSDP2: 1.6 GB) and load a checkpoint of it.
+Two gloo ranks hold a Llama of 135M parameters with AdamW's state (fp32, FSDP2: 1.6 GB) and load a checkpoint of it.
 Two processes read the same files plainly, half of the bytes each, into one buffer. Before every measurement the files
 are dropped from the page cache. The figures are GB/s of the slower process.
 
