@@ -23,21 +23,26 @@ from transformers import PreTrainedModel
 from rlinf_lite.config import FsdpConfig
 from rlinf_lite.models.build import DTYPES
 
+SMALL_BYTES = 16 << 20
+"""The parameters of a model of at most so many bytes are one group, which stays whole until its gradients are reduced.
+The hooks and collectives of more groups would take longer than what they compute. No number depends on the groups."""
+
 
 def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, config: FsdpConfig) -> None:
     """Shard each transformer block, then the rest of ``root`` (embeddings, norm, head), over dimension 0.
 
     Tied embeddings are in one group with the head, so they stay tied.
     """
+    is_small = sum(param.nbytes for param in root.parameters()) <= SMALL_BYTES
     policy = _mixed_precision(config)
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if config.cpu_offload else OffloadPolicy()
-    for module in [*blocks, root]:
+    for module in [root] if is_small else [*blocks, root]:
         fully_shard(
             module,
             mesh=mesh,
             mp_policy=policy,
             offload_policy=offload,
-            reshard_after_forward=config.reshard_after_forward,
+            reshard_after_forward=config.reshard_after_forward and not is_small,
         )
     for module in root.modules():
         if isinstance(module, FSDPModule):

@@ -144,14 +144,22 @@ class StepBatch:
         self, index: int, rows: Sequence[int], with_loss_N: np.ndarray, columns: Mapping[Column, Tensor]
     ) -> TokenBatch:
         builder = _UnitBuilder()
-        chosen = [np.empty(0, dtype=np.int64)]
-        for row in rows:
+        loss_tokens = [self._loss_tokens[row] if with_loss_N[row] else _NO_TOKENS for row in rows]
+        for row, tokens in zip(rows, loss_tokens, strict=True):
             group, response = self._rows[row]
-            tokens = self._loss_tokens[row] if with_loss_N[row] else self._loss_tokens[row][:0]
             builder.add(group, self._prompts[group], response.token_ids, tokens)
-            chosen.append(self._first[row] + np.arange(len(tokens)))
-        chosen_M = torch.from_numpy(np.concatenate(chosen))
+        chosen_M = torch.from_numpy(_ranges(self._first[list(rows)], [len(tokens) for tokens in loss_tokens]))
         return builder.build(index, {name: values[chosen_M] for name, values in columns.items()})
+
+
+_NO_TOKENS = np.empty(0, dtype=np.int64)
+
+
+def _ranges(first_S: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """``[first, first + 1, ...]`` of each size, end to end."""
+    sizes_S = np.asarray(sizes, dtype=np.int64)
+    shift_S = first_S - (sizes_S.cumsum() - sizes_S)
+    return np.arange(sizes_S.sum()) + shift_S.repeat(sizes_S)
 
 
 class _UnitBuilder:
@@ -159,11 +167,14 @@ class _UnitBuilder:
 
     def __init__(self) -> None:
         self._ids: list[np.ndarray] = []
-        self._positions: list[np.ndarray] = []
-        self._segments: list[tuple[int, int, int]] = []
+        """Of each segment."""
+        self._first_positions: list[int] = []
+        self._parents: list[int] = []
         self._prompts: dict[int, int] = {}
-        self._loss: list[tuple[np.ndarray, np.ndarray]] = []
-        self._num_tokens = 0
+        """Their segments, by group."""
+        self._responses: list[int] = []
+        """Segments."""
+        self._loss_tokens: list[np.ndarray] = []
 
     def add(self, group: int, prompt_P: np.ndarray, response_R: np.ndarray, tokens: np.ndarray) -> None:
         """
@@ -173,30 +184,36 @@ class _UnitBuilder:
         """
         if group not in self._prompts:
             self._prompts[group] = self._add_segment(prompt_P, first_position=0, parent=-1)
-        parent = self._prompts[group]
-        segment = self._add_segment(response_R, first_position=len(prompt_P), parent=parent)
-        start, prompt_stop = self._segments[segment][0], self._segments[parent][1]
-        # A token is predicted by the one before it; the first one by the prompt's last.
-        self._loss.append((np.where(tokens > 0, start + tokens - 1, prompt_stop - 1), response_R[tokens]))
+        segment = self._add_segment(response_R, first_position=len(prompt_P), parent=self._prompts[group])
+        self._responses.append(segment)
+        self._loss_tokens.append(tokens)
 
     def _add_segment(self, ids: np.ndarray, *, first_position: int, parent: int) -> int:
         self._ids.append(ids)
-        self._positions.append(first_position + np.arange(len(ids)))
-        self._segments.append((self._num_tokens, self._num_tokens + len(ids), parent))
-        self._num_tokens += len(ids)
-        return len(self._segments) - 1
+        self._first_positions.append(first_position)
+        self._parents.append(parent)
+        return len(self._ids) - 1
 
     def build(self, index: int, columns: Mapping[Column, Tensor]) -> TokenBatch:
-        start_S, stop_S, parent_S = torch.tensor(self._segments, dtype=torch.int64).unbind(1)
-        lengths = [len(source) for source, _ in self._loss]
+        sizes_S, parent_S = np.array([len(ids) for ids in self._ids]), np.array(self._parents)
+        stop_S = sizes_S.cumsum()
+        start_S = stop_S - sizes_S
+        ids_N = np.concatenate(self._ids)
+        num_tokens_R = np.array([len(tokens) for tokens in self._loss_tokens])
+        token_M = np.concatenate([_NO_TOKENS, *self._loss_tokens])
+        start_M = start_S[self._responses].repeat(num_tokens_R)
+        prompt_stop_M = stop_S[parent_S[self._responses]].repeat(num_tokens_R)
         return TokenBatch(
             index=index,
-            ids_N=torch.from_numpy(np.concatenate(self._ids)),
-            positions_N=torch.from_numpy(np.concatenate(self._positions)),
-            segments=Segments(start_S=start_S, stop_S=stop_S, parent_S=parent_S),
-            source_M=torch.from_numpy(np.concatenate([source for source, _ in self._loss])),
-            targets_M=torch.from_numpy(np.concatenate([targets for _, targets in self._loss])),
-            seq_M=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
-            num_responses=len(lengths),
+            ids_N=torch.from_numpy(ids_N),
+            positions_N=torch.from_numpy(_ranges(np.array(self._first_positions), sizes_S.tolist())),
+            segments=Segments(
+                start_S=torch.from_numpy(start_S), stop_S=torch.from_numpy(stop_S), parent_S=torch.from_numpy(parent_S)
+            ),
+            # A token is predicted by the one before it; the first one by the prompt's last.
+            source_M=torch.from_numpy(np.where(token_M > 0, start_M + token_M - 1, prompt_stop_M - 1)),
+            targets_M=torch.from_numpy(ids_N[start_M + token_M]),
+            seq_M=torch.from_numpy(np.arange(len(num_tokens_R)).repeat(num_tokens_R)),
+            num_responses=len(num_tokens_R),
             columns=columns,
         )

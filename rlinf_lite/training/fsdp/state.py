@@ -11,6 +11,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
+from rlinf_lite.training.fsdp.adamw import CacheAdamW
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's first and second moment, by torch's names."""
 
@@ -19,7 +21,7 @@ def build_optimizer(
     params: list[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
     """Build AdamW with its state allocated from the start, so that every checkpoint has the same tensors."""
-    optimizer = torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+    optimizer = CacheAdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
     for param in params:
         zeros = {name: torch.zeros_like(param.detach()) for name in MOMENTS}
         optimizer.state[param] = {"step": torch.tensor(0.0), **zeros}

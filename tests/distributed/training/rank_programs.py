@@ -17,6 +17,7 @@ from rlinf_lite.algorithms import LossInputs, LossOutputs, build_algorithm
 from rlinf_lite.checkpoint import Checkpointer, flatten, state_digest
 from rlinf_lite.checkpoint.state import take
 from rlinf_lite.config import Config
+from rlinf_lite.models import shard as sharding
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
 from rlinf_lite.ties import tied_names
@@ -29,6 +30,9 @@ from rlinf_lite.training.full_weights import full_weights_file
 from rlinf_lite.training.ranks import shard, shard_mini_batch
 from rlinf_lite.training.update import UpdateReport, update
 from rlinf_lite.types import Column, Group
+
+_ONE_GROUP = sharding.SMALL_BYTES
+sharding.SMALL_BYTES = 0  # blocks are groups of their own, as in a large model
 
 
 class Trained:
@@ -317,11 +321,13 @@ def digests(
     """Per case, model directory and config, and per step: the state's sha256, and the gradient norms."""
     found: dict[str, list[tuple[str, list[float]]]] = {}
     for name, (model_dir, config) in cases.items():
+        sharding.SMALL_BYTES = _ONE_GROUP if "one group" in name else 0
         trained, found[name] = Trained(mesh, model_dir, config, total_updates=8), []
         for number in range(1, num_steps + 1):
             reports = trained.step(groups, advantages, number)
             digest = state_digest(flatten(trained.trainer.state()))
             found[name].append((digest, [report.grad_norm for report in reports]))
+    sharding.SMALL_BYTES = 0
     return found
 
 

@@ -34,6 +34,7 @@ CASES = {
         },
     ),
     "offload": ("llama", {"actor.fsdp_config.cpu_offload": True}),
+    "one group": ("llama", {}),
     "no resharding": ("llama", {"actor.fsdp_config.reshard_after_forward": False}),
     "three slots": ("llama", {"actor.fsdp_config.virtual_ranks": 3}),
     "two slots, bf16 compute": (
@@ -45,6 +46,7 @@ CASES = {
 }
 SAME = {
     "offload": "tied",
+    "one group": "tied",
     "no resharding": "tied",
     "dropout drawn again": "dropout",
     "one slot, dropout": "dropout",
@@ -68,6 +70,7 @@ def given(model_dirs, make_config, groups, advantages):
 
 QUICK = {
     "tied": (1, 2, 3, 4),
+    "one group": (1, 3),
     "fewer units than ranks": (1, 4),
     "dropout": (1, 3),
     "bf16 compute, fp32 reduction": (1, 2),
