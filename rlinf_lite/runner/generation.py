@@ -45,12 +45,12 @@ class Generation:
         grading: GradingQueue = self.rewards.queue()
         for key, batch in keyed.items():
             if key in self._made:
-                submit(grading, self._made[key])
+                submit(grading, self._made[key], self.rewards.items_per_call)
             else:
                 generating.add(key, batch)
         for key, groups in generating.results(beside=[grading]):
             self._made[key] = groups
-            submit(grading, groups)
+            submit(grading, groups, self.rewards.items_per_call)
         return join(self._made[key] for key in keyed), grading
 
     def rest(self) -> None:

@@ -8,17 +8,15 @@ from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.rewards import attach_scores, generated, grading_item
 from rlinf_lite.types import GradingItem, Group, Prompt, Response, Score
 
-_ITEMS_PER_CALL = 64
-
 ResponseKey = tuple[int, int]
 """Index of the prompt, and of the response within its group."""
 GradingQueue = WorkQueue[Sequence[ResponseKey], Sequence[GradingItem], list[Score]]
 
 
-def submit(grading: GradingQueue, groups: Sequence[Group]) -> None:
+def submit(grading: GradingQueue, groups: Sequence[Group], items_per_call: int) -> None:
     """Hand responses to the graders, without waiting for scores. Those that could not be generated are skipped."""
     pairs = generated(groups)
-    for part in (pairs[first : first + _ITEMS_PER_CALL] for first in range(0, len(pairs), _ITEMS_PER_CALL)):
+    for part in (pairs[first : first + items_per_call] for first in range(0, len(pairs), items_per_call)):
         grading.add([_key(*pair) for pair in part], [grading_item(*pair) for pair in part])
 
 

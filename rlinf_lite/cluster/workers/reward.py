@@ -17,11 +17,21 @@ from rlinf_lite.types import GradingItem, Score
 Key = TypeVar("Key")
 
 
+_ITEMS_PER_CALL = 64
+_PLAIN_ITEMS_PER_CALL = 2048
+"""Of graders that only compare texts: in the time of a call they grade thousands."""
+
+
 class RewardWorkers(WorkerGroup):
     """All graders."""
 
+    items_per_call: int
+    """Responses that a grader is given at a time, at most."""
+
     def __init__(self, config: RewardConfig, session: Session, spares: Spares) -> None:
         """Start every process; does not wait until they are up."""
+        is_plain = all(function.reward_type == "exact" for function in config.by_key().values())
+        self.items_per_call = _PLAIN_ITEMS_PER_CALL if is_plain else _ITEMS_PER_CALL
         target = "rlinf_lite.cluster.workers.reward_worker:RewardWorker"
         super().__init__(config.group_name, "reward", target, session, spares, config, search_path())
 

@@ -40,6 +40,8 @@ class Engines:
 class Graders(Engines):
     """Stands in for the reward workers and their queue: every response is wrong."""
 
+    items_per_call = 64
+
     def results(self, beside=()):
         return ((names, [Score(reward=0.0, correct=False)] * len(names)) for names, _ in self.new)
 

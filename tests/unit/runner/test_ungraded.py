@@ -108,8 +108,8 @@ def test_what_could_not_be_generated_is_not_given_to_the_grader():
         group(1, response("", 0, error="aborted"), response("1.1", 1)),
     ]
     graders = Graders()
-    submit(graders, groups[:1])
-    submit(graders, groups[1:])
+    submit(graders, groups[:1], 64)
+    submit(graders, groups[1:], 64)
     assert [names for names, _ in graders.parts] == [[(0, 0)], [(1, 1)]]
     scores = [r.score for g in graded(graders, groups) for r in g.responses]
     assert scores == [score(0.0), ungraded("aborted"), ungraded("aborted"), score(1.1)]
