@@ -86,6 +86,13 @@ def finish(rows: list[Row], out: Path | None) -> None:
         out.write_text(json.dumps(written, indent=1) + "\n")
 
 
+def number_of_threads(number: int) -> dict[str, str]:
+    """Environment variables for a peer, whose other settings stay its own."""
+    from rlinf_lite import numerics
+
+    return {name: value for name, value in numerics.environment(number).items() if name.endswith("_THREADS")}
+
+
 def machine() -> dict[str, Any]:
     import torch
 
