@@ -18,6 +18,7 @@ from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.nodes import dead, draining
 from rlinf_lite.cluster.session import Session, open_session
 from rlinf_lite.cluster.watch import Watch
+from rlinf_lite.cluster.workers.warm_up import MODULES_OF_MEGATRON
 from rlinf_lite.config import Config
 from rlinf_lite.errors import EXIT_OUT_OF_TIME
 from rlinf_lite.observability import log_line
@@ -138,6 +139,8 @@ class _Driver:
     def _supervisor(self, session: Session, preparing: Future[Prepared], budget: RestartBudget) -> Supervisor:
         """Start the workers, and put the supervisor in charge of them."""
         config = self.config
+        if config.actor.training_backend == "megatron":
+            session.preload(MODULES_OF_MEGATRON)
         prepared = preparing.result()
         self.startup.lap("data")
         log_line(f"ray: {session.address}; device: {session.device}; {_describe(session)}")

@@ -75,6 +75,11 @@ class Session:
         self._nodes: tuple[str, ...] = ()
         self._gpus: tuple[str, ...] = ()
 
+    def preload(self, modules: Sequence[str]) -> None:
+        """Have the fork server, if there is one, import what workers need beyond the usual."""
+        if self._forks is not None:
+            self._forks.preload(modules)
+
     # -- slots
 
     def reserve(self) -> None:

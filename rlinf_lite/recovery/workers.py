@@ -18,6 +18,7 @@ from rlinf_lite.cluster.workers.records import EngineSetup, TrainerSetup, Weight
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.trainer import Trainers
+from rlinf_lite.cluster.workers.warm_up import MODULES_OF_MEGATRON
 from rlinf_lite.config import Config, ConfigError
 from rlinf_lite.durable import replace_text
 from rlinf_lite.observability import log_line
@@ -194,7 +195,8 @@ def start_workers(config: Config, session: Session, workers_file: Path) -> Worke
     workers_file.unlink(missing_ok=True)
     actor, algorithm, checkpoint = config.actor, config.algorithm, config.runner.checkpoint
     tokenizer = actor.tokenizer
-    spares = Spares(session, "rlinf_lite.cluster.workers.warm_up:warm_up", actor.model, tokenizer)
+    modules = MODULES_OF_MEGATRON if actor.training_backend == "megatron" else ()
+    spares = Spares(session, "rlinf_lite.cluster.workers.warm_up:warm_up", actor.model, tokenizer, modules)
     sampling, seq_length = algorithm.sampling_params, config.runner.seq_length
     engine = config.rollout
     if old_from_engine(config, session.device):

@@ -7,7 +7,8 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from uuid import uuid4
@@ -57,6 +58,11 @@ class ForkServer:
                 start_new_session=True,  # Ctrl-C is for the driver
             )
         return ours
+
+    def preload(self, modules: Sequence[str]) -> None:
+        """Have it import these too, before it forks the workers that are asked for from now on."""
+        with suppress(OSError):  # it has ended: Ray's workers are started in the plain way
+            self._control.sendall(" ".join([*modules, ""]).encode())
 
     @property
     def command(self) -> list[str]:

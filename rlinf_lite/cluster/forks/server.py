@@ -3,8 +3,8 @@
     python -m rlinf_lite.cluster.forks.server DRIVER LISTENER CONTROL
 
 DRIVER is the process id of the one that it serves, for process lists. Then come descriptors: of the socket where it is
-asked, on which requests wait while it imports, and of a socket to the driver. When that one closes, the server kills
-its workers and ends.
+asked, on which requests wait while it imports, and of a socket to the driver, which may name more modules there. When
+that one closes, the server kills its workers and ends.
 
 A process that runs threads must not be forked, and one that has used CUDA cannot be. This one only imports; if that has
 started threads, as it does with more than one per worker, it ends, and workers are started in the plain way.
@@ -22,6 +22,7 @@ import signal
 import socket
 import struct
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,9 +98,12 @@ class _Server:
             while True:
                 for key, _ in self._ready.select():
                     if key.fileobj is self._control:
+                        if names := self._control.recv(4096):
+                            self._import(names.decode().split())
+                            continue
                         self._end()
                         return None
-                    if key.fileobj is self._listener:
+                    if key.fileobj is self._listener and self._listener.fileno() >= 0:
                         if (task := self._answer()) is not None:
                             os.close(read)
                             os.close(write)
@@ -110,6 +114,16 @@ class _Server:
                         os.kill(key.data, signal.SIGKILL)
                         self._ready.unregister(key.fileobj)
                     self._reap()
+
+    def _import(self, modules: list[str]) -> None:
+        """For the workers to come; what cannot be imported is left to them, as is everything once there are threads."""
+        with quick_imports(), warnings.catch_warnings(action="ignore"):
+            for module in modules:
+                with suppress(ImportError):
+                    importlib.import_module(module)
+        if _has_threads():
+            self._ready.unregister(self._listener)
+            self._listener.close()
 
     def _answer(self) -> _Task | None:
         """Fork a process for a request, if it can be granted. Returns its task in the new process."""
@@ -218,10 +232,14 @@ def main(listener: int, control: int) -> int:
     with quick_imports():
         for module in _PRELOADED:
             importlib.import_module(module)
-    if len(os.listdir("/proc/self/task")) > 1:
+    if _has_threads():
         return 0
     _prctl(_SIGNAL_OF_PARENTS_DEATH, 0)
     return _serve(socket.socket(fileno=listener), driver)
+
+
+def _has_threads() -> bool:
+    return len(os.listdir("/proc/self/task")) > 1
 
 
 def _is_closed(connection: socket.socket) -> bool:

@@ -27,6 +27,7 @@ import json, os, sys, time
 print(json.dumps({
     "forked": "torch" in sys.modules, "ray": "ray" in sys.modules, "pid": os.getpid(), "group": os.getpgid(0),
     "arguments": sys.argv[1:], "directory": os.getcwd(), "mark": os.environ.get("MARK"),
+    "preloaded": "poplib" in sys.modules,
 }), flush=True)
 time.sleep(float(os.environ.get("SLEEP", "0")))
 print("to the other stream", file=sys.stderr)
@@ -129,6 +130,18 @@ def test_a_branch_ends_with_its_driver_and_ends_its_workers(start, forks, monkey
     worker.wait(10)
     server.wait(10)
     assert said(start())["forked"], "the template is still there"
+
+
+def test_the_driver_may_name_more_modules(start, forks, monkeypatch):
+    monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
+    branch = ForkServer(worker_env(ClusterConfig(), "cpu"))
+    assert not said(start(branch))["preloaded"]
+    branch.preload(["not_installed_here"])
+    branch.preload(["poplib"])
+    while not (worker := said(start(branch)))["preloaded"]:  # a request may be answered before the one before it
+        assert worker["forked"]
+    branch.close()
+    assert not said(start())["preloaded"], "the template has not imported it"
 
 
 @pytest.fixture
