@@ -1,4 +1,4 @@
-"""Keys of RLinf's Megatron example that have no key of their own here.
+"""Keys of RLinf's Megatron and FSDP examples that have no key of their own here.
 
 A value is given to one of our keys, or says what happens here anyway, or is refused with the remedy. After that the key
 is gone: a `Config` holds our keys only.
@@ -53,7 +53,7 @@ def _any(why: str) -> Taken:
     return Taken(why=why)
 
 
-_SAMPLING, _RATE = "algorithm.sampling_params", "actor.lr_sched"
+_SAMPLING, _RATE, _FSDP = "algorithm.sampling_params", "actor.lr_sched", "actor.fsdp_config"
 _NOT_FUSED = "there is no such fused kernel here"
 _OF_PROFILER = _any("is for `actor.megatron.use_profiler: true`, which is refused")
 _OF_CONVERTER = _any("nothing is converted before a start: each rank reads its part of the Hugging Face directory")
@@ -106,6 +106,11 @@ TAKEN: dict[str, Taken] = {
     "actor.offload_grad": _only(False, _NO_OFFLOAD),
     "actor.enable_dp_load_balance": _only(False, "micro-batches go to the ranks in their order"),
     "actor.calculate_flops": _only(False, "FLOPs are not counted"),
+    "actor.global_batch_size": _any(
+        "follows from `data.rollout_batch_size`, `algorithm.group_size` and `n_minibatches`"
+    ),
+    "actor.micro_batch_size": _any("follows from `algorithm.training_batch_size_per_gpu`"),
+    "actor.model.is_lora": _only(False, "LoRA is not implemented"),
     "actor.model.megatron_checkpoint": _only(
         None, "weights come from actor.model.model_path; resume from a checkpoint with runner.resume_dir"
     ),
@@ -147,6 +152,17 @@ TAKEN: dict[str, Taken] = {
     f"{_RATE}.lr_warmup_init": _only(0.0, "the learning rate rises from 0", 0),
     f"{_RATE}.max_lr": _sets("actor.optim.lr"),
     f"{_RATE}.min_lr": _any("the same as `actor.optim.min_lr`; with lr_decay_style constant any"),
+    f"{_FSDP}.sharding_strategy": _only("full_shard", "parameters, gradients and optimizer state are sharded"),
+    f"{_FSDP}.offload_pin_memory": _only(False, "pinned memory is not used"),
+    f"{_FSDP}.enable_gradient_accumulation": _any(f"`{_FSDP}.virtual_ranks` decides how often gradients are reduced"),
+    f"{_FSDP}.forward_prefetch": _only(False, "prefetching is left to torch"),
+    f"{_FSDP}.limit_all_gathers": _only(False, "prefetching is left to torch"),
+    f"{_FSDP}.backward_prefetch": _only(None, "prefetching is left to torch"),
+    f"{_FSDP}.use_orig_params": _any("parameters have the model's names in every file"),
+    f"{_FSDP}.use_liger_kernel": _only(False, _NOT_FUSED),
+    f"{_FSDP}.mixed_precision.buffer_dtype": _only("fp32", "buffers keep their own type", None),
+    f"{_FSDP}.amp_autocast.enabled": _only(False, f"layers compute in {_FSDP}.mixed_precision.param_dtype"),
+    f"{_FSDP}.amp_autocast.precision": _any("is for `amp_autocast.enabled: true`, which is refused"),
     "actor.tokenizer.use_fast": _any("transformers has one tokenizer per model, and its tokens are the same"),
     "actor.tokenizer.trust_remote_code": _any("code in a directory is never run; one that needs it is refused"),
     "actor.tokenizer.padding_side": _any("nothing is padded"),

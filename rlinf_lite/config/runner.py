@@ -166,7 +166,8 @@ class RunnerConfig(Section):
     """Tokens in a micro-batch, padding included, if the batch size is dynamic."""
     resume_dir: Neutral[PathText | None] = None
     """null: a new run; a ``global_step_N`` directory: resume from it; ``auto``: resume from the newest checkpoint that
-    verifies."""
+    verifies. A checkpoint of RLinf or Megatron-LM is converted first, if ``resume_allow_changes`` names
+    ``checkpoint (written by)``."""
     resume_mode: Neutral[Literal["full", "weights"]] = "full"
     """``full``: resume the run. ``weights``: a new run from step 0 that takes only the model weights of the checkpoint
     ``resume_dir``; once it has checkpoints of its own, the same command resumes in full from the newest of them. In

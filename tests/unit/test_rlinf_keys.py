@@ -54,6 +54,18 @@ megatron:
     export_chrome_trace: False, chrome_filename_prefix: "chrome_trace", schedule_warmup: 2, schedule_active: 1,
     schedule_repeat: 1}
 """
+# qwen2.5-1.5b-grpo-fsdp.yaml: what `actor` has besides.
+FSDP = """
+enable_offload: True
+global_batch_size: 8
+micro_batch_size: 1
+model: {model_path: /model, precision: fp32, is_lora: False}
+fsdp_config: {strategy: "fsdp", sharding_strategy: "full_shard", cpu_offload: False, offload_pin_memory: False,
+  reshard_after_forward: True, enable_gradient_accumulation: True, forward_prefetch: False, limit_all_gathers: False,
+  backward_prefetch: null, use_orig_params: False, use_liger_kernel: False,
+  mixed_precision: {param_dtype: "fp16", reduce_dtype: "fp16", buffer_dtype: "fp32"},
+  amp_autocast: {enabled: True, precision: "fp16"}, grad_scaler: {enabled: True}}
+"""
 # What this backend has not, and what to write instead.
 REFUSED = {
     "actor.offload_optimizer": False,
@@ -125,10 +137,26 @@ def test_word_for_word_it_says_what_is_not_there():
 
 def test_the_shipped_config_has_every_key_of_the_example():
     assert leaves(SHIPPED["actor"]) == leaves(yaml.safe_load(ACTOR))
-    assert set(leaves(SHIPPED)) >= set(rlinf.TAKEN), "and the other sections have theirs"
+    of_fsdp = {f"actor.{key}" for key in leaves(yaml.safe_load(FSDP))}
+    assert set(leaves(SHIPPED)) >= rlinf.TAKEN.keys() - of_fsdp, "and the other sections have theirs"
     config = load(["qwen2.5-1.5b-grpo-megatron"])
     assert config.actor.model.model_path == "/path/to/Qwen2.5-1.5B"
     assert config.actor.optim.lr_warmup_steps == 10
+
+
+def test_the_fsdp_examples_keys_are_taken():
+    raw = {"runner": {"experiment_name": "x"}, "data": {"type": "arithmetic"}, "actor": yaml.safe_load(FSDP)}
+    with pytest.raises(ConfigError) as caught:
+        check(build(OmegaConf.create(raw)))
+    named = {line.split("=")[0] for line in str(caught.value).splitlines()}
+    assert named == {"actor.enable_offload", "actor.fsdp_config.amp_autocast.enabled"}
+    fsdp = raw["actor"]["fsdp_config"]
+    fsdp["amp_autocast"]["enabled"] = raw["actor"]["enable_offload"] = fsdp["grad_scaler"]["enabled"] = False
+    config = build(OmegaConf.create(raw))
+    check(config)
+    assert (
+        config.actor.fsdp_config.strategy == "fsdp" and config.actor.fsdp_config.mixed_precision.param_dtype == "fp16"
+    )
 
 
 @pytest.mark.parametrize(
