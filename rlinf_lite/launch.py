@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ class _Driver:
         runner, handover = self.config.runner, self.link.handover
         budget = budget_for(runner.max_restarts, runner.restart_window, handover.budget)
         self.link.report(budget=budget.to_json())
+        if self.forks is not None:
+            self.forks.preload(self.modules)
         with self.stop.immediate():
             # Ray takes seconds to start, and so do torch's import and the data: side by side.
             background = ThreadPoolExecutor(1)
@@ -136,11 +139,15 @@ class _Driver:
             self.supervisor = self._supervisor(session, preparing, budget)
         return self.supervisor
 
+    @property
+    def modules(self) -> Sequence[str]:
+        """What workers import for this config besides the usual."""
+        return MODULES_OF_MEGATRON if self.config.actor.training_backend == "megatron" else ()
+
     def _supervisor(self, session: Session, preparing: Future[Prepared], budget: RestartBudget) -> Supervisor:
         """Start the workers, and put the supervisor in charge of them."""
         config = self.config
-        if config.actor.training_backend == "megatron":
-            session.preload(MODULES_OF_MEGATRON)
+        session.preload(self.modules)  # as above, for a server that was started since
         prepared = preparing.result()
         self.startup.lap("data")
         log_line(f"ray: {session.address}; device: {session.device}; {_describe(session)}")

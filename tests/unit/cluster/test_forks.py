@@ -134,7 +134,7 @@ def test_a_branch_ends_with_its_driver_and_ends_its_workers(start, forks, monkey
 
 def test_the_driver_may_name_more_modules(start, forks, monkeypatch):
     monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
-    branch = ForkServer(worker_env(ClusterConfig(), "cpu"))
+    branch = ForkServer(worker_env(1, "cpu"))
     assert not said(start(branch))["preloaded"]
     branch.preload(["not_installed_here"])
     branch.preload(["poplib"])
