@@ -84,6 +84,11 @@ class WorkerGroup:
         """Number of ranks."""
         return len(self._members)
 
+    @property
+    def slots(self) -> set[int]:
+        """GPUs, or cores on a CPU cluster, that its workers have."""
+        return {slot for slots in self._session.placement.workers(self.component) for slot in slots}
+
     # -- processes
 
     def respawn(self) -> None:

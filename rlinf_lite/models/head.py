@@ -222,8 +222,9 @@ def _work_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """A copy in the work dtype, divided by the temperature; the caller may write to it."""
-    return logits.to(_work_dtype(logits), copy=True).div_(temperature)
+    """In the work dtype, divided by the temperature. Not a copy where that changes nothing: nobody may write to it."""
+    wide = logits.to(_work_dtype(logits))
+    return wide if temperature == 1.0 else wide / temperature
 
 
 def _finite_(logprobs: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -17,7 +17,14 @@ from rlinf_lite.runner.credit import graded_table
 from rlinf_lite.runner.generation import Generation, Validation
 from rlinf_lite.runner.grading import graded
 from rlinf_lite.runner.interruption import Interruption
-from rlinf_lite.runner.metrics import Metrics, rollout_metrics, sampling_metrics, update_metrics, validation_metrics
+from rlinf_lite.runner.metrics import (
+    Metrics,
+    mfu,
+    rollout_metrics,
+    sampling_metrics,
+    update_metrics,
+    validation_metrics,
+)
 from rlinf_lite.runner.models import Models
 from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.sampling import StepSource
@@ -53,6 +60,8 @@ class Runner:
     """Called when a step is completed and logged, and its save has begun."""
     intact: bool = True
     """Whether the trainers hold the state after ``progress.step``; false while an update changes it."""
+    _utilization: Metrics = field(default_factory=dict, init=False)
+    """Of the last update in this process, until its row is written: no part of a state."""
 
     def run(self) -> None:
         """Train until ``last_step`` steps are completed, or the time is up."""
@@ -102,6 +111,7 @@ class Runner:
                 "progress/step_tokens": sampled.num_tokens,
             }
         )
+        self._utilization = mfu(reports.policy, timer.seconds["update"])
         self.models.check_gap(step, after.unlogged)
         self.complete(after, timer)
         self.log_samples(step, sampled.candidates)
@@ -153,8 +163,12 @@ class Runner:
     def throughput(self, metrics: Metrics, timer: PhaseTimer) -> Metrics:
         """Return speed and memory of the step that just ended."""
         seconds = timer.metrics()["time/step"] - timer.seconds.get("validation", 0.0)
+        speed, slots = metrics["progress/step_tokens"] / seconds, self.trainers.policy.slots
+        utilization, self._utilization = self._utilization, {}
         return {
-            "throughput/tokens_per_second": metrics["progress/step_tokens"] / seconds,
+            **utilization,
+            "throughput/tokens_per_second": speed,
+            "throughput/tokens_per_second_per_slot": speed / len(slots | self.generation.rollouts.slots),
             "memory/driver_gb": psutil.Process().memory_info().rss / 1e9,
             "memory/actor_gb": max(self.trainers.memory()),
         }

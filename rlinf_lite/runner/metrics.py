@@ -98,6 +98,13 @@ def update_metrics(reports: Sequence[Sequence[UpdateReport]], prefix: str = "opt
     return metrics
 
 
+def mfu(reports: Sequence[Sequence[UpdateReport]], seconds: float) -> Metrics:
+    """Model FLOPs utilization of the policy's updates, which took ``seconds`` in all; nothing if it is not known."""
+    flops = sum(report.flops for ranks in reports for report in ranks)
+    peak = max((sum(report.peak_flops for report in ranks) for ranks in reports), default=0.0)
+    return {"throughput/mfu": flops / (peak * seconds)} if flops and peak else {}
+
+
 def _minibatch(ranks: Sequence[UpdateReport]) -> dict[str, float]:
     by_index = {index: unit for report in ranks for index, unit in report.units.items()}
     units = [by_index[index] for index in sorted(by_index)]

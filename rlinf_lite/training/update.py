@@ -23,6 +23,11 @@ class UpdateReport:
     lr: float
     skipped: bool
     """No optimizer step was taken: the gradients overflowed with a scaler, or the mini-batch has no loss tokens."""
+    flops: float = 0.0
+    """Floating-point operations of forward and backward passes on this rank, without attention scores: 6 per parameter
+    and token that was computed, and a shared prompt was once."""
+    peak_flops: float = 0.0
+    """Those per second that this rank's device is capable of; 0: not known."""
 
 
 def update(trainer: Trainer, batch: RankBatch, loss: Loss, lr: float) -> UpdateReport:

@@ -22,6 +22,11 @@ from rlinf_lite.observability.hub import METRICS_FILE
 
 STEPS = 8
 GAP = "policy/rollout_logprob_gap"
+SPEED = (
+    *(f"time/{phase}" for phase in ("sync", "rollout", "reward", "update", "step")),
+    *(f"throughput/{name}" for name in ("tokens_per_second", "tokens_per_second_per_slot", "mfu")),
+)
+"""Stand in every row."""
 # sha256 of parameters, optimizer state and counters after 8 steps, by processor and version of torch. A new line here
 # is a change of numbers, and needs a line in CHANGELOG.md.
 RECORDED = {
@@ -63,6 +68,7 @@ def run_digest(output_dir: Path, *overrides: str, steps: int = STEPS, start: Cal
     rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
     gaps = [row[GAP] for row in rows if GAP in row]
     assert gaps == [0.0] * steps, "the engine's log-probs are not the trainer's"
+    assert all(row[name] > 0 for row in rows for name in SPEED)
     actor = run / "checkpoints" / f"global_step_{steps}" / "actor"
     return state_digest(read_tensors(actor, lambda name: not name.startswith("rng.")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 
 import torch
@@ -42,3 +43,17 @@ def _processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the floating-point operations per second of a large matrix product in ``dtype``: what MFU refers to."""
+    size = 4096 if device.type == "cuda" else 512
+    one, out = torch.ones(size, size, device=device, dtype=dtype), torch.empty(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        torch.mm(one, one, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)

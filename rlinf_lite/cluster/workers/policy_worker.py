@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from rlinf_lite import faults
 from rlinf_lite.algorithms import build_algorithm
+from rlinf_lite.cluster.workers.device import peak_flops
 from rlinf_lite.cluster.workers.records import StoreAddress
 from rlinf_lite.cluster.workers.rendezvous import serve_store
 from rlinf_lite.cluster.workers.trainer_worker import TrainerWorker
@@ -18,7 +20,8 @@ from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig, Cl
 from rlinf_lite.models import build, hf_directory
 from rlinf_lite.training.build import build_models
 from rlinf_lite.training.trainer import Scorer, Trainer
-from rlinf_lite.types import TokenBatch
+from rlinf_lite.training.update import UpdateReport
+from rlinf_lite.types import RankBatch, TokenBatch
 from rlinf_lite.weights.checksum import Checksums, RunningChecksums
 from rlinf_lite.weights.shared import OpenWeights, SharedWeights
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
@@ -66,7 +69,19 @@ class PolicyWorker(TrainerWorker):
         model_dir = hf_directory.resolve(self._config.model.model_path)
         given: dict[str, Any] = {"model_dir": model_dir, "mesh": mesh, "device": self.device}
         trainer, self._reference = build_models(self._config, self._algorithm, **given)
+        precision = self._config.fsdp_config.mixed_precision.param_dtype or self._config.model.precision
+        self._peak_flops = peak_flops(self.device, build.DTYPES[precision])
         return trainer
+
+    def update(self, step: int, batch: RankBatch, last: bool) -> UpdateReport:
+        """As `TrainerWorker.update`; the report also says how much was computed."""
+        report = super().update(step, batch, last)
+        if not report.num_tokens:
+            return report
+        num_tokens = sum(len(unit.ids_N) for unit in batch.units if unit is not None)
+        # With tensor parallelism several ranks share each unit.
+        flops = 6.0 * self._num_parameters() * num_tokens * self.trainer.world_size / self.num_ranks
+        return replace(report, flops=flops, peak_flops=self._peak_flops)
 
     def reset(self) -> None:
         """As `TrainerWorker.reset`."""

@@ -130,11 +130,15 @@ class TrainerWorker(ABC):
         # An optimizer step changes the weights, so a save in flight must have read them by then.
         trainer.on_before_change(self._parts.checkpointer.fence)
         return TrainerSetup(
-            num_parameters=sum(math.prod(shape) for shape in trainer.names.shapes.values()),
+            num_parameters=self._num_parameters(),
             tied=trainer.names.tied,
             compute=compute_capability(self.device),
             weights=trainer.names.shapes,
         )
+
+    def _num_parameters(self) -> int:
+        """Of the whole model; shared ones count once."""
+        return sum(math.prod(shape) for shape in self.trainer.names.shapes.values())
 
     def _with_checkpoints(self, trainer: Trainer, directory: str) -> _Parts:
         settings, seed = self._checkpoint, self._seed

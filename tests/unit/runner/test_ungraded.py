@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rlinf_lite.rewards.outcome import ungraded
 from rlinf_lite.runner import credit
 from rlinf_lite.runner.grading import graded, submit
 from rlinf_lite.runner.loop import _sample_row
-from rlinf_lite.runner.metrics import rollout_metrics, update_metrics, validation_metrics
+from rlinf_lite.runner.metrics import mfu, rollout_metrics, update_metrics, validation_metrics
 from rlinf_lite.training.trainer import UnitStats
 from rlinf_lite.training.update import UpdateReport
 from rlinf_lite.types import Column, Group, Problem, Prompt, Response, Score
@@ -184,6 +185,13 @@ def test_a_mini_batch_without_loss_tokens_is_in_no_mean():
     assert (metrics["loss/total"], metrics["policy/ratio"], metrics["optim/grad_norm"]) == (1.0, 1.0, 1.5)
     assert metrics["optim/skipped"] == 1
     assert update_metrics([report(loss=None)]) == {"optim/lr": 0.1, "optim/skipped": 1}
+
+
+def test_utilization_is_of_all_ranks_and_mini_batches():
+    ranks = [replace(each, flops=3.0, peak_flops=4.0) for each in report(loss=1.0)]
+    assert mfu([ranks, ranks], seconds=3.0) == {"throughput/mfu": 12.0 / (8.0 * 3.0)}
+    assert mfu([ranks, report(loss=None)], seconds=3.0) == {"throughput/mfu": 6.0 / (8.0 * 3.0)}
+    assert mfu([report(loss=None)], seconds=3.0) == mfu([], seconds=3.0) == {}
 
 
 def test_the_engine_gap_is_measured_with_the_weights_that_the_engine_had():
