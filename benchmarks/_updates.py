@@ -52,12 +52,13 @@ class Processes:
 
         context = get_context("spawn")
         self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
         with _environment(number_of_threads(threads) if plainly else numerics.environment(threads)):
             for rank in range(number):
                 mine, theirs = context.Pipe()
-                context.Process(
-                    target=_serve, args=(theirs, threads, target, (rank, number, port, *args)), daemon=True
-                ).start()
+                args_of_rank = theirs, threads, target, (rank, number, port, *args)
+                self._processes.append(context.Process(target=_serve, args=args_of_rank, daemon=True))
+                self._processes[-1].start()
                 theirs.close()
                 self._pipes.append(mine)
         self._results()
@@ -79,6 +80,8 @@ class Processes:
     def close(self) -> None:
         for pipe in self._pipes:
             pipe.close()
+        for process in self._processes:
+            process.join()
 
 
 @contextmanager
