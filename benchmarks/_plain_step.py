@@ -72,9 +72,8 @@ class PlainRun:
 
     def publish(self, step: int) -> None:
         """Bring the policy's weights to the engine."""
-        sums, rows = self.policy.weight_rows(self.config.rollout.model.precision)
-        self.engine.load_weights(rows)
-        self.engine.check_weights(step, sums)
+        self.engine.load_weights(self.policy.weight_rows(self.config.rollout.model.precision))
+        self.engine.check_weights(step, self.policy.sent_checksums())
 
     def generate(self, step: int) -> list[Group]:
         """Sample the step's responses."""

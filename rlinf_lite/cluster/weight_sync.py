@@ -45,8 +45,8 @@ class ObjectStoreSync:
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
         self._step = step
-        sums, rows = self._policy.start_weight_rows(self._precision)
-        loads = self._rollouts.start_load_weights(rows)
+        rows = self._policy.start_weight_rows(self._precision)
+        loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_sent_checksums()
         try:
             wait_all([*loads, *self._rollouts.start_check_weights(step, sums)])
         except Exception as error:
@@ -58,7 +58,8 @@ class ObjectStoreSync:
 
     def send_to(self, rank: int) -> None:
         """As `WeightSync.send_to`: until the next update the policy's weights are those of the last publish."""
-        sums, rows = self._policy.start_weight_rows(self._precision)
+        rows = self._policy.start_weight_rows(self._precision)
+        sums = self._policy.start_sent_checksums()
         self._rollouts.require(self._rollouts.start_load_weights_on(rank, rows))
         self._rollouts.require(self._rollouts.start_check_weights_on(rank, self._step, sums))
 

@@ -74,9 +74,13 @@ class PolicyWorkers(WorkerGroup):
 
     # -- weights
 
-    def start_weight_rows(self, precision: str) -> tuple[list[Call[Checksums]], list[Call[PackedWeights]]]:
-        """Put each rank's rows of every weight into the object store, and their checksums beside them."""
-        return self.start_in_two("weight_rows", precision)
+    def start_weight_rows(self, precision: str) -> list[Call[PackedWeights]]:
+        """Put each rank's rows of every weight into the object store."""
+        return self.start("weight_rows", precision)
+
+    def start_sent_checksums(self) -> list[Call[Checksums]]:
+        """Compute checksums of the rows that each rank put into the object store last."""
+        return self.start("sent_checksums")
 
     def start_opening_engines(self, weights: Sequence[Call[SharedWeights]]) -> list[Call[None]]:
         """Let every rank open the memory in which engines keep their weights."""

@@ -22,9 +22,9 @@ from rlinf_lite.training.build import build_models
 from rlinf_lite.training.trainer import Scorer, Trainer
 from rlinf_lite.training.update import UpdateReport
 from rlinf_lite.types import RankBatch, TokenBatch
-from rlinf_lite.weights.checksum import Checksums, RunningChecksums
+from rlinf_lite.weights.checksum import Checksums, RunningChecksums, checksums
 from rlinf_lite.weights.shared import OpenWeights, SharedWeights
-from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
+from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack, unpack
 
 
 class PolicyWorker(TrainerWorker):
@@ -64,6 +64,7 @@ class PolicyWorker(TrainerWorker):
         self._reference: Scorer | None = None
         self._channel_store: dist.TCPStore | None = None
         self._channel: Broadcaster | None = None
+        self._sent: PackedWeights = {}
 
     def _build_trainer(self, mesh: DeviceMesh) -> Trainer:
         model_dir = hf_directory.resolve(self._config.model.model_path)
@@ -98,12 +99,16 @@ class PolicyWorker(TrainerWorker):
 
     # -- weights for the rollout workers
 
-    def weight_rows(self, precision: str) -> tuple[Checksums, PackedWeights]:
-        """Return checksums of this rank's rows of every weight, and the rows, for the object store."""
+    def weight_rows(self, precision: str) -> PackedWeights:
+        """Return this rank's rows of every weight, for the object store."""
         faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
-        running = RunningChecksums()
-        packed = pack(running.passing(self.trainer.weights(build.DTYPES[precision])))
-        return running.result(), packed
+        self._sent = pack(self.trainer.weights(build.DTYPES[precision]))
+        return self._sent
+
+    def sent_checksums(self) -> Checksums:
+        """Return checksums of what `weight_rows` returned last: the engines load it meanwhile."""
+        sent, self._sent = self._sent, {}
+        return checksums(unpack(sent))
 
     def open_engines(self, *engines: SharedWeights) -> None:
         """Open the memory in which engines keep their weights."""
