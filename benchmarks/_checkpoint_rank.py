@@ -61,7 +61,8 @@ class Rank:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=setup.world_size)
         self.setup, self.rank = setup, rank
         self.model = build.build_on_meta(setup.model_config(), "fp32")
-        shard.shard(self.model, dist.init_device_mesh("cpu", (setup.world_size,)), FsdpConfig())
+        mesh = dist.init_device_mesh("cpu", (setup.world_size,))
+        shard.shard(self.model, shard.blocks(self.model), mesh, FsdpConfig())
         build.materialize(self.model, torch.device("cpu"))
         self._fill()
         self.optimizer = build_optimizer(
