@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rlinf_lite.weights.names import named_weights, weight_shapes
@@ -46,16 +48,22 @@ def local_pieces(model: nn.Module, dtype: torch.dtype) -> Iterator[WeightPiece]:
     is_first = all(t.device_mesh.get_local_rank() == 0 for t in weights.values() if isinstance(t, DTensor))
     for name, tensor in weights.items():
         if is_first or isinstance(tensor, DTensor):  # every rank has the others whole
-            rows, first_row = local_rows(tensor.detach())
+            rows, first_row = local_rows(tensor)
             yield WeightPiece(name, first_row, as_dtype(rows, dtype))
 
 
+@torch.no_grad()  # with gradients a sharded tensor returns its local part through autograd, which is slow
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
     """This rank's rows of a tensor sharded over dimension 0 (all rows of a plain tensor), and the first row's index."""
     if not isinstance(tensor, DTensor):
-        return tensor, 0
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tensor.to_local(), offset[0] if offset else 0
+        return tensor.detach(), 0
+    return tensor.to_local().detach(), _first_row(tensor.shape, tensor.device_mesh, tensor.placements)
+
+
+@functools.lru_cache(maxsize=4096)  # a step asks for every weight
+def _first_row(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> int:
+    _, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
+    return offset[0] if offset else 0
 
 
 class RowSource(Protocol):
