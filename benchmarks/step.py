@@ -100,7 +100,7 @@ def smollm2(directory: Path) -> Work:
     _random_model.save("smollm2-135m", model, words=True)
     draw = random.Random(1)
     prompts = [" ".join(f"w{draw.randrange(4, 49_152)}" for _ in range(199)) for _ in range(64)]  # and <bos>
-    rows = [{"prompt": prompt, "answer": ""} for prompt in prompts]
+    rows = [{"prompt": prompt, "answer": "none"} for prompt in prompts]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = {
         "runner.max_steps": 3,
