@@ -97,7 +97,6 @@ class ShardedModel:
         if fsdp.cpu_offload:  # parameters stay on the CPU, buffers are used on the device
             _move_buffers(self.model, self.device)
         self.forward([None])  # an architecture whose attention is of another kind is refused here
-        shard.reshard(self.root)
         self.live, self.params = dict(named_weights(self.model)), dict(self.model.named_parameters())
 
     def _shard_flat(self, fsdp: FsdpConfig, model_dir: Path) -> None:
@@ -144,6 +143,7 @@ class ShardedModel:
             else:
                 found[unit.index] = self.values(self(unit)).cpu()
         self.model.train(training)
+        shard.reshard(self.root)  # no backward pass does it, and weights are read from the sharded parameters
         return found
 
 

@@ -179,11 +179,13 @@ def gradients(
 
 
 def published(
-    mesh: DeviceMesh, *, model_dir: str, config: Config, groups: list[Group], advantages: Tensor, dtype: torch.dtype
+    mesh: DeviceMesh, *, dtype: torch.dtype, groups: list[Group], advantages: Tensor, one_group: bool, **given: Any
 ) -> dict[str, Any]:
-    """Both forms in which the trainer gives out its weights, after a step."""
-    trained = Trained(mesh, model_dir, config)
+    """Both forms in which the trainer gives out its weights, after a step and a pass that no update follows."""
+    sharding.SMALL_BYTES = _ONE_GROUP if one_group else 0
+    trained, sharding.SMALL_BYTES = Trained(mesh, **given), 0
     trained.step(groups, advantages, 1)
+    trained.logprobs(trained.batch(groups, 2), reference=False)
     trainer = trained.trainer
     return {"local": list(trainer.weights(dtype)), "whole": list(trainer.whole_weights(dtype)), **snapshot(trainer)}
 

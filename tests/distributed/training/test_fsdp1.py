@@ -66,7 +66,7 @@ def test_activations_computed_again_and_bf16(ranks, given, assert_same_state):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_engines_get_the_same_form_of_weights(ranks, given, strategy):
-    both = ranks.run(2, "published", **given(strategy, dtype=torch.float32))
+    both = ranks.run(2, "published", **given(strategy, dtype=torch.float32, one_group=False))
     weights = both[0]["model"]
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     joined = dict(join_rows([piece for rank in both for piece in rank["local"]], shapes))

@@ -262,8 +262,10 @@ def test_each_rank_has_its_own_rows(ranks, model_dirs, make_config, groups, adva
         assert covered == list(range(len(tensor))), name
 
 
-def test_weights_whole_and_in_rows_are_the_trained_ones(ranks, model_dirs, make_config, groups, advantages):
+@pytest.mark.parametrize("one_group", [False, True])
+def test_weights_whole_and_in_rows_are_the_trained_ones(ranks, model_dirs, make_config, groups, advantages, one_group):
     given = {"model_dir": model_dirs["llama"], "config": make_config(), "groups": groups, "advantages": advantages}
+    given["one_group"] = one_group
     for dtype in (torch.float32, torch.bfloat16):
         results = ranks.run(2, "published", dtype=dtype, **given)
         trained = results[0]["model"]
