@@ -33,6 +33,11 @@ from rlinf_lite import numerics
 os.environ.update(numerics.environment())  # as a worker's; read when torch is imported
 
 _STEPS = 4
+_ONE_RANK: Mapping[str, Any] = {
+    "cluster.component_placement.actor": 0,
+    "runner.max_steps": _STEPS,
+    "algorithm.training_batch_size_per_gpu": 64,
+}
 Measure = Callable[[int], float]
 
 
@@ -44,13 +49,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for axis in options.only:
             what, sizes, make = AXES[axis]
-            rows.append(measured(what, sizes, make(Path(scratch)), options.rounds))
+            number = f"11{'abcdef'[[*AXES].index(axis)]}"
+            rows.append(measured(number, what, sizes, make(Path(scratch)), options.rounds))
     finish(rows, options.out)
 
 
-def measured(what: str, sizes: Sequence[int], measure: Measure, rounds: int) -> Row:
+def measured(number: str, what: str, sizes: Sequence[int], measure: Measure, rounds: int) -> Row:
     """The exponent of each round."""
-    row = Row("11", what, "a straight line", goal=1.1, unit="(exponent)")
+    row = Row(number, what, "a straight line", goal=1.1, unit="(exponent)")
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(rounds):
         for size in sizes if number % 2 == 0 else reversed(sizes):
@@ -81,7 +87,7 @@ def in_one_process(scratch: Path, key: str, settings: Mapping[str, Any]) -> Meas
     from rlinf_lite.observability import PhaseTimer
 
     def measure(size: int) -> float:
-        given = {"cluster.component_placement.actor": 0, "runner.max_steps": _STEPS, **settings, key: size}
+        given = {**_ONE_RANK, **settings, key: size}
         run, seconds = PlainRun(load([f"{name}={value}" for name, value in given.items()])), []
         for step in range(1, _STEPS + 1):
             began = time.perf_counter()
