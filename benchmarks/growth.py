@@ -58,8 +58,8 @@ def measured(number: str, what: str, sizes: Sequence[int], measure: Measure, rou
     """The exponent of each round."""
     row = Row(number, what, "a straight line", goal=1.1, unit="(exponent)")
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    for number in range(rounds):
-        for size in sizes if number % 2 == 0 else reversed(sizes):
+    for turn in range(rounds):
+        for size in sizes if turn % 2 == 0 else reversed(sizes):
             seconds[size].append(measure(size))
         row.ours.append(exponent({size: found[-1] for size, found in seconds.items()}))
         row.others.append(1.0)
