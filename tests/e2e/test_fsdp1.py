@@ -25,6 +25,7 @@ def straight(undisturbed):
     return lambda strategy: undisturbed(strategy, settings(strategy))
 
 
+@pytest.mark.soak  # shorter: tests/distributed/training/test_trainer_resume.py
 def test_killed_and_resumed(straight, new_run, same_run):
     run = new_run(settings("fsdp"))
     run.kill_when("step    2/2", faults=[{"phase": "save.manifest", "step": 2, "action": "hang"}])

@@ -34,9 +34,8 @@ def hashes(run, step: int) -> dict[str, str]:
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
-@pytest.mark.parametrize(
-    ("actors", "transport"), [("0-1", "object_store"), pytest.param("0-3", "collective", marks=pytest.mark.soak)]
-)
+@pytest.mark.soak  # shorter: tests/distributed/megatron/test_state.py; a whole run by default: test_foreign.py
+@pytest.mark.parametrize(("actors", "transport"), [("0-1", "object_store"), ("0-3", "collective")])
 def test_killed_and_resumed(new_run, undisturbed, actors, transport):
     overrides = {
         **MEGATRON,
