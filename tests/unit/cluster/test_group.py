@@ -7,6 +7,7 @@ from fake_ray import Blocked, FakeSession
 
 from rlinf_lite.cluster.errors import Hung, WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup, wait_all
+from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.config import ClusterConfig
 
@@ -212,3 +213,14 @@ def test_respawning_follows_the_placement():
     assert group.size == 1 and [actor.alive for actor in session.actors] == [False, False, True]
     group.kill()
     assert group.size == 0 and not session.actors[2].alive
+
+
+def test_the_questions_to_ray_do_not_grow_with_the_square_of_the_ranks(monkeypatch):
+    session = FakeSession(lambda target, *args: Worker(*args), slots=tuple(range(32)), nodes=("a",) * 32)
+    group, _, _ = a_group(session)
+    assert len(group.locations()) == 32
+    group.call("square", 2)
+    asked, wait = [], guard.wait
+    monkeypatch.setattr(guard, "wait", lambda *args, **given: asked.append(1) or wait(*args, **given))
+    assert group.call("square", 3) == [9] * 32
+    assert len(asked) <= 2 * 32

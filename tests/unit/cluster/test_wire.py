@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from dataclasses import fields
 from typing import Any
 
@@ -156,3 +157,23 @@ def test_a_unit_without_loss_tokens():
         columns={Column.ADVANTAGE: torch.empty(0)},
     )
     assert_equal(sent(made), made)
+
+
+def test_columns_take_a_part_of_the_time_of_objects_one_by_one():
+    """Of 512 responses: about a third, so that the way to the driver and back is no large part of a step."""
+    problem = Problem(problem_id=0, prompt="1+1=", answer="2", prompt_ids=(1, 2), source="a:1")
+    made = [
+        Group(
+            prompt=Prompt(prompt_index=index, epoch=0, problem=problem),
+            responses=tuple(response(sample, 4) for sample in range(8)),
+        )
+        for index in range(64)
+    ]
+
+    def seconds(value: list[Group]) -> float:
+        began = time.process_time()
+        sent(value)
+        return time.process_time() - began
+
+    pairs = [(seconds(Groups(made)), seconds(made)) for _ in range(9)]
+    assert min(mine for mine, _ in pairs) < 0.7 * min(theirs for _, theirs in pairs)
