@@ -94,6 +94,7 @@ RANGES: dict[str, tuple] = {
     "actor.fsdp_config.grad_scaler.growth_interval": (0, 1, COUNT, COUNT + 1),
     "actor.model.tensor_model_parallel_size": (0, 1, COUNT, COUNT + 1),
     "actor.megatron.tensor_model_parallel_size": (0, 1, COUNT, COUNT + 1),
+    "actor.megatron.recompute_num_layers": (0, 1, COUNT, COUNT + 1),
     "actor.megatron.make_vocab_size_divisible_by": (0, 1, COUNT, COUNT + 1),
     "reward.max_failed_fraction": (-0.1, 0.0, 1.0, 1.1),
     "reward.reward_scale": (0.0, 1e-6, 1e6, 1.1e6),

@@ -21,6 +21,7 @@ GCS = f"{Path(ray.__file__).parent}/core/src/ray/gcs/gcs_server"
 @pytest.fixture(autouse=True)
 def nobody_started_a_ray(monkeypatch):
     monkeypatch.setattr(own_ray, "_starter", None)
+    monkeypatch.setattr(own_ray, "MODULE", "other_fork_servers")  # not the one of this process, which other tests need
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from rlinf_lite.launch import _Driver
 from rlinf_lite.recovery.handover import SOCKET_VARIABLE, Handover, ParentLink, Report
 from rlinf_lite.recovery.restarts import RestartBudget, budget_for
 from rlinf_lite.runner.interruption import Interruption
+from rlinf_lite.stopwatch import Stopwatch
 
 
 @pytest.fixture
@@ -96,7 +97,8 @@ def driver(sockets, monkeypatch):
     monkeypatch.setattr(launching, "end", end)
     monkeypatch.setattr(own_ray, "_starter", None)
     made = {"config": None, "directories": None, "request": None, "stack": ExitStack(), "given_up": threading.Event()}
-    return _Driver(stop=Interruption(30.0), link=ParentLink(sockets[1]), **made)
+    link = ParentLink(sockets[1])
+    return _Driver(stop=Interruption(30.0), link=link, startup=Stopwatch(), forks=None, **made)
 
 
 def test_a_driver_without_ray_asks_for_another(driver, sockets):
