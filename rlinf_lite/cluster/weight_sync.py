@@ -46,7 +46,7 @@ class ObjectStoreSync:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
         self._step = step
         rows = self._policy.start_weight_rows(self._precision)
-        loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_sent_checksums()
+        loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_row_checksums(self._precision)
         try:
             wait_all([*loads, *self._rollouts.start_check_weights(step, sums)])
         except Exception as error:
@@ -59,7 +59,7 @@ class ObjectStoreSync:
     def send_to(self, rank: int) -> None:
         """As `WeightSync.send_to`: until the next update the policy's weights are those of the last publish."""
         rows = self._policy.start_weight_rows(self._precision)
-        sums = self._policy.start_sent_checksums()
+        sums = self._policy.start_row_checksums(self._precision)
         self._rollouts.require(self._rollouts.start_load_weights_on(rank, rows))
         self._rollouts.require(self._rollouts.start_check_weights_on(rank, self._step, sums))
 

@@ -78,9 +78,9 @@ class PolicyWorkers(WorkerGroup):
         """Put each rank's rows of every weight into the object store."""
         return self.start("weight_rows", precision)
 
-    def start_sent_checksums(self) -> list[Call[Checksums]]:
-        """Compute checksums of the rows that each rank put into the object store last."""
-        return self.start("sent_checksums")
+    def start_row_checksums(self, precision: str) -> list[Call[Checksums]]:
+        """Compute checksums of each rank's rows of every weight."""
+        return self.start("row_checksums", precision)
 
     def start_opening_engines(self, weights: Sequence[Call[SharedWeights]]) -> list[Call[None]]:
         """Let every rank open the memory in which engines keep their weights."""

@@ -24,7 +24,7 @@ from rlinf_lite.training.update import UpdateReport
 from rlinf_lite.types import RankBatch, TokenBatch
 from rlinf_lite.weights.checksum import Checksums, RunningChecksums, checksums
 from rlinf_lite.weights.shared import OpenWeights, SharedWeights
-from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack, unpack
+from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
 
 
 class PolicyWorker(TrainerWorker):
@@ -64,7 +64,6 @@ class PolicyWorker(TrainerWorker):
         self._reference: Scorer | None = None
         self._channel_store: dist.TCPStore | None = None
         self._channel: Broadcaster | None = None
-        self._sent: PackedWeights = {}
 
     def _build_trainer(self, mesh: DeviceMesh) -> Trainer:
         model_dir = hf_directory.resolve(self._config.model.model_path)
@@ -102,13 +101,11 @@ class PolicyWorker(TrainerWorker):
     def weight_rows(self, precision: str) -> PackedWeights:
         """Return this rank's rows of every weight, for the object store."""
         faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
-        self._sent = pack(self.trainer.weights(build.DTYPES[precision]))
-        return self._sent
+        return pack(self.trainer.weights(build.DTYPES[precision]))
 
-    def sent_checksums(self) -> Checksums:
-        """Return checksums of what `weight_rows` returned last: the engines load it meanwhile."""
-        sent, self._sent = self._sent, {}
-        return checksums(unpack(sent))
+    def row_checksums(self, precision: str) -> Checksums:
+        """Return checksums of this rank's rows of every weight, from the trainer itself and not from a packed copy."""
+        return checksums(self.trainer.weights(build.DTYPES[precision]))
 
     def open_engines(self, *engines: SharedWeights) -> None:
         """Open the memory in which engines keep their weights."""

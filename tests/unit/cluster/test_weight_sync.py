@@ -15,6 +15,7 @@ from rlinf_lite.cluster.group import WorkerGroup, wait_all
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.weight_sync import CollectiveSync, ObjectStoreSync, SharedMemorySync, build_weight_sync
+from rlinf_lite.cluster.workers import policy_worker
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
@@ -24,6 +25,7 @@ from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.weights.live import local_pieces
 from rlinf_lite.weights.pieces import WeightPiece
 from rlinf_lite.weights.shared import OpenWeights
+from rlinf_lite.weights.transport import pack
 
 pytestmark = pytest.mark.usefixtures("fake_ray")
 ARCHITECTURE = LlamaConfig(
@@ -117,6 +119,18 @@ def test_the_first_weight_that_differs_is_named(monkeypatch):
     )
     case.train()
     with pytest.raises(WeightsDiffer, match=r"model\.layers\.1\.mlp\.gate_proj\.weight is the first"):
+        case.sync.publish(1)
+
+
+def test_rows_that_change_while_they_are_packed_are_noticed(monkeypatch):
+    def damaging(pieces: Any) -> Any:
+        packed = pack(pieces)
+        packed["model.norm.weight"][2][0] ^= 1
+        return packed
+
+    case = Case()
+    monkeypatch.setattr(policy_worker, "pack", damaging)
+    with pytest.raises(WeightsDiffer, match=r"model\.norm\.weight is the first"):
         case.sync.publish(1)
 
 
