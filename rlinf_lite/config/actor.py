@@ -126,16 +126,9 @@ class MegatronConfig(Section):
     checkpoint of another size is resharded."""
     pipeline_model_parallel_size: Neutral[Literal[1]] = follows("actor.model.pipeline_model_parallel_size")
     """Only 1."""
-    sequence_parallel: Neutral[
-        Annotated[
-            bool,
-            unsupported(
-                "needs the norms of Transformer Engine, which this backend does not use; set it to false (norms then "
-                "are computed on each tensor-parallel rank)"
-            ),
-        ]
-    ] = follows("actor.model.sequence_parallel")
-    """Not implemented; must be false."""
+    sequence_parallel: Neutral[bool] = follows("actor.model.sequence_parallel")
+    """Divide norms and residuals over the tensor-parallel ranks, too, by tokens: less memory for activations. Without
+    tensor parallelism it has no effect. Sums are then taken in another order; a resume that changes it says so."""
     recompute_granularity: Neutral[Literal["full"] | None] = follows("actor.model.recompute_granularity")
     """``full``: recompute each layer in the backward pass instead of keeping its activations; null: keep them."""
     recompute_num_layers: Neutral[Count | None] = None

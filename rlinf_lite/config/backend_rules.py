@@ -10,11 +10,12 @@ from rlinf_lite.config.written import shown
 
 _OF_MEGATRON = (
     "tensor_model_parallel_size",
+    "sequence_parallel",
     "recompute_granularity",
     "recompute_num_layers",
     "make_vocab_size_divisible_by",
 )
-_IN_BOTH = ("tensor_model_parallel_size", "recompute_granularity")
+_IN_BOTH = ("tensor_model_parallel_size", "sequence_parallel", "recompute_granularity")
 """Keys of ``actor.model`` that ``actor.megatron`` follows, and whose two values might differ."""
 _INSTEAD = {
     "gradient_checkpointing": "actor.megatron.recompute_granularity=full does the same",

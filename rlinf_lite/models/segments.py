@@ -23,11 +23,24 @@ class FlatTokens:
     layout: Forest
 
     @classmethod
-    def of(cls, ids_N: Tensor, positions_N: Tensor, segments: Segments, device: torch.device | None = None) -> Self:
-        """Append what is missing as a segment of its own, which no other token sees."""
-        missing = max(0, MIN_ROWS - len(ids_N))
+    def of(
+        cls,
+        ids_N: Tensor,
+        positions_N: Tensor,
+        segments: Segments,
+        device: torch.device | None = None,
+        *,
+        multiple: int = 1,
+    ) -> Self:
+        """Append what is missing as a segment of its own, which no other token sees.
+
+        Args:
+            multiple: of which N shall be one.
+        """
+        wanted = -(-max(MIN_ROWS, len(ids_N)) // multiple) * multiple
+        missing = wanted - len(ids_N)
         if missing:
-            start, stop = len(ids_N), MIN_ROWS
+            start, stop = len(ids_N), wanted
             segments = Segments(
                 start_S=functional.pad(segments.start_S, (0, 1), value=start),
                 stop_S=functional.pad(segments.stop_S, (0, 1), value=stop),

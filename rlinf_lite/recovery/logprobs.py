@@ -75,9 +75,13 @@ def about_megatron(config: Config) -> str | None:
     """A line for the log about what the Megatron backend does not promise; None with another one."""
     if config.actor.training_backend != "megatron":
         return None
-    size = config.actor.megatron.tensor_model_parallel_size
+    megatron = config.actor.megatron
+    size = megatron.tensor_model_parallel_size
+    sequence = ""
+    if megatron.sequence_parallel:
+        sequence = " and sequence parallelism" if size > 1 else " (so sequence_parallel has no effect)"
     old = "actor" if config.algorithm.recompute_logprobs else "engine"
     return (
-        f"   Megatron-core, tensor parallelism {size}: the engine's log-probs are close to the actor's, not bitwise "
-        f"identical (docs/megatron.md); old log-probs are the {old}'s"
+        f"   Megatron-core, tensor parallelism {size}{sequence}: the engine's log-probs are close to the actor's, "
+        f"not bitwise identical (docs/megatron.md); old log-probs are the {old}'s"
     )

@@ -334,7 +334,7 @@ def log_what_differs(report: LoadReport, num_ranks: Mapping[str, int], compute: 
                 "derived from (seed, step, rank)"
             )
     elif not (exact or report.rng_restored or missing):
-        log_line("!! saved on another kind of device or tensor parallelism: RNG states derive from (seed, step, rank)")
+        log_line("!! saved with another device, tensor or sequence parallelism: RNG derives from (seed, step, rank)")
     if manifest.info.get("compute") != compute:
         log_line(
             f"!! saved on {manifest.info.get('compute')}, now {compute}: other kernels round differently, so "

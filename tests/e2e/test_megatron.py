@@ -35,17 +35,23 @@ def hashes(run, step: int) -> dict[str, str]:
 
 
 @pytest.mark.soak  # shorter: tests/distributed/megatron/test_state.py; a whole run by default: test_foreign.py
-@pytest.mark.parametrize(("actors", "transport"), [("0-1", "object_store"), ("0-3", "collective")])
-def test_killed_and_resumed(new_run, undisturbed, actors, transport):
+@pytest.mark.parametrize(
+    ("actors", "transport", "sequence_parallel"),
+    [("0-1", "object_store", "false"), ("0-3", "collective", "false"), ("0-3", "object_store", "true")],
+)
+def test_killed_and_resumed(new_run, undisturbed, actors, transport, sequence_parallel):
     overrides = {
         **MEGATRON,
+        "actor.model.sequence_parallel": sequence_parallel,
         **KL_AND_TWO_UPDATES,
         "cluster.component_placement.actor": actors,
         "cluster.weight_sync": transport,
     }
-    straight, run = undisturbed(f"megatron {actors}", overrides), new_run(overrides)
+    straight, run = undisturbed(f"megatron {actors} {sequence_parallel}", overrides), new_run(overrides)
     printed = run.kill_when("step    3/4", faults=[{"phase": "save.manifest", "step": 3, "action": "hang"}])
-    assert "the engine's log-probs are close to the actor's, not bitwise identical" in printed
+    divided = " and sequence parallelism" * (sequence_parallel == "true")
+    close = f"tensor parallelism 2{divided}: the engine's log-probs are close to the actor's, not bitwise identical"
+    assert close in printed
     assert (
         "reproducible: yes; engine and trainer agree: no: " in printed and ", as this config lets expect (" in printed
     )

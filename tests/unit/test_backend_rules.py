@@ -26,8 +26,6 @@ def config_with(values):
         ({"actor.model.precision": "fp16"}, "actor.model.precision=fp16: the Megatron backend has no loss scaling"),
         ({"actor.model.dropout": True}, "actor.model.dropout=true"),
         ({"critic.use_critic_model": True, "algorithm.adv_type": "gae"}, "trains no critic"),
-        ({"actor.megatron.sequence_parallel": True}, "needs the norms of Transformer Engine"),
-        ({"actor.model.sequence_parallel": True}, "needs the norms of Transformer Engine"),
         ({"actor.megatron.pipeline_model_parallel_size": 2}, "pipeline_model_parallel_size=2"),
         ({"actor.model.tensor_model_parallel_size": 2, "actor.megatron.tensor_model_parallel_size": 4}, "write one"),
         ({"actor.fsdp_config.gradient_checkpointing": True}, "actor.megatron.recompute_granularity=full does the same"),
@@ -46,6 +44,8 @@ def test_refused_with_megatron(values, said):
         {"actor.megatron.tensor_model_parallel_size": 2},
         {"actor.model.tensor_model_parallel_size": 2},
         {"actor.megatron.recompute_granularity": "full"},
+        {"actor.megatron.sequence_parallel": True},
+        {"actor.model.sequence_parallel": True},
         {"actor.megatron.make_vocab_size_divisible_by": 64},
     ],
 )
@@ -76,8 +76,13 @@ def test_refused_with_fsdp1(section, key, value, others):
 
 
 def test_rlinfs_place_of_the_keys_is_followed():
-    given = {"actor.model.tensor_model_parallel_size": 2, "actor.model.recompute_granularity": "full"}
+    given = {
+        "actor.model.tensor_model_parallel_size": 2,
+        "actor.model.sequence_parallel": True,
+        "actor.model.recompute_granularity": "full",
+    }
     megatron = config_with(MEGATRON | given).actor.megatron
+    assert megatron.sequence_parallel
     assert megatron.tensor_model_parallel_size == 2
     assert megatron.recompute_granularity == "full"
     assert megatron.pipeline_model_parallel_size == 1

@@ -157,6 +157,7 @@ def megatron_memory(config: Config) -> list[tuple[float, str]]:
     tensor, groups = config.actor.megatron.tensor_model_parallel_size, num_groups(config)
     micro, length = config.algorithm.training_batch_size_per_gpu, config.runner.seq_length
     ends = model.vocab_size * hidden
+    assert config.actor.megatron.sequence_parallel, "layers' inputs are divided"
     return [
         (params * 6 / tensor / GB, f"parameters in bf16, gradients in fp32: {params / GB:.2f}e9 x 6 B / {tensor}"),
         (
@@ -173,9 +174,9 @@ def megatron_memory(config: Config) -> list[tuple[float, str]]:
             f"a chunk of logits, in bf16 and fp32, with their gradient: {head.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 13 B",
         ),
         (
-            micro * length * (layers * hidden + 4 * inner // tensor + 12 * hidden) * 2 / GB,
+            micro * length * ((layers * hidden + 4 * inner) // tensor + 12 * hidden) * 2 / GB,
             f"activations, recomputed: {micro} x {length} tokens x "
-            f"({layers} x {hidden} + 4 x {inner} / {tensor} + 12 x {hidden}) x 2 B",
+            f"(({layers} x {hidden} + 4 x {inner}) / {tensor} + 12 x {hidden}) x 2 B",
         ),
     ]
 

@@ -71,7 +71,6 @@ REFUSED = {
     "actor.offload_optimizer": False,
     "actor.offload_weight": False,
     "actor.offload_grad": False,
-    "actor.model.sequence_parallel": False,
     "actor.model.apply_rope_fusion": False,
     "actor.optim.loss_scale": None,
 }
@@ -108,6 +107,7 @@ def test_the_examples_keys_are_taken():
     assert config.actor.model.model_path == config.actor.tokenizer.tokenizer_model == "/model"
     megatron, optim = config.actor.megatron, config.actor.optim
     assert (megatron.tensor_model_parallel_size, megatron.recompute_num_layers) == (2, 20)
+    assert megatron.sequence_parallel
     assert (optim.lr, optim.lr_scheduler, optim.lr_warmup_steps, optim.total_training_steps) == (
         2e-5,
         "constant",
@@ -129,7 +129,7 @@ def test_word_for_word_it_says_what_is_not_there():
     with pytest.raises(ConfigError) as caught:
         example()
     lines = str(caught.value).splitlines()
-    named = {line.split("=")[0].replace("megatron.sequence", "model.sequence") for line in lines}
+    named = {line.split("=")[0] for line in lines}
     assert named == set(REFUSED) and all("set it to" in line for line in lines)
     with pytest.raises(ConfigError, match="precision=fp16: the Megatron backend has no loss scaling"):
         example(REFUSED)

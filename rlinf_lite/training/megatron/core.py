@@ -14,6 +14,8 @@ try:
         from megatron.core import parallel_state as parallel_state
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec as get_gpt_layer_local_spec
         from megatron.core.models.gpt.gpt_model import GPTModel as GPTModel
+        from megatron.core.tensor_parallel.layers import ColumnParallelLinear as ColumnParallelLinear
+        from megatron.core.tensor_parallel.layers import RowParallelLinear as RowParallelLinear
         from megatron.core.transformer.module import MegatronModule as MegatronModule
         from megatron.core.transformer.transformer_config import TransformerConfig as TransformerConfig
 except ImportError as error:

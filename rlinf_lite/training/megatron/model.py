@@ -30,6 +30,7 @@ from rlinf_lite.training.megatron.core import (
 )
 from rlinf_lite.training.megatron.groups import RankGroups
 from rlinf_lite.training.megatron.head import VocabRange, token_stats
+from rlinf_lite.training.megatron.sequence import GatheringLinear, ScatteringLinear, all_tokens, own_tokens
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
@@ -85,8 +86,10 @@ class MegatronModel:
         self.names = WeightNames.of(bare)
         self._inv_freq = _frequencies(bare).to(device)
         num_recomputed = arch.num_layers if megatron.recompute_num_layers is None else megatron.recompute_num_layers
+        self.sequence_parallel = megatron.sequence_parallel and groups.tensor.size() > 1
+        """Whether norms and residuals are divided over the tensor-parallel ranks."""
         self._num_recomputed = num_recomputed if megatron.recompute_granularity == "full" else 0
-        self.gpt = _build(config, self.partition, build.DTYPES[settings.precision])
+        self.gpt = _build(config, self.partition, build.DTYPES[settings.precision], self.sequence_parallel)
         self._fill(HfWeights(model_dir, self.names))
         self.gpt.to(device)
         rows = self.partition.padded_vocab_size // groups.tensor.size()
@@ -106,7 +109,8 @@ class MegatronModel:
 
     def __call__(self, unit: TokenBatch, *, with_entropy: bool = False) -> TokenOutputs:
         """Compute what the model says of a unit's loss tokens; with gradients, unless they are turned off."""
-        tokens = FlatTokens.of(unit.ids_N, unit.positions_N, unit.segments, self.device)
+        multiple = self.groups.tensor.size() if self.sequence_parallel else 1
+        tokens = FlatTokens.of(unit.ids_N, unit.positions_N, unit.segments, self.device, multiple=multiple)
         hidden_MD = self._hidden(tokens)[unit.source_M.to(self.device)]
         logprob_M, entropy_M = token_stats(
             hidden_MD,
@@ -123,13 +127,16 @@ class MegatronModel:
         angles = tokens.positions_N[:, None].float() * self._inv_freq
         rotary = torch.cat([angles, angles], -1)[:, None, None, :]
         hidden = self.gpt.embedding(input_ids=tokens.ids_N[None], position_ids=tokens.positions_N[None])
+        if self.sequence_parallel:
+            hidden = own_tokens(hidden, self.groups.tensor)
         for number, layer in enumerate(self.gpt.decoder.layers):
             run = _with_layout(layer, tokens.layout, rotary)
             if number < self._num_recomputed and torch.is_grad_enabled():
                 hidden = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = run(hidden)
-        return self.gpt.decoder.final_layernorm(hidden).squeeze(1)
+        hidden = self.gpt.decoder.final_layernorm(hidden)
+        return (all_tokens(hidden, self.groups.tensor) if self.sequence_parallel else hidden).squeeze(1)
 
     def _output_weight(self) -> Tensor:
         tied = self.partition.arch.tied
@@ -158,7 +165,7 @@ def _with_layout(layer: nn.Module, layout: Layout, rotary: Tensor) -> Callable[[
     return run
 
 
-def _build(config: PretrainedConfig, partition: Partition, dtype: torch.dtype) -> GPTModel:
+def _build(config: PretrainedConfig, partition: Partition, dtype: torch.dtype, sequence_parallel: bool) -> GPTModel:
     """In CPU memory, without values."""
     arch = partition.arch
     settings = TransformerConfig(
@@ -191,7 +198,11 @@ def _build(config: PretrainedConfig, partition: Partition, dtype: torch.dtype) -
         persist_layer_norm=False,
     )
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=arch.qk_norm)
-    spec.submodules.self_attention.submodules.core_attention = ForestAttention
+    attention, mlp = spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
+    attention.core_attention = ForestAttention
+    if sequence_parallel:
+        attention.linear_qkv = mlp.linear_fc1 = GatheringLinear
+        attention.linear_proj = mlp.linear_fc2 = ScatteringLinear
     return GPTModel(
         config=settings,
         transformer_layer_spec=spec,

@@ -115,7 +115,7 @@ class FlatAdam:
 
         Args:
             partial: parameters whose gradients are first summed over the tensor-parallel ranks ``tensor_group``: all
-                have the same values, but each has seen only its own heads.
+                have the same values, but each has seen only its own heads or tokens.
         """
         gradients = dict(self.gradients())
         if tensor_group.size() > 1:

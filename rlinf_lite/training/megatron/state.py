@@ -95,6 +95,7 @@ class MegatronState:
             "num_updates": int(self._counters.num_updates),
             "tensor_model_parallel_size": self._groups.tensor.size(),
             "data_parallel_size": self._groups.data.size(),
+            "sequence_parallel": self._model.sequence_parallel,
             "rng_states": states,
         }
         return model_file(
@@ -146,7 +147,8 @@ class MegatronState:
             weights_only: leave optimizer state, counters and RNG state as they are.
 
         Returns:
-            Whether this rank's own RNG state was restored: not if other numbers of ranks, or Megatron, wrote the files.
+            Whether this rank's own RNG state was restored: not if other numbers of ranks, ranks
+            with another ``sequence_parallel``, or Megatron wrote the files.
 
         Raises:
             CheckpointError: as `MegatronFiles`.
@@ -167,8 +169,8 @@ class MegatronState:
         optimizer.set_num_steps(num_steps)
         self._counters.num_updates = torch.tensor(num_steps if ours is None else ours["num_updates"])
         self._counters.lr = files.learning_rate
-        sizes = self._groups.tensor.size(), self._groups.data.size()
-        if ours is None or (files.size, ours["data_parallel_size"]) != sizes:
-            return False
+        division = self._groups.tensor.size(), self._groups.data.size(), self._model.sequence_parallel
+        if ours is None or (files.size, ours["data_parallel_size"], ours.get("sequence_parallel", False)) != division:
+            return False  # sums are taken in another order, so nothing would be bit-equal with the same RNG state
         rng.restore(ours["rng_states"][self._groups.data.rank()])
         return True

@@ -41,8 +41,12 @@ class MegatronTrainer:
         self._optim = optim
         mapped = weights(model.partition.arch)
         self._sharded_names = {weight.name for weight in mapped if weight.is_sharded}
-        self.partial = [weight.name for weight in mapped if weight.is_head_norm]
-        """Parameters of which each tensor-parallel rank has only its own heads' part of the gradient."""
+        self.partial = [
+            weight.name
+            for weight in mapped
+            if weight.is_head_norm or (model.sequence_parallel and not weight.is_sharded)
+        ]
+        """Parameters of which each tensor-parallel rank has only its own heads' or tokens' part of the gradient."""
         self.optimizer = FlatAdam(dict(model.gpt.named_parameters()), model.groups.data, optim)
         self._counters = Counters(num_updates=torch.zeros((), dtype=torch.int64), lr=optim.lr)
         self._hooks: list[Callable[[], None]] = []

@@ -98,6 +98,27 @@ def pass_and_step(model_dir: str, config: Config, units: list[TokenBatch], num_s
     }
 
 
+def bytes_for_backward(model_dir: str, config: Config, units: list[TokenBatch]) -> int:
+    """Of activations that a pass keeps, summed over units; parameters do not count."""
+    trainer = build(model_dir, config)
+    weights_of = {param.untyped_storage().data_ptr() for param in trainer.optimizer.params.values()}
+    total = 0
+    for unit in units:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights_of:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = trainer.sharded(unit, with_entropy=False)
+        total += sum(kept.values())
+        del outputs
+    return total
+
+
 def saved(trainer: MegatronTrainer, step: int) -> dict[str, bytes]:
     """The files of all ranks, as a checkpoint writes them."""
     part, live, mine = FilesPart.of(trainer.state(), step), LiveTensors(0.0, HostBuffer()), dict[str, bytes]()

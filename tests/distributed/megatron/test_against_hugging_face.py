@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlinf_lite.models.head import MIN_ROWS
 from rlinf_lite.weights.pieces import join_rows
 
 NUM_STEPS = 3
+SEQUENCE = "actor.megatron.sequence_parallel"
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -54,8 +56,10 @@ def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, ma
     groups, units, weight = made_up
     wanted = reference(model_dirs[kind], make_config(1), groups, weight)
     assert wanted["norms"][0] > 0.5, "nothing would be clipped"
-    for tensor_parallel, data_parallel in ((1, 1), (2, 1), (1, 2), (2, 2)):
-        config = make_config(tensor_parallel)
+    assert any(len(unit.ids_N) % 2 for unit in units if len(unit.ids_N) > MIN_ROWS), "nothing would be padded"
+    layouts = [((1, 1), False), ((2, 1), False), ((1, 2), False), ((2, 2), False), ((2, 1), True), ((2, 2), True)]
+    for (tensor_parallel, data_parallel), sequence_parallel in layouts:
+        config = make_config(tensor_parallel, {SEQUENCE: sequence_parallel})
         found = ranks.run(
             tensor_parallel * data_parallel,
             "pass_and_step",
@@ -92,12 +96,34 @@ def check(found, wanted, tensor_parallel, indices):
         torch.testing.assert_close(rows[name].double(), tensor, **TOLERANCE)
 
 
-def test_recomputed_activations_change_no_bit(ranks, model_dirs, make_config, made_up):
+def test_sequence_parallelism_changes_no_bit_of_a_logprob(ranks, model_dirs, make_config, made_up):
+    """Of two ranks: a sum of two has one order. Padding to a multiple of them is seen by nobody."""
+    given = {"model_dir": model_dirs["qwen3"], "units": made_up[1], "num_steps": 0}
+    whole = ranks.run(2, "pass_and_step", **given, config=make_config(2))
+    divided = ranks.run(2, "pass_and_step", **given, config=make_config(2, {SEQUENCE: True}))
+    for one, other in zip(whole, divided, strict=True):
+        assert one["logprobs"].keys() == other["logprobs"].keys()
+        assert all(np.array_equal(values, other["logprobs"][index]) for index, values in one["logprobs"].items())
+
+
+def test_sequence_parallelism_keeps_fewer_activations(ranks, model_dirs, make_config, made_up):
+    given = {"model_dir": model_dirs["qwen2"], "units": made_up[1]}
+    whole = ranks.run(2, "bytes_for_backward", **given, config=make_config(2))
+    divided = ranks.run(2, "bytes_for_backward", **given, config=make_config(2, {SEQUENCE: True}))
+    # Of each layer the inputs of two norms and two products, float32 [N, D]; the rest is divided by heads and columns.
+    model, num_tokens = AutoConfig.from_pretrained(model_dirs["qwen2"]), sum(len(unit.ids_N) for unit in made_up[1])
+    of_layers = model.num_hidden_layers * 4 * num_tokens * model.hidden_size * 4
+    for one, other in zip(whole, divided, strict=True):
+        assert one - other >= of_layers / 2
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_recomputed_activations_change_no_bit(ranks, model_dirs, make_config, made_up, sequence_parallel):
     _, units, _ = made_up
     given = {"model_dir": model_dirs["qwen3"], "units": units, "num_steps": 2}
-    kept = ranks.run(2, "pass_and_step", **given, config=make_config(2))
+    kept = ranks.run(2, "pass_and_step", **given, config=make_config(2, {SEQUENCE: sequence_parallel}))
     one_layer = {"actor.megatron.recompute_granularity": "full", "actor.megatron.recompute_num_layers": 1}
-    recompute = make_config(2, one_layer)
+    recompute = make_config(2, {**one_layer, SEQUENCE: sequence_parallel})
     recomputed = ranks.run(2, "pass_and_step", **given, config=recompute)
     for one, other in zip(kept, recomputed, strict=True):
         assert one["norms"] == other["norms"]

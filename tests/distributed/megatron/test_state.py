@@ -12,6 +12,7 @@ from rlinf_lite.checkpoint import StateMismatch
 
 LAYOUTS = [(1, 1), (2, 1), (2, 2)]
 QUICK = [("fp32", (2, 1)), ("bf16", (2, 2))]
+SEQUENCE = "actor.megatron.sequence_parallel"
 
 
 def decoded(data: bytes):
@@ -30,19 +31,20 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize(
-    ("precision", "tensor_parallel", "data_parallel"),
+    ("precision", "tensor_parallel", "data_parallel", "sequence_parallel"),
     [
-        pytest.param(precision, *layout, marks=[] if (precision, layout) in QUICK else pytest.mark.soak)
+        pytest.param(precision, *layout, divided, marks=[] if (precision, layout) in QUICK else pytest.mark.soak)
         for precision in ("fp32", "bf16")
         for layout in LAYOUTS
+        for divided in (False, True)[: layout[0]]
     ],
 )
 def test_a_resumed_run_continues_bit_for_bit(
-    ranks, model_dirs, make_config, made_up, precision, tensor_parallel, data_parallel
+    ranks, model_dirs, make_config, made_up, precision, tensor_parallel, data_parallel, sequence_parallel
 ):
     given = {
         "model_dir": model_dirs["qwen2"],
-        "config": make_config(tensor_parallel, {"actor.model.precision": precision}),
+        "config": make_config(tensor_parallel, {"actor.model.precision": precision, SEQUENCE: sequence_parallel}),
         "units": made_up[1],
     }
     size = tensor_parallel * data_parallel
@@ -83,6 +85,18 @@ def test_files_are_resharded_without_loss(ranks, model_dirs, make_config, made_u
             path = f"iter_0000007/mp_rank_{rank:02d}/{name}"
             one, other = decoded(first[path]), decoded(back[0]["files"][path])
             assert_equal(tensors_of(one, name), tensors_of(other, name))
+
+
+@pytest.mark.parametrize("before", [True, pytest.param(False, marks=pytest.mark.soak)])
+def test_sequence_parallelism_may_be_turned_on_and_off(ranks, model_dirs, make_config, made_up, before):
+    """The state is the same, and it is known that what follows will not be bit-equal."""
+    given = {"model_dir": model_dirs["qwen3"], "units": made_up[1]}
+    first = ranks.run(2, "run_straight", **given, config=make_config(2, {SEQUENCE: before}))[0]["files"]
+    other = ranks.run(2, "run_on", **given, config=make_config(2, {SEQUENCE: not before}), files=first)
+    assert not any(rank["restored"] for rank in other)
+    for path, data in first.items():
+        if (name := path.rpartition("/")[2]) in NAMES:
+            assert_equal(tensors_of(decoded(data), name), tensors_of(decoded(other[0]["files"][path]), name))
 
 
 def tensors_of(content, name):
