@@ -6,8 +6,9 @@ This changes Ray from inside. A Ray that does not have exactly the parts that ar
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import list2cmdline
@@ -25,6 +26,17 @@ _AGENTS = {
 }
 """Of the raylet, with the names of the ports that each agent writes to a file."""
 _WORKER = "--python_worker_command"
+_OF_WORKERS = (
+    "ray",
+    "ray._private.node",
+    "ray._private.ray_logging",
+    "ray._private.runtime_env.setup_hook",
+    "rlinf_lite.cluster.workers.host",
+    "rlinf_lite.cluster.workers.policy_worker",
+    "rlinf_lite.cluster.workers.reward_worker",
+    "rlinf_lite.cluster.workers.rollout_worker",
+)
+"""What workers import besides what a fork server has: Ray reads variables of its cluster when it is imported."""
 _SETUP_WORKER = Path(ray.__file__).parent / "_private" / "workers" / "setup_worker.py"
 
 
@@ -70,8 +82,10 @@ def _changes(forks: ForkServer | None) -> list[tuple[Any, str, Callable[..., Any
                 command = [_forking(text, forks) for text in command]
                 options["env_updates"] = {**(options.get("env_updates") or {}), **forks.environment}
                 forks.starts_all_workers = True
-            else:
-                command = [_argument(text) for text in command]
+                raylet = start(command, process_type, *args, **options)
+                forks.preload(_OF_WORKERS, _of_ray({**os.environ, **options["env_updates"]}, raylet.process.pid))
+                return raylet
+            command = [_argument(text) for text in command]
         return start(command, process_type, *args, **options)
 
     return [
@@ -99,6 +113,13 @@ def _knows_ports() -> bool:
 
     names = {getattr(_raylet, name) for name in dir(_raylet) if name.endswith("_PORT_NAME")}
     return names == {"gcs_server_port", *(name for names in _AGENTS.values() for name in names)}
+
+
+def _of_ray(environment: Mapping[str, str], raylet: int) -> dict[str, str]:
+    """The variables that Ray reads when a worker imports it: those of the raylet, and those that it sets itself."""
+    read = {name: value for name, value in environment.items() if name.startswith("RAY_")}
+    job = ray.JobID.from_int(1).hex()  # a new Ray counts from 1
+    return read | {"RAY_JOB_ID": job, "RAY_RAYLET_PID": str(raylet), "RAY_LD_PRELOAD_ON_WORKERS": "0"}
 
 
 def _forking(text: str, forks: ForkServer) -> str:

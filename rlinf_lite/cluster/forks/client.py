@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
+from types import MappingProxyType
 from uuid import uuid4
 
 from rlinf_lite.cluster.forks import shim
@@ -59,10 +61,15 @@ class ForkServer:
             )
         return ours
 
-    def preload(self, modules: Sequence[str]) -> None:
-        """Have it import these too, before it forks the workers that are asked for from now on."""
+    def preload(self, modules: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Have it import these too, before it forks the workers that are asked for from now on.
+
+        Args:
+            environment: variables that the modules read, in addition to its own.
+        """
+        order = json.dumps({"modules": [*modules], "environment": {**environment}})
         with suppress(OSError):  # it has ended: Ray's workers are started in the plain way
-            self._control.sendall(" ".join([*modules, ""]).encode())
+            self._control.sendall(f"{order}\n".encode())
 
     @property
     def command(self) -> list[str]:

@@ -3,8 +3,8 @@
     python -m rlinf_lite.cluster.forks.server DRIVER LISTENER CONTROL
 
 DRIVER is the process id of the one that it serves, for process lists. Then come descriptors: of the socket where it is
-asked, on which requests wait while it imports, and of a socket to the driver, which may name more modules there. When
-that one closes, the server kills its workers and ends.
+asked, on which requests wait while it imports, and of a socket to the driver, which may name more modules there, a line
+of JSON each time. When that one closes, the server kills its workers and ends.
 
 A process that runs threads must not be forked, and one that has used CUDA cannot be. This one only imports; if that has
 started threads, as it does with more than one per worker, it ends, and workers are started in the plain way.
@@ -35,6 +35,7 @@ from rlinf_lite.quick_imports import quick_imports
 _PRELOADED = (
     "google.protobuf.json_format",
     "jsonschema",
+    "pydantic.v1.dataclasses",
     "requests",
     "rlinf_lite.checkpoint.checkpointer",
     "rlinf_lite.checkpoint.memory.replica",
@@ -51,14 +52,18 @@ _PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
 )
-"""With what Ray imports, but not Ray: it reads a worker's variables, such as its job's id, at its import, and never
-again."""
+"""With what Ray imports, but not Ray itself, which the driver names when it knows the variables of its Ray."""
 _READ_AT_IMPORT = ("OMP_", "MKL_", "CUDA_", "TORCH", "PYTORCH", "PYTHON", "TRANSFORMERS_", "HF_", "LD_")
 """How variables begin that libraries read when they are imported: a worker's must be the server's."""
 
 
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
+
+
+def _read_by_ray(environment: Mapping[str, str]) -> dict[str, str]:
+    """The same for Ray, where it is imported: a worker's job and raylet are among them."""
+    return {name: value for name, value in environment.items() if name.startswith("RAY_")}
 
 
 _SETTINGS = _read_at_import(os.environ)
@@ -81,6 +86,10 @@ class _Server:
 
     def __init__(self, listener: socket.socket, control: socket.socket) -> None:
         self._listener, self._control = listener, control
+        self._orders = b""
+        """What has come from the driver, up to the part of a line that is not complete."""
+        self._settings_of_ray: dict[str, str] | None = None
+        """Of the variables, as Ray read them. None: it is not imported."""
         self._workers: dict[int, socket.socket] = {}
         """Process id -> connection to its shim."""
 
@@ -96,10 +105,10 @@ class _Server:
             for source in (read, self._control, self._listener):
                 self._ready.register(source, selectors.EVENT_READ)
             while True:
-                for key, _ in self._ready.select():
+                for key, _ in sorted(self._ready.select(), key=self._is_no_order):
                     if key.fileobj is self._control:
-                        if names := self._control.recv(4096):
-                            self._import(names.decode().split())
+                        if orders := self._control.recv(1 << 16):
+                            self._obey(orders)
                             continue
                         self._end()
                         return None
@@ -115,8 +124,21 @@ class _Server:
                         self._ready.unregister(key.fileobj)
                     self._reap()
 
-    def _import(self, modules: list[str]) -> None:
+    def _is_no_order(self, event: tuple[selectors.SelectorKey, int]) -> bool:
+        """Orders come first in order: they are for the workers that are asked for at the same time."""
+        return event[0].fileobj is not self._control
+
+    def _obey(self, orders: bytes) -> None:
+        *lines, self._orders = (self._orders + orders).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            self._import(order["modules"], order["environment"])
+
+    def _import(self, modules: list[str], environment: Mapping[str, str]) -> None:
         """For the workers to come; what cannot be imported is left to them, as is everything once there are threads."""
+        os.environ.update(environment)
+        if "ray" in modules:
+            self._settings_of_ray = _read_by_ray(os.environ)
         with quick_imports(), warnings.catch_warnings(action="ignore"):
             for module in modules:
                 with suppress(ImportError):
@@ -145,6 +167,7 @@ class _Server:
                 user != os.getuid()
                 or request["in"] != shim.namespaces()
                 or _read_at_import(request["environment"]) != _SETTINGS
+                or self._settings_of_ray not in (None, _read_by_ray(request["environment"]))
             ):
                 raise OSError("it must be started in another way")
             connection.settimeout(None)
@@ -220,7 +243,9 @@ def _run(argv: list[str]) -> int:
 def _serve(listener: socket.socket, control: socket.socket) -> int:
     """Be a server, and in each process that it forks, what that is to be."""
     task = _Server(listener, control).serve()
-    return 0 if task is None else task.run()
+    if task is None:
+        os._exit(0)  # the end of an interpreter that has imported so much takes half a second, and nothing needs it
+    return task.run()
 
 
 def main(listener: int, control: int) -> int:

@@ -138,10 +138,23 @@ def test_the_driver_may_name_more_modules(start, forks, monkeypatch):
     assert not said(start(branch))["preloaded"]
     branch.preload(["not_installed_here"])
     branch.preload(["poplib"])
-    while not (worker := said(start(branch)))["preloaded"]:  # a request may be answered before the one before it
-        assert worker["forked"]
+    worker = said(start(branch))
+    assert worker["forked"] and worker["preloaded"]
     branch.close()
     assert not said(start())["preloaded"], "the template has not imported it"
+
+
+def test_ray_is_imported_with_the_variables_of_its_workers(start, forks, monkeypatch):
+    """It never reads them again, so a worker with others imports it by itself."""
+    monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
+    branch = ForkServer(worker_env(1, "cpu"))
+    branch.preload(["ray"], {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": "7"})
+    theirs = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": "7"}
+    worker = said(start(branch, **theirs))
+    assert worker["forked"] and worker["ray"]
+    assert not said(start(branch, **theirs | {"RAY_JOB_ID": "02000000"}))["forked"]
+    assert not said(start(branch, **theirs, RAY_AUTH_MODE="disabled"))["forked"]
+    branch.close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from subprocess import list2cmdline
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -39,7 +40,7 @@ connect(config, forks=forks)
 @ray.remote
 def mark():
     import os, sys
-    return os.environ.get("MARK"), "torch" in sys.modules
+    return os.environ.get("MARK"), "rlinf_lite.cluster.workers.policy_worker" in sys.modules
 
 asked = {"runtime_env": {"env_vars": {"MARK": "asked"}}}
 print(*ray.get(mark.options(**({} if forks else asked)).remote()), flush=True)
@@ -127,9 +128,11 @@ def test_a_raylet_that_is_not_the_known_one_keeps_its_agents(forks, monkeypatch)
         *(f"{name}={sys.executable} agent.py" for name in _AGENTS),
     ]
     started: list[tuple[list[str], dict[str, str] | None]] = []
+    orders: list[dict[str, str]] = []
 
     def start(command, process_type, fate_share, env_updates=None):
         started.append((command, env_updates))
+        return SimpleNamespace(process=SimpleNamespace(pid=7))
 
     def is_forking(command: list[str]) -> bool:
         monkeypatch.setattr(forks, "starts_all_workers", False)
@@ -138,9 +141,12 @@ def test_a_raylet_that_is_not_the_known_one_keeps_its_agents(forks, monkeypatch)
         changed = [idle_agent.__file__ in text for text in started[-1][0]]
         assert changed == [forks.starts_all_workers and text in agents for text in command]
         assert started[-1][1] == (forks.environment if forks.starts_all_workers else None)
+        assert [order["RAY_RAYLET_PID"] for order in orders] == ["7"] * forks.starts_all_workers
+        orders.clear()
         return forks.starts_all_workers
 
     monkeypatch.setattr(services, "start_ray_process", start)
+    monkeypatch.setattr(forks, "preload", lambda modules, environment: orders.append(environment))
     assert is_forking(known)
     assert not is_forking(agents) and not is_forking(known[:2])
     assert not is_forking([worker.replace("setup_worker", "other"), *agents])
