@@ -49,8 +49,9 @@ def main(
 
     startup = startup or Stopwatch()
     try:
-        config = load(arguments)
-        for line in unusual_values(config):
+        notes: list[str] = []
+        config = load(arguments, notes.append)
+        for line in (*notes, *unusual_values(config)):
             print(f"note: {line}", flush=True)
         startup.lap("config")
         from rlinf_lite.launch import launch

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlinf_lite.config.load import build
 from rlinf_lite.config.overrides import readable
+from rlinf_lite.config.rlinf import Note, silent
 from rlinf_lite.config.rules import check
 from rlinf_lite.config.schema import Config
 from rlinf_lite.errors import ConfigError
@@ -21,11 +22,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT = "grpo-tiny-arithmetic"
 
 
-def load(arguments: list[str]) -> Config:
+def load(arguments: list[str], note: Note = silent) -> Config:
     """Compose, type and check the config.
 
     Args:
         arguments: ``[config name or path] [hydra overrides ...]``; without a name, the embedded default.
+        note: is called with a line for each value that is accepted and has no effect.
 
     Raises:
         ConfigError: anything that cannot be run.
@@ -39,7 +41,7 @@ def load(arguments: list[str]) -> Config:
     if not (directory / f"{stem}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
         raise ConfigError(f"config {name!r}: there is no {directory / f'{stem}.yaml'}; known: {known}")
-    config = build(_compose(directory, stem, overrides))
+    config = build(_compose(directory, stem, overrides), note)
     check(config)
     return config
 

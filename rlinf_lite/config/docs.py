@@ -34,8 +34,9 @@ Every key, with the values it takes, its default and its meaning. Set a key in t
 _OF_RLINF = """
 ## Keys of RLinf's
 
-RLinf's examples for Megatron and FSDP have these keys, too. Each sets a key above, or says what happens here anyway;
-any other value is refused by name. None is kept: the config that a run writes has the keys above only.
+RLinf's examples for Megatron and FSDP have these keys, too. Each sets a key above, or says what happens here anyway.
+Where a value has no effect, a note at the start says so; any other value is refused by name. None is kept: the config
+that a run writes has the keys above only.
 
 | key | values | meaning |
 |---|---|---|

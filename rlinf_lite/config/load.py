@@ -29,16 +29,19 @@ _LIMITS = {
 """pydantic's names of limits, in our words."""
 
 
-def build(raw: Mapping[str, Any] | DictConfig) -> Config:
+def build(raw: Mapping[str, Any] | DictConfig, note: rlinf.Note = rlinf.silent) -> Config:
     """A run's config: keys and types checked, interpolations resolved, limits and choices checked.
 
     Whether the keys fit together is left to `rules.check`.
+
+    Args:
+        note: is called with a line for each value that is accepted and has no effect.
 
     Raises:
         ConfigError: every problem, one line each: unknown keys (with the nearest known one), wrong types, missing
             values, broken interpolations, limits. If limits are the only problem: also what `rules.check` would find.
     """
-    values, problems = read(raw, Config)
+    values, problems = read(raw, Config, note)
     config, misfits = validate(values, Config)
     if misfits and not problems:
         misfits += rules.problems(_unchecked(Config, nested(values)))
@@ -62,18 +65,21 @@ def build_evaluation(raw: Mapping[str, Any] | DictConfig) -> EvalConfig:
     return config
 
 
-def read(raw: Mapping[str, Any] | DictConfig, root: type[Section]) -> tuple[dict[str, Any], list[str]]:
+def read(
+    raw: Mapping[str, Any] | DictConfig, root: type[Section], note: rlinf.Note = rlinf.silent
+) -> tuple[dict[str, Any], list[str]]:
     """The value of each key, typed and resolved.
 
     Args:
         raw: nested, as YAML and overrides have set it.
         root: the schema.
+        note: as for `build`.
 
     Returns:
         The values by dotted key, without those that have a problem; and the problems, one line each.
     """
     given = DictConfig(OmegaConf.to_container(raw) if isinstance(raw, DictConfig) else dict(raw))
-    foreign, problems = rlinf.take(given, _defaults(root)) if root is Config else (OmegaConf.create({}), [])
+    foreign, problems = rlinf.take(given, _defaults(root), note) if root is Config else (OmegaConf.create({}), [])
     problems += _drop_unknown(given, "", root)
     refused = set()
     for key, spec in keys(root).items():

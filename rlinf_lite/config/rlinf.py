@@ -1,7 +1,8 @@
 """Keys of RLinf's Megatron and FSDP examples that have no key of their own here.
 
-A value is given to one of our keys, or says what happens here anyway, or is refused with the remedy. After that the key
-is gone: a `Config` holds our keys only.
+A value is given to one of our keys, or says what happens here anyway, or asks for speed or memory alone and has no
+effect here, which a note says, or is refused with the remedy. After that the key is gone: a `Config` holds our keys
+only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from rlinf_lite.config.suggestions import nearest
 from rlinf_lite.config.written import shown
 
+Note = Callable[[str], None]
+"""Is called with a line that the user should read."""
+
+
+def silent(line: str) -> None:
+    """A `Note` that nobody reads."""
+
+
 VALUES = {"runner.task_type": {"reasoning": "math"}}
 """Values of our keys that RLinf calls otherwise."""
 
@@ -27,6 +36,9 @@ class Taken:
 
     only: tuple[Any, ...] = ()
     """The values that are taken; empty: any."""
+    in_vain: bool = False
+    """Whether other values than ``only`` are taken, too, with a note: they change no result, but nothing here does what
+    they ask for."""
     sets: str = ""
     """Our key that gets the value, unless it has the same one already; empty: none does."""
     convert: Callable[[Any], Any] = lambda value: value
@@ -34,15 +46,28 @@ class Taken:
     with_vllm: bool = False
     """Whether ``only`` counts with ``rollout.rollout_backend: vllm`` alone."""
     why: str = ""
-    """Why others are refused, or why any will do."""
+    """Why others are refused or have no effect, or why any will do."""
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false."""
+        return bool(self.only) and isinstance(self.only[0], bool)
 
 
 def _only(value: Any, why: str, *others: Any) -> Taken:
     return Taken(only=(value, *others), why=why)
 
 
+def _in_vain(value: Any, why: str, *others: Any) -> Taken:
+    return Taken(only=(value, *others), in_vain=True, why=why)
+
+
 def _vllm(value: Any, why: str) -> Taken:
     return Taken(only=(value,), with_vllm=True, why=why)
+
+
+def _vllm_in_vain(value: Any, why: str) -> Taken:
+    return Taken(only=(value,), in_vain=True, with_vllm=True, why=why)
 
 
 def _sets(key: str, *only: Any, convert: Callable[[Any], Any] = lambda value: value) -> Taken:
@@ -54,13 +79,13 @@ def _any(why: str) -> Taken:
 
 
 _SAMPLING, _RATE, _FSDP = "algorithm.sampling_params", "actor.lr_sched", "actor.fsdp_config"
-_NOT_FUSED = "there is no such fused kernel here"
+_NOT_FUSED = "there is no such fused kernel here, and the same is computed without it"
 _OF_PROFILER = _any("is for `actor.megatron.use_profiler: true`, which is refused")
 _OF_CONVERTER = _any("nothing is converted before a start: each rank reads its part of the Hugging Face directory")
 _OF_SGLANG = _any("is for `rollout.rollout_backend: sglang`, which is refused")
-_OF_VLLM = _vllm(None, "vLLM is set up with the keys of `rollout` (docs/vllm.md)")
+_OF_VLLM = _vllm_in_vain(None, "vLLM is set up with the keys of `rollout` (docs/vllm.md), and chooses the rest itself")
 _NO_OVERLAP = "communication and computation do not overlap"
-_NO_OFFLOAD = "offloading is not implemented"
+_NO_OFFLOAD = "with GPUs all stays in their memory, beside the engine's (on a CPU there is nothing to offload)"
 
 TAKEN: dict[str, Taken] = {
     "algorithm.rollout_batch_size_per_gpu": _only(
@@ -73,8 +98,8 @@ TAKEN: dict[str, Taken] = {
     "algorithm.use_valid_token_scale": _only(False, "algorithm.loss_agg_func alone weights tokens"),
     f"{_SAMPLING}.min_new_tokens": _only(1, "a response ends when the model ends it, after one token or more", 0),
     "rollout.distributed_executor_backend": _vllm("mp", "vLLM's processes are started with multiprocessing"),
-    "rollout.disable_log_stats": _vllm(True, "engines log no statistics of their own"),
-    "rollout.detokenize": _only(False, "engines return token ids"),
+    "rollout.disable_log_stats": _vllm_in_vain(True, "engines log no statistics of their own"),
+    "rollout.detokenize": _in_vain(False, "engines return token ids"),
     "rollout.padding": _only(None, "nothing is padded"),
     "rollout.eos": _only(None, "what ends a response is in the model's generation config and tokenizer"),
     **{
@@ -89,23 +114,23 @@ TAKEN: dict[str, Taken] = {
             "enable_prefix_caching",
             "enable_flash_infer_sampler",
             "max_num_batched_tokens",
-            "torch_profiler_dir",
         )
     },
+    "rollout.vllm.torch_profiler_dir": _vllm(None, "there is no profiler; benchmarks/ measures a step"),
     "rollout.pipeline_parallel_size": _only(1, "an engine has tensor parallelism only (rollout.tensor_parallel_size)"),
-    "rollout.validate_weight": _only(False, "a checksum of the weights is compared after every sync"),
+    "rollout.validate_weight": _in_vain(False, "a checksum of the weights is compared after every sync"),
     "rollout.validate_save_dir": _only(None, "a checksum of the weights is compared after every sync"),
-    "rollout.print_outputs": _only(False, "runner.logger.log_rollouts writes responses to a file"),
+    "rollout.print_outputs": _in_vain(False, "runner.logger.log_rollouts writes responses to a file"),
     "rollout.cuda_graph_max_bs": _any("graphs are captured for `rollout.max_running_requests` rows"),
     "data.dataset_name": _any("names nothing but the data; `data.train_data_paths` says what is read"),
     "data.validation_shuffle": _any("all problems are validated on, and their order changes nothing"),
     "actor.mcore_gpt": _only(True, "the model is Megatron-core's"),
     "actor.spec_name": _only("decoder_gpt", "layers are Megatron-core's local ones", "local_gpt"),
-    "actor.offload_optimizer": _only(False, _NO_OFFLOAD),
-    "actor.offload_weight": _only(False, _NO_OFFLOAD),
-    "actor.offload_grad": _only(False, _NO_OFFLOAD),
-    "actor.enable_dp_load_balance": _only(False, "micro-batches go to the ranks in their order"),
-    "actor.calculate_flops": _only(False, "FLOPs are not counted"),
+    "actor.offload_optimizer": _in_vain(False, _NO_OFFLOAD),
+    "actor.offload_weight": _in_vain(False, _NO_OFFLOAD),
+    "actor.offload_grad": _in_vain(False, _NO_OFFLOAD),
+    "actor.enable_dp_load_balance": _in_vain(False, "micro-batches go to the ranks in their order"),
+    "actor.calculate_flops": _in_vain(False, "the metric throughput/mfu is in every row"),
     "actor.global_batch_size": _any(
         "follows from `data.rollout_batch_size`, `algorithm.group_size` and `n_minibatches`"
     ),
@@ -124,24 +149,24 @@ TAKEN: dict[str, Taken] = {
     "actor.model.recompute_num_layers": _sets("actor.megatron.recompute_num_layers"),
     "actor.model.seq_length": _sets("runner.seq_length"),
     "actor.model.encoder_seq_length": _sets("runner.seq_length"),
-    "actor.model.apply_rope_fusion": _only(False, _NOT_FUSED),
-    "actor.model.bias_dropout_fusion": _only(False, _NOT_FUSED),
-    "actor.model.persist_layer_norm": _only(False, _NOT_FUSED),
-    "actor.model.bias_activation_fusion": _only(False, _NOT_FUSED),
-    "actor.model.gradient_accumulation_fusion": _only(False, _NOT_FUSED),
+    "actor.model.apply_rope_fusion": _in_vain(False, _NOT_FUSED),
+    "actor.model.bias_dropout_fusion": _in_vain(False, _NOT_FUSED),
+    "actor.model.persist_layer_norm": _in_vain(False, _NOT_FUSED),
+    "actor.model.bias_activation_fusion": _in_vain(False, _NOT_FUSED),
+    "actor.model.gradient_accumulation_fusion": _in_vain(False, _NOT_FUSED),
     "actor.model.attention_softmax_in_fp32": _only(True, "attention takes its softmax in float32"),
-    "actor.model.batch_p2p_comm": _only(False, "there is no pipeline parallelism"),
-    "actor.model.variable_seq_lengths": _only(True, "nothing is padded to runner.seq_length"),
+    "actor.model.batch_p2p_comm": _in_vain(False, "there is no pipeline parallelism"),
+    "actor.model.variable_seq_lengths": _in_vain(True, "nothing is padded to runner.seq_length"),
     "actor.model.moe_token_dispatcher_type": _any("models have no experts"),
     "actor.model.use_cpu_initialization": _any("no weight is initialized: all are read from `actor.model.model_path`"),
     "actor.optim.optimizer": _only("adam", "the optimizer is AdamW"),
     "actor.optim.bf16": _any("must be true where `actor.model.precision` is bf16, and false elsewhere"),
     "actor.optim.fp16": _any("must be true where `actor.model.precision` is fp16, and false elsewhere"),
     "actor.optim.use_distributed_optimizer": _only(True, "ranks always share the optimizer's state"),
-    "actor.optim.overlap_grad_reduce": _only(False, _NO_OVERLAP),
-    "actor.optim.overlap_param_gather": _only(False, _NO_OVERLAP),
-    "actor.optim.overlap_param_gather_with_optimizer_step": _only(False, _NO_OVERLAP),
-    "actor.optim.optimizer_enable_pin": _only(False, _NO_OFFLOAD),
+    "actor.optim.overlap_grad_reduce": _in_vain(False, _NO_OVERLAP),
+    "actor.optim.overlap_param_gather": _in_vain(False, _NO_OVERLAP),
+    "actor.optim.overlap_param_gather_with_optimizer_step": _in_vain(False, _NO_OVERLAP),
+    "actor.optim.optimizer_enable_pin": _in_vain(False, "pinned memory is for offloading, which is not there"),
     "actor.optim.loss_scale": _only(None, "the loss is not scaled: that is for fp16"),
     f"{_RATE}.lr_decay_style": _sets("actor.optim.lr_scheduler", "constant", "linear", "cosine"),
     f"{_RATE}.lr_decay_iters": _sets("actor.optim.total_training_steps"),
@@ -153,27 +178,27 @@ TAKEN: dict[str, Taken] = {
     f"{_RATE}.max_lr": _sets("actor.optim.lr"),
     f"{_RATE}.min_lr": _any("the same as `actor.optim.min_lr`; with lr_decay_style constant any"),
     f"{_FSDP}.sharding_strategy": _only("full_shard", "parameters, gradients and optimizer state are sharded"),
-    f"{_FSDP}.offload_pin_memory": _only(False, "pinned memory is not used"),
+    f"{_FSDP}.offload_pin_memory": _in_vain(False, "pinned memory is not used"),
     f"{_FSDP}.enable_gradient_accumulation": _any(f"`{_FSDP}.virtual_ranks` decides how often gradients are reduced"),
-    f"{_FSDP}.forward_prefetch": _only(False, "prefetching is left to torch"),
-    f"{_FSDP}.limit_all_gathers": _only(False, "prefetching is left to torch"),
-    f"{_FSDP}.backward_prefetch": _only(None, "prefetching is left to torch"),
+    f"{_FSDP}.forward_prefetch": _in_vain(False, "prefetching is left to torch"),
+    f"{_FSDP}.limit_all_gathers": _in_vain(False, "prefetching is left to torch"),
+    f"{_FSDP}.backward_prefetch": _in_vain(None, "prefetching is left to torch"),
     f"{_FSDP}.use_orig_params": _any("parameters have the model's names in every file"),
-    f"{_FSDP}.use_liger_kernel": _only(False, _NOT_FUSED),
+    f"{_FSDP}.use_liger_kernel": _in_vain(False, _NOT_FUSED),
     f"{_FSDP}.mixed_precision.buffer_dtype": _only("fp32", "buffers keep their own type", None),
     f"{_FSDP}.amp_autocast.enabled": _only(False, f"layers compute in {_FSDP}.mixed_precision.param_dtype"),
     f"{_FSDP}.amp_autocast.precision": _any("is for `amp_autocast.enabled: true`, which is refused"),
     "actor.tokenizer.use_fast": _any("transformers has one tokenizer per model, and its tokens are the same"),
     "actor.tokenizer.trust_remote_code": _any("code in a directory is never run; one that needs it is refused"),
     "actor.tokenizer.padding_side": _any("nothing is padded"),
-    "actor.megatron.ddp_bucket_size": _only(None, "there is one bucket of gradients"),
+    "actor.megatron.ddp_bucket_size": _in_vain(None, "there is one bucket of gradients"),
     "actor.megatron.distributed_backend": _sets(
         "cluster.device", "nccl", "gloo", convert={"nccl": "cuda", "gloo": "cpu"}.__getitem__
     ),
     "actor.megatron.distributed_timeout_minutes": _sets("runner.hang_timeout", convert=lambda minutes: minutes * 60.0),
     "actor.megatron.use_dist_ckpt": _only(False, "checkpoints have ckpt_format torch"),
-    "actor.megatron.tp_comm_bootstrap_backend": _any("is for `tp_comm_overlap_cfg`, which is refused"),
-    "actor.megatron.tp_comm_overlap_cfg": _only(None, _NO_OVERLAP),
+    "actor.megatron.tp_comm_bootstrap_backend": _any("is for `tp_comm_overlap_cfg`, which has no effect"),
+    "actor.megatron.tp_comm_overlap_cfg": _in_vain(None, _NO_OVERLAP),
     "actor.megatron.use_hf_ckpt": _only(True, "weights come from a Hugging Face directory"),
     "actor.megatron.use_profiler": _only(False, "there is no profiler; benchmarks/ measures a step"),
     "actor.megatron.ckpt_convertor.hf_model_path": _sets("actor.model.model_path"),
@@ -219,20 +244,27 @@ def meaning(key: str) -> str:
     spec = TAKEN[key]
     if spec.sets:
         return f"sets `{spec.sets}`"
+    if spec.in_vain:
+        inert = shown(not spec.only[0]) if spec.is_switch else f"a value other than {shown(spec.only[0])}"
+        return f"{inert} has no effect{' with vLLM' * spec.with_vllm}: {spec.why}"
     return spec.why + (" (with vLLM; else any)" if spec.with_vllm else "")
 
 
 def values(key: str, *, code: bool = True) -> str:
     """What a key takes."""
     mark = "`" if code else ""
-    return ", ".join(f"{mark}{shown(one)}{mark}" for one in TAKEN[key].only) or "any"
+    spec = TAKEN[key]
+    if spec.in_vain:
+        return f"{mark}false{mark}, {mark}true{mark}" if spec.is_switch else "any"
+    return ", ".join(f"{mark}{shown(one)}{mark}" for one in spec.only) or "any"
 
 
-def take(given: DictConfig, defaults: DictConfig) -> tuple[DictConfig, list[str]]:
+def take(given: DictConfig, defaults: DictConfig, note: Note = silent) -> tuple[DictConfig, list[str]]:
     """Take RLinf's keys out of ``given``, in place, and give our keys what they say.
 
     Args:
         defaults: of our keys.
+        note: is called with a line for each value that has no effect.
 
     Returns:
         What was taken out, resolved, for interpolations that lead there; and the problems, one line each.
@@ -258,7 +290,7 @@ def take(given: DictConfig, defaults: DictConfig) -> tuple[DictConfig, list[str]
         del OmegaConf.select(given, section)[name]
     problems += _others_in_their_sections(given, defaults)
     for key, value in values.items():
-        problems += _given_on(given, defaults, key, value)
+        problems += _given_on(given, defaults, key, value, note)
     problems += _learning_rate(given, defaults, values)
     problems += _flags(OmegaConf.merge(defaults, given), values)
     taken = OmegaConf.create({})
@@ -292,12 +324,15 @@ def _others_in_their_sections(given: DictConfig, defaults: DictConfig) -> list[s
     return problems
 
 
-def _given_on(given: DictConfig, defaults: DictConfig, key: str, value: Any) -> list[str]:
+def _given_on(given: DictConfig, defaults: DictConfig, key: str, value: Any, note: Note) -> list[str]:
     """Check a value, and set what it sets."""
     spec = TAKEN[key]
     counts = not spec.with_vllm or OmegaConf.select(given, "rollout.rollout_backend") == "vllm"
     if counts and spec.only and not any(type(value) is type(one) and value == one for one in spec.only):
-        wanted = " or ".join(shown(one) for one in spec.only)
+        if spec.in_vain and isinstance(value, bool) >= spec.is_switch:
+            note(f"{key}={shown(value)} has no effect: {spec.why}")
+            return []
+        wanted = " or ".join(shown(one) for one in ((False, True) if spec.in_vain else spec.only))
         return [f"{key}={shown(value)}: {spec.why or 'not known here'}; set it to {wanted}"]
     if not spec.sets or value is None:
         return []

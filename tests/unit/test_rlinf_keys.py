@@ -67,18 +67,14 @@ fsdp_config: {strategy: "fsdp", sharding_strategy: "full_shard", cpu_offload: Fa
   amp_autocast: {enabled: True, precision: "fp16"}, grad_scaler: {enabled: True}}
 """
 # What this backend has not, and what to write instead.
-REFUSED = {
-    "actor.offload_optimizer": False,
-    "actor.offload_weight": False,
-    "actor.offload_grad": False,
-    "actor.model.apply_rope_fusion": False,
-    "actor.optim.loss_scale": None,
-}
+REFUSED = {"actor.optim.loss_scale": None}
+# What asks for speed or memory alone, and is not there either.
+IN_VAIN = ["actor.offload_optimizer", "actor.offload_weight", "actor.offload_grad", "actor.model.apply_rope_fusion"]
 NO_FP16 = {"actor.model.precision": "bf16", "actor.optim.fp16": False, "actor.optim.bf16": True}
 SHIPPED = yaml.safe_load((CONFIGS / "qwen2.5-1.5b-grpo-megatron.yaml").read_text())
 
 
-def example(values=None) -> Config:
+def example(values=None, note=rlinf.silent) -> Config:
     raw = OmegaConf.create(
         {
             "runner": {"task_type": "reasoning", "experiment_name": "x"},
@@ -89,7 +85,7 @@ def example(values=None) -> Config:
     )
     for key, value in (values or {}).items():
         OmegaConf.update(raw, key, value, force_add=True)
-    config = build(raw)
+    config = build(raw, note)
     check(config)
     return config
 
@@ -118,6 +114,42 @@ def test_the_examples_keys_are_taken():
     assert build(flatten_nested(config)) == config, "what a run writes down can be run again"
 
 
+def test_what_changes_no_result_is_noted():
+    notes = []
+    config = example(REFUSED | NO_FP16, notes.append)
+    assert [line.partition("=true has no effect: ")[0] for line in notes] == IN_VAIN
+    assert config == example(REFUSED | NO_FP16 | dict.fromkeys(IN_VAIN, False))
+    silent = []
+    example(REFUSED | NO_FP16 | dict.fromkeys(IN_VAIN, False), silent.append)
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"actor.calculate_flops": True}, "calculate_flops=true has no effect: the metric throughput/mfu is in every"),
+        ({"actor.enable_dp_load_balance": True}, "=true has no effect: micro-batches go to the ranks in their order"),
+        ({"actor.optim.overlap_grad_reduce": True}, "overlap_grad_reduce=true has no effect: communication and"),
+        ({"actor.model.variable_seq_lengths": False}, "=false has no effect: nothing is padded to runner.seq_length"),
+        ({"actor.megatron.ddp_bucket_size": 4096}, "ddp_bucket_size=4096 has no effect: there is one bucket"),
+        ({"actor.megatron.tp_comm_overlap_cfg": "a.yaml"}, "tp_comm_overlap_cfg=a.yaml has no effect: communication"),
+        (
+            {"rollout.rollout_backend": "vllm", "rollout.disable_log_stats": False},
+            "rollout.disable_log_stats=false has no effect: engines log no",
+        ),
+        (
+            {"rollout.rollout_backend": "vllm", "rollout.vllm.attention_backend": "FLASH_ATTN"},
+            "attention_backend=FLASH_ATTN has no effect: vLLM is set up with the keys",
+        ),
+    ],
+)
+def test_noted_by_name(values, said):
+    notes = []
+    example(REFUSED | NO_FP16 | dict.fromkeys(IN_VAIN, False) | values, notes.append)
+    (line,) = notes
+    assert said in line
+
+
 def flatten_nested(config):
     raw = OmegaConf.create()
     for key, value in flatten(config).items():
@@ -139,9 +171,28 @@ def test_the_shipped_config_has_every_key_of_the_example():
     assert leaves(SHIPPED["actor"]) == leaves(yaml.safe_load(ACTOR))
     of_fsdp = {f"actor.{key}" for key in leaves(yaml.safe_load(FSDP))}
     assert set(leaves(SHIPPED)) >= rlinf.TAKEN.keys() - of_fsdp, "and the other sections have theirs"
-    config = load(["qwen2.5-1.5b-grpo-megatron"])
+    notes = []
+    config = load(["qwen2.5-1.5b-grpo-megatron"], notes.append)
+    assert [line.partition("=true has no effect: ")[0] for line in notes] == IN_VAIN
     assert config.actor.model.model_path == "/path/to/Qwen2.5-1.5B"
     assert config.actor.optim.lr_warmup_steps == 10
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ["rollout.rollout_backend=sglang"],
+        ["rollout.gpu_memory_utilization=0.55"],
+        ["rollout.enforce_eager=False"],
+        ["actor.optim.loss_scale=65536"],
+        ["actor.model.precision=fp16", "actor.optim.fp16=True", "actor.optim.bf16=False"],
+    ],
+    ids=lambda written: written[0],
+)
+def test_what_had_to_be_edited(written):
+    """Behind a # in the shipped config, and in the table of docs/megatron.md."""
+    with pytest.raises(ConfigError):
+        load(["qwen2.5-1.5b-grpo-megatron", *written])
 
 
 def test_the_fsdp_examples_keys_are_taken():
@@ -183,7 +234,12 @@ def test_the_fsdp_examples_keys_are_taken():
             {"actor.megatron.profiler.with_stak": 1},
             "profiler.with_stak: unknown key; did you mean actor.megatron.profiler.with_stack",
         ),
-        ({"rollout.rollout_backend": "vllm", "rollout.disable_log_stats": False}, "disable_log_stats=false: engines"),
+        ({"actor.calculate_flops": "often"}, "calculate_flops=often: .*; set it to false or true"),
+        ({"actor.model.attention_softmax_in_fp32": False}, "softmax_in_fp32=false: .* set it to true"),
+        (
+            {"rollout.rollout_backend": "vllm", "rollout.vllm.torch_profiler_dir": "x"},
+            "torch_profiler_dir=x: there is no profiler",
+        ),
     ],
 )
 def test_refused_by_name(values, said):
@@ -191,9 +247,11 @@ def test_refused_by_name(values, said):
         example(REFUSED | NO_FP16 | values)
 
 
-def test_what_is_for_vllm_is_refused_with_vllm_only():
-    config = example(REFUSED | NO_FP16 | {"rollout.disable_log_stats": False, "rollout.vllm.attention_backend": "X"})
-    assert config.rollout.rollout_backend == "builtin"
+def test_what_is_for_vllm_counts_with_vllm_only():
+    notes = []
+    given = {"rollout.disable_log_stats": False, "rollout.vllm.attention_backend": "X", "rollout.eos": None}
+    config = example(REFUSED | NO_FP16 | given | dict.fromkeys(IN_VAIN, False), notes.append)
+    assert config.rollout.rollout_backend == "builtin" and notes == []
 
 
 def test_an_override_can_lead_to_one():

@@ -57,6 +57,12 @@ def test_what_was_there_before_stays(tmp_path, run_forked):
     assert sorted((tmp_path / "new").rglob("*")) == before
 
 
+def test_a_value_without_effect_is_noted(tmp_path, run_forked):
+    given = [f"runner.output_dir={tmp_path}", "actor.calculate_flops=true", "cluster.component_placement.critic=0"]
+    done = run_forked("-c", DRIVER, *given, cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": "local"})
+    assert done.stdout.splitlines()[0].startswith("note: actor.calculate_flops=true has no effect: ")
+
+
 def test_directories_that_cannot_all_be_made_are_not_made(tmp_path):
     config = load([f"runner.output_dir={tmp_path}/a", "runner.checkpoint.root=/dev/null/x"])
     with pytest.raises(ConfigError, match=r"runner\.checkpoint\.root: cannot write"):
