@@ -25,6 +25,7 @@ from rlinf_lite.training.fsdp.model import TokenOutputs
 from rlinf_lite.training.megatron.core import (
     GPTModel,
     MegatronModule,
+    ModuleSpec,
     TransformerConfig,
     get_gpt_layer_local_spec,
 )
@@ -41,10 +42,11 @@ from rlinf_lite.weights.names import WeightNames
 class ForestAttention(MegatronModule):
     """In the place of Megatron's core attention."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, *_: Any, **__: Any) -> None:
+    def __init__(self, config: TransformerConfig, layer_number: int, *_: Any, rotary_scaling: float, **__: Any) -> None:
+        """Args: rotary_scaling: of rotated queries and keys; it is in the scores twice."""
         super().__init__(config=config)
         self._layer = layer_number - 1
-        self._rule = Rule(scaling=config.kv_channels**-0.5)
+        self._rule = Rule(scaling=config.kv_channels**-0.5 * rotary_scaling**2)
         self.layout: Layout | None = None
         """Of the unit that is computed."""
 
@@ -84,12 +86,19 @@ class MegatronModel:
         self.vocab_divisor = megatron.make_vocab_size_divisible_by
         bare = build.build_on_meta(config, settings.precision)
         self.names = WeightNames.of(bare)
-        self._inv_freq = _frequencies(bare).to(device)
+        frequencies, rotary_scaling = _rotary(bare)
+        self._inv_freq = frequencies.to(device)
         num_recomputed = arch.num_layers if megatron.recompute_num_layers is None else megatron.recompute_num_layers
         self.sequence_parallel = megatron.sequence_parallel and groups.tensor.size() > 1
         """Whether norms and residuals are divided over the tensor-parallel ranks."""
         self._num_recomputed = num_recomputed if megatron.recompute_granularity == "full" else 0
-        self.gpt = _build(config, self.partition, build.DTYPES[settings.precision], self.sequence_parallel)
+        self.gpt = _build(
+            config,
+            self.partition,
+            build.DTYPES[settings.precision],
+            sequence_parallel=self.sequence_parallel,
+            rotary_scaling=rotary_scaling,
+        )
         self._fill(HfWeights(model_dir, self.names))
         self.gpt.to(device)
         rows = self.partition.padded_vocab_size // groups.tensor.size()
@@ -165,7 +174,14 @@ def _with_layout(layer: nn.Module, layout: Layout, rotary: Tensor) -> Callable[[
     return run
 
 
-def _build(config: PretrainedConfig, partition: Partition, dtype: torch.dtype, sequence_parallel: bool) -> GPTModel:
+def _build(
+    config: PretrainedConfig,
+    partition: Partition,
+    dtype: torch.dtype,
+    *,
+    sequence_parallel: bool,
+    rotary_scaling: float,
+) -> GPTModel:
     """In CPU memory, without values."""
     arch = partition.arch
     settings = TransformerConfig(
@@ -199,7 +215,7 @@ def _build(config: PretrainedConfig, partition: Partition, dtype: torch.dtype, s
     )
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=arch.qk_norm)
     attention, mlp = spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
-    attention.core_attention = ForestAttention
+    attention.core_attention = ModuleSpec(module=ForestAttention, params={"rotary_scaling": rotary_scaling})
     if sequence_parallel:
         attention.linear_qkv = mlp.linear_fc1 = GatheringLinear
         attention.linear_proj = mlp.linear_fc2 = ScatteringLinear
@@ -214,6 +230,7 @@ def _build(config: PretrainedConfig, partition: Partition, dtype: torch.dtype, s
     )
 
 
-def _frequencies(bare: nn.Module) -> Tensor:
-    """The rotary frequencies that transformers computes: float32 [D / 2]."""
-    return bare.base_model.rotary_emb.inv_freq.detach().clone()  # type: ignore[union-attr, operator]
+def _rotary(bare: nn.Module) -> tuple[Tensor, float]:
+    """What transformers computes: rotary frequencies, float32 [D / 2], and by how much it scales cosines and sines."""
+    rotary = bare.base_model.rotary_emb  # type: ignore[union-attr]
+    return rotary.inv_freq.detach().clone(), float(rotary.attention_scaling)  # type: ignore[union-attr, operator, arg-type]

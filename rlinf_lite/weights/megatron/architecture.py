@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 VOCAB_DIVISOR = 128
 """Megatron's default of ``make_vocab_size_divisible_by``."""
 _TYPES = ("llama", "qwen2", "qwen3")
-_ROPE_TYPES = ("default", "linear", "llama3")
-"""Whose frequencies are constants, and which scale no attention."""
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Whose frequencies are constants: those of ``dynamic`` and ``longrope`` depend on the longest sequence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

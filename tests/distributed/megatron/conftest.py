@@ -106,12 +106,23 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 8}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": False, "rope_parameters": LLAMA3},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 12},
+    "linear": {"model_type": "llama", "rope_parameters": LINEAR},
+    "yarn": {"model_type": "qwen2", "rope_parameters": YARN},
+    "yarn mscale": {
+        "model_type": "qwen3",
+        "head_dim": 12,
+        "rope_parameters": YARN | {"mscale": 1.5, "mscale_all_dim": 0.5},
+    },
+    "yarn factor": {"model_type": "llama", "rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 4.0}},
 }
-"""Untied with scaled rotary embeddings; tied with biases; norms of queries and keys, and heads of another width."""
+"""Untied with scaled rotary embeddings; tied with biases; norms of queries and keys, and heads of another width. Then
+rotary embeddings of other types."""
 
 
 @pytest.fixture(scope="session")

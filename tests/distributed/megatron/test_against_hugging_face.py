@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,7 @@ SEQUENCE = "actor.megatron.sequence_parallel"
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def reference(model_dir, config, groups, weight):
+def reference(model_dir, config, groups, weight, num_steps=NUM_STEPS):
     """The same in float64 with transformers' attention, a row at a time, and ordinary autograd."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64, attn_implementation="eager")
     optim = config.actor.optim
@@ -28,7 +31,7 @@ def reference(model_dir, config, groups, weight):
         eps=optim.adam_eps,
     )
     found = {"norms": []}
-    for step in range(NUM_STEPS):
+    for step in range(num_steps):
         logprobs, entropies = [], []
         for group in groups:
             for response in group.responses:
@@ -69,6 +72,31 @@ def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, ma
             num_steps=NUM_STEPS,
         )
         check(found, wanted, tensor_parallel, [unit.index for unit in units])
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "yarn mscale", "yarn factor", "as for Qwen2.5"])
+def test_scaled_rotary_embeddings(ranks, model_dirs, make_config, made_up, tmp_path, kind):
+    groups, units, weight = made_up
+    model_dir = model_dirs[kind] if kind in model_dirs else as_for_qwen(model_dirs["yarn"], tmp_path)
+    rope = AutoConfig.from_pretrained(model_dir).rope_parameters
+    assert rope["rope_type"] == ("linear" if kind == "linear" else "yarn")
+    longest = max(len(group.prompt.problem.prompt_ids) for group in groups)
+    assert longest > rope.get("original_max_position_embeddings", 0), "not longer than before"
+    config = make_config(2, {"actor.optim.adam_eps": 1e-3})  # the gradients are larger, and so is their rounding
+    wanted = reference(model_dir, config, groups, weight, num_steps=1)
+    given = {"model_dir": model_dir, "config": config, "units": units, "num_steps": 1}
+    check(ranks.run(2, "pass_and_step", **given), wanted, 2, [unit.index for unit in units])
+
+
+def as_for_qwen(model_dir, directory):
+    """With the entry of ``config.json`` that the model cards of Qwen2.5 ask to add for long texts."""
+    shutil.copytree(model_dir, directory, dirs_exist_ok=True)
+    config = json.loads((directory / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope["rope_theta"]
+    config["rope_scaling"] = {"factor": 4.0, "original_max_position_embeddings": 8, "type": "yarn"}
+    (directory / "config.json").write_text(json.dumps(config))
+    return str(directory)
 
 
 def check(found, wanted, tensor_parallel, indices):

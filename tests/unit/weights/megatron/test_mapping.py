@@ -20,7 +20,8 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
     "llama wide heads": LlamaConfig(**SIZES, head_dim=10, tie_word_embeddings=True),
@@ -93,7 +94,8 @@ def test_only_norms_are_on_every_rank():
     ("config", "reason"),
     [
         (MistralConfig(**SIZES), "models of the type mistral"),
-        (Qwen2Config(**SIZES, rope_parameters=YARN), "rotary embeddings of the type yarn"),
+        (Qwen2Config(**SIZES, rope_parameters=DYNAMIC), "rotary embeddings of the type dynamic"),
+        (LlamaConfig(**SIZES, rope_parameters=LONG), "rotary embeddings of the type longrope"),
         (LlamaConfig(**SIZES, hidden_act="gelu"), "the activation gelu"),
         (LlamaConfig(**SIZES, mlp_bias=True), "mlp_bias"),
         (Qwen3Config(**SIZES, attention_bias=True), "attention_bias"),
