@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,10 +20,13 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, UnsafeCheckpoint
 from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
-from rlinf_lite.checkpoint.formats.read_ahead import PIECE_BYTES, Span, read_ahead
-from rlinf_lite.checkpoint.formats.tensor_file import EntryDecoder
+from rlinf_lite.checkpoint.formats.read_ahead import PIECE_BYTES, Span, read_ahead, read_span
+from rlinf_lite.checkpoint.formats.tensor_file import EntryDecoder, Form
 from rlinf_lite.checkpoint.formats.unpickling import UNREADABLE, reading_error
-from rlinf_lite.checkpoint.storage import StoragePath, size_of
+from rlinf_lite.checkpoint.storage import StoragePath, is_local, size_of
+
+Fill = Callable[[memoryview], None]
+"""Takes the bytes of a span to where they belong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,38 +106,88 @@ class ShardReader:
             size = size_of(file)
             if (end := max((sum(span) for span in wanted), default=0)) > size:
                 raise EOFError(f"ends before byte {end}")
-            spans = sorted(wanted) if sha256 is None else _cover(sorted(wanted), size)
+            fills: dict[Span, Fill] = {}
+            for span, items in wanted.items():
+                fills |= self._fills(file, span, items, planner)
+            spans = sorted(fills) if sha256 is None else _cover(sorted(fills), size)
             with closing(read_ahead(file, spans)) as pieces:
                 for span, piece in pieces:
                     num_bytes += len(piece)
                     if sha256 is not None:
                         digest.update(piece)
-                    if span in wanted:
-                        self._fill(piece, wanted[span], planner)
+                    if span in fills:
+                        fills[span](piece)
         except UNREADABLE as error:
             raise reading_error(str(file), error) from None
         if sha256 is not None and digest.hexdigest() != sha256:
             raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")
         return num_bytes
 
+    def _fills(
+        self, file: StoragePath, span: Span, items: list[ReadItem], planner: DefaultLoadPlanner
+    ) -> dict[Span, Fill]:
+        """What to do with the bytes of a stored tensor: a large one is read in blocks, and never in memory whole."""
+        offset, num_bytes = span
+        if num_bytes > PIECE_BYTES and is_local(file):  # elsewhere each further access may take long
+            form = self._decoder.form(num_bytes, lambda at, view: read_span(file, offset + at, view))
+            if form is not None and (num_rows := PIECE_BYTES // form.row_bytes):
+                return self._blocks(span, form, num_rows, items, planner)
+        return {span: lambda piece: self._fill(piece, items, planner)}
+
+    def _blocks(
+        self, span: Span, form: Form, num_rows: int, items: list[ReadItem], planner: DefaultLoadPlanner
+    ) -> dict[Span, Fill]:
+        """Fills from blocks of ``num_rows`` rows, and what comes before and after them."""
+        self._check_form(form.dtype, form.shape, items)
+        start, end = span[0] + len(form.head), span[0] + form.end
+
+        def check_head(piece: memoryview) -> None:
+            if not form.fits(piece):
+                raise ValueError("an entry changed while it was read")
+
+        def fill(piece: memoryview, first: int) -> None:
+            rows = torch.frombuffer(piece, dtype=form.dtype).view(-1, *form.shape[1:])
+            for item in items:
+                _copy_rows(rows, first, item, planner)
+
+        fills: dict[Span, Fill] = {(span[0], len(form.head)): check_head}
+        for first in range(0, form.shape[0], num_rows):
+            at = start + first * form.row_bytes
+            fills[at, min(num_rows * form.row_bytes, end - at)] = partial(fill, first=first)
+        return fills
+
     def _fill(self, piece: memoryview, items: list[ReadItem], planner: DefaultLoadPlanner) -> None:
         """Copy a stored tensor, or parts of it, to where ``items`` want it."""
         stored = self._decoder.decode(piece)
         if not isinstance(stored, torch.Tensor):
             raise UnsafeCheckpoint(f"holds a {type(stored).__name__} where a tensor was asked for")
+        self._check_form(stored.dtype, stored.shape, items)
         for item in items:
-            if (stored.shape, stored.dtype) != self._chunk(item):
-                raise ValueError(f"{item.storage_index.fqn} is stored as {stored.dtype} {list(stored.shape)}")
-            part = stored
-            if item.lengths != stored.shape:
-                for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                    part = part.narrow(dim, start, length)
-            planner.resolve_tensor(item).detach().copy_(part)
+            _copy_rows(stored, 0, item, planner)
+
+    def _check_form(self, dtype: torch.dtype, shape: torch.Size, items: list[ReadItem]) -> None:
+        for item in items:
+            if (shape, dtype) != self._chunk(item):
+                raise ValueError(f"{item.storage_index.fqn} is stored as {dtype} {list(shape)}")
 
     def _chunk(self, item: ReadItem) -> tuple[torch.Size, torch.dtype]:
         """Shape and type of a stored tensor according to ``.metadata``."""
         entry = cast(TensorStorageMetadata, self.metadata.state_dict_metadata[item.storage_index.fqn])
         return entry.chunks[cast(int, item.storage_index.index)].sizes, entry.properties.dtype
+
+
+def _copy_rows(rows: torch.Tensor, first: int, item: ReadItem, planner: DefaultLoadPlanner) -> None:
+    """Copy what ``item`` wants of a stored tensor's rows; ``first`` is the index of the first of them."""
+    target = planner.resolve_tensor(item).detach()
+    if rows.dim():
+        start, stop = item.storage_offsets[0], item.storage_offsets[0] + item.lengths[0]
+        low, high = max(start, first), min(stop, first + len(rows))
+        if low >= high:
+            return
+        rows, target = rows[low - first : high - first], target[low - start : high - start]
+    for dim in range(1, rows.dim()):
+        rows = rows.narrow(dim, item.storage_offsets[dim], item.lengths[dim])
+    target.copy_(rows)
 
 
 def _num_bytes(shape: torch.Size, dtype: torch.dtype) -> int:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from rlinf_lite.checkpoint.storage import StoragePath, is_local
 
-PIECE_BYTES = 8 << 20
-_AHEAD_BYTES = 2 * PIECE_BYTES  # what is read further ahead has left the processor's cache when its turn comes
-_READ_BYTES = 2 << 20  # per request: larger ones keep the kernel from reading ahead
+PIECE_BYTES = 2 << 20  # per request: larger ones keep the kernel from reading ahead
+_AHEAD_BYTES = 16 << 20  # what is read further ahead has left the processor's cache when its turn comes
+_NUM_BUFFERS = _AHEAD_BYTES // PIECE_BYTES + 1  # one is with the caller
 _NUM_THREADS = 2
 _MOST_WARM_BYTES = 1 << 30
 
@@ -31,7 +32,7 @@ Span = tuple[int, int]
 def read_ahead(file: StoragePath, spans: list[Span]) -> Generator[tuple[Span, memoryview], None, None]:
     """Read the spans of a file, which must be sorted by their offsets.
 
-    Takes about 24 MiB of memory, or twice the longest span if that is more.
+    Takes 18 MiB of memory, and the length of the two longest spans that are longer than `PIECE_BYTES`.
 
     Yields:
         Each span and its bytes, which are overwritten when a later span is asked for.
@@ -45,11 +46,17 @@ def read_ahead(file: StoragePath, spans: list[Span]) -> Generator[tuple[Span, me
         coming: deque[_Piece] = deque()
         waiting = deque(_group(spans))
         while coming or waiting:
-            while waiting and sum(piece.num_bytes for piece in coming) < _AHEAD_BYTES:
+            while waiting and sum(len(piece.buffer) for piece in coming) < _AHEAD_BYTES:
                 coming.append(source.start(waiting.popleft()))
             piece = coming.popleft()
             yield from piece.parts()
             source.give_back(piece)
+
+
+def read_span(file: StoragePath, offset: int, view: memoryview) -> None:
+    """Fill ``view`` with the bytes of a file from ``offset`` on. Raises as `read_ahead`."""
+    with closing(_LocalHandle(file, in_order=False) if is_local(file) else _RemoteHandle(file)) as handle:
+        handle.read(offset, view)
 
 
 @contextmanager
@@ -66,7 +73,7 @@ def warming(files: list[StoragePath]) -> Iterator[None]:
 
 
 def _warm(files: list[StoragePath], stop: threading.Event) -> None:
-    scratch, left = bytearray(_READ_BYTES), _MOST_WARM_BYTES
+    scratch, left = bytearray(PIECE_BYTES), _MOST_WARM_BYTES
     for path in filter(is_local, files):
         with suppress(OSError), path.open("rb", buffering=0) as file:  # the real read will report it
             while left > 0 and not stop.is_set() and (count := file.readinto(scratch)):
@@ -92,19 +99,14 @@ class _Piece:
     spans: list[Span]
     start: int
     """Offset in the file of the buffer's first byte."""
-    buffer: mmap.mmap
+    buffer: memoryview
     reads: list[Future[None]]
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.buffer)
 
     def parts(self) -> Iterator[tuple[Span, memoryview]]:
         for read in self.reads:
             read.result()
-        view = memoryview(self.buffer)
         for offset, length in self.spans:
-            yield (offset, length), view[offset - self.start : offset - self.start + length]
+            yield (offset, length), self.buffer[offset - self.start : offset - self.start + length]
 
 
 class _Source(AbstractContextManager["_Source"]):
@@ -113,7 +115,7 @@ class _Source(AbstractContextManager["_Source"]):
     def __init__(self, file: StoragePath, *, in_order: bool) -> None:
         self._handle = _LocalHandle(file, in_order) if is_local(file) else _RemoteHandle(file)
         self._threads = ThreadPoolExecutor(_NUM_THREADS if is_local(file) else 1)
-        self._spare: list[mmap.mmap] = []
+        self._spare = _buffers()
 
     def __enter__(self) -> Self:
         return self
@@ -124,18 +126,31 @@ class _Source(AbstractContextManager["_Source"]):
 
     def start(self, spans: list[Span]) -> _Piece:
         start, num_bytes = spans[0][0], sum(spans[-1]) - spans[0][0]
-        buffer = self._spare.pop() if num_bytes <= PIECE_BYTES and self._spare else None
-        buffer = buffer or mmap.mmap(-1, max(PIECE_BYTES, num_bytes))
-        view = memoryview(buffer)[:num_bytes]
+        buffer = self._spare.pop() if num_bytes <= PIECE_BYTES and self._spare else _new_buffer(num_bytes)
+        view = buffer[:num_bytes]
         reads = [
-            self._threads.submit(self._handle.read, start + at, view[at : at + _READ_BYTES])
-            for at in range(0, num_bytes, _READ_BYTES)
+            self._threads.submit(self._handle.read, start + at, view[at : at + PIECE_BYTES])
+            for at in range(0, num_bytes, PIECE_BYTES)
         ]
         return _Piece(spans=spans, start=start, buffer=buffer, reads=reads)
 
     def give_back(self, piece: _Piece) -> None:
-        if piece.num_bytes == PIECE_BYTES:
+        if len(piece.buffer) == PIECE_BYTES:
             self._spare.append(piece.buffer)
+
+
+def _buffers() -> list[memoryview]:
+    """Buffers of `PIECE_BYTES`. In large pages, since a first access to each small one takes as long as the copy."""
+    whole = _new_buffer(_NUM_BUFFERS * PIECE_BYTES)
+    return [whole[at : at + PIECE_BYTES] for at in range(0, len(whole), PIECE_BYTES)]
+
+
+def _new_buffer(num_bytes: int) -> memoryview:
+    memory = mmap.mmap(-1, max(PIECE_BYTES, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 class _LocalHandle:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 
-from rlinf_lite.checkpoint.formats.unpickling import DTYPES, SafeUnpickler
+from rlinf_lite.checkpoint.formats.unpickling import DTYPES, UNREADABLE, SafeUnpickler
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8,
@@ -24,6 +27,8 @@ STORAGES = {
 }  # fmt: skip
 _LOCAL_HEADER_BYTES = 30
 _KEY_BYTES = 256
+EDGE_BYTES = 64 << 10
+"""Of a large entry, before and after the values: room for what torch writes there, and for the padding."""
 _MOST_FORM_BYTES = 4 << 20  # larger tensors are few, and finding out their form takes their size in memory
 
 
@@ -52,13 +57,23 @@ def decode(content: memoryview, unpickler: type[TensorUnpickler] | None = None) 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Form:
+class Form:
     """What the files of two tensors have in common if only their values differ."""
 
     head: bytes
     """All bytes before the values."""
     dtype: torch.dtype
     shape: torch.Size
+
+    @property
+    def end(self) -> int:
+        """Where the values end."""
+        return len(self.head) + self.shape.numel() * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one index in the first dimension."""
+        return self.shape[1:].numel() * self.dtype.itemsize
 
     def fits(self, content: memoryview) -> bool:
         return content[: len(self.head)] == self.head
@@ -72,18 +87,48 @@ class EntryDecoder:
     """`decode` for many entries, each holding one tensor: a form that was seen before is not parsed again."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[int, bytes], _Form] = {}
+        self._forms: dict[tuple[int, bytes], Form] = {}
 
     def decode(self, content: memoryview) -> Any:
         """As the function."""
-        key = len(content), bytes(content[:_KEY_BYTES])
-        if (form := self._forms.get(key)) is not None and form.fits(content):
+        if (form := self._known(content)) is not None:
             return form.tensor(content)
         value = decode(content)
-        if isinstance(value, torch.Tensor) and value.numel() and value.is_contiguous():
-            start = value.data_ptr() - torch.frombuffer(content, dtype=torch.uint8).data_ptr()
-            self._forms[key] = _Form(head=bytes(content[:start]), dtype=value.dtype, shape=value.shape)
+        self._learn(content, value)
         return value
+
+    def form(self, num_bytes: int, read: Callable[[int, memoryview], None]) -> Form | None:
+        """The form of a large entry, of which only the first and last bytes are read.
+
+        Args:
+            num_bytes: of the whole entry; more than twice `EDGE_BYTES`.
+            read: fills memory with the bytes of the entry from an offset on.
+
+        Returns:
+            None if the values do not lie between those bytes, or the entry cannot be read: then `decode` tells why.
+        """
+        content = memoryview(mmap.mmap(-1, num_bytes))  # what is not written or read of it takes no memory
+        read(0, content[:EDGE_BYTES])
+        form = self._known(content)
+        if form is None:
+            read(num_bytes - EDGE_BYTES, content[-EDGE_BYTES:])
+            with suppress(*UNREADABLE):
+                form = self._learn(content, decode(content))
+        if form is None or len(form.head) > EDGE_BYTES:  # otherwise zeros may have been taken for a record's header
+            return None
+        return form if num_bytes - EDGE_BYTES <= form.end <= num_bytes else None
+
+    def _known(self, content: memoryview) -> Form | None:
+        form = self._forms.get((len(content), bytes(content[:_KEY_BYTES])))
+        return form if form is not None and form.fits(content) else None
+
+    def _learn(self, content: memoryview, value: Any) -> Form | None:
+        if not (isinstance(value, torch.Tensor) and value.numel() and value.is_contiguous()):
+            return None
+        start = value.data_ptr() - torch.frombuffer(content, dtype=torch.uint8).data_ptr()
+        form = Form(head=bytes(content[:start]), dtype=value.dtype, shape=value.shape)
+        self._forms[len(content), bytes(content[:_KEY_BYTES])] = form
+        return form
 
 
 class EntryEncoder:
