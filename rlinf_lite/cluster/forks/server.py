@@ -137,7 +137,7 @@ class _Server:
     def _import(self, modules: list[str], environment: Mapping[str, str]) -> None:
         """For the workers to come; what cannot be imported is left to them, as is everything once there are threads."""
         os.environ.update(environment)
-        if "ray" in modules:
+        if "ray" in modules and self._settings_of_ray is None:  # workers of a second Ray import it by themselves
             self._settings_of_ray = _read_by_ray(os.environ)
         with quick_imports(), warnings.catch_warnings(action="ignore"):
             for module in modules:

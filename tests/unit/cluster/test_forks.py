@@ -154,6 +154,9 @@ def test_ray_is_imported_with_the_variables_of_its_workers(start, forks, monkeyp
     assert worker["forked"] and worker["ray"]
     assert not said(start(branch, **theirs | {"RAY_JOB_ID": "02000000"}))["forked"]
     assert not said(start(branch, **theirs, RAY_AUTH_MODE="disabled"))["forked"]
+    branch.preload(["ray"], theirs | {"RAY_RAYLET_PID": "8"})
+    assert not said(start(branch, **theirs | {"RAY_RAYLET_PID": "8"}))["forked"]
+    assert said(start(branch, **theirs))["forked"]
     branch.close()
 
 
