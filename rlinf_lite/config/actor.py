@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """If set, the directory must hold this architecture (``llama``, ``qwen2.5``, ...)."""
     precision: Precision = "fp32"
     """Type of parameters and optimizer state: ``fp32``, or ``bf16``: half the memory, but small updates are rounded
-    away."""
+    away. With Megatron the optimizer's state is float32, and there is ``fp16``, too."""
     dropout: bool = False
     """Keep the dropout that the directory's config asks for. Without it the policy that is updated is the one that was
     sampled, so old and new log-probs differ by the updates alone."""
@@ -136,6 +136,10 @@ class MegatronConfig(Section):
     make_vocab_size_divisible_by: Neutral[Count] = 128
     """The vocabulary is padded to a multiple of this times ``tensor_model_parallel_size``, as Megatron does; padding
     takes no part in any probability."""
+    loss_scale: Annotated[float, Gt(0), Le(2.0**32)] | None = None
+    """For ``actor.model.precision: fp16``: factor of the loss in the backward pass, so that small gradients are not
+    rounded to 0. null: a dynamic one with Megatron's numbers, 2^32 at first, halved after overflows and doubled after
+    1000 steps without. A step whose gradients overflow is skipped."""
     ckpt_format: Neutral[Literal["torch"]] = "torch"
     """Only ``torch``: ``mp_rank_*/model_optim_rng.pt`` and ``distrib_optim.pt``."""
 

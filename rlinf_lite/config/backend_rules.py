@@ -14,6 +14,7 @@ _OF_MEGATRON = (
     "recompute_granularity",
     "recompute_num_layers",
     "make_vocab_size_divisible_by",
+    "loss_scale",
 )
 _IN_BOTH = ("tensor_model_parallel_size", "sequence_parallel", "recompute_granularity")
 """Keys of ``actor.model`` that ``actor.megatron`` follows, and whose two values might differ."""
@@ -54,10 +55,10 @@ def backend_problems(config: Config) -> Iterator[str]:
 
 def _megatron(config: Config) -> Iterator[str]:
     actor = config.actor
-    if actor.model.precision == "fp16":
+    if (scale := actor.megatron.loss_scale) is not None and actor.model.precision != "fp16":
         yield (
-            "actor.model.precision=fp16: the Megatron backend has no loss scaling; set it to bf16 (with float32 "
-            "parameters in the optimizer), or to fp32"
+            f"actor.megatron.loss_scale={shown(scale)}: is for actor.model.precision=fp16; set it to null (also as "
+            "RLinf's actor.optim.loss_scale)"
         )
     if actor.model.dropout:
         yield "actor.model.dropout=true: the Megatron backend has no dropout; set it to false"

@@ -65,7 +65,6 @@ def evaluation_problems(config: EvalConfig) -> list[str]:
     rollout, sampling = config.rollout, config.algorithm.val_sampling_params
     return [
         *_temperature("algorithm.val_sampling_params", sampling, rollout),
-        *_model_precision("actor", config.actor.model),
         *_engine(rollout, config.cluster.device),
         *_problems_and_prompts(config.data),
         *_reward(config.reward, config.data),

@@ -38,6 +38,7 @@ ADDED = (
     "algorithm.val_sampling_params.min_p",
     "actor.fsdp_config.virtual_ranks",
     "critic.fsdp_config.virtual_ranks",
+    "actor.megatron.loss_scale",
 )
 """Keys that older checkpoints lack, and whose default is what every run did before there was the key."""
 

@@ -23,6 +23,7 @@ MEGATRON = {
 }
 KL_AND_TWO_UPDATES = {"algorithm.kl_beta": "0.01", "algorithm.n_minibatches": "2"}
 """Passes of the reference and of the policy before the update."""
+FP16 = {"actor.model.precision": "fp16", "actor.optim.loss_scale": "65536"}
 AUTO = "runner.resume_dir=auto"
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "learn.py"
 
@@ -36,18 +37,28 @@ def hashes(run, step: int) -> dict[str, str]:
 
 @pytest.mark.soak  # shorter: tests/distributed/megatron/test_state.py; a whole run by default: test_foreign.py
 @pytest.mark.parametrize(
-    ("actors", "transport", "sequence_parallel"),
-    [("0-1", "object_store", "false"), ("0-3", "collective", "false"), ("0-3", "object_store", "true")],
+    ("actors", "transport", "sequence_parallel", "precision"),
+    [
+        ("0-1", "object_store", "false", {}),
+        ("0-3", "collective", "false", {}),
+        ("0-3", "object_store", "true", {}),
+        ("0-1", "object_store", "false", FP16),
+    ],
+    ids=["tensor parallel", "and data parallel", "and sequence parallel", "fp16"],
 )
-def test_killed_and_resumed(new_run, undisturbed, actors, transport, sequence_parallel):
+def test_killed_and_resumed(new_run, undisturbed, actors, transport, sequence_parallel, precision):
     overrides = {
+        **precision,
         **MEGATRON,
         "actor.model.sequence_parallel": sequence_parallel,
         **KL_AND_TWO_UPDATES,
         "cluster.component_placement.actor": actors,
         "cluster.weight_sync": transport,
     }
-    straight, run = undisturbed(f"megatron {actors} {sequence_parallel}", overrides), new_run(overrides)
+    straight, run = (
+        undisturbed(f"megatron {actors} {sequence_parallel} {len(precision)}", overrides),
+        new_run(overrides),
+    )
     printed = run.kill_when("step    3/4", faults=[{"phase": "save.manifest", "step": 3, "action": "hang"}])
     divided = " and sequence parallelism" * (sequence_parallel == "true")
     close = f"tensor parallelism 2{divided}: the engine's log-probs are close to the actor's, not bitwise identical"

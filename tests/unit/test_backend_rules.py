@@ -23,7 +23,8 @@ def config_with(values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"actor.model.precision": "fp16"}, "actor.model.precision=fp16: the Megatron backend has no loss scaling"),
+        ({"actor.megatron.loss_scale": 128.0}, "loss_scale=128.0: is for actor.model.precision=fp16; set it to null"),
+        ({"actor.optim.loss_scale": 65536}, "loss_scale=65536.0: is for actor.model.precision=fp16; set it to null"),
         ({"actor.model.dropout": True}, "actor.model.dropout=true"),
         ({"critic.use_critic_model": True, "algorithm.adv_type": "gae"}, "trains no critic"),
         ({"actor.megatron.pipeline_model_parallel_size": 2}, "pipeline_model_parallel_size=2"),

@@ -156,10 +156,10 @@ def megatron_memory(config: Config) -> list[tuple[float, str]]:
     layers, hidden, inner = model.num_hidden_layers, model.hidden_size, model.intermediate_size
     tensor, groups = config.actor.megatron.tensor_model_parallel_size, num_groups(config)
     micro, length = config.algorithm.training_batch_size_per_gpu, config.runner.seq_length
-    ends = model.vocab_size * hidden
+    ends, kind = model.vocab_size * hidden, config.actor.model.precision
     assert config.actor.megatron.sequence_parallel, "layers' inputs are divided"
     return [
-        (params * 6 / tensor / GB, f"parameters in bf16, gradients in fp32: {params / GB:.2f}e9 x 6 B / {tensor}"),
+        (params * 6 / tensor / GB, f"parameters in {kind}, gradients in fp32: {params / GB:.2f}e9 x 6 B / {tensor}"),
         (
             params * 12 / tensor / groups / GB,
             f"the optimizer's parameters, first and second moments, fp32: {params / GB:.2f}e9 x 12 B / {tensor} / "
@@ -167,11 +167,11 @@ def megatron_memory(config: Config) -> list[tuple[float, str]]:
         ),
         (
             ends * 8 / tensor / GB,
-            f"gradient of the head, fp32 and bf16, twice bf16: {ends / GB:.2f}e9 x 8 B / {tensor}",
+            f"gradient of the head, fp32 and {kind}, twice {kind}: {ends / GB:.2f}e9 x 8 B / {tensor}",
         ),
         (
             head.MAX_ELEMENTS_CUDA * 13 / GB,
-            f"a chunk of logits, in bf16 and fp32, with their gradient: {head.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 13 B",
+            f"a chunk of logits, in {kind} and fp32, with their gradient: {head.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 13 B",
         ),
         (
             micro * length * ((layers * hidden + 4 * inner) // tensor + 12 * hidden) * 2 / GB,
@@ -179,6 +179,11 @@ def megatron_memory(config: Config) -> list[tuple[float, str]]:
             f"(({layers} x {hidden} + 4 x {inner}) / {tensor} + 12 x {hidden}) x 2 B",
         ),
     ]
+
+
+def rollout_precision(config: Config) -> str:
+    assert config.rollout.model.precision in ("bf16", "fp16"), "of 2 bytes"
+    return config.rollout.model.precision
 
 
 def rollout_memory(config: Config) -> list[tuple[float, str]]:
@@ -189,7 +194,7 @@ def rollout_memory(config: Config) -> list[tuple[float, str]]:
     weights, cache = params * 2 / GB, config.rollout.kv_cache_gb
     if config.rollout.rollout_backend == "builtin":
         return [
-            (weights, f"weights of the rollout model in bf16: {params / GB:.2f}e9 x 2 B"),
+            (weights, f"weights of the rollout model in {rollout_precision(config)}: {params / GB:.2f}e9 x 2 B"),
             (rows * length * a_token / GB, f"its cache: {rows} rows x {length} tokens x {a_token // 1024} KiB"),
         ]
     assert cache is not None and config.rollout.tensor_parallel_size == 1

@@ -9,6 +9,7 @@ import torch
 from rlinf_lite.config import ActorConfig, AlgorithmConfig
 from rlinf_lite.training.megatron.groups import RankGroups
 from rlinf_lite.training.megatron.model import MegatronModel
+from rlinf_lite.training.megatron.scaler import LossScaler
 from rlinf_lite.training.megatron.trainer import MegatronTrainer
 
 
@@ -16,7 +17,9 @@ def build_policy(
     actor: ActorConfig, algorithm: AlgorithmConfig, *, model_dir: Path, groups: RankGroups, device: torch.device
 ) -> MegatronTrainer:
     """Build the policy and its optimizer; see `MegatronModel` for the arguments."""
-    return MegatronTrainer(_policy(actor, algorithm, model_dir, groups, device), actor.optim)
+    model = _policy(actor, algorithm, model_dir, groups, device)
+    scaler = LossScaler.of(actor.megatron.loss_scale) if actor.model.precision == "fp16" else None
+    return MegatronTrainer(model, actor.optim, scaler)
 
 
 def build_reference(

@@ -202,6 +202,7 @@ def _build(
         attention_dropout=0.0,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         tensor_model_parallel_size=partition.size,
         use_cpu_initialization=True,
         perform_initialization=False,

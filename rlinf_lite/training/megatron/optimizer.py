@@ -126,6 +126,11 @@ class FlatAdam:
             self.own_gradient = torch.empty_like(self.flat["exp_avg"])
             dist.reduce_scatter_tensor(self.own_gradient, self._gradient, group=self._group)
 
+    def unscale(self, scale: float) -> None:
+        """Divide the reduced gradients by the factor that the loss was multiplied with."""
+        assert self.own_gradient is not None, "called before reduce"
+        self.own_gradient.mul_(1.0 / scale)
+
     def reduced(self) -> Iterator[tuple[str, Tensor]]:
         """This rank's part of each reduced gradient."""
         assert self.own_gradient is not None, "called before reduce"

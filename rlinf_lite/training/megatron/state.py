@@ -19,6 +19,7 @@ from rlinf_lite.config import OptimConfig
 from rlinf_lite.training.megatron import rng
 from rlinf_lite.training.megatron.model import MegatronModel
 from rlinf_lite.training.megatron.optimizer import FlatAdam
+from rlinf_lite.training.megatron.scaler import LossScaler
 from rlinf_lite.weights.megatron.content import arguments, model_file, optimizer_file, param_groups, unchanging
 from rlinf_lite.weights.megatron.files import (
     LATEST_FILE,
@@ -45,8 +46,16 @@ class Counters:
 class MegatronState:
     """One rank's state. Methods are collective, as far as they say."""
 
-    def __init__(self, model: MegatronModel, optimizer: FlatAdam, counters: Counters, optim: OptimConfig) -> None:
+    def __init__(
+        self,
+        model: MegatronModel,
+        optimizer: FlatAdam,
+        counters: Counters,
+        optim: OptimConfig,
+        scaler: LossScaler | None,
+    ) -> None:
         self._model, self._optimizer, self._counters, self._optim = model, optimizer, counters, optim
+        self._scaler = scaler
         self._groups = model.groups
 
     def files(self, step: int) -> dict[str, object]:
@@ -102,11 +111,14 @@ class MegatronState:
             step,
             args,
             self._model.gpt.state_dict(),
-            optimizer={"optimizer": {"param_groups": self._param_groups()}},
+            optimizer={"optimizer": {"param_groups": self._param_groups()}, **self._grad_scaler()},
             opt_param_scheduler=self._scheduler(),
             rng_state=[states[0]],
             **{OURS: ours},
         )
+
+    def _grad_scaler(self) -> dict[str, Any]:
+        return {} if self._scaler is None else {"grad_scaler": self._scaler.state()}
 
     def _param_groups(self) -> list[dict[str, Any]]:
         optim = self._optim
@@ -169,6 +181,8 @@ class MegatronState:
         optimizer.set_num_steps(num_steps)
         self._counters.num_updates = torch.tensor(num_steps if ours is None else ours["num_updates"])
         self._counters.lr = files.learning_rate
+        if self._scaler is not None:
+            self._scaler.load(files.grad_scaler)
         division = self._groups.tensor.size(), self._groups.data.size(), self._model.sequence_parallel
         if ours is None or (files.size, ours["data_parallel_size"], ours.get("sequence_parallel", False)) != division:
             return False  # sums are taken in another order, so nothing would be bit-equal with the same RNG state

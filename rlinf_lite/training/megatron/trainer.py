@@ -18,6 +18,7 @@ from rlinf_lite.training.fsdp.trainer import fetch_stats, loss_inputs
 from rlinf_lite.training.megatron.export import local_rows, whole
 from rlinf_lite.training.megatron.model import MegatronModel
 from rlinf_lite.training.megatron.optimizer import FlatAdam
+from rlinf_lite.training.megatron.scaler import LossScaler
 from rlinf_lite.training.megatron.state import Counters, MegatronState
 from rlinf_lite.training.trainer import StepStats, UnitStats
 from rlinf_lite.types import RankBatch, TokenBatch
@@ -34,7 +35,11 @@ class MegatronTrainer:
     All tensor-parallel ranks of one data-parallel rank are given the same units.
     """
 
-    def __init__(self, model: MegatronModel, optim: OptimConfig) -> None:
+    def __init__(self, model: MegatronModel, optim: OptimConfig, scaler: LossScaler | None = None) -> None:
+        """
+        Args:
+            scaler: for parameters in fp16.
+        """
         self.sharded, self.device, self.groups, self.names = model, model.device, model.groups, model.names
         self.rank, self.world_size = dist.get_rank(), model.groups.data.size()
         self._clip_grad = optim.clip_grad or math.inf
@@ -48,6 +53,7 @@ class MegatronTrainer:
         ]
         """Parameters of which each tensor-parallel rank has only its own heads' or tokens' part of the gradient."""
         self.optimizer = FlatAdam(dict(model.gpt.named_parameters()), model.groups.data, optim)
+        self.scaler = scaler
         self._counters = Counters(num_updates=torch.zeros((), dtype=torch.int64), lr=optim.lr)
         self._hooks: list[Callable[[], None]] = []
 
@@ -70,7 +76,7 @@ class MegatronTrainer:
             outputs = self.sharded(unit, with_entropy=loss.wants_entropy)
             leaves = outputs.leaves()
             report = loss(loss_inputs(unit, leaves, batch.norm, self.device))
-            report.loss.backward()
+            (report.loss if self.scaler is None else report.loss * self.scaler.scale).backward()
             outputs.backward(leaves)
             reports[unit.index] = report
         return fetch_stats(reports)
@@ -78,9 +84,17 @@ class MegatronTrainer:
     @torch.no_grad()
     def optim_step(self, lr: float) -> StepStats:
         self.optimizer.reduce(self.partial, self.groups.tensor)
+        if self.scaler is not None:
+            self.optimizer.unscale(self.scaler.scale)
         norm = self._gradient_norm()
-        if not math.isfinite(norm):
+        is_finite = math.isfinite(norm)
+        if self.scaler is not None:
+            self.scaler.update(overflowed=not is_finite)
+        if not is_finite:
             self.optimizer.drop_gradients()
+            if self.scaler is not None:
+                self.skip_step()
+                return StepStats(grad_norm=norm, skipped=True)
             raise NotFinite(
                 f"the gradient norm is {norm} after {int(self.num_updates)} optimizer steps; nothing was updated. "
                 f"Lower {_REMEDY}"
@@ -116,7 +130,7 @@ class MegatronTrainer:
     # -- state and weights
 
     def state(self) -> MegatronState:
-        return MegatronState(self.sharded, self.optimizer, self._counters, self._optim)
+        return MegatronState(self.sharded, self.optimizer, self._counters, self._optim, self.scaler)
 
     def check_finite(self) -> None:
         # A NaN or an infinity stays in the state, whichever mini-batch caused it: once per step is enough.
@@ -132,6 +146,8 @@ class MegatronTrainer:
             return f"{name} holds a NaN or an infinity"
         if weights_only:
             return None
+        if self.scaler is not None and not 0 < self.scaler.scale < math.inf:
+            return f"grad_scaler.scale is {self.scaler.scale}"
         steps, updates = self.optimizer.num_steps, int(self.num_updates)
         return None if 0 <= steps <= updates else f"optimizer step {steps} after {updates} optimizer steps"
 

@@ -48,7 +48,7 @@ def arguments(partition: Partition, *, dtype: torch.dtype, max_positions: int, v
         pipeline_model_parallel_size=1,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        fp16=False,
+        fp16=dtype == torch.float16,
         transformer_impl="local",
         use_distributed_optimizer=True,
         ckpt_format="torch",

@@ -162,6 +162,12 @@ class MegatronFiles:
         """Of the last step."""
         return float(self._of_groups("lr"))
 
+    @property
+    def grad_scaler(self) -> Mapping[str, Any]:
+        """What a scaler of the loss has saved; empty if there was none, or a constant one."""
+        found: Mapping[str, Any] = self.model_file(0).get("optimizer", {}).get("grad_scaler") or {}
+        return found
+
     def _of_groups(self, key: str) -> Any:
         """What all parameter groups say."""
         groups = self.model_file(0).get("optimizer", {}).get("optimizer", {}).get("param_groups", [])

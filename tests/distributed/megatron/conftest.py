@@ -206,3 +206,45 @@ def made_up():
     """Groups, their units, and a weight per token."""
     groups = made_up_groups()
     return groups, *units_of(groups)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """``reference(model_dir, config, groups, weight, num_steps)``: what the ranks should compute, by transformers."""
+    return _by_transformers
+
+
+def _by_transformers(model_dir, config, groups, weight, num_steps):
+    """The same in float64 with transformers' attention, a row at a time, and ordinary autograd."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64, attn_implementation="eager")
+    optim = config.actor.optim
+    decay = [param for param in model.parameters() if param.dim() > 1]
+    others = [param for param in model.parameters() if param.dim() == 1]
+    adam = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=optim.lr,
+        betas=(optim.adam_beta1, optim.adam_beta2),
+        eps=optim.adam_eps,
+    )
+    found = {"norms": []}
+    for step in range(num_steps):
+        logprobs, entropies = [], []
+        for group in groups:
+            for response in group.responses:
+                prompt = torch.tensor(group.prompt.problem.prompt_ids)
+                targets = torch.from_numpy(response.token_ids)
+                logits = model(input_ids=torch.cat([prompt, targets])[None]).logits[0, len(prompt) - 1 : -1]
+                all_logprobs = logits.log_softmax(-1)
+                logprobs.append(all_logprobs.gather(1, targets[:, None])[:, 0])
+                entropies.append(-(all_logprobs.exp() * all_logprobs).sum(-1))
+        total = (weight * torch.cat(logprobs)).sum() + 0.3 * (weight * torch.cat(entropies)).sum()
+        adam.zero_grad()
+        total.backward()
+        if step == 0:
+            found["logprobs"] = torch.cat(logprobs).detach()
+            found["gradients"] = {name: param.grad.clone() for name, param in model.named_parameters()}
+        found["norms"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad).item())
+        adam.step()
+        found["loss"] = total.item()
+    found["weights"] = {name: param.detach() for name, param in model.named_parameters()}
+    return found

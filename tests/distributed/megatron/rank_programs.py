@@ -161,8 +161,14 @@ def snapshot(trainer: MegatronTrainer) -> dict[str, Any]:
         **{f"model.{name}": param.detach().clone() for name, param in optimizer.params.items()},
         **{f"optim.{part}": flat.clone() for part, flat in optimizer.flat.items()},
         "steps": torch.tensor([optimizer.num_steps, int(trainer.num_updates), *adam_steps(trainer)]),
+        "scaler": torch.tensor(scaler_state(trainer), dtype=torch.float64),
         "rng": torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64),
     }
+
+
+def scaler_state(trainer: MegatronTrainer) -> list[float]:
+    scaler = trainer.scaler
+    return [] if scaler is None else [scaler.scale, scaler.growth_tracker, scaler.hysteresis_tracker]
 
 
 def adam_steps(trainer: MegatronTrainer) -> set[int]:
@@ -176,10 +182,10 @@ def train(trainer: MegatronTrainer, config: Config, units: list[TokenBatch], num
         trainer.optim_step(config.actor.optim.lr)
 
 
-def run_straight(model_dir: str, config: Config, units: list[TokenBatch]) -> dict[str, Any]:
-    """Two steps, a save, one step that is skipped, two more steps."""
+def run_straight(model_dir: str, config: Config, units: list[TokenBatch], num_steps: int = 2) -> dict[str, Any]:
+    """Some steps, a save, one step that is skipped, two more steps."""
     trainer = build(model_dir, config)
-    train(trainer, config, units, 2)
+    train(trainer, config, units, num_steps)
     trainer.skip_step()
     files = saved(trainer, 7)
     train(trainer, config, units, 2)
@@ -196,6 +202,28 @@ def run_on(model_dir: str, config: Config, units: list[TokenBatch], files: dict[
     files_again = saved(trainer, 7)
     train(trainer, config, units, 2)
     return {"restored": restored, "files": files_again, "end": snapshot(trainer)}
+
+
+def scaled_steps(model_dir: str, config: Config, units: list[TokenBatch], num_steps: int) -> list[dict[str, Any]]:
+    """Steps with a scaled loss: what each did, and what it left."""
+    trainer = build(model_dir, config)
+    found = []
+    for _ in range(num_steps):
+        before = {name: param.detach().clone() for name, param in trainer.optimizer.params.items()}
+        trainer.forward_backward(own_batch(trainer, units), WeightedSum())
+        stats = trainer.optim_step(config.actor.optim.lr)
+        params = trainer.optimizer.params.items()
+        found.append(
+            {
+                "skipped": stats.skipped,
+                "norm": stats.grad_norm,
+                "changed": any(not torch.equal(param, before[name]) for name, param in params),
+                "scale": trainer.scaler.scale,
+                "updates": (int(trainer.num_updates), trainer.optimizer.num_steps),
+            }
+        )
+    assert trainer.bad_state() is None
+    return found
 
 
 def load_weights(model_dir: str, config: Config, units: list[TokenBatch], files: dict[str, bytes]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from rlinf_lite.models.head import MIN_ROWS
 from rlinf_lite.weights.pieces import join_rows
@@ -18,46 +18,10 @@ SEQUENCE = "actor.megatron.sequence_parallel"
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def reference(model_dir, config, groups, weight, num_steps=NUM_STEPS):
-    """The same in float64 with transformers' attention, a row at a time, and ordinary autograd."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64, attn_implementation="eager")
-    optim = config.actor.optim
-    decay = [param for param in model.parameters() if param.dim() > 1]
-    others = [param for param in model.parameters() if param.dim() == 1]
-    adam = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=optim.lr,
-        betas=(optim.adam_beta1, optim.adam_beta2),
-        eps=optim.adam_eps,
-    )
-    found = {"norms": []}
-    for step in range(num_steps):
-        logprobs, entropies = [], []
-        for group in groups:
-            for response in group.responses:
-                prompt = torch.tensor(group.prompt.problem.prompt_ids)
-                targets = torch.from_numpy(response.token_ids)
-                logits = model(input_ids=torch.cat([prompt, targets])[None]).logits[0, len(prompt) - 1 : -1]
-                all_logprobs = logits.log_softmax(-1)
-                logprobs.append(all_logprobs.gather(1, targets[:, None])[:, 0])
-                entropies.append(-(all_logprobs.exp() * all_logprobs).sum(-1))
-        total = (weight * torch.cat(logprobs)).sum() + 0.3 * (weight * torch.cat(entropies)).sum()
-        adam.zero_grad()
-        total.backward()
-        if step == 0:
-            found["logprobs"] = torch.cat(logprobs).detach()
-            found["gradients"] = {name: param.grad.clone() for name, param in model.named_parameters()}
-        found["norms"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad).item())
-        adam.step()
-        found["loss"] = total.item()
-    found["weights"] = {name: param.detach() for name, param in model.named_parameters()}
-    return found
-
-
 @pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.soak), "qwen2", "qwen3"])
-def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, made_up, kind):
+def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, made_up, reference, kind):
     groups, units, weight = made_up
-    wanted = reference(model_dirs[kind], make_config(1), groups, weight)
+    wanted = reference(model_dirs[kind], make_config(1), groups, weight, NUM_STEPS)
     assert wanted["norms"][0] > 0.5, "nothing would be clipped"
     assert any(len(unit.ids_N) % 2 for unit in units if len(unit.ids_N) > MIN_ROWS), "nothing would be padded"
     layouts = [((1, 1), False), ((2, 1), False), ((1, 2), False), ((2, 2), False), ((2, 1), True), ((2, 2), True)]
@@ -75,7 +39,7 @@ def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, ma
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn", "yarn mscale", "yarn factor", "as for Qwen2.5"])
-def test_scaled_rotary_embeddings(ranks, model_dirs, make_config, made_up, tmp_path, kind):
+def test_scaled_rotary_embeddings(ranks, model_dirs, make_config, made_up, reference, tmp_path, kind):
     groups, units, weight = made_up
     model_dir = model_dirs[kind] if kind in model_dirs else as_for_qwen(model_dirs["yarn"], tmp_path)
     rope = AutoConfig.from_pretrained(model_dir).rope_parameters
