@@ -138,8 +138,10 @@ class MegatronConfig(Section):
     takes no part in any probability."""
     loss_scale: Annotated[float, Gt(0), Le(2.0**32)] | None = None
     """For ``actor.model.precision: fp16``: factor of the loss in the backward pass, so that small gradients are not
-    rounded to 0. null: a dynamic one with Megatron's numbers, 2^32 at first, halved after overflows and doubled after
-    1000 steps without. A step whose gradients overflow is skipped."""
+    rounded to 0. null: a dynamic one as in Megatron, 2^32 at first, halved after overflows and doubled after
+    ``loss_scale_window`` steps without. A step whose gradients overflow is skipped."""
+    loss_scale_window: Count = 1000
+    """Steps without overflow after which a dynamic scale of the loss doubles."""
     ckpt_format: Neutral[Literal["torch"]] = "torch"
     """Only ``torch``: ``mp_rank_*/model_optim_rng.pt`` and ``distrib_optim.pt``."""
 

@@ -15,6 +15,7 @@ _OF_MEGATRON = (
     "recompute_num_layers",
     "make_vocab_size_divisible_by",
     "loss_scale",
+    "loss_scale_window",
 )
 _IN_BOTH = ("tensor_model_parallel_size", "sequence_parallel", "recompute_granularity")
 """Keys of ``actor.model`` that ``actor.megatron`` follows, and whose two values might differ."""
@@ -55,11 +56,13 @@ def backend_problems(config: Config) -> Iterator[str]:
 
 def _megatron(config: Config) -> Iterator[str]:
     actor = config.actor
-    if (scale := actor.megatron.loss_scale) is not None and actor.model.precision != "fp16":
-        yield (
-            f"actor.megatron.loss_scale={shown(scale)}: is for actor.model.precision=fp16; set it to null (also as "
-            "RLinf's actor.optim.loss_scale)"
-        )
+    for name in ("loss_scale", "loss_scale_window"):
+        value, unused = value_of(config, key := f"actor.megatron.{name}"), _default(f"actor.megatron.{name}")
+        if value != unused and actor.model.precision != "fp16":
+            yield (
+                f"{key}={shown(value)}: is for actor.model.precision=fp16; set it to {shown(unused)} (also as RLinf's "
+                f"actor.optim.{name})"
+            )
     if actor.model.dropout:
         yield "actor.model.dropout=true: the Megatron backend has no dropout; set it to false"
     if (layers := actor.megatron.recompute_num_layers) is not None and actor.megatron.recompute_granularity is None:

@@ -168,6 +168,7 @@ TAKEN: dict[str, Taken] = {
     "actor.optim.overlap_param_gather_with_optimizer_step": _in_vain(False, _NO_OVERLAP),
     "actor.optim.optimizer_enable_pin": _in_vain(False, "pinned memory is for offloading, which is not there"),
     "actor.optim.loss_scale": _sets("actor.megatron.loss_scale", convert=float),
+    "actor.optim.loss_scale_window": _sets("actor.megatron.loss_scale_window"),
     f"{_RATE}.lr_decay_style": _sets("actor.optim.lr_scheduler", "constant", "linear", "cosine"),
     f"{_RATE}.lr_decay_iters": _sets("actor.optim.total_training_steps"),
     f"{_RATE}.lr_warmup_iters": _any("sets `actor.optim.lr_warmup_steps`, unless there is a lr_warmup_fraction"),

@@ -39,6 +39,7 @@ ADDED = (
     "actor.fsdp_config.virtual_ranks",
     "critic.fsdp_config.virtual_ranks",
     "actor.megatron.loss_scale",
+    "actor.megatron.loss_scale_window",
 )
 """Keys that older checkpoints lack, and whose default is what every run did before there was the key."""
 

@@ -97,6 +97,7 @@ RANGES: dict[str, tuple] = {
     "actor.megatron.recompute_num_layers": (0, 1, COUNT, COUNT + 1),
     "actor.megatron.make_vocab_size_divisible_by": (0, 1, COUNT, COUNT + 1),
     "actor.megatron.loss_scale": (0.0, 1.0, 2.0**32, 2.0**33),
+    "actor.megatron.loss_scale_window": (0, 1, COUNT, COUNT + 1),
     "reward.max_failed_fraction": (-0.1, 0.0, 1.0, 1.1),
     "reward.reward_scale": (0.0, 1e-6, 1e6, 1.1e6),
     "reward.verifier_timeout": (0.0, 0.1, SECONDS, 1.1e8),

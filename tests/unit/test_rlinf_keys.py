@@ -163,7 +163,8 @@ def flatten_nested(config):
 def test_the_shipped_config_has_every_key_of_the_example():
     assert leaves(SHIPPED["actor"]) == leaves(yaml.safe_load(ACTOR))
     of_fsdp = {f"actor.{key}" for key in leaves(yaml.safe_load(FSDP))}
-    assert set(leaves(SHIPPED)) >= rlinf.TAKEN.keys() - of_fsdp, "and the other sections have theirs"
+    of_7b = {"actor.optim.loss_scale_window"}
+    assert set(leaves(SHIPPED)) >= rlinf.TAKEN.keys() - of_fsdp - of_7b, "and the other sections have theirs"
     notes = []
     config = load(["qwen2.5-1.5b-grpo-megatron"], notes.append)
     assert [line.partition("=true has no effect: ")[0] for line in notes] == IN_VAIN
@@ -171,13 +172,24 @@ def test_the_shipped_config_has_every_key_of_the_example():
     assert config.actor.optim.lr_warmup_steps == 10
 
 
-@pytest.mark.parametrize(
-    "written", ["rollout.rollout_backend=sglang", "rollout.gpu_memory_utilization=0.55", "rollout.enforce_eager=False"]
-)
+EDITED = {
+    "rollout.rollout_backend": "sglang",
+    "algorithm.early_stop_imp_ratio": "5.0",
+    "rollout.gpu_memory_utilization": "0.55",
+    "rollout.enforce_eager": "False",
+}
+
+
+@pytest.mark.parametrize("written", [f"{key}={value}" for key, value in EDITED.items()])
 def test_what_had_to_be_edited(written):
-    """Behind a # in the shipped config, and in the table of docs/megatron.md."""
+    """Behind a # in the shipped config, and in the table of docs/megatron.md. The last two are for vLLM."""
     with pytest.raises(ConfigError):
         load(["qwen2.5-1.5b-grpo-megatron", written])
+
+
+def test_the_7b_examples_key_is_taken():
+    megatron = example({"actor.optim.loss_scale": None, "actor.optim.loss_scale_window": 5}).actor.megatron
+    assert (megatron.loss_scale, megatron.loss_scale_window) == (None, 5)
 
 
 def test_the_fsdp_examples_keys_are_taken():

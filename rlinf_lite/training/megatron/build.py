@@ -18,7 +18,7 @@ def build_policy(
 ) -> MegatronTrainer:
     """Build the policy and its optimizer; see `MegatronModel` for the arguments."""
     model = _policy(actor, algorithm, model_dir, groups, device)
-    scaler = LossScaler.of(actor.megatron.loss_scale) if actor.model.precision == "fp16" else None
+    scaler = LossScaler.of(actor.megatron) if actor.model.precision == "fp16" else None
     return MegatronTrainer(model, actor.optim, scaler)
 
 

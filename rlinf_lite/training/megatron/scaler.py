@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from rlinf_lite.config import MegatronConfig
+
 INITIAL = 2.0**32
 """Of a dynamic scale: Megatron's ``--initial-loss-scale``."""
 _LEAST, _FACTOR = 1.0, 2.0
-WINDOW = 1000
-"""Steps without overflow after which a dynamic scale doubles: Megatron's ``--loss-scale-window``."""
 HYSTERESIS = 2
 """Overflows, since the scale last doubled, before it is halved: Megatron's ``--hysteresis``."""
 
@@ -27,15 +27,18 @@ class LossScaler:
 
     scale: float
     is_dynamic: bool
+    window: int
+    """Steps without overflow after which a dynamic scale doubles."""
     growth_tracker: int = 0
     """Steps since the last overflow, or since the scale doubled."""
     hysteresis_tracker: int = HYSTERESIS
     """Overflows until the scale is halved; then each halves it."""
 
     @classmethod
-    def of(cls, loss_scale: float | None) -> LossScaler:
-        """With a constant scale; None: a dynamic one."""
-        return cls(scale=loss_scale or INITIAL, is_dynamic=loss_scale is None)
+    def of(cls, megatron: MegatronConfig) -> LossScaler:
+        """As configured."""
+        scale = megatron.loss_scale
+        return cls(scale=scale or INITIAL, is_dynamic=scale is None, window=megatron.loss_scale_window)
 
     def update(self, *, overflowed: bool) -> None:
         """Follow a step: call it once for each."""
@@ -48,7 +51,7 @@ class LossScaler:
                 self.scale = max(self.scale / _FACTOR, _LEAST)
             return
         self.growth_tracker += 1
-        if self.growth_tracker == WINDOW:
+        if self.growth_tracker == self.window:
             self.growth_tracker, self.hysteresis_tracker = 0, HYSTERESIS
             self.scale *= _FACTOR
 

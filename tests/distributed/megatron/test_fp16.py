@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlinf_lite.config import MegatronConfig
 from rlinf_lite.training.megatron.scaler import LossScaler
 from rlinf_lite.types import Column
 
@@ -15,25 +16,27 @@ FP16 = {"actor.model.precision": "fp16", "actor.optim.clip_grad": 0.0}
 
 
 @pytest.mark.filterwarnings("ignore")  # of Megatron's optimizers, on import
-def test_the_scale_follows_overflows_as_megatrons_does():
+@pytest.mark.parametrize("window", [1000, 5])
+def test_the_scale_follows_overflows_as_megatrons_does(window):
     from megatron.core.optimizer.grad_scaler import DynamicGradScaler  # takes seconds
 
-    ours, theirs = LossScaler.of(None), DynamicGradScaler.__new__(DynamicGradScaler)  # which would ask for a GPU
+    dynamic = MegatronConfig(loss_scale_window=window)
+    ours, theirs = LossScaler.of(dynamic), DynamicGradScaler.__new__(DynamicGradScaler)  # which would ask for a GPU
     numbers = {"_scale": [2.0**32], "min_scale": [1.0], "growth_factor": [2.0], "backoff_factor": [0.5]}
     for name, value in numbers.items():
         setattr(theirs, name, torch.tensor(value))
-    theirs.growth_interval, theirs.hysteresis, theirs._growth_tracker, theirs._hysteresis_tracker = 1000, 2, 0, 2
-    for step in range(9000):
-        overflowed = step < 40 or step in (3000, 3001, 3500, 6100) or step > 8980
+    theirs.growth_interval, theirs.hysteresis, theirs._growth_tracker, theirs._hysteresis_tracker = window, 2, 0, 2
+    for step in range(9 * window):
+        overflowed = step < 40 or step in (3000, 3001, 3500, 6100) or step > 9 * window - 20
         ours.update(overflowed=overflowed)
         theirs.update(overflowed)
         state, wanted = ours.state(), theirs.state_dict()
         assert state.keys() == wanted.keys()
         assert all(torch.equal(torch.as_tensor(state[name]), torch.as_tensor(wanted[name])) for name in wanted)
-        if step == 5000:
-            ours = LossScaler.of(None)
+        if step == 5 * window:
+            ours = LossScaler.of(dynamic)
             ours.load(wanted)
-    constant = LossScaler.of(128.0)
+    constant = LossScaler.of(MegatronConfig(loss_scale=128.0))
     constant.update(overflowed=True)
     constant.load(ours.state())
     assert (constant.scale, constant.state()) == (128.0, {})
