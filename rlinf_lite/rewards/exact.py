@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from rlinf_lite.types import GradingItem, Score
 
+_RIGHT, _WRONG = Score(reward=1.0, correct=True), Score(reward=0.0, correct=False)
+
 
 class ExactGrader:
     """A response is correct if it equals the answer, outer white space aside, and was not truncated."""
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
-        found = (item.finished and item.response.strip() == item.answer for item in items)
-        return [Score(reward=float(correct), correct=correct) for correct in found]
+        return [_RIGHT if item.finished and item.response.strip() == item.answer else _WRONG for item in items]
 
     def close(self) -> None:
         """Does nothing: there is nothing to release."""

@@ -47,7 +47,15 @@ class SumGrader:
 
     def score(self, items: Sequence[GradingItem]) -> list[Score]:
         found = [summand.grader.score(items) for summand in self._summands]
-        return [self._sum(scores) for scores in zip(*found, strict=True)]
+        # A grader may return one object for many responses: it is added up once.
+        sums: dict[tuple[int, ...], Score] = {}
+        summed = []
+        for scores in zip(*found, strict=True):
+            key = tuple(map(id, scores))
+            if key not in sums:
+                sums[key] = self._sum(scores)
+            summed.append(sums[key])
+        return summed
 
     def close(self) -> None:
         for summand in self._summands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def graded_table(
 
     responses = [response for group in groups for response in group.responses]
     rewards = [response.score.reward if response.score is not None else 0.0 for response in responses]
-    num_tokens = [int(r.loss_mask.sum()) if c else 0 for r, c in zip(responses, is_counted, strict=True)]
+    num_tokens = [int(np.count_nonzero(r.loss_mask)) if c else 0 for r, c in zip(responses, is_counted, strict=True)]
     return Graded(
         rewards_PG=table(rewards, torch.float64),
         counted_PG=table(is_counted, torch.bool),
