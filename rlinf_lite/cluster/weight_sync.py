@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import Call, wait_all
@@ -11,9 +12,18 @@ from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.errors import ConfigError
 
+if TYPE_CHECKING:  # imports torch, which the driver does later
+    from rlinf_lite.weights.transport import PackedWeights
+
 
 class WeightSync(Protocol):
     """Brings the weights of an update to the next rollout."""
+
+    def start(self, step: int) -> None:
+        """Begin the next `publish`, where that can be done beside other work. Called when an update is done.
+
+        Does not wait; that `publish` raises what goes wrong.
+        """
 
     def publish(self, step: int) -> None:
         """Return when every engine holds the policy's current weights. Called at the top of a step.
@@ -29,6 +39,17 @@ class WeightSync(Protocol):
         """Send the weights of the last `publish` to a rollout worker that was replaced since. Does not wait."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Started:
+    """Calls that bring weights from the policy to the engines."""
+
+    step: int
+    """Completed steps of the weights."""
+    rows: list[Call[PackedWeights]]
+    received: list[Call[None]]
+    """What the engines do with them."""
+
+
 class ObjectStoreSync:
     """Each policy rank puts its own rows into shared memory; each engine maps all of them and copies them once.
 
@@ -41,14 +62,25 @@ class ObjectStoreSync:
             step: completed steps of the weights of the last `publish`.
         """
         self._policy, self._rollouts, self._precision, self._step = policy, rollouts, precision, step
+        self._started: _Started | None = None
+
+    def start(self, step: int) -> None:
+        """As `WeightSync.start`: engines are idle between two rollouts."""
+        rows = self._policy.start_weight_rows(self._precision)
+        loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_row_checksums(self._precision)
+        checks = self._rollouts.start_check_weights(step, sums)
+        self._started = _Started(step=step, rows=rows, received=[*loads, *checks])
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
         self._step = step
-        rows = self._policy.start_weight_rows(self._precision)
-        loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_row_checksums(self._precision)
+        if self._started is None or self._started.step != step:
+            self.start(step)
+        started, self._started = self._started, None
+        assert started is not None
+        rows = started.rows
         try:
-            wait_all([*loads, *self._rollouts.start_check_weights(step, sums)])
+            wait_all(started.received)
         except Exception as error:
             wait_all(rows)  # a failed policy rank makes every load fail: raise its own error
             if not isinstance(error, WorkerLost) or self._rollouts.repair is None:
@@ -70,6 +102,9 @@ class SharedMemorySync:
     def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> None:
         self._policy, self._rollouts, self._precision = policy, rollouts, precision
         self._is_open, self._step = False, 0
+
+    def start(self, step: int) -> None:
+        """As `WeightSync.start`: nothing, since engines may still be asleep."""
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
@@ -100,6 +135,9 @@ class CollectiveSync:
     def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> None:
         self._policy, self._rollouts, self._precision = policy, rollouts, precision
         self._joined, self._step = False, 0
+
+    def start(self, step: int) -> None:
+        """As `WeightSync.start`: nothing, since a collective call cannot be given up."""
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`."""

@@ -19,6 +19,7 @@ from rlinf_lite.runner.grading import graded
 from rlinf_lite.runner.interruption import Interruption
 from rlinf_lite.runner.metrics import (
     Metrics,
+    actor_memory,
     mfu,
     rollout_metrics,
     sampling_metrics,
@@ -60,8 +61,8 @@ class Runner:
     """Called when a step is completed and logged, and its save has begun."""
     intact: bool = True
     """Whether the trainers hold the state after ``progress.step``; false while an update changes it."""
-    _utilization: Metrics = field(default_factory=dict, init=False)
-    """Of the last update in this process, until its row is written: no part of a state."""
+    _measured: Metrics = field(default_factory=dict, init=False)
+    """Speed and memory of the last update in this process, until its row is written: no part of a state."""
 
     def run(self) -> None:
         """Train until ``last_step`` steps are completed, or the time is up."""
@@ -111,7 +112,9 @@ class Runner:
                 "progress/step_tokens": sampled.num_tokens,
             }
         )
-        self._utilization = mfu(reports.policy, timer.seconds["update"])
+        if after.step < self.last_step:
+            self.weights.start(after.step)  # engines load them while the state is copied and the row is written
+        self._measured = mfu(reports.policy, timer.seconds["update"]) | actor_memory(reports.policy, reports.critic)
         self.models.check_gap(step, after.unlogged)
         self.complete(after, timer)
         self.log_samples(step, sampled.candidates)
@@ -161,16 +164,15 @@ class Runner:
             self.samples.sync()
 
     def throughput(self, metrics: Metrics, timer: PhaseTimer) -> Metrics:
-        """Return speed and memory of the step that just ended."""
+        """Return speed and memory of the step that just ended; of its update only if this process saw it."""
         seconds = timer.metrics()["time/step"] - timer.seconds.get("validation", 0.0)
         speed, slots = metrics["progress/step_tokens"] / seconds, self.trainers.policy.slots
-        utilization, self._utilization = self._utilization, {}
+        measured, self._measured = self._measured, {}
         return {
-            **utilization,
+            **measured,
             "throughput/tokens_per_second": speed,
             "throughput/tokens_per_second_per_slot": speed / len(slots | self.generation.rollouts.slots),
             "memory/driver_gb": psutil.Process().memory_info().rss / 1e9,
-            "memory/actor_gb": max(self.trainers.memory()),
         }
 
     def log_samples(self, step: int, groups: Sequence[Group]) -> None:

@@ -105,6 +105,11 @@ def mfu(reports: Sequence[Sequence[UpdateReport]], seconds: float) -> Metrics:
     return {"throughput/mfu": flops / (peak * seconds)} if flops and peak else {}
 
 
+def actor_memory(*reports: Sequence[Sequence[UpdateReport]]) -> Metrics:
+    """Peak memory of the largest rank of all models that were trained, from their reports as `update_metrics` takes."""
+    return {"memory/actor_gb": max(report.memory_gb for model in reports for ranks in model for report in ranks)}
+
+
 def _minibatch(ranks: Sequence[UpdateReport]) -> dict[str, float]:
     by_index = {index: unit for report in ranks for index, unit in report.units.items()}
     units = [by_index[index] for index in sorted(by_index)]

@@ -28,6 +28,8 @@ class UpdateReport:
     and token that was computed, and a shared prompt was once."""
     peak_flops: float = 0.0
     """Those per second that this rank's device is capable of; 0: not known."""
+    memory_gb: float = 0.0
+    """Peak memory of this rank's process so far: of the GPU, or resident."""
 
 
 def update(trainer: Trainer, batch: RankBatch, loss: Loss, lr: float) -> UpdateReport:

@@ -128,9 +128,3 @@ class Trainers:
         """Look for the first operation of `self_check` that does not repeat its bits: one name, or None, per group."""
         started = [group.start("first_operation", responses) for group in self.groups]
         return [next(filter(None, wait_all(calls)), None) for calls in started]
-
-    # -- facts
-
-    def memory(self) -> list[float]:
-        """Return the peak memory of each rank in GB."""
-        return self._call("memory")

@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -193,7 +193,7 @@ class TrainerWorker(ABC):
             report = update(self.trainer, batch, self._loss, lr)
             if last:
                 self.trainer.check_finite()
-            return report
+            return replace(report, memory_gb=self._peak_memory())
         except NotFinite as error:
             raise NotFinite(f"step {step}: {error}") from None
 
@@ -278,10 +278,8 @@ class TrainerWorker(ABC):
         if problem is not None:
             raise DamagedCheckpoint(f"{path}: {problem} ({self.section} rank {self.rank}): no run can continue from it")
 
-    # -- facts
-
-    def memory(self) -> float:
-        """Return peak memory in GB: of the GPU, or resident."""
+    def _peak_memory(self) -> float:
+        """As `UpdateReport.memory_gb`."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

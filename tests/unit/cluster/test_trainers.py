@@ -41,9 +41,6 @@ class Rank:
     def load(self, *args: object) -> str:
         return self._answer(*args)
 
-    def memory(self) -> str:
-        return self._answer()
-
     def reset(self) -> None:
         self._answer()
 
@@ -78,11 +75,11 @@ BOTH = ["actor 0", "actor 1", "critic 0"]
 
 def test_results_are_those_of_the_policy_then_of_the_critic():
     trainers, processes = trainers_of(2, 1)
-    assert [list(processes), trainers.memory(), trainers.poll_save(), trainers.save(3, {}, {})] == [BOTH] * 4
+    assert [list(processes), trainers.poll_save(), trainers.save(3, {}, {})] == [BOTH] * 3
     assert trainers.load("global_step_3", "full") == "actor 0"
     assert [process.worker.given[-1] for process in processes.values()] == [("global_step_3", "full")] * 3
     alone, _ = trainers_of(2, 0)
-    assert alone.memory() == BOTH[:2] and [group.component for group in alone.groups] == ["actor"]
+    assert alone.poll_save() == BOTH[:2] and [group.component for group in alone.groups] == ["actor"]
 
 
 def test_all_ranks_meet_at_one_store_and_know_how_they_are_divided():

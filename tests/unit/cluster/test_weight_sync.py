@@ -201,3 +201,15 @@ def test_a_planned_flip_is_done(monkeypatch):
     case.sync.publish(1)
     with pytest.raises(WeightsDiffer, match="after step 2"):
         case.sync.publish(2)
+
+
+def test_what_was_started_is_not_sent_twice():
+    case = Case()
+    case.sync.start(1)
+    started = [param.bfloat16() for param in case.model.parameters()]
+    case.train()
+    case.sync.publish(1)
+    assert all(map(torch.equal, case.worker(0).model.parameters(), started)), "what was sent at the start"
+    case.sync.publish(1)
+    for ours, theirs in zip(case.model.parameters(), case.worker(1).model.parameters(), strict=True):
+        assert torch.equal(ours.bfloat16(), theirs), "each start is used once"
