@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +38,10 @@ class Sampled:
     def groups(self, batch: GenerationBatch, tokenizer: PreTrainedTokenizerBase, *, with_logprobs: bool) -> list[Group]:
         """As `RolloutEngine.generate` returns them."""
         ids = [self.tokens_NT[row, :length].copy() for row, length in enumerate(self.length_N.tolist())]
-        texts: Sequence[str] = tokenizer.batch_decode([row.tolist() for row in ids], skip_special_tokens=True)
+        tokens = [tuple(of_row.tolist()) for of_row in ids]
+        distinct = list(dict.fromkeys(tokens))
+        decoded = tokenizer.batch_decode([*map(list, distinct)], skip_special_tokens=True)
+        text_of = dict(zip(distinct, decoded, strict=True))
         all_true = np.ones(self.tokens_NT.shape[1], dtype=np.bool_)
         responses = [
             Response(
@@ -48,7 +50,7 @@ class Sampled:
                 loss_mask=all_true[: len(of_row)].copy(),
                 logprobs=self.logprobs_NT[row, : len(of_row)].copy() if with_logprobs else None,
                 finished=bool(self.finished_N[row]),
-                text=texts[row],
+                text=text_of[tokens[row]],
                 weights_step=batch.weights_step,
             )
             for row, of_row in enumerate(ids)
