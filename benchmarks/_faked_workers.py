@@ -115,7 +115,7 @@ def _update(step: int, batch: RankBatch, last: bool) -> UpdateReport:
 
 _ANSWERS: Mapping[str, Any] = {
     "weight_rows": lambda precision: {},
-    "sent_checksums": lambda: {},
+    "row_checksums": lambda precision: {},
     "load_weights": lambda *rows: None,
     "check_weights": lambda step, *sent: None,
     "generate": _generate,
@@ -123,7 +123,6 @@ _ANSWERS: Mapping[str, Any] = {
     "score": _score,
     "update": _update,
     "replicate": lambda step, data, info: ({}, {}),
-    "memory": lambda: 1.0,
 }
 
 

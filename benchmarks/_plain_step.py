@@ -72,8 +72,9 @@ class PlainRun:
 
     def publish(self, step: int) -> None:
         """Bring the policy's weights to the engine."""
-        self.engine.load_weights(self.policy.weight_rows(self.config.rollout.model.precision))
-        self.engine.check_weights(step, self.policy.sent_checksums())
+        precision = self.config.rollout.model.precision
+        self.engine.load_weights(self.policy.weight_rows(precision))
+        self.engine.check_weights(step, self.policy.row_checksums(precision))
 
     def generate(self, step: int) -> list[Group]:
         """Sample the step's responses."""
