@@ -139,21 +139,30 @@ class _ForestAttention(torch.autograd.Function):
             attend(*_gather(bucket, *tokens), bucket.mask(rule.window, tokens[0].dtype), rule.softcap)
             for bucket in pieces.buckets
         ]
-        ctx.save_for_backward(q_HND, k_KND, v_KNE, *(tensor for pair in found for tensor in pair))
-        ctx.pieces, ctx.rule = pieces, rule
+        outs, lses = [out for out, _ in found], [lse for _, lse in found]
+        del found
         shape = len(q_HND), pieces.num_tokens, v_KNE.shape[-1]
-        return _ungather(pieces, [out for out, _ in found], shape).transpose(0, 1).to(q_HND.dtype)
+        # Contiguous, or the next layer would copy it and keep the copy.
+        out_NHE = _ungather(pieces, outs, shape).transpose(0, 1).to(q_HND.dtype).contiguous()
+        if out_NHE.dtype == outs[0].dtype:  # not rounded: the backward pass needs no other copy
+            outs = []
+        ctx.save_for_backward(q_HND, k_KND, v_KNE, out_NHE if not outs else None, *lses, *outs)
+        ctx.pieces, ctx.rule = pieces, rule
+        return out_NHE
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (q_HND, k_KND, v_KNE, *saved), pieces, rule = ctx.saved_tensors, ctx.pieces, ctx.rule
+        (q_HND, k_KND, v_KNE, out_NHE, *saved), pieces, rule = ctx.saved_tensors, ctx.pieces, ctx.rule
         num = len(k_KND)
         tokens = _by_key_head(q_HND, num).mul_(rule.scaling), _by_key_head(k_KND), _by_key_head(v_KNE)
         grad = _by_key_head(grad_outputs[0].transpose(0, 1), num)
+        whole = None if out_NHE is None else _by_key_head(out_NHE.transpose(0, 1), num)
+        lses, outs = saved[: len(pieces.buckets)], saved[len(pieces.buckets) :]
         dqs, dk, dv = [], torch.zeros_like(tokens[1]), torch.zeros_like(tokens[2])
-        for bucket, out, lse in zip(pieces.buckets, saved[::2], saved[1::2], strict=True):
+        for index, (bucket, lse) in enumerate(zip(pieces.buckets, lses, strict=True)):
             q, k, v = _gather(bucket, *tokens)
-            above = grad.index_select(1, bucket.query_SL.flatten()).view_as(out)
+            above = _of_queries(bucket, grad, lse)
+            out = outs[index] if whole is None else _of_queries(bucket, whole, lse)
             mask = bucket.mask(rule.window, q.dtype)
             dq, *others = attend_backward(above, q, k, v, mask, rule.softcap, out, lse)
             dqs.append(dq)
@@ -178,6 +187,12 @@ def _gather(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Te
     queries = q.index_select(1, bucket.query_SL.flatten()).view(heads, num, -1, dim)
     keys, values = (x.index_select(1, bucket.key_SP.flatten()).view(heads, num, num_keys, -1) for x in (k, v))
     return queries, keys, values
+
+
+def _of_queries(bucket: Bucket, rows: Tensor, lse: Tensor) -> Tensor:
+    """Those of all tokens [K, N + 1, G * E] that belong to the queries of ``lse`` [K, S, L * G]: [K, S, L * G, E]."""
+    found = rows.index_select(1, bucket.query_SL.flatten())
+    return found.view(*lse.shape, -1)
 
 
 def _ungather(pieces: Pieces, outs: list[Tensor], shape_HNE: Sequence[int]) -> Tensor:

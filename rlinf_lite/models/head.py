@@ -104,14 +104,15 @@ class _TokenStats(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         logprob_M = hidden_MD.new_empty(len(hidden_MD), dtype=_work_dtype(hidden_MD))
         entropy_M = torch.empty_like(logprob_M) if with_entropy else None
-        logits = None
+        kept = None
         for chunk in _chunks(hidden_MD, weight_VD):
             logits = _logits(hidden_MD[chunk], weight_VD, bias_V, transform)
             logprob_M[chunk], entropy = _stats(logits, targets_M[chunk], temperature, with_entropy)
             if entropy_M is not None and entropy is not None:
                 entropy_M[chunk] = entropy
-        # If all tokens are one chunk, its logits are kept: recomputing them would save no memory.
-        kept = logits if logits is not None and len(logits) == len(hidden_MD) else None
+            # If all tokens are one chunk, its logits are kept: recomputing them would save no memory.
+            kept = logits if len(logits) == len(hidden_MD) else None
+            del logits  # before the next chunk's
         ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, entropy_M, kept)
         ctx.temperature, ctx.transform = temperature, transform
         ctx.set_materialize_grads(False)
@@ -141,6 +142,7 @@ class _TokenStats(torch.autograd.Function):
                 ctx.temperature,
             )
             grad = ctx.transform.backward_(grad, logits)
+            del logits
             if grad_bias_V is not None:
                 grad_bias_V += grad.sum(0)
             grad = grad.to(hidden_MD.dtype)
@@ -148,6 +150,7 @@ class _TokenStats(torch.autograd.Function):
                 torch.mm(grad, weight_VD, out=grad_hidden_MD[chunk])
             if grad_weight_VD is not None:
                 _add_product_(grad_weight_VD, grad.t(), hidden_MD[chunk])
+            del grad  # before the next chunk's
         return (
             grad_hidden_MD,
             None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rlinf_lite.errors import ConfigError
-from rlinf_lite.models.attention import NAME, hidden_states, use
+from rlinf_lite.models.attention import NAME, Rule, hidden_states, use
+from rlinf_lite.models.forest import Forest
 from rlinf_lite.models.scored import ScoredModel, ValueModel
 from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.types import Segments
@@ -216,3 +217,26 @@ def test_transformers_saves_no_trace_of_it(tmp_path):
     assert model.config._attn_implementation == NAME
     model.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_output_is_kept_once(dtype):
+    """For the backward pass: q, k, v and the output, in bf16 also the output before it was rounded."""
+    num, heads, kv_heads, dim = 300, 4, 2, 8
+    start, stop, parent = torch.tensor([[0], [num], [-1]])
+    forest = Forest(Segments(start_S=start, stop_S=stop, parent_S=parent))
+    q, k, v = (torch.randn(h, num, dim).to(dtype).requires_grad_() for h in (heads, kv_heads, kv_heads))
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = forest.attend(0, q, k, v, Rule(scaling=1.0))
+    assert out.is_contiguous()  # or what follows would copy it
+    of_scores = heads * num * 4
+    elements = num * dim * (heads + 2 * kv_heads)
+    before_rounding = heads * num * dim * 4
+    assert sum(kept.values()) - of_scores == elements * dtype.itemsize + before_rounding

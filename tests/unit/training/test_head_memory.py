@@ -40,11 +40,11 @@ class LiveBytes(TorchDispatchMode):
         self.now -= num_bytes
 
 
-def peak_bytes(*, entropy_bonus: float) -> int:
-    """Peak bytes of a bf16 head's log-probs, a loss and the backward pass."""
+def peak_bytes(*, entropy_bonus: float, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Peak bytes of a head's log-probs, a loss and the backward pass."""
     torch.manual_seed(0)
-    weight = (torch.randn(VOCAB, HIDDEN) / 4).bfloat16().requires_grad_()
-    hidden = torch.randn(NUM_TOKENS, HIDDEN).bfloat16().requires_grad_()
+    weight = (torch.randn(VOCAB, HIDDEN) / 4).to(dtype).requires_grad_()
+    hidden = torch.randn(NUM_TOKENS, HIDDEN).to(dtype).requires_grad_()
     targets = torch.randint(0, VOCAB, (NUM_TOKENS,))
     with LiveBytes() as live:
         logprob, entropy = head.token_stats(hidden, weight, None, targets, 1.0, with_entropy=bool(entropy_bonus))
@@ -61,3 +61,11 @@ def test_no_more_than_a_chunk_of_logits(monkeypatch, entropy_bonus, num_rows):
     others = 32 * NUM_TOKENS * 4 + 8 * VOCAB * HIDDEN  # values per token; the weight's gradient in fp32 and bf16
     peak = peak_bytes(entropy_bonus=entropy_bonus)
     assert 11 * num_rows * VOCAB <= peak <= BYTES_PER_LOGIT * num_rows * VOCAB + others
+
+
+@pytest.mark.parametrize("num_rows", [4, 8])
+def test_a_chunk_is_gone_before_the_next(monkeypatch, num_rows):
+    """In fp32: its logits and their gradient."""
+    monkeypatch.setattr(head, "MAX_ELEMENTS", num_rows * VOCAB)
+    others = 32 * NUM_TOKENS * 4 + 8 * VOCAB * HIDDEN
+    assert peak_bytes(entropy_bonus=0.0, dtype=torch.float32) <= 8 * num_rows * VOCAB + others
