@@ -30,6 +30,8 @@ LACKS_RNG = "lacks_rng"
 """Key of ``info``: True if the checkpoint was converted, so that no RNG state in it is that of a rank of the run."""
 WRITTEN_BY = "written_by"
 """Key of ``info``: the program whose checkpoint this was, if it was not rlinf_lite's."""
+CONVERTED_FROM = "converted_from"
+"""Key of ``info``: the directory, and maybe the iteration in it, that another program wrote."""
 _HASH_THREADS = min(8, os.cpu_count() or 1)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

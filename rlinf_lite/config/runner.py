@@ -170,8 +170,8 @@ class RunnerConfig(Section):
     ``checkpoint (written by)``."""
     resume_mode: Neutral[Literal["full", "weights"]] = "full"
     """``full``: resume the run. ``weights``: a new run from step 0 that takes only the model weights of the checkpoint
-    ``resume_dir``; once it has checkpoints of its own, the same command resumes in full from the newest of them. In
-    both modes the frozen reference of the KL term is ``actor.model.model_path``."""
+    ``resume_dir``, of this project, RLinf or Megatron-LM; once it has checkpoints of its own, the same command resumes
+    in full from the newest of them. In both modes the frozen reference of the KL term is ``actor.model.model_path``."""
     resume_allow_changes: Neutral[list[str]] = []
     """Keys, as a refusal names them, that this resume may change although they change the numbers."""
     experiment_name: Neutral[Annotated[str, AfterValidator(_directory_name)]] = MISSING

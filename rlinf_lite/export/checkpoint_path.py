@@ -10,7 +10,7 @@ from rlinf_lite.checkpoint import Manifest, NoCheckpoint, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.identify import instead_of
 from rlinf_lite.checkpoint.sections import check_sections
-from rlinf_lite.checkpoint.storage import StoragePath, in_use
+from rlinf_lite.checkpoint.storage import StoragePath, absolute, in_use
 
 RLINF_DIRECTORY = "dcp_checkpoint"
 CRITIC = "critic"
@@ -29,6 +29,11 @@ class Located:
     """The DCP directory."""
     manifest: Manifest | None
     """None if it is not a checkpoint of rlinf_lite."""
+
+    @property
+    def origin(self) -> str:
+        """What is converted, for the manifest of what becomes of it."""
+        return str(absolute(self.directory))
 
     @property
     def is_critic(self) -> bool:

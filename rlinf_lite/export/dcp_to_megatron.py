@@ -13,6 +13,7 @@ from torch import Tensor
 from rlinf_lite.checkpoint import Checkpointer, DamagedCheckpoint, SaveReport
 from rlinf_lite.checkpoint.storage import StoragePath
 from rlinf_lite.errors import ConfigError
+from rlinf_lite.export import rlinf_to_dcp
 from rlinf_lite.export.arguments import (
     add_base_model,
     add_dtype,
@@ -29,7 +30,7 @@ from rlinf_lite.export.hf_writer import common_dtype, specs_of
 from rlinf_lite.export.megatron_path import check_tensor_parallel
 from rlinf_lite.export.megatron_to_dcp import output_root
 from rlinf_lite.export.megatron_writer import ConvertedFiles, OptimizerSource
-from rlinf_lite.export.training_state import of_checkpoint
+from rlinf_lite.export.training_state import TrainingState, of_checkpoint
 from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.weights.dcp import DcpWeights
@@ -39,9 +40,9 @@ from rlinf_lite.weights.megatron.files import OURS, PARTS
 from rlinf_lite.weights.names import WeightNames
 
 DESCRIPTION = """\
-Write a checkpoint of rlinf_lite in DCP shards (an FSDP run's) as one in Megatron's layout, with its optimizer state: a
-Megatron run resumes from it, here, in RLinf or in Megatron-LM. RNG states are not converted; the resume says so, and
-wants what differs allowed with runner.resume_allow_changes.
+Write a checkpoint of an FSDP run (of rlinf_lite or RLinf) as one in Megatron's layout, with its optimizer state: a
+Megatron run resumes from it, here, in RLinf or in Megatron-LM. RNG states are not converted, and of RLinf's checkpoint
+the data begin anew; the resume says so, and wants what differs allowed with runner.resume_allow_changes.
 
 example:
   python toolkits/ckpt_convertor/convert_dcp_to_megatron.py --tensor_parallel 2 \\
@@ -50,45 +51,60 @@ writes logs/megatron/checkpoints/global_step_50."""
 
 
 def convert(
-    source: Located, output_path: StoragePath, *, base: Path, tensor_parallel: int, dtype: torch.dtype | None = None
+    source: Located,
+    output_path: StoragePath,
+    *,
+    base: Path,
+    tensor_parallel: int,
+    dtype: torch.dtype | None = None,
+    weights_only: bool = False,
 ) -> SaveReport:
     """Commit ``global_step_N`` in ``output_path``.
 
     Args:
         dtype: of the parameters; None: as stored. The optimizer's are float32.
+        weights_only: leave out the optimizer's state.
 
     Raises:
         UserError, OSError: nothing was committed.
     """
-    if source.manifest is None or source.is_critic:
+    adam = DcpOptimizer(source.directory)
+    if source.is_critic or (source.manifest is None and not adam.is_there and not weights_only):
         raise ConfigError(
-            f"--dcp_path {source.directory}: only the {'policy' if source.is_critic else 'training state'} of a "
-            "checkpoint of rlinf_lite is converted; weights alone go through a Hugging Face directory, with "
-            "convert_dcp_to_hf.py and convert_hf_to_megatron.py"
+            f"--dcp_path {source.directory}: only the {'policy' if source.is_critic else 'training state'} of a run is "
+            "converted; weights alone go through a Hugging Face directory, with convert_dcp_to_hf.py and "
+            "convert_hf_to_megatron.py"
         )
-    state = of_checkpoint(source.directory.parent, source.manifest)
-    root = output_root(output_path, state.step)
     config = load_config(base, None)
     arch = Architecture.of(config)
     check_tensor_parallel(arch, tensor_parallel)
     names = WeightNames.of(build_on_meta(config, "fp32"))
+    state = _training_state(source, str(base), names)
+    root = output_root(output_path, state.step)
     model = DcpWeights(source.directory, names, tied=source.tied, base="--base_model")
-    adam = DcpOptimizer(source.directory)
 
     def read(part: str, name: str) -> Tensor:
         return (model.read(name) if part == PARTS[0] else adam.read(part, name)).float()
 
-    identity = source.manifest.info.get("identity", {})
-    entries = _entries(adam, list(names.shapes), identity) if adam.is_there else {}
+    optimizer = None
+    if adam.is_there and not weights_only:
+        entries = _entries(adam, list(names.shapes), state.info.get("identity", {}))
+        optimizer = OptimizerSource(read=read, entries=entries)
     files = ConvertedFiles(
         model,
         arch,
         tensor_parallel=tensor_parallel,
         dtype=dtype or common_dtype(specs_of(model, None)),
         max_positions=config.max_position_embeddings,
-        optimizer=OptimizerSource(read=read, entries=entries) if adam.is_there else None,
+        optimizer=optimizer,
     )
     return Checkpointer(root).save(state.step, files, data=state.data, info=state.info)
+
+
+def _training_state(source: Located, base: str, names: WeightNames) -> TrainingState:
+    if source.manifest is None:
+        return rlinf_to_dcp.training_state(source, base, names)
+    return of_checkpoint(source.directory.parent, source.manifest)
 
 
 def _entries(adam: DcpOptimizer, names: list[str], identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rlinf_lite.checkpoint import Manifest, NoCheckpoint, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.formats.training_file import file_reader
 from rlinf_lite.checkpoint.identify import MEGATRON_TRACKER, instead_of
-from rlinf_lite.checkpoint.storage import StoragePath, in_use, read_file
+from rlinf_lite.checkpoint.storage import StoragePath, absolute, in_use, read_file
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.weights.megatron.architecture import Architecture
 from rlinf_lite.weights.megatron.files import MegatronFiles
@@ -39,6 +39,11 @@ class LocatedMegatron:
     """None if it is not a checkpoint of rlinf_lite."""
 
     is_critic = False
+
+    @property
+    def origin(self) -> str:
+        """What is converted, for the manifest of what becomes of it."""
+        return str(absolute(self.directory / self.iteration))
 
     @property
     def step(self) -> int:

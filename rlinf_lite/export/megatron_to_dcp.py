@@ -62,16 +62,22 @@ def training_state(source: LocatedMegatron, base: str, names: WeightNames) -> Tr
     """What the new checkpoint holds beside tensors."""
     if source.manifest is not None:
         return of_checkpoint(source.directory.parent, source.manifest)
-    return of_another_program(MEGATRON, source.step, base, names.tied)
+    return of_another_program(MEGATRON, source.step, source=source.origin, model_path=base, tied=names.tied)
 
 
 def convert(
-    source: LocatedMegatron, output_path: StoragePath, *, base: Path, dtype: torch.dtype | None = None
+    source: LocatedMegatron,
+    output_path: StoragePath,
+    *,
+    base: Path,
+    dtype: torch.dtype | None = None,
+    weights_only: bool = False,
 ) -> SaveReport:
     """Commit ``global_step_N`` in ``output_path``.
 
     Args:
         dtype: of parameters and optimizer state; None: as the parameters are. Float32 ones come from the optimizer.
+        weights_only: leave out the optimizer's state.
 
     Raises:
         UserError, OSError: nothing was committed.
@@ -93,7 +99,7 @@ def convert(
         return adam[part].read(name).to(kind)
 
     tensors: dict[str, object] = {MODEL: {name: _meta(shape, kind) for name, shape in names.shapes.items()}}
-    if files.has_optimizer:
+    if files.has_optimizer and not weights_only:
         steps = files.num_optimizer_steps
         updates = files.model_file(0).get(OURS, {}).get("num_updates", steps)
         tensors[OPTIM] = {

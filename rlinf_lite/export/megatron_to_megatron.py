@@ -48,11 +48,13 @@ def convert(
     base: Path,
     tensor_parallel: int,
     dtype: torch.dtype | None = None,
+    weights_only: bool = False,
 ) -> SaveReport:
     """Commit ``global_step_N`` in ``output_path``.
 
     Args:
         dtype: of the parameters; None: as stored. Float32 ones come from the optimizer.
+        weights_only: leave out the optimizer's state.
 
     Raises:
         UserError, OSError: nothing was committed.
@@ -69,6 +71,7 @@ def convert(
     optimizer = None
     if files.has_optimizer:
         model = flat[PARAM] if kind == torch.float32 else model
+    if files.has_optimizer and not weights_only:
         held, steps = files.model_file(0), files.num_optimizer_steps
         updates = held.get(OURS, {}).get("num_updates", steps)
         entries = {key: held[key] for key in ("optimizer", "opt_param_scheduler") if key in held}

@@ -19,7 +19,7 @@ from rlinf_lite.export.dcp_optimizer import DcpOptimizer
 from rlinf_lite.export.dcp_to_hf import base_model
 from rlinf_lite.export.hf_to_dcp import MODEL
 from rlinf_lite.export.megatron_to_dcp import OPTIM, output_root
-from rlinf_lite.export.training_state import of_another_program
+from rlinf_lite.export.training_state import TrainingState, of_another_program
 from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.weights.dcp import DcpWeights
@@ -50,11 +50,25 @@ def step_of(directory: StoragePath) -> int:
     raise ConfigError(f"--dcp_path {directory}: is in no global_step_N directory, so its step is unknown; rename one")
 
 
-def convert(source: Located, output_path: StoragePath, *, base: Path, dtype: torch.dtype | None = None) -> SaveReport:
+def training_state(source: Located, base: str, names: WeightNames) -> TrainingState:
+    """What the new checkpoint holds beside tensors. Raises as `step_of`."""
+    step = step_of(source.directory)
+    return of_another_program(RLINF, step, source=source.origin, model_path=base, tied=names.tied)
+
+
+def convert(
+    source: Located,
+    output_path: StoragePath,
+    *,
+    base: Path,
+    dtype: torch.dtype | None = None,
+    weights_only: bool = False,
+) -> SaveReport:
     """Commit ``global_step_N`` in ``output_path``.
 
     Args:
         dtype: of parameters and optimizer state; None: as stored.
+        weights_only: leave out the optimizer's state.
 
     Raises:
         UserError, OSError: nothing was committed.
@@ -63,12 +77,12 @@ def convert(source: Located, output_path: StoragePath, *, base: Path, dtype: tor
         raise ConfigError(f"--dcp_path {source.directory}: is a checkpoint of rlinf_lite already")
     names = WeightNames.of(build_on_meta(load_config(base, None), "fp32"))
     model, adam = DcpWeights(source.directory, names, base="--base_model"), DcpOptimizer(source.directory)
-    state = of_another_program(RLINF, step_of(source.directory), str(base), names.tied)
+    state = training_state(source, str(base), names)
     root = output_root(output_path, state.step)
     tensors: dict[str, object] = {
         MODEL: {n: _meta(shape, dtype or model.dtype(n)) for n, shape in names.shapes.items()}
     }
-    if adam.is_there:
+    if adam.is_there and not weights_only:
         steps = adam.num_steps(list(names.shapes))
         tensors[OPTIM] = {
             name: {

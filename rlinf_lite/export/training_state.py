@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlinf_lite.checkpoint import Manifest, read_data
-from rlinf_lite.checkpoint.manifest import LACKS_RNG, SAVE_ID, WRITTEN_BY
+from rlinf_lite.checkpoint.manifest import CONVERTED_FROM, LACKS_RNG, SAVE_ID, WRITTEN_BY
 from rlinf_lite.checkpoint.storage import StoragePath
 
 
@@ -26,12 +26,21 @@ def of_checkpoint(path: StoragePath, manifest: Manifest) -> TrainingState:
     return TrainingState(step=manifest.step, data=read_data(path), info={**info, LACKS_RNG: True})
 
 
-def of_another_program(program: str, step: int, model_path: str, tied: Mapping[str, str]) -> TrainingState:
+def of_another_program(
+    program: str, step: int, *, source: str, model_path: str, tied: Mapping[str, str]
+) -> TrainingState:
     """Of a checkpoint that another program wrote: nothing but the step.
 
     Args:
         program: its name.
+        source: the directory that it wrote.
         model_path: of the base model.
     """
-    info = {LACKS_RNG: True, WRITTEN_BY: program, "model_path": model_path, "tied": dict(tied)}
+    info = {
+        LACKS_RNG: True,
+        WRITTEN_BY: program,
+        CONVERTED_FROM: source,
+        "model_path": model_path,
+        "tied": dict(tied),
+    }
     return TrainingState(step=step, data={}, info=info)

@@ -59,6 +59,9 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
     models.check_prompts(max(part.max_token_id for part in (train, val) if part))
     last_step = schedule.total_steps(runner, num_problems=len(train.problems), batch=num_prompts)
     total_updates = schedule.total_updates(config.actor.optim, last_step, config.algorithm.n_minibatches)
+    if foreign is not None:  # after all other checks: a refused start leaves nothing behind
+        start = choose_start(foreign.converted(config), checkpoints)
+    assert start is not None
     made_of = identity(
         config,
         base_model=hf_directory.fingerprint(models.policy_dir),
@@ -69,12 +72,9 @@ def prepare(config: Config, checkpoints: StoragePath, stop: threading.Event | No
         val_data=val.fingerprint if val else None,
         reward=reward,
         algorithm=algorithm,
-        initial_weights=initial_weights(start) if start else None,
+        initial_weights=initial_weights(start),
         total_updates=total_updates,
     )
-    if foreign is not None:  # after all other checks: a refused start leaves nothing behind
-        start = choose_start(foreign.converted(config), checkpoints)
-    assert start is not None
     start = check_identity(start, made_of, runner.resume_allow_changes)
     _log_data(train, val, last_step, num_prompts, config.algorithm.group_size)
     for line in never_meet(runner, last_step):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from rlinf_lite.checkpoint.manifest import LACKS_RNG, SAVE_ID, WRITTEN_BY
+from rlinf_lite.checkpoint.manifest import CONVERTED_FROM, LACKS_RNG, SAVE_ID, WRITTEN_BY
 from rlinf_lite.checkpoint.retention import METRICS
 from rlinf_lite.config import Config
 from rlinf_lite.observability.hub import HubState
@@ -63,6 +63,7 @@ _INFO: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compute": (lambda value: isinstance(value, str), "a text"),
     SAVE_ID: (lambda value: isinstance(value, str), "a text"),
     WRITTEN_BY: (lambda value: isinstance(value, str) and value.isprintable(), "a text"),
+    CONVERTED_FROM: (lambda value: isinstance(value, str), "a text"),
     LACKS_RNG: (lambda value: type(value) is bool, "true or false"),
     "model_path": (lambda value: isinstance(value, str), "a text"),
     "critic_model_path": (lambda value: isinstance(value, str), "a text"),

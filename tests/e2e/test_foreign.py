@@ -10,7 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlinf_lite.checkpoint.formats.read_state import read_tensors
+from rlinf_lite.export.megatron_path import located_megatron
 from rlinf_lite.models import hf_directory
+from rlinf_lite.models.build import build_on_meta
+from rlinf_lite.weights.megatron.architecture import Architecture
+from rlinf_lite.weights.megatron.source import MegatronWeights
+from rlinf_lite.weights.names import WeightNames
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
@@ -18,6 +23,11 @@ FOREIGN = runpy.run_path(str(Path(__file__).parents[1] / "foreign_checkpoint.py"
 LAYOUT = FOREIGN["LAYOUT"]
 ALLOWED = "runner.resume_allow_changes=['checkpoint (written by)']"
 ONE_MORE = {"runner.max_steps": "51", "runner.val_check_interval": "-1"}
+MEGATRON = {
+    "actor.training_backend": "megatron",
+    "actor.megatron.tensor_model_parallel_size": "2",
+    "actor.megatron.make_vocab_size_divisible_by": "2",
+}
 NO_RATE = {"actor.optim.lr": "0.0", "actor.optim.min_lr": "0.0"}
 """No weight moves, so that the next checkpoint shows which weights were resumed from."""
 
@@ -53,16 +63,21 @@ def test_fsdp(new_run, trained, tmp_path):
         )
 
 
-def test_megatron(new_run, trained, tmp_path):
-    """One tensor-parallel rank wrote it, two resume."""
+def write(program, directory, trained):
+    """A checkpoint of RLinf that FSDP, or one tensor-parallel rank, wrote."""
+    model, optimizer, scheduler = trained
+    if program == "fsdp":
+        FOREIGN["write_fsdp"](directory, model, optimizer, scheduler)
+    else:
+        FOREIGN["write_megatron"](directory, model, optimizer, size=1, step=50)
+
+
+@pytest.mark.parametrize("program", ["fsdp", "megatron"])
+def test_megatron(new_run, trained, tmp_path, program):
+    """Two tensor-parallel ranks resume."""
     model, optimizer, _ = trained
-    FOREIGN["write_megatron"](tmp_path / "rlinf/global_step_50", model, optimizer, size=1, step=50)
-    megatron = {
-        "actor.training_backend": "megatron",
-        "actor.megatron.tensor_model_parallel_size": "2",
-        "actor.megatron.make_vocab_size_divisible_by": "2",
-    }
-    run = new_run(ONE_MORE | NO_RATE | megatron)
+    write(program, tmp_path / "rlinf/global_step_50", trained)
+    run = new_run(ONE_MORE | NO_RATE | MEGATRON)
     after_one_step(run, tmp_path / "rlinf/global_step_50")
     second = {name: optimizer.state[param]["exp_avg_sq"] for name, param in model.named_parameters()}
     for rank in (0, 1):
@@ -74,3 +89,33 @@ def test_megatron(new_run, trained, tmp_path):
         )
         assert torch.equal(buffer["param"], params)
         torch.testing.assert_close(buffer["exp_avg_sq"], 0.95 * before, rtol=0.02, atol=float(before.max()) / 100)
+
+
+@pytest.mark.parametrize(("program", "backend"), [("fsdp", MEGATRON), ("megatron", {})])
+def test_a_new_run_begins_with_the_weights(new_run, trained, tmp_path, program, backend):
+    """Of the other backend, and the same command resumes the run afterwards."""
+    write(program, tmp_path / "rlinf/global_step_50", trained)
+    run = new_run(ONE_MORE | {"runner.max_steps": "1"} | NO_RATE | backend)
+    weights = (f"runner.resume_dir={tmp_path / 'rlinf/global_step_50'}", "runner.resume_mode=weights")
+    printed = run.finish(*weights)
+    assert "wrote it; its weights are converted" in printed
+    assert "a new run, with the model weights of step 50" in printed
+    assert run.steps() == [1] and [row["step"] for row in run.rows()] == [1]
+    params, num_steps = read_policy(run.checkpoints / "global_step_1")
+    assert num_steps == 1
+    assert all(torch.equal(params[name], param) for name, param in trained[0].named_parameters())
+    longer = ("runner.max_steps=2", "runner.resume_allow_changes=[actor.optim.total_training_steps]")
+    assert "resumed from global_step_1" in run.finish(*weights, *longer)
+
+
+def read_policy(checkpoint):
+    """Its parameters by the model's names, and how many optimizer steps were taken."""
+    if (checkpoint / "actor/.metadata").is_file():
+        tensors = read_tensors(checkpoint / "actor")
+        params = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        return params, int(next(tensor for name, tensor in tensors.items() if name.endswith(".step")))
+    config = hf_directory.load_config(hf_directory.resolve("embedded:tiny-arithmetic"), None)
+    with located_megatron(checkpoint) as source:
+        files = source.files(Architecture.of(config))
+        held = MegatronWeights(files, WeightNames.of(build_on_meta(config, "fp32")))
+        return {name: held.read(name) for name in held.shapes}, files.num_optimizer_steps

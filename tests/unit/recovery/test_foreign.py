@@ -1,4 +1,4 @@
-"""Starts from checkpoints of RLinf and Megatron-LM: with consent only, and converted once."""
+"""Starts from checkpoints of RLinf and Megatron-LM: converted once, with consent; or from their weights alone."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_fsdp_run_gets_weights_and_optimizer_state(trained, written, tmp_path
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("source", ["megatron", "bf16"])
+@pytest.mark.parametrize("source", ["fsdp", "megatron", "bf16"])
 def test_a_megatron_run_gets_files_of_its_own_size(trained, written, tmp_path, source, size):
     found = start(tmp_path, written[source], *MEGATRON, f"actor.megatron.tensor_model_parallel_size={size}", ALLOWED)
     directory = found.selection.path / "actor/iter_0000050"
@@ -77,6 +77,9 @@ def test_a_megatron_run_gets_files_of_its_own_size(trained, written, tmp_path, s
         for part, tensors in values.items():
             named = LAYOUT["rank_tensors"](model.config, tensors, size, rank, padded=128 * size)
             assert torch.equal(buffer[part], LAYOUT["flat"](named))
+        about = torch.load(directory / f"mp_rank_{rank:02d}/model_optim_rng.pt", weights_only=False)
+        steps = NUM_STEPS if source == "fsdp" else 50
+        assert [group["step"] for group in about["optimizer"]["optimizer"]["param_groups"]] == [steps] * 2
 
 
 def test_a_start_that_ended_before_its_first_step_is_repeated(written, tmp_path, capsys):
@@ -100,7 +103,6 @@ def test_a_start_that_ended_before_its_first_step_is_repeated(written, tmp_path,
             MEGATRON,
             r"Megatron-LM or RLinf wrote it\. Weights .* RNG state .* \"runner\.resume_allow_change",
         ),
-        ("fsdp", (*MEGATRON, ALLOWED), r"with FSDP; set actor\.training_backend=fsdp, or make Megatron's files"),
         ("fsdp", ("critic.use_critic_model=true", "algorithm.adv_type=gae", ALLOWED), "critic is not converted"),
     ],
 )
@@ -110,12 +112,64 @@ def test_refused(written, tmp_path, source, overrides, said):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_checkpoint_of_the_same_program_is_not_taken_for_the_first(written, tmp_path):
+    shutil.copytree(written["fsdp"], tmp_path / "second/global_step_50")
+    first = start(tmp_path / "checkpoints", written["fsdp"], ALLOWED).selection.path
+    with pytest.raises(
+        ConfigError, match=r"already holds global_step_50, converted from .*fsdp/global_step_50/actor/d"
+    ):
+        start(tmp_path / "checkpoints", tmp_path / "second/global_step_50", ALLOWED)
+    assert start(tmp_path / "checkpoints", written["fsdp"], ALLOWED).selection.path == first
+
+
+WEIGHTS = "runner.resume_mode=weights"
+
+
+@pytest.mark.parametrize("source", ["fsdp", "megatron", "bf16"])
+def test_an_fsdp_run_begins_with_the_weights(trained, written, tmp_path, capsys, source):
+    found = start(tmp_path, written[source], WEIGHTS)
+    assert (found.committed_step, found.progress.step) == (None, 0), "a new run"
+    assert "wrote it; its weights are converted" in capsys.readouterr().out
+    assert found.weights.path.parent == tmp_path / "begun_from"
+    tensors = read_tensors(found.weights.path / "actor")
+    assert not any(name.startswith("optim.") for name in tensors)
+    assert all(torch.equal(tensors[f"model.{name}"], param) for name, param in trained[0].named_parameters())
+
+
+@pytest.mark.parametrize("source", ["fsdp", "megatron"])
+def test_a_megatron_run_begins_with_the_weights(trained, written, tmp_path, source):
+    found = start(tmp_path, written[source], *MEGATRON, WEIGHTS, "actor.megatron.tensor_model_parallel_size=2")
+    model = trained[0]
+    for rank in range(2):
+        (path,) = found.weights.path.glob(f"actor/*/mp_rank_{rank:02d}")
+        assert [file.name for file in path.iterdir()] == ["model_optim_rng.pt"]
+        held = torch.load(path / "model_optim_rng.pt", weights_only=False)["model"]
+        wanted = LAYOUT["rank_tensors"](model.config, dict(model.named_parameters()), 2, rank, padded=256)
+        assert all(torch.equal(held[name], tensor) for name, tensor in wanted)
+
+
+def test_other_weights_may_be_chosen_until_the_run_has_saved(written, tmp_path):
+    first, again, other = (start(tmp_path, written[name], WEIGHTS).weights for name in ("fsdp", "fsdp", "bf16"))
+    assert first.manifest.weights_fingerprint() == again.manifest.weights_fingerprint()
+    assert other.manifest.info["converted_from"] == f"{written['bf16']}/actor/iter_0000050"
+    assert [path.name for path in (tmp_path / "begun_from").iterdir()] == ["global_step_50"]
+    own = start(tmp_path / "own", written["fsdp"], ALLOWED).selection.path
+    shutil.copytree(own, tmp_path / "global_step_50")
+    found = start(tmp_path, written["fsdp"], WEIGHTS, ALLOWED)
+    assert (found.weights, found.selection.path) == (None, tmp_path / "global_step_50"), "it resumes its own"
+
+
+def test_weights_begin_a_run_with_a_critic(written, tmp_path):
+    assert start(tmp_path, written["fsdp"], WEIGHTS, "critic.use_critic_model=true", "algorithm.adv_type=gae").weights
+
+
 def test_weights_alone_are_no_training_state(written, tmp_path):
     shutil.copytree(written["megatron"], tmp_path / "alone/global_step_50")
     for file in (tmp_path / "alone").rglob("distrib_optim.pt"):
         file.unlink()
     with pytest.raises(ConfigError, match="holds weights alone, so there is nothing to resume"):
         start(tmp_path / "checkpoints", tmp_path / "alone/global_step_50", ALLOWED)
+    assert start(tmp_path / "checkpoints", tmp_path / "alone/global_step_50", WEIGHTS).weights
 
 
 def test_one_of_ours_without_its_manifest_is_not_another_programs(written, tmp_path):
