@@ -19,7 +19,6 @@ from rlinf_lite.config.fields import (
     Section,
     Seed,
     follows,
-    unsupported,
 )
 
 _Beta = Annotated[float, Ge(0), Lt(1)]
@@ -156,15 +155,6 @@ class ActorConfig(Section):
     """Name of the actor workers in logs."""
     training_backend: Literal["fsdp", "megatron"] = "fsdp"
     """``fsdp``, or ``megatron``: tensor parallelism and checkpoints of Megatron-core (docs/megatron.md)."""
-    enable_offload: Neutral[
-        Annotated[
-            bool,
-            unsupported(
-                "is not implemented; actor.fsdp_config.cpu_offload=true keeps the state in CPU memory",
-            ),
-        ]
-    ] = False
-    """Not implemented; must be false."""
     seed: Seed = 1234
     """Seed of sampling, and of each rank's RNG state."""
     model: PolicyModelConfig = Field(default_factory=PolicyModelConfig)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator
 
 from rlinf_lite.config import rlinf
 from rlinf_lite.config.fields import MOST_COUNT, MOST_SECONDS, positive_or_off
+from rlinf_lite.config.rlinf_keys import TAKEN
 from rlinf_lite.config.schema import Key, is_list, is_section, keys, section_of_items
 from rlinf_lite.config.written import shown
 
@@ -57,7 +58,7 @@ def markdown() -> str:
 
 def _of_rlinf() -> Iterator[tuple[str, str]]:
     """(keys of one section that are taken alike, the first of them)."""
-    for _, group in itertools.groupby(rlinf.TAKEN, lambda key: (key.rpartition(".")[0], id(rlinf.TAKEN[key]))):
+    for _, group in itertools.groupby(TAKEN, lambda key: (key.rpartition(".")[0], id(TAKEN[key]))):
         first, *others = group
         names = ", ".join([first, *(f".{key.rpartition('.')[2]}" for key in others)])
         yield f"`{names}`", first
@@ -96,15 +97,13 @@ def listing() -> str:
         f"{name}  {values(key, code=False)}  {shown(key.default)}{'  neutral' if key.neutral else ''}"
         for name, key in _every_key()
     )
-    of_rlinf = (f"{key}  {rlinf.values(key, code=False)}  of RLinf" for key in rlinf.TAKEN)
+    of_rlinf = (f"{key}  {rlinf.values(key, code=False)}  of RLinf" for key in TAKEN)
     return "\n".join([*lines, *of_rlinf]) + "\n"
 
 
 def text(prefix: str) -> str:
     """The keys below a section, or one key, for a terminal; empty if there are none."""
-    of_rlinf = (
-        f"{key}  ({rlinf.values(key, code=False)})\n    {rlinf.meaning(key)}" for key in rlinf.TAKEN if key == prefix
-    )
+    of_rlinf = (f"{key}  ({rlinf.values(key, code=False)})\n    {rlinf.meaning(key)}" for key in TAKEN if key == prefix)
     ours = (
         f"{name}={shown(key.default)}  ({values(key, code=False)}{', neutral' if key.neutral else ''})\n"
         f"    {key.description}"

@@ -1,20 +1,15 @@
-"""Keys of RLinf's Megatron and FSDP examples that have no key of their own here.
-
-A value is given to one of our keys, or says what happens here anyway, or asks for speed or memory alone and has no
-effect here, which a note says, or is refused with the remedy. After that the key is gone: a `Config` holds our keys
-only.
-"""
+"""Takes the keys of RLinf's examples, as the table in `rlinf_keys` says; a `Config` holds our keys only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from rlinf_lite.config.rlinf_keys import RATE, TAKEN, TOKEN_SCALE, VALUES
 from rlinf_lite.config.suggestions import nearest
 from rlinf_lite.config.written import shown
 
@@ -24,220 +19,6 @@ Note = Callable[[str], None]
 
 def silent(line: str) -> None:
     """A `Note` that nobody reads."""
-
-
-VALUES = {"runner.task_type": {"reasoning": "math"}}
-"""Values of our keys that RLinf calls otherwise."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Taken:
-    """How one key is taken."""
-
-    only: tuple[Any, ...] = ()
-    """The values that are taken; empty: any."""
-    in_vain: bool = False
-    """Whether other values than ``only`` are taken, too, with a note: they change no result, but nothing here does what
-    they ask for."""
-    sets: str = ""
-    """Our key that gets the value, unless it has the same one already; empty: none does."""
-    convert: Callable[[Any], Any] = lambda value: value
-    """The value of ``sets``."""
-    with_vllm: bool = False
-    """Whether ``only`` counts with ``rollout.rollout_backend: vllm`` alone."""
-    why: str = ""
-    """Why others are refused or have no effect, or why any will do."""
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it is true or false."""
-        return bool(self.only) and isinstance(self.only[0], bool)
-
-
-def _only(value: Any, why: str, *others: Any) -> Taken:
-    return Taken(only=(value, *others), why=why)
-
-
-def _in_vain(value: Any, why: str, *others: Any) -> Taken:
-    return Taken(only=(value, *others), in_vain=True, why=why)
-
-
-def _vllm(value: Any, why: str) -> Taken:
-    return Taken(only=(value,), with_vllm=True, why=why)
-
-
-def _vllm_in_vain(value: Any, why: str) -> Taken:
-    return Taken(only=(value,), in_vain=True, with_vllm=True, why=why)
-
-
-def _sets(key: str, *only: Any, convert: Callable[[Any], Any] = lambda value: value) -> Taken:
-    return Taken(only=only, sets=key, convert=convert)
-
-
-def _any(why: str) -> Taken:
-    return Taken(why=why)
-
-
-_SAMPLING, _RATE, _FSDP = "algorithm.sampling_params", "actor.lr_sched", "actor.fsdp_config"
-_NOT_FUSED = "there is no such fused kernel here, and the same is computed without it"
-_OF_PROFILER = _any("is for `actor.megatron.use_profiler: true`, which is refused")
-_OF_CONVERTER = _any("nothing is converted before a start: each rank reads its part of the Hugging Face directory")
-_OF_SGLANG = _any("is for `rollout.rollout_backend: sglang`, which is refused")
-_OF_VLLM = _vllm_in_vain(None, "vLLM is set up with the keys of `rollout` (docs/vllm.md), and chooses the rest itself")
-_NO_OVERLAP = "communication and computation do not overlap"
-_NO_OFFLOAD = "with GPUs all stays in their memory, beside the engine's (on a CPU there is nothing to offload)"
-
-TAKEN: dict[str, Taken] = {
-    "algorithm.rollout_batch_size_per_gpu": _only(
-        None, "rollout.max_running_requests limits what is generated at once"
-    ),
-    "algorithm.val_rollout_batch_size_per_gpu": _any("`rollout.max_running_requests` limits validation, too"),
-    "algorithm.early_stop_imp_ratio": _only(
-        None, "no micro-batch is left out for its ratios; algorithm.importance_sampling_fix masks or truncates tokens"
-    ),
-    "algorithm.use_valid_token_scale": _only(False, "algorithm.loss_agg_func alone weights tokens"),
-    f"{_SAMPLING}.min_new_tokens": _only(1, "a response ends when the model ends it, after one token or more", 0),
-    "rollout.distributed_executor_backend": _vllm("mp", "vLLM's processes are started with multiprocessing"),
-    "rollout.disable_log_stats": _vllm_in_vain(True, "engines log no statistics of their own"),
-    "rollout.detokenize": _in_vain(False, "engines return token ids"),
-    "rollout.padding": _only(None, "nothing is padded"),
-    "rollout.eos": _only(None, "what ends a response is in the model's generation config and tokenizer"),
-    **{
-        f"rollout.sglang.{name}": _OF_SGLANG
-        for name in ("attention_backend", "decode_log_interval", "use_torch_compile", "torch_compile_max_bs")
-    },
-    **{
-        f"rollout.vllm.{name}": _OF_VLLM
-        for name in (
-            "attention_backend",
-            "enable_chunked_prefill",
-            "enable_prefix_caching",
-            "enable_flash_infer_sampler",
-            "max_num_batched_tokens",
-        )
-    },
-    "rollout.vllm.torch_profiler_dir": _vllm(None, "there is no profiler; benchmarks/ measures a step"),
-    "rollout.pipeline_parallel_size": _only(1, "an engine has tensor parallelism only (rollout.tensor_parallel_size)"),
-    "rollout.validate_weight": _in_vain(False, "a checksum of the weights is compared after every sync"),
-    "rollout.validate_save_dir": _only(None, "a checksum of the weights is compared after every sync"),
-    "rollout.print_outputs": _in_vain(False, "runner.logger.log_rollouts writes responses to a file"),
-    "rollout.cuda_graph_max_bs": _any("graphs are captured for `rollout.max_running_requests` rows"),
-    "data.dataset_name": _any("names nothing but the data; `data.train_data_paths` says what is read"),
-    "data.validation_shuffle": _any("all problems are validated on, and their order changes nothing"),
-    "actor.mcore_gpt": _only(True, "the model is Megatron-core's"),
-    "actor.spec_name": _only("decoder_gpt", "layers are Megatron-core's local ones", "local_gpt"),
-    "actor.offload_optimizer": _in_vain(False, _NO_OFFLOAD),
-    "actor.offload_weight": _in_vain(False, _NO_OFFLOAD),
-    "actor.offload_grad": _in_vain(False, _NO_OFFLOAD),
-    "actor.enable_dp_load_balance": _in_vain(False, "micro-batches go to the ranks in their order"),
-    "actor.calculate_flops": _in_vain(False, "the metric throughput/mfu is in every row"),
-    "actor.global_batch_size": _any(
-        "follows from `data.rollout_batch_size`, `algorithm.group_size` and `n_minibatches`"
-    ),
-    "actor.micro_batch_size": _any("follows from `algorithm.training_batch_size_per_gpu`"),
-    "actor.model.is_lora": _only(False, "LoRA is not implemented"),
-    "actor.model.megatron_checkpoint": _only(
-        None, "weights come from actor.model.model_path; resume from a checkpoint with runner.resume_dir"
-    ),
-    "actor.model.add_bias_linear": _only(False, "models are Llama and Qwen, as actor.model.model_path says"),
-    "actor.model.activation": _only("swiglu", "models are Llama and Qwen, as actor.model.model_path says"),
-    "actor.model.normalization": _only("rmsnorm", "models are Llama and Qwen, as actor.model.model_path says"),
-    "actor.model.position_embedding_type": _only("rope", "models are Llama and Qwen, as actor.model.model_path says"),
-    "actor.model.recompute_method": _only(
-        "block", "the first actor.megatron.recompute_num_layers layers are recomputed, each by itself", None
-    ),
-    "actor.model.recompute_num_layers": _sets("actor.megatron.recompute_num_layers"),
-    "actor.model.seq_length": _sets("runner.seq_length"),
-    "actor.model.encoder_seq_length": _sets("runner.seq_length"),
-    "actor.model.apply_rope_fusion": _in_vain(False, _NOT_FUSED),
-    "actor.model.bias_dropout_fusion": _in_vain(False, _NOT_FUSED),
-    "actor.model.persist_layer_norm": _in_vain(False, _NOT_FUSED),
-    "actor.model.bias_activation_fusion": _in_vain(False, _NOT_FUSED),
-    "actor.model.gradient_accumulation_fusion": _in_vain(False, _NOT_FUSED),
-    "actor.model.attention_softmax_in_fp32": _only(True, "attention takes its softmax in float32"),
-    "actor.model.batch_p2p_comm": _in_vain(False, "there is no pipeline parallelism"),
-    "actor.model.variable_seq_lengths": _in_vain(True, "nothing is padded to runner.seq_length"),
-    "actor.model.moe_token_dispatcher_type": _any("models have no experts"),
-    "actor.model.use_cpu_initialization": _any("no weight is initialized: all are read from `actor.model.model_path`"),
-    "actor.optim.optimizer": _only("adam", "the optimizer is AdamW"),
-    "actor.optim.bf16": _any("must be true where `actor.model.precision` is bf16, and false elsewhere"),
-    "actor.optim.fp16": _any("must be true where `actor.model.precision` is fp16, and false elsewhere"),
-    "actor.optim.use_distributed_optimizer": _only(True, "ranks always share the optimizer's state"),
-    "actor.optim.overlap_grad_reduce": _in_vain(False, _NO_OVERLAP),
-    "actor.optim.overlap_param_gather": _in_vain(False, _NO_OVERLAP),
-    "actor.optim.overlap_param_gather_with_optimizer_step": _in_vain(False, _NO_OVERLAP),
-    "actor.optim.optimizer_enable_pin": _in_vain(False, "pinned memory is for offloading, which is not there"),
-    "actor.optim.loss_scale": _sets("actor.megatron.loss_scale", convert=float),
-    "actor.optim.loss_scale_window": _sets("actor.megatron.loss_scale_window"),
-    f"{_RATE}.lr_decay_style": _sets("actor.optim.lr_scheduler", "constant", "linear", "cosine"),
-    f"{_RATE}.lr_decay_iters": _sets("actor.optim.total_training_steps"),
-    f"{_RATE}.lr_warmup_iters": _any("sets `actor.optim.lr_warmup_steps`, unless there is a lr_warmup_fraction"),
-    f"{_RATE}.lr_warmup_fraction": _any(
-        "sets `actor.optim.lr_warmup_steps` to this part of lr_decay_iters, rounded up"
-    ),
-    f"{_RATE}.lr_warmup_init": _only(0.0, "the learning rate rises from 0", 0),
-    f"{_RATE}.max_lr": _sets("actor.optim.lr"),
-    f"{_RATE}.min_lr": _any("the same as `actor.optim.min_lr`; with lr_decay_style constant any"),
-    f"{_FSDP}.sharding_strategy": _only("full_shard", "parameters, gradients and optimizer state are sharded"),
-    f"{_FSDP}.offload_pin_memory": _in_vain(False, "pinned memory is not used"),
-    f"{_FSDP}.enable_gradient_accumulation": _any(f"`{_FSDP}.virtual_ranks` decides how often gradients are reduced"),
-    f"{_FSDP}.forward_prefetch": _in_vain(False, "prefetching is left to torch"),
-    f"{_FSDP}.limit_all_gathers": _in_vain(False, "prefetching is left to torch"),
-    f"{_FSDP}.backward_prefetch": _in_vain(None, "prefetching is left to torch"),
-    f"{_FSDP}.use_orig_params": _any("parameters have the model's names in every file"),
-    f"{_FSDP}.use_liger_kernel": _in_vain(False, _NOT_FUSED),
-    f"{_FSDP}.mixed_precision.buffer_dtype": _only("fp32", "buffers keep their own type", None),
-    f"{_FSDP}.amp_autocast.enabled": _only(False, f"layers compute in {_FSDP}.mixed_precision.param_dtype"),
-    f"{_FSDP}.amp_autocast.precision": _any("is for `amp_autocast.enabled: true`, which is refused"),
-    "actor.tokenizer.use_fast": _any("transformers has one tokenizer per model, and its tokens are the same"),
-    "actor.tokenizer.trust_remote_code": _any("code in a directory is never run; one that needs it is refused"),
-    "actor.tokenizer.padding_side": _any("nothing is padded"),
-    "actor.megatron.ddp_bucket_size": _in_vain(None, "there is one bucket of gradients"),
-    "actor.megatron.distributed_backend": _sets(
-        "cluster.device", "nccl", "gloo", convert={"nccl": "cuda", "gloo": "cpu"}.__getitem__
-    ),
-    "actor.megatron.distributed_timeout_minutes": _sets("runner.hang_timeout", convert=lambda minutes: minutes * 60.0),
-    "actor.megatron.use_dist_ckpt": _only(False, "checkpoints have ckpt_format torch"),
-    "actor.megatron.tp_comm_bootstrap_backend": _any("is for `tp_comm_overlap_cfg`, which has no effect"),
-    "actor.megatron.tp_comm_overlap_cfg": _in_vain(None, _NO_OVERLAP),
-    "actor.megatron.use_hf_ckpt": _only(True, "weights come from a Hugging Face directory"),
-    "actor.megatron.use_profiler": _only(False, "there is no profiler; benchmarks/ measures a step"),
-    "actor.megatron.ckpt_convertor.hf_model_path": _sets("actor.model.model_path"),
-    **{
-        f"actor.megatron.ckpt_convertor.{name}": _OF_CONVERTER
-        for name in (
-            "model",
-            "save_path",
-            "use_gpu_num",
-            "use_gpu_index",
-            "process_num",
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-        )
-    },
-    **{
-        f"actor.megatron.profiler.{name}": _OF_PROFILER
-        for name in (
-            "output_dir",
-            "activities",
-            "record_shapes",
-            "profile_memory",
-            "with_stack",
-            "with_flops",
-            "with_modules",
-            "export_tensorboard",
-            "export_chrome_trace",
-            "chrome_filename_prefix",
-            "schedule_warmup",
-            "schedule_active",
-            "schedule_repeat",
-        )
-    },
-    "reward.tokenizer.tokenizer_model": _sets("actor.tokenizer.tokenizer_model"),
-    "reward.tokenizer.use_fast": _any("as `actor.tokenizer.use_fast`"),
-    "reward.tokenizer.trust_remote_code": _any("as `actor.tokenizer.trust_remote_code`"),
-    "reward.tokenizer.padding_side": _any("nothing is padded"),
-}
 
 
 def meaning(key: str) -> str:
@@ -294,6 +75,7 @@ def take(given: DictConfig, defaults: DictConfig, note: Note = silent) -> tuple[
         problems += _given_on(given, defaults, key, value, note)
     problems += _learning_rate(given, defaults, values)
     problems += _flags(OmegaConf.merge(defaults, given), values)
+    problems += _token_scale(OmegaConf.merge(defaults, given), values)
     taken = OmegaConf.create({})
     for key, value in values.items():
         OmegaConf.update(taken, key, value, force_add=True)
@@ -359,21 +141,21 @@ def _set(given: DictConfig, defaults: DictConfig, key: str, value: Any, sets: st
 
 def _learning_rate(given: DictConfig, defaults: DictConfig, values: Mapping[str, Any]) -> list[str]:
     """Warm-up, as Megatron counts it, and the least rate."""
-    of = {name: values.get(f"{_RATE}.{name}") for name in ("lr_warmup_fraction", "lr_warmup_iters", "lr_decay_iters")}
-    fraction, least, problems = of["lr_warmup_fraction"], values.get(f"{_RATE}.min_lr"), []
+    of = {name: values.get(f"{RATE}.{name}") for name in ("lr_warmup_fraction", "lr_warmup_iters", "lr_decay_iters")}
+    fraction, least, problems = of["lr_warmup_fraction"], values.get(f"{RATE}.min_lr"), []
     name = "lr_warmup_iters" if fraction is None else "lr_warmup_fraction"
     steps = of["lr_warmup_iters"]
     if fraction is not None:
         if not _is_number(fraction) or not _is_number(of["lr_decay_iters"]):
             return [
-                f"{_RATE}.lr_warmup_fraction={shown(fraction)}: of which number of steps? Set "
-                f"{_RATE}.lr_decay_iters, or null here and actor.optim.lr_warmup_steps"
+                f"{RATE}.lr_warmup_fraction={shown(fraction)}: of which number of steps? Set "
+                f"{RATE}.lr_decay_iters, or null here and actor.optim.lr_warmup_steps"
             ]
         steps = math.ceil(fraction * of["lr_decay_iters"])
     if steps is not None:
-        problems += _set(given, defaults, f"{_RATE}.{name}", of[name], "actor.optim.lr_warmup_steps", steps)
+        problems += _set(given, defaults, f"{RATE}.{name}", of[name], "actor.optim.lr_warmup_steps", steps)
     if least is not None and _value(OmegaConf.merge(defaults, given), "actor.optim.lr_scheduler") != "constant":
-        problems += _set(given, defaults, f"{_RATE}.min_lr", least, "actor.optim.min_lr", least)
+        problems += _set(given, defaults, f"{RATE}.min_lr", least, "actor.optim.min_lr", least)
     return problems
 
 
@@ -392,3 +174,21 @@ def _flags(merged: Any, values: Mapping[str, Any]) -> list[str]:
             wanted = shown(precision == name)
             problems.append(f"{key}={shown(flag)}: actor.model.precision={shown(precision)}; set it to {wanted}")
     return problems
+
+
+def _token_scale(merged: Any, values: Mapping[str, Any]) -> list[str]:
+    """RLinf then divides each mini-batch's sum over tokens by the number of tokens of the whole step."""
+    if values.get(TOKEN_SCALE) is not True:
+        return []
+    loss, number = (_value(merged, f"algorithm.{name}") for name in ("loss_agg_func", "n_minibatches"))
+    if loss != "token-mean":
+        return [
+            f"{TOKEN_SCALE}=true: algorithm.loss_agg_func={shown(loss)} weights tokens; set it to false, or "
+            "loss_agg_func to token-mean"
+        ]
+    if number != 1:
+        return [
+            f"{TOKEN_SCALE}=true: with algorithm.n_minibatches={shown(number)} RLinf divides a mini-batch's loss by "
+            "the number of tokens of the whole step, not by its own as is done here; set it to false"
+        ]
+    return []

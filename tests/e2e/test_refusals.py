@@ -28,7 +28,7 @@ def test_before_anything_is_started(new_run):
     [
         ("runner.max_steps=many", "runner.max_steps=many: takes a whole number"),
         ("algorithm.n_minibatches=3", "algorithm.n_minibatches=3: does not divide data.rollout_batch_size=8"),
-        ("actor.enable_offload=true", "actor.enable_offload=true: is not implemented"),
+        ("actor.mcore_gpt=false", "actor.mcore_gpt=false: the model is Megatron-core's; set it to true"),
         ("runner.output_dir=/dev/null/logs", "cannot write in /dev/null/logs"),
     ],
 )

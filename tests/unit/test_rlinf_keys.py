@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from rlinf_lite.config import Config, ConfigError, build, check, flatten, known_keys, rlinf
 from rlinf_lite.config.compose import CONFIGS, load
+from rlinf_lite.config.rlinf_keys import TAKEN
 
 # examples/reasoning/config/math/qwen2.5-1.5b-grpo-megatron.yaml: `actor`, keys and values.
 ACTOR = """
@@ -136,6 +137,7 @@ def test_what_changes_no_result_is_noted():
         ({"actor.model.variable_seq_lengths": False}, "=false has no effect: nothing is padded to runner.seq_length"),
         ({"actor.megatron.ddp_bucket_size": 4096}, "ddp_bucket_size=4096 has no effect: there is one bucket"),
         ({"actor.megatron.tp_comm_overlap_cfg": "a.yaml"}, "tp_comm_overlap_cfg=a.yaml has no effect: communication"),
+        ({"algorithm.rollout_batch_size_per_gpu": 64}, "=64 has no effect: rollout.max_running_requests limits what"),
         (
             {"rollout.rollout_backend": "vllm", "rollout.disable_log_stats": False},
             "rollout.disable_log_stats=false has no effect: engines log no",
@@ -163,8 +165,8 @@ def flatten_nested(config):
 def test_the_shipped_config_has_every_key_of_the_example():
     assert leaves(SHIPPED["actor"]) == leaves(yaml.safe_load(ACTOR))
     of_fsdp = {f"actor.{key}" for key in leaves(yaml.safe_load(FSDP))}
-    of_7b = {"actor.optim.loss_scale_window"}
-    assert set(leaves(SHIPPED)) >= rlinf.TAKEN.keys() - of_fsdp - of_7b, "and the other sections have theirs"
+    of_others = {"actor.optim.loss_scale_window", "actor.megatron.transformer_impl"}
+    assert set(leaves(SHIPPED)) >= TAKEN.keys() - of_fsdp - of_others, "and the other sections have theirs"
     notes = []
     config = load(["qwen2.5-1.5b-grpo-megatron"], notes.append)
     assert [line.partition("=true has no effect: ")[0] for line in notes] == IN_VAIN
@@ -192,16 +194,28 @@ def test_the_7b_examples_key_is_taken():
     assert (megatron.loss_scale, megatron.loss_scale_window) == (None, 5)
 
 
+def test_a_scale_by_valid_tokens_is_taken_where_it_is_the_mean_over_tokens():
+    scaled = {"algorithm.use_valid_token_scale": True, "algorithm.loss_agg_func": "token-mean"}
+    assert example(scaled | {"algorithm.n_minibatches": 1}) == example({"algorithm.n_minibatches": 1})
+    with pytest.raises(ConfigError, match=r"n_minibatches=4 RLinf divides .* the whole step, .*; set it to false"):
+        example(scaled | {"algorithm.n_minibatches": 4})
+    with pytest.raises(ConfigError, match=r"loss_agg_func=seq-mean-token-sum weights tokens; set it to false, or"):
+        example(scaled | {"algorithm.n_minibatches": 1, "algorithm.loss_agg_func": "seq-mean-token-sum"})
+
+
 def test_the_fsdp_examples_keys_are_taken():
     raw = {"runner": {"experiment_name": "x"}, "data": {"type": "arithmetic"}, "actor": yaml.safe_load(FSDP)}
     with pytest.raises(ConfigError) as caught:
         check(build(OmegaConf.create(raw)))
     named = {line.split("=")[0] for line in str(caught.value).splitlines()}
-    assert named == {"actor.enable_offload", "actor.fsdp_config.amp_autocast.enabled"}
+    assert named == {"actor.fsdp_config.amp_autocast.enabled"}
     fsdp = raw["actor"]["fsdp_config"]
-    fsdp["amp_autocast"]["enabled"] = raw["actor"]["enable_offload"] = fsdp["grad_scaler"]["enabled"] = False
-    config = build(OmegaConf.create(raw))
+    fsdp["amp_autocast"]["enabled"] = fsdp["grad_scaler"]["enabled"] = False
+    notes = []
+    config = build(OmegaConf.create(raw), notes.append)
     check(config)
+    (line,) = notes
+    assert line.startswith("actor.enable_offload=true has no effect: ") and "fsdp_config.cpu_offload=true" in line
     assert (
         config.actor.fsdp_config.strategy == "fsdp" and config.actor.fsdp_config.mixed_precision.param_dtype == "fp16"
     )
@@ -211,6 +225,14 @@ def test_the_fsdp_examples_keys_are_taken():
     ("values", "said"),
     [
         ({"actor.mcore_gpt": False}, "actor.mcore_gpt=false: the model is Megatron-core's; set it to true"),
+        (
+            {"actor.spec_name": "te_gpt"},
+            "spec_name=te_gpt: .* no Transformer Engine .*; set it to decoder_gpt or local_g",
+        ),
+        (
+            {"actor.megatron.transformer_impl": "transformer_engine"},
+            "transformer_impl=transformer_engine: .* no Transformer Engine .*; set it to local",
+        ),
         ({"actor.model.normalization": "layernorm"}, "normalization=layernorm: .*; set it to rmsnorm"),
         ({"actor.megatron.use_profiler": True}, "use_profiler=true: there is no profiler; .* set it to false"),
         ({"actor.optim.optimizer": "sgd"}, "optimizer=sgd: the optimizer is AdamW; set it to adam"),
@@ -258,5 +280,5 @@ def test_an_override_can_lead_to_one():
 
 
 def test_none_is_a_key_of_ours():
-    assert not rlinf.TAKEN.keys() & set(known_keys())
-    assert {spec.sets for spec in rlinf.TAKEN.values() if spec.sets} <= set(known_keys())
+    assert not TAKEN.keys() & set(known_keys())
+    assert {spec.sets for spec in TAKEN.values() if spec.sets} <= set(known_keys())
