@@ -36,6 +36,7 @@ from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.weights.dcp import DcpWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
 from rlinf_lite.weights.megatron.content import param_groups
+from rlinf_lite.weights.megatron.described import described
 from rlinf_lite.weights.megatron.files import OURS, PARTS
 from rlinf_lite.weights.names import WeightNames
 
@@ -95,7 +96,7 @@ def convert(
         arch,
         tensor_parallel=tensor_parallel,
         dtype=dtype or common_dtype(specs_of(model, None)),
-        max_positions=config.max_position_embeddings,
+        model=described(config),
         optimizer=optimizer,
     )
     return Checkpointer(root).save(state.step, files, data=state.data, info=state.info)

@@ -19,6 +19,7 @@ from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import EMBEDDED, load_config, resolve
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
+from rlinf_lite.weights.megatron.described import described
 from rlinf_lite.weights.names import WeightNames, listed
 
 DESCRIPTION = """\
@@ -55,7 +56,7 @@ def convert(
         arch,
         tensor_parallel=tensor_parallel,
         dtype=dtype or common_dtype(specs_of(source, None)),
-        max_positions=config.max_position_embeddings,
+        model=described(config),
     )
     report = Checkpointer(root).save(STEP, files, info={"tied": names.tied, "model_path": model_path})
     return report, source.unused

@@ -25,6 +25,7 @@ from rlinf_lite.export.megatron_writer import ConvertedFiles, OptimizerSource
 from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.models.hf_directory import load_config
 from rlinf_lite.weights.megatron.architecture import Architecture
+from rlinf_lite.weights.megatron.described import described
 from rlinf_lite.weights.megatron.files import OURS, PARTS
 from rlinf_lite.weights.megatron.source import PARAM, MegatronWeights
 from rlinf_lite.weights.names import WeightNames
@@ -82,7 +83,7 @@ def convert(
         arch,
         tensor_parallel=tensor_parallel,
         dtype=kind,
-        max_positions=config.max_position_embeddings,
+        model=described(config),
         optimizer=optimizer,
     )
     return Checkpointer(root).save(state.step, converted, data=state.data, info=state.info)

@@ -40,18 +40,19 @@ class ConvertedFiles:
         *,
         tensor_parallel: int,
         dtype: torch.dtype,
-        max_positions: int,
+        model: Mapping[str, Any],
         optimizer: OptimizerSource | None = None,
         vocab_divisor: int = VOCAB_DIVISOR,
     ) -> None:
         """
         Args:
             dtype: of the parameters.
+            model: what is `described` of it.
             optimizer: None writes weights alone, as Megatron's ``release``.
         """
         self._source, self._dtype, self._optimizer = source, dtype, optimizer
         self._partition = Partition.of(arch, tensor_parallel, vocab_divisor)
-        self._args = arguments(self._partition, dtype=dtype, max_positions=max_positions, vocab_divisor=vocab_divisor)
+        self._args = arguments(self._partition, dtype=dtype, model=model, vocab_divisor=vocab_divisor)
 
     def files(self, step: int) -> dict[str, object]:
         directory = RELEASE if self._optimizer is None else f"iter_{step:07d}"

@@ -35,6 +35,7 @@ from rlinf_lite.training.megatron.sequence import GatheringLinear, ScatteringLin
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
+from rlinf_lite.weights.megatron.described import described
 from rlinf_lite.weights.megatron.mapping import Partition, weights
 from rlinf_lite.weights.names import WeightNames
 
@@ -105,7 +106,8 @@ class MegatronModel:
         first = rows * groups.tensor.rank()
         count = min(max(arch.vocab_size - first, 0), rows)
         self._vocab = VocabRange(first=first, count=count, group=groups.tensor)
-        self.max_positions: int = config.max_position_embeddings
+        self.described = described(config)
+        """For checkpoints."""
 
     @torch.no_grad()
     def _fill(self, source: HfWeights) -> None:

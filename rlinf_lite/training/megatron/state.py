@@ -97,7 +97,7 @@ class MegatronState:
         args = arguments(
             self._model.partition,
             dtype=self._optimizer.dtype,
-            max_positions=self._model.max_positions,
+            model=self._model.described,
             vocab_divisor=self._model.vocab_divisor,
         )
         ours = {

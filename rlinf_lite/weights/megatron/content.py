@@ -16,12 +16,12 @@ from rlinf_lite.weights.megatron.mapping import Partition
 CHECKPOINT_VERSION = 3.0
 
 
-def arguments(partition: Partition, *, dtype: torch.dtype, max_positions: int, vocab_divisor: int) -> Namespace:
+def arguments(partition: Partition, *, dtype: torch.dtype, model: Mapping[str, Any], vocab_divisor: int) -> Namespace:
     """What Megatron's loader compares with its own arguments, and what describes the model.
 
     Args:
         dtype: of the parameters.
-        max_positions: the longest sequence of the model.
+        model: what is `described` of it.
         vocab_divisor: ``make_vocab_size_divisible_by``.
     """
     arch = partition.arch
@@ -33,9 +33,7 @@ def arguments(partition: Partition, *, dtype: torch.dtype, max_positions: int, v
         group_query_attention=arch.num_kv_heads != arch.num_heads,
         num_query_groups=arch.num_kv_heads,
         kv_channels=arch.head_dim,
-        max_position_embeddings=max_positions,
         add_position_embedding=True,
-        position_embedding_type="rope",
         normalization="RMSNorm",
         swiglu=True,
         add_bias_linear=False,
@@ -55,6 +53,7 @@ def arguments(partition: Partition, *, dtype: torch.dtype, max_positions: int, v
         consumed_train_samples=0,
         skipped_train_samples=0,
         consumed_valid_samples=0,
+        **model,
     )
 
 
