@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rlinf_lite.weights.names import WeightNames
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
+DOCS = Path(__file__).parents[2] / "docs"
 FOREIGN = runpy.run_path(str(Path(__file__).parents[1] / "foreign_checkpoint.py"))
 LAYOUT = FOREIGN["LAYOUT"]
 ALLOWED = "runner.resume_allow_changes=['checkpoint (written by)']"
@@ -52,6 +54,9 @@ def test_fsdp(new_run, trained, tmp_path):
     FOREIGN["write_fsdp"](tmp_path / "rlinf/global_step_50", model, optimizer, scheduler)
     run = new_run(ONE_MORE | NO_RATE)
     after_one_step(run, tmp_path / "rlinf/global_step_50")
+    shards = re.search(r"(?m)^ +actor/(\.metadata.*?) \.\.\.", (DOCS / "checkpointing.md").read_text())[1].split()
+    documented = [*(f"actor/{name}" for name in shards), "data/data.pt", "manifest.json"]
+    assert files_of(run.checkpoints / "global_step_51") == [f"global_step_51/{name}" for name in documented]
     tensors = read_tensors(run.checkpoints / "global_step_51" / "actor")
     for name, param in model.named_parameters():
         assert torch.equal(tensors[f"model.{name}"], param)
@@ -61,6 +66,22 @@ def test_fsdp(new_run, trained, tmp_path):
         torch.testing.assert_close(
             tensors[f"optim.{name}.exp_avg_sq"], before, rtol=0.02, atol=float(before.max()) / 100
         )
+
+
+def files_of(directory):
+    return sorted(path.relative_to(directory.parent).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def documented_tree(page, *, step):
+    """The files in a page's tree of a checkpoint, of step 50 there, as paths."""
+    (block,) = re.findall(r"```\n(global_step_50/\n.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    found, above = [], []
+    for line in block.splitlines():
+        name = line.strip()
+        above[(len(line) - len(line.lstrip())) // 4 :] = [name]
+        if not name.endswith("/"):
+            found.append("".join(above))
+    return sorted(path.replace("step_50", f"step_{step}").replace("iter_0000050", f"iter_{step:07d}") for path in found)
 
 
 def write(program, directory, trained):
@@ -79,6 +100,7 @@ def test_megatron(new_run, trained, tmp_path, program):
     write(program, tmp_path / "rlinf/global_step_50", trained)
     run = new_run(ONE_MORE | NO_RATE | MEGATRON)
     after_one_step(run, tmp_path / "rlinf/global_step_50")
+    assert files_of(run.checkpoints / "global_step_51") == documented_tree("megatron.md", step=51)
     second = {name: optimizer.state[param]["exp_avg_sq"] for name, param in model.named_parameters()}
     for rank in (0, 1):
         files = run.checkpoints / f"global_step_51/actor/iter_0000051/mp_rank_{rank:02d}"

@@ -46,3 +46,24 @@ def test_resumed_with_the_other_strategy(straight, new_run, before, after):
     one, other = (read_tensors(made.checkpoints / "global_step_2/actor") for made in (source, run))
     for name in (name for name in one if not name.startswith("rng.")):
         torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-7)
+
+
+NO_UPDATE = {"actor.optim.lr": "0.0", "actor.optim.min_lr": "0.0", "actor.optim.clip_grad": "1e-30"}
+"""Gradients vanish beside the optimizer state, and no weight moves: the next checkpoint shows what was loaded."""
+
+
+def test_both_strategies_load_the_same_state(straight, new_run):
+    """Weights and optimizer state, bit for bit."""
+    source, saved = straight("fsdp"), []
+    changed = f"runner.resume_allow_changes=[{','.join([KEY, *NO_UPDATE])}]"
+    for strategy in ("fsdp", "fsdp2"):
+        run = new_run(settings(strategy) | NO_UPDATE)
+        shutil.copytree(source.checkpoints / "global_step_1", run.checkpoints / "global_step_1")
+        run.finish(AUTO, changed)
+        saved.append(read_tensors(run.checkpoints / "global_step_2/actor"))
+    loaded = read_tensors(source.checkpoints / "global_step_1/actor")
+    names = [name for name in loaded if not name.startswith("rng.")]
+    assert [name for name in names if not torch.equal(saved[0][name], saved[1][name])] == []
+    assert all(torch.equal(saved[0][name], loaded[name]) for name in names if name.startswith("model."))
+    first = [name for name in names if name.endswith(".exp_avg")]
+    assert first and all(torch.equal(saved[0][name], loaded[name].lerp(torch.zeros(()), 0.1)) for name in first)
