@@ -93,7 +93,7 @@ def write(program, directory, trained):
         FOREIGN["write_megatron"](directory, model, optimizer, size=1, step=50)
 
 
-@pytest.mark.parametrize("program", ["fsdp", "megatron"])
+@pytest.mark.parametrize("program", [pytest.param("fsdp", marks=pytest.mark.soak), "megatron"])
 def test_megatron(new_run, trained, tmp_path, program):
     """Two tensor-parallel ranks resume."""
     model, optimizer, _ = trained
@@ -113,7 +113,9 @@ def test_megatron(new_run, trained, tmp_path, program):
         torch.testing.assert_close(buffer["exp_avg_sq"], 0.95 * before, rtol=0.02, atol=float(before.max()) / 100)
 
 
-@pytest.mark.parametrize(("program", "backend"), [("fsdp", MEGATRON), ("megatron", {})])
+@pytest.mark.parametrize(
+    ("program", "backend"), [("fsdp", MEGATRON), pytest.param("megatron", {}, marks=pytest.mark.soak)]
+)
 def test_a_new_run_begins_with_the_weights(new_run, trained, tmp_path, program, backend):
     """Of the other backend, and the same command resumes the run afterwards."""
     write(program, tmp_path / "rlinf/global_step_50", trained)

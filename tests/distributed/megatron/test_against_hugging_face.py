@@ -18,13 +18,24 @@ SEQUENCE = "actor.megatron.sequence_parallel"
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.soak), "qwen2", "qwen3"])
-def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, made_up, reference, kind):
+LAYOUTS = [((1, 1), False), ((2, 1), False), ((1, 2), False), ((2, 2), False), ((2, 1), True), ((2, 2), True)]
+"""Tensor-parallel and data-parallel ranks, and sequence parallelism."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "layouts"),
+    [
+        ("qwen3", LAYOUTS),
+        ("qwen2", [((2, 1), True)]),
+        pytest.param("qwen2", LAYOUTS, marks=pytest.mark.soak),
+        pytest.param("llama", LAYOUTS, marks=pytest.mark.soak),
+    ],
+)
+def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, made_up, reference, kind, layouts):
     groups, units, weight = made_up
     wanted = reference(model_dirs[kind], make_config(1), groups, weight, NUM_STEPS)
     assert wanted["norms"][0] > 0.5, "nothing would be clipped"
     assert any(len(unit.ids_N) % 2 for unit in units if len(unit.ids_N) > MIN_ROWS), "nothing would be padded"
-    layouts = [((1, 1), False), ((2, 1), False), ((1, 2), False), ((2, 2), False), ((2, 1), True), ((2, 2), True)]
     for (tensor_parallel, data_parallel), sequence_parallel in layouts:
         config = make_config(tensor_parallel, {SEQUENCE: sequence_parallel})
         found = ranks.run(
@@ -38,7 +49,16 @@ def test_ranks_compute_what_transformers_does(ranks, model_dirs, make_config, ma
         check(found, wanted, tensor_parallel, [unit.index for unit in units])
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn", "yarn mscale", "yarn factor", "as for Qwen2.5"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "linear",
+        "yarn",
+        pytest.param("yarn mscale", marks=pytest.mark.soak),
+        pytest.param("yarn factor", marks=pytest.mark.soak),
+        "as for Qwen2.5",
+    ],
+)
 def test_scaled_rotary_embeddings(ranks, model_dirs, make_config, made_up, reference, tmp_path, kind):
     groups, units, weight = made_up
     model_dir = model_dirs[kind] if kind in model_dirs else as_for_qwen(model_dirs["yarn"], tmp_path)

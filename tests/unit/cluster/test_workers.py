@@ -76,7 +76,7 @@ def test_what_is_called_by_name_is_there_and_takes_the_arguments(face, worker):
 
 
 def test_results_have_the_types_that_the_driver_is_promised():
-    for name in ("setup", "save", "start_save", "poll_save", "finish_save", "memory"):
+    for name in ("setup", "save", "start_save", "poll_save", "finish_save"):
         assert _returns(Trainers, name) == list[_returns(TrainerWorker, name)], name
     for name in ("load", "load_weights"):
         assert _returns(Trainers, name) == _returns(TrainerWorker, name), name
