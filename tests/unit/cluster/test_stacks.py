@@ -16,7 +16,7 @@ import pytest
 
 from rlinf_lite.cluster import stacks
 
-PY_SPY = shutil.which("py-spy", path=str(Path(sys.executable).parent))
+PY_SPY = shutil.which("py-spy", path=os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)]))
 needs_py_spy = pytest.mark.skipif(PY_SPY is None, reason="py-spy is not installed")
 SPIN = """
 def spins():
