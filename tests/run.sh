@@ -19,7 +19,7 @@ trap 'rm -f "$types"' EXIT
 "$python" -m mypy rlinf_lite >"$types" 2>&1 & # one core's work, beside the tests
 mypy=$!
 failed=0
-"$python" -m pytest -n 3 --dist loadgroup || failed=$? # two cores wait now and then
+"$python" -m pytest -n 2 --dist loadgroup || failed=$? # whole runs and groups of ranks have processes of their own
 wait "$mypy" || { # quiet if the types are right, so that pytest's summary is the last line
     failed=$?
     cat "$types"
