@@ -31,6 +31,7 @@ _OF_WORKERS = (
     "ray._private.node",
     "ray._private.ray_logging",
     "ray._private.runtime_env.setup_hook",
+    "rlinf_lite.cluster.workers.critic_worker",
     "rlinf_lite.cluster.workers.host",
     "rlinf_lite.cluster.workers.policy_worker",
     "rlinf_lite.cluster.workers.reward_worker",
@@ -83,7 +84,9 @@ def _changes(forks: ForkServer | None) -> list[tuple[Any, str, Callable[..., Any
                 options["env_updates"] = {**(options.get("env_updates") or {}), **forks.environment}
                 forks.starts_all_workers = True
                 raylet = start(command, process_type, *args, **options)
-                forks.preload(_OF_WORKERS, _of_ray({**os.environ, **options["env_updates"]}, raylet.process.pid))
+                pid = getattr(getattr(raylet, "process", None), "pid", None)
+                if pid is not None:  # otherwise each worker imports Ray
+                    forks.preload(_OF_WORKERS, _of_ray({**os.environ, **options["env_updates"]}, pid))
                 return raylet
             command = [_argument(text) for text in command]
         return start(command, process_type, *args, **options)

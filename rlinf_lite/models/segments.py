@@ -35,7 +35,7 @@ class FlatTokens:
         """Append what is missing as a segment of its own, which no other token sees.
 
         Args:
-            multiple: of which N shall be one.
+            multiple: N becomes a multiple of it.
         """
         wanted = -(-max(MIN_ROWS, len(ids_N)) // multiple) * multiple
         missing = wanted - len(ids_N)

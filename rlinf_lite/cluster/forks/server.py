@@ -125,7 +125,7 @@ class _Server:
                     self._reap()
 
     def _is_no_order(self, event: tuple[selectors.SelectorKey, int]) -> bool:
-        """Orders come first in order: they are for the workers that are asked for at the same time."""
+        """A key to sort by: an order is obeyed before requests that came with it, whose workers it is for."""
         return event[0].fileobj is not self._control
 
     def _obey(self, orders: bytes) -> None:

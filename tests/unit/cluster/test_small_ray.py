@@ -150,6 +150,11 @@ def test_a_raylet_that_is_not_the_known_one_keeps_its_agents(forks, monkeypatch)
     assert is_forking(known)
     assert not is_forking(agents) and not is_forking(known[:2])
     assert not is_forking([worker.replace("setup_worker", "other"), *agents])
+    monkeypatch.setattr(services, "start_ray_process", lambda command, process_type, fate_share, env_updates=None: None)
+    with small_ray(forks):
+        assert services.start_ray_process(known, "raylet", True) is None
+    assert not orders, "a raylet whose process is not known is started all the same"
+    monkeypatch.setattr(services, "start_ray_process", start)
     monkeypatch.setattr(_raylet, "ANOTHER_PORT_NAME", "another_port", raising=False)
     assert not is_forking(known)
 
