@@ -1,9 +1,10 @@
-"""Publishing the policy's weights to the rollout workers, by one of three transports."""
+"""Publishing the policy's weights to the rollout workers, by one of four transports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cache
+from typing import Any, Protocol
 
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import Call, wait_all
@@ -11,9 +12,7 @@ from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.errors import ConfigError
-
-if TYPE_CHECKING:  # imports torch, which the driver does later
-    from rlinf_lite.weights.transport import PackedWeights
+from rlinf_lite.observability import log_line
 
 
 class WeightSync(Protocol):
@@ -45,13 +44,14 @@ class _Started:
 
     step: int
     """Completed steps of the weights."""
-    rows: list[Call[PackedWeights]]
+    sent: list[Call[Any]]
+    """What the policy's ranks do."""
     received: list[Call[None]]
-    """What the engines do with them."""
+    """What the engines do."""
 
 
 class ObjectStoreSync:
-    """Each policy rank puts its own rows into shared memory; each engine maps all of them and copies them once.
+    """Each policy rank puts its own rows into Ray's object store; each engine maps all of them and copies them once.
 
     No rank ever holds the whole model, and on one node nothing is copied twice.
     """
@@ -66,24 +66,26 @@ class ObjectStoreSync:
 
     def start(self, step: int) -> None:
         """As `WeightSync.start`: engines are idle between two rollouts."""
+        self._started = self._begin(step)
+
+    def _begin(self, step: int) -> _Started:
         rows = self._policy.start_weight_rows(self._precision)
         loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_row_checksums(self._precision)
         checks = self._rollouts.start_check_weights(step, sums)
-        self._started = _Started(step=step, rows=rows, received=[*loads, *checks])
+        return _Started(step=step, sent=[*rows, *sums], received=[*loads, *checks])
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
         self._step = step
-        if self._started is None or self._started.step != step:
-            self.start(step)
         started, self._started = self._started, None
-        assert started is not None
-        rows = started.rows
         try:
+            if started is None or started.step != step:
+                started = self._begin(step)
             wait_all(started.received)
         except Exception as error:
-            wait_all(rows)  # a failed policy rank makes every load fail: raise its own error
-            if not isinstance(error, WorkerLost) or self._rollouts.repair is None:
+            if started is not None:
+                wait_all(started.sent)  # a failed policy rank makes every load fail: raise its own error
+            if not isinstance(error, WorkerLost) or error.group != self._rollouts.name or self._rollouts.repair is None:
                 raise
             self._rollouts.repair(error)
             self.publish(step)
@@ -94,6 +96,76 @@ class ObjectStoreSync:
         sums = self._policy.start_row_checksums(self._precision)
         self._rollouts.require(self._rollouts.start_load_weights_on(rank, rows))
         self._rollouts.require(self._rollouts.start_check_weights_on(rank, self._step, sums))
+
+
+class RegionSync(ObjectStoreSync):
+    """On CPUs: each policy rank writes its own rows into one region of shared memory, with which the engines compute.
+
+    It is for engines on the node of all policy ranks. Others, and those that cannot open it, get their weights as from
+    `ObjectStoreSync`.
+
+    Nothing is written while an engine reads: from `start` to the end of `publish` the driver has all that the engines
+    were asked for. Of a replaced one it may not have; so then there is no region until the next `publish`, for which
+    every engine opens a new one after all that it was asked before. Another `WeightSync`, as after a recovery, does so
+    too.
+    """
+
+    _near: list[int] | None = None
+    """Ranks of the engines that have the region; None: it is not open."""
+
+    def start(self, step: int) -> None:
+        """As `WeightSync.start`: nothing if there is no region, since to open one is to wait."""
+        if self._near is not None:
+            super().start(step)
+
+    def _begin(self, step: int) -> _Started:
+        if self._near is None:
+            self._near = self._open()
+        policy, rollouts, near = self._policy, self._rollouts, self._near
+        far = [rank for rank in range(rollouts.size) if rank not in near]
+        written = policy.start_write_region(self._precision) if near else []
+        rows = policy.start_weight_rows(self._precision) if far else []
+        received = [rollouts.start_sum_weights_on(rank, step, written) for rank in near]
+        received += [rollouts.start_load_weights_on(rank, rows) for rank in far]
+        sums = policy.start_row_checksums(self._precision)
+        received += rollouts.start_check_weights(step, sums)
+        return _Started(step=step, sent=[*written, *rows, *sums], received=received)
+
+    def _open(self) -> list[int]:
+        """Give the policy's ranks, and all engines that can have it, a new region; return these engines' ranks."""
+        policy, rollouts = self._policy, self._rollouts
+        nodes = {location.node_id for location in policy.locations()}
+        near = [rank for rank, location in enumerate(rollouts.locations()) if {location.node_id} == nodes]
+        far = [rank for rank in range(rollouts.size) if rank not in near]
+        if far:
+            _log_object_store(tuple(far), "they and all actor ranks are not on one node")
+        if not near:
+            return []
+        layout = wait_all([rollouts.start_weight_layout_on(near[0])])[0]
+        address = wait_all([policy.start_make_region(layout)])[0]
+        if isinstance(address, str):
+            problems: list[str | None] = [address]
+        else:
+            problems = wait_all(policy.start_open_region(address))
+        if any(problems) or isinstance(address, str):
+            _log_object_store(tuple(near), f"shared memory: actor {next(filter(None, problems))}")
+            return []
+        problems = wait_all([rollouts.start_open_region_on(rank, address) for rank in near])
+        for rank, problem in zip(near, problems, strict=True):
+            if problem is not None:
+                _log_object_store((rank,), f"shared memory: rollout {problem}")
+        return [rank for rank, problem in zip(near, problems, strict=True) if problem is None]
+
+    def send_to(self, rank: int) -> None:
+        """As `WeightSync.send_to`, over the object store."""
+        self._near = None
+        super().send_to(rank)
+
+
+@cache  # once
+def _log_object_store(ranks: tuple[int, ...], reason: str) -> None:
+    names = ", ".join(map(str, ranks))
+    log_line(f"   weights reach rollout rank {names} through Ray's object store ({reason})")
 
 
 class SharedMemorySync:
@@ -111,13 +183,15 @@ class SharedMemorySync:
         self._step = step
         try:
             if not self._is_open:
-                wait_all(self._policy.start_opening_engines(self._rollouts.start_share_weights()))
+                shared = self._rollouts.start_share_weights()
+                wait_all(shared)  # or the loss of an engine is taken for that of the rank which was to open its memory
+                wait_all(self._policy.start_opening_engines(shared))
                 self._is_open = True
             sums = self._policy.start_write_weights(self._precision)
             wait_all(sums)
             wait_all(self._rollouts.start_check_weights(step, sums))
         except WorkerLost as error:
-            if self._rollouts.repair is None:
+            if error.group != self._rollouts.name or self._rollouts.repair is None:
                 raise
             self._is_open = False
             self._rollouts.repair(error)
@@ -164,8 +238,8 @@ class CollectiveSync:
 def build_weight_sync(session: Session, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str) -> WeightSync:
     """Build the transport that ``cluster.weight_sync`` names.
 
-    ``auto``: on GPUs shared memory if there is but one, the object store if actor and rollout share several, else the
-    collective; on a CPU the object store.
+    ``auto``: shared memory with the builtin engine on CPUs, and if there is but one GPU; else the object store on CPUs,
+    and if actor and rollout share several GPUs; else the collective.
 
     Raises:
         ConfigError: shared memory was asked for between workers that have none in common, or with vLLM; or a collective
@@ -173,19 +247,17 @@ def build_weight_sync(session: Session, policy: PolicyWorkers, rollouts: Rollout
     """
     slots, on_gpu = session.placement.slots, session.device == "cuda"
     shared, one_slot = session.placement.collocated() and on_gpu, len({*slots["actor"], *slots["rollout"]}) == 1
+    shares_memory = rollouts.can_share_weights and (one_slot or not on_gpu)
     kind = session.config.weight_sync
     if kind == "auto":
-        if on_gpu and one_slot and rollouts.can_share_weights:
-            kind = "shared_memory"
-        else:
-            kind = "object_store" if shared or not on_gpu else "collective"
+        kind = "shared_memory" if shares_memory else "object_store" if shared or not on_gpu else "collective"
     if kind == "shared_memory":
-        if not (on_gpu and one_slot and rollouts.can_share_weights):
+        if not shares_memory:
             raise ConfigError(
-                "cluster.weight_sync=shared_memory: it needs the builtin engine, and one GPU for actor and rollout "
-                "workers together (cluster.component_placement); use auto"
+                "cluster.weight_sync=shared_memory: it needs the builtin engine and, on GPUs, only one for actor and "
+                "rollout workers together (cluster.component_placement); use auto"
             )
-        return SharedMemorySync(policy, rollouts, precision)
+        return SharedMemorySync(policy, rollouts, precision) if on_gpu else RegionSync(policy, rollouts, precision)
     if kind == "object_store":
         return ObjectStoreSync(policy, rollouts, precision)
     if shared:

@@ -33,9 +33,10 @@ class ClusterConfig(Section):
     twice; a line of the log gives the result, or the first operation that differs. Nothing of the run changes."""
     weight_sync: Neutral[Literal["auto", "object_store", "shared_memory", "collective"]] = "auto"
     """How weights travel from actor to rollout workers. ``object_store``: Ray's object store; ``shared_memory``: the
-    actor writes into the builtin engine's own memory, which needs one GPU that both share; ``collective``: a broadcast
-    over gloo or NCCL, which needs separate GPUs. auto: on a CPU the object store, on one GPU shared memory, on several
-    the collective, unless actor and rollout share them."""
+    actor writes into the builtin engine's own memory, which needs one GPU that both share, or on CPUs one node (engines
+    on others get them through the object store); ``collective``: a broadcast over gloo or NCCL, which needs separate
+    GPUs. auto: on CPUs and on one GPU shared memory (the object store for vLLM), on several GPUs the collective, unless
+    actor and rollout share them."""
     object_store_memory: Neutral[Annotated[int, Ge(75 * 2**20), Le(2**50)] | None] = None
     """Bytes of the object store if this run starts Ray; null: Ray decides."""
     start_timeout: Neutral[Annotated[int, Ge(1), Le(10**8)]] = 300

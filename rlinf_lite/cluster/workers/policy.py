@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # both import torch, which the driver does later
 
     from rlinf_lite.training.update import UpdateReport
     from rlinf_lite.weights.checksum import Checksums
+    from rlinf_lite.weights.region import Layout, RegionAddress
     from rlinf_lite.weights.shared import SharedWeights
     from rlinf_lite.weights.transport import PackedWeights
 
@@ -81,6 +82,18 @@ class PolicyWorkers(WorkerGroup):
     def start_row_checksums(self, precision: str) -> list[Call[Checksums]]:
         """Compute checksums of each rank's rows of every weight."""
         return self.start("row_checksums", precision)
+
+    def start_make_region(self, layout: Layout) -> Call[RegionAddress | str]:
+        """Let rank 0 make shared memory for all weights: how it is opened, or why there is none."""
+        return self.start_one(0, "make_region", layout)
+
+    def start_open_region(self, address: RegionAddress) -> list[Call[str | None]]:
+        """Let the other ranks open it: why one cannot, or None."""
+        return [self.start_one(rank, "open_region", address) for rank in range(1, self.size)]
+
+    def start_write_region(self, precision: str) -> list[Call[None]]:
+        """Let each rank write its rows of every weight into that memory."""
+        return self.start("write_region", precision)
 
     def start_opening_engines(self, weights: Sequence[Call[SharedWeights]]) -> list[Call[None]]:
         """Let every rank open the memory in which engines keep their weights."""

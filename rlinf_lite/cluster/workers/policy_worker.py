@@ -23,6 +23,7 @@ from rlinf_lite.training.trainer import Scorer, Trainer
 from rlinf_lite.training.update import UpdateReport
 from rlinf_lite.types import RankBatch, TokenBatch
 from rlinf_lite.weights.checksum import Checksums, RunningChecksums, checksums
+from rlinf_lite.weights.region import Layout, Region, RegionAddress
 from rlinf_lite.weights.shared import OpenWeights, SharedWeights
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, pack
 
@@ -64,6 +65,7 @@ class PolicyWorker(TrainerWorker):
         self._reference: Scorer | None = None
         self._channel_store: dist.TCPStore | None = None
         self._channel: Broadcaster | None = None
+        self._region: Region | None = None
 
     def _build_trainer(self, mesh: DeviceMesh) -> Trainer:
         model_dir = hf_directory.resolve(self._config.model.model_path)
@@ -85,7 +87,7 @@ class PolicyWorker(TrainerWorker):
 
     def reset(self) -> None:
         """As `TrainerWorker.reset`."""
-        self._channel_store = self._channel = self._reference = None
+        self._channel_store = self._channel = self._reference = self._region = None
         super().reset()
 
     def forward(self, units: Sequence[TokenBatch | None], reference: bool) -> dict[int, Tensor]:
@@ -106,6 +108,28 @@ class PolicyWorker(TrainerWorker):
     def row_checksums(self, precision: str) -> Checksums:
         """Return checksums of this rank's rows of every weight, from the trainer itself and not from a packed copy."""
         return checksums(self.trainer.weights(build.DTYPES[precision]))
+
+    def make_region(self, layout: Layout) -> RegionAddress | str:
+        """Rank 0: make shared memory for the weights of all ranks; return how it is opened, or why there is none."""
+        try:
+            self._region, address = Region.make(layout)
+        except OSError as error:
+            return f"rank {self.rank}: {error}"
+        return address
+
+    def open_region(self, address: RegionAddress) -> str | None:
+        """Open what rank 0 made; return why that is not possible, None if it is."""
+        try:
+            self._region = Region.open(address, is_private=False)
+        except OSError as error:
+            return f"rank {self.rank}: {error}"
+        return None
+
+    def write_region(self, precision: str) -> None:
+        """Write this rank's rows of every weight into the shared memory that was made or opened."""
+        faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
+        assert self._region is not None, "called before make_region or open_region"
+        self._region.write(self.trainer.weights(build.DTYPES[precision]))
 
     def open_engines(self, *engines: SharedWeights) -> None:
         """Open the memory in which engines keep their weights."""

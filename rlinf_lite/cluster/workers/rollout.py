@@ -16,6 +16,7 @@ from rlinf_lite.types import GenerationBatch, Group
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
     from rlinf_lite.weights.checksum import Checksums
+    from rlinf_lite.weights.region import Layout, RegionAddress
     from rlinf_lite.weights.shared import SharedWeights
     from rlinf_lite.weights.transport import PackedWeights
 
@@ -77,6 +78,18 @@ class RolloutWorkers(WorkerGroup):
     def start_load_weights_on(self, rank: int, rows: Sequence[Call[PackedWeights]]) -> Call[None]:
         """As `start_load_weights`, into one engine."""
         return self.start_one(rank, "load_weights", *(call.ref for call in rows))
+
+    def start_weight_layout_on(self, rank: int) -> Call[Layout]:
+        """Ask one engine how large a region of shared memory its weights need, and where each lies in it."""
+        return self.start_one(rank, "weight_layout")
+
+    def start_open_region_on(self, rank: int, address: RegionAddress) -> Call[str | None]:
+        """Let one engine keep its weights in shared memory: why it cannot, or None."""
+        return self.start_one(rank, "open_region", address)
+
+    def start_sum_weights_on(self, rank: int, step: int, written: Sequence[Call[None]]) -> Call[None]:
+        """Let one engine compute its checksums for `start_check_weights_on` when ``written`` is done."""
+        return self.start_one(rank, "sum_weights", step, *(call.ref for call in written))
 
     def start_share_weights(self) -> list[Call[SharedWeights]]:
         """Let every engine say how its weights' memory is opened. They must not change place any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 
@@ -22,7 +23,8 @@ from rlinf_lite.selfcheck.records import EngineCheck
 from rlinf_lite.types import GenerationBatch, Group, Sampling
 from rlinf_lite.weights.checksum import Checksums, added, checksums, first_difference
 from rlinf_lite.weights.names import named_weights, weight_shapes
-from rlinf_lite.weights.pieces import WeightPiece
+from rlinf_lite.weights.pieces import NamedTensor, WeightPiece
+from rlinf_lite.weights.region import Layout, Region, RegionAddress, layout_of
 from rlinf_lite.weights.shared import SharedWeights, export
 from rlinf_lite.weights.source import as_dtype
 from rlinf_lite.weights.transport import Broadcaster, PackedWeights, unpack
@@ -44,6 +46,7 @@ class RolloutWorker:
         self._tokenizer = tokenizer.tokenizer_model
         self.device = fix_device(cluster, device)
         self._channel: Broadcaster | None = None
+        self._summed: Checksums | None = None
 
     def setup(self, sampling: SamplingConfig, seq_length: int) -> EngineSetup:
         """Build the engine; its weights are empty until they are published for the first time."""
@@ -73,13 +76,45 @@ class RolloutWorker:
 
     def load_weights(self, *packed: PackedWeights) -> None:
         """Load weights from the rows of every policy rank."""
+        self._summed = None
         self.engine.load_weights(piece for of_rank in packed for piece in unpack(of_rank))
+
+    def weight_layout(self) -> Layout:
+        """Return where in a region of shared memory the engine's weights would lie."""
+        return layout_of(self._held())
+
+    def open_region(self, address: RegionAddress) -> str | None:
+        """Keep the engine's weights in shared memory from now on; return why that is not possible, None if it is.
+
+        What they were is lost. What this process itself writes to them later stays its own.
+        """
+        try:
+            region = Region.open(address, is_private=True)
+        except OSError as error:
+            return f"rank {self.rank}: {error}"
+        region.become(self._held())
+        return None
 
     def share_weights(self) -> SharedWeights:
         """Say how the memory of the engine's weights is opened."""
+        return export(self._held())
+
+    def _held(self) -> Iterator[NamedTensor]:
         held = self.engine.held_weights()
         assert held is not None, "the driver asks a builtin engine only"
-        return export(held)
+        return held
+
+    def sum_weights(self, step: int, *written: None) -> None:
+        """Compute the checksums of the engine's weights, which the next `check_weights` then compares.
+
+        Args:
+            step: completed steps of the weights.
+            written: nothing; of calls that must be over.
+        """
+        if faults.is_planned("rollout.weights", "flip", step=step, rank=self.rank):
+            next(self.model.parameters()).data.view(-1)[:1].neg_()
+        dtype = build.DTYPES[self.config.model.precision]
+        self._summed = checksums(WeightPiece(name, 0, as_dtype(tensor, dtype)) for name, tensor in self._held())
 
     def check_weights(self, step: int, *sent: Checksums) -> None:
         """Compare the engine's weights with what every policy rank sent, if the engine can say which it holds.
@@ -90,13 +125,12 @@ class RolloutWorker:
         Raises:
             WeightsDiffer: they differ.
         """
-        held = self.engine.held_weights()
-        if held is None:
+        if self.engine.held_weights() is None:
             return
-        if faults.is_planned("rollout.weights", "flip", step=step, rank=self.rank):
-            next(self.model.parameters()).data.view(-1)[:1].neg_()
-        dtype = build.DTYPES[self.config.model.precision]
-        found = checksums(WeightPiece(name, 0, as_dtype(tensor, dtype)) for name, tensor in held)
+        if self._summed is None:
+            self.sum_weights(step)
+        found, self._summed = self._summed, None
+        assert found is not None
         if (name := first_difference(added(sent), found)) is not None:
             raise WeightsDiffer(
                 f"{self.config.group_name} rank {self.rank}: its engine does not hold the weights after step {step} "

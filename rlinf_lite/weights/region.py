@@ -1,0 +1,153 @@
+"""All weights in one region of shared memory, for processes of one machine on a CPU.
+
+The region has no name in a file system: a process opens it through a living one that holds it, and it is gone with the
+last of them, however they end.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import secrets
+import sys
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from rlinf_lite.weights.pieces import NamedTensor, WeightPiece
+
+_ALIGNMENT = 64
+"""Bytes; that of torch's own CPU memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where one weight lies in a region."""
+
+    offset: int
+    """In bytes."""
+    shape: tuple[int, ...]
+    dtype: str
+    """``float32``"""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+Layout = dict[str, Place]
+"""By the weight's name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegionAddress:
+    """How another process on the machine opens a region, while the one that made it lives."""
+
+    pid: int
+    descriptor: int
+    """The file descriptor in that process."""
+    name: str
+    """Random: another process or file with these numbers is not taken for it."""
+    layout: Layout
+
+
+def layout_of(weights: Iterable[NamedTensor]) -> Layout:
+    """One weight behind the other, in their order."""
+    layout: Layout = {}
+    end = 0
+    for name, tensor in weights:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        layout[name] = Place(offset=end, shape=tuple(tensor.shape), dtype=dtype)
+        end += -(-layout[name].num_bytes // _ALIGNMENT) * _ALIGNMENT
+    return layout
+
+
+class Region:
+    """The weights of a layout, as tensors in memory that processes share."""
+
+    def __init__(self, descriptor: int, layout: Layout, *, is_private: bool) -> None:
+        """
+        Args:
+            descriptor: of the region; may be closed afterwards.
+            is_private: what this process writes stays its own, and hides what others write to that page.
+        """
+        access = mmap.ACCESS_COPY if is_private else mmap.ACCESS_WRITE
+        memory = torch.frombuffer(mmap.mmap(descriptor, 0, access=access), dtype=torch.uint8)
+        self.tensors: dict[str, Tensor] = {
+            name: memory[place.offset : place.offset + place.num_bytes].view(place.torch_dtype).reshape(place.shape)
+            for name, place in layout.items()
+        }
+
+    @classmethod
+    def make(cls, layout: Layout) -> tuple[Region, RegionAddress]:
+        """Make a region, with memory for all of it; others can open it as long as this process has it.
+
+        Raises:
+            OSError: there is not enough memory, or this system has no such regions.
+        """
+        if sys.platform != "linux":
+            raise OSError("only Linux has shared memory without a name")
+        num_bytes = max(place.offset + place.num_bytes for place in layout.values())
+        if num_bytes > (free := psutil.virtual_memory().available):  # Linux would end processes until there is
+            raise OSError(f"{num_bytes} bytes are needed, and {free} are free")
+        name = f"weights-{secrets.token_hex(16)}"
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(descriptor, 0, num_bytes)
+            region = cls(descriptor, layout, is_private=False)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        weakref.finalize(region, os.close, descriptor)
+        return region, RegionAddress(pid=os.getpid(), descriptor=descriptor, name=name, layout=layout)
+
+    @classmethod
+    def open(cls, address: RegionAddress, *, is_private: bool) -> Region:
+        """Open a region that another process, or this one, has made.
+
+        Raises:
+            OSError: that process is not visible from here, may not be asked, or is gone.
+        """
+        path, target = f"/proc/{address.pid}/fd/{address.descriptor}", f"/memfd:{address.name} (deleted)"
+        _require(path, target)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _require(f"/proc/self/fd/{descriptor}", target)
+            return cls(descriptor, address.layout, is_private=is_private)
+        finally:
+            os.close(descriptor)
+
+    @torch.no_grad()
+    def write(self, pieces: Iterable[WeightPiece]) -> None:
+        """Set the rows of ``pieces``.
+
+        Raises:
+            KeyError: a name that the layout does not have.
+        """
+        for name, first_row, rows in pieces:
+            target = self.tensors[name]
+            if target.dim():
+                target[first_row : first_row + rows.shape[0]].copy_(rows)
+            else:
+                target.copy_(rows.reshape(()))
+
+    def become(self, weights: Iterable[NamedTensor]) -> None:
+        """Let each of ``weights``, which the layout was made of or are like them, have its memory in the region."""
+        for name, tensor in weights:
+            assert tensor.shape == self.tensors[name].shape and tensor.dtype == self.tensors[name].dtype, name
+            tensor.data = self.tensors[name]
+
+
+def _require(path: str, target: str) -> None:
+    if (found := os.readlink(path)) != target:
+        raise OSError(f"{path} is {found}")
