@@ -20,6 +20,11 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")
 """The values with which cuBLAS is deterministic; torch's strict mode accepts no others."""
 
+_ALLOCATOR = "GLIBC_TUNABLES"
+_HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
+"""Memory in pages of 2 MB where Linux has them (``madvise``), kept for the next update instead of returned and faulted
+in again. The second number is the largest that glibc chooses by itself; without it, it could not keep the third."""
+
 KERNEL_VARIABLES = (
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
@@ -76,8 +81,13 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def environment(threads: int = 1) -> dict[str, str]:
-    """Environment variables of a process that computes, to be set before it imports torch."""
-    return {**_thread_variables(threads), "OMP_WAIT_POLICY": "passive", WORKSPACE: _WORKSPACES[0]}
+    """Environment variables of a process that computes, to be set before it imports torch.
+
+    The allocator's is read when a process starts, so only those that this one starts obey it; a user's own stays.
+    """
+    allocator = os.environ.get(_ALLOCATOR) or _HUGE_PAGES
+    threads_and_kernels = {"OMP_WAIT_POLICY": "passive", WORKSPACE: _WORKSPACES[0]}
+    return {**_thread_variables(threads), **threads_and_kernels, _ALLOCATOR: allocator}
 
 
 def _thread_variables(threads: int) -> dict[str, str]:

@@ -157,6 +157,32 @@ def test_the_tests_compute_as_a_worker_does():
     assert torch.get_num_threads() == 1
 
 
+def test_memory_is_asked_for_in_huge_pages():
+    """The allocator of a process that is started with the variables obeys them: its large blocks have the flag."""
+    code = """
+import ctypes, json
+malloc = ctypes.CDLL(None).malloc
+malloc.restype = ctypes.c_void_p
+block = malloc(1 << 24)
+flags, inside = "", False
+for line in open("/proc/self/smaps"):
+    first, _, last = line.split()[0].partition("-")
+    if last:
+        inside = int(first, 16) <= block < int(last, 16)
+    elif inside and line.startswith("VmFlags"):
+        flags = line
+print(json.dumps("hg" in flags.split()))
+"""
+    if " [never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this machine gives no process huge pages")
+    assert in_new_process(code, numerics.environment()) and not in_new_process(code)
+
+
+def test_a_users_own_allocator_stays(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert numerics.environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
+
+
 def test_no_other_file_sets_the_variables():
     """`numerics.environment` is the only list; documents and this test may name them."""
     files = [file for part in ("rlinf_lite", "tests", "benchmarks", "toolkits") for file in (ROOT / part).rglob("*")]

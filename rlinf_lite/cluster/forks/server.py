@@ -53,8 +53,8 @@ _PRELOADED = (
     "transformers.models.qwen2.modeling_qwen2",
 )
 """With what Ray imports, but not Ray itself, which the driver names when it knows the variables of its Ray."""
-_READ_AT_IMPORT = ("OMP_", "MKL_", "CUDA_", "TORCH", "PYTORCH", "PYTHON", "TRANSFORMERS_", "HF_", "LD_")
-"""How variables begin that libraries read when they are imported: a worker's must be the server's."""
+_READ_AT_IMPORT = ("OMP_", "MKL_", "CUDA_", "TORCH", "PYTORCH", "PYTHON", "TRANSFORMERS_", "HF_", "LD_", "GLIBC_")
+"""How variables begin that are read when a library is imported or a process starts: a worker's must be the server's."""
 
 
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
