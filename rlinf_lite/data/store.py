@@ -19,6 +19,8 @@ class ProblemStore(Sequence[Problem]):
         self._prompts, self._answers, self._ids = _Texts(), _Texts(), array("i")
         self._ids_end = array("q", [0])
         self._paths: dict[str, int] = {}
+        self._names: list[str] = []
+        """As messages say them, of each path."""
         self._path, self._line = array("i"), array("q")
         self._metadata: list[Mapping[str, Any]] | None = None
 
@@ -40,7 +42,10 @@ class ProblemStore(Sequence[Problem]):
         self._answers.append(answer)
         self._ids.fromlist(ids)
         self._ids_end.append(len(self._ids))
-        self._path.append(self._paths.setdefault(path, len(self._paths)))
+        if path not in self._paths:
+            self._paths[path] = len(self._names)
+            self._names.append(display_name(path))
+        self._path.append(self._paths[path])
         self._line.append(line)
 
     @property
@@ -61,13 +66,13 @@ class ProblemStore(Sequence[Problem]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         problem_id = range(len(self))[index]
-        path = list(self._paths)[self._path[problem_id]]
+        name = self._names[self._path[problem_id]]
         return Problem(
             problem_id=problem_id,
             prompt=self._prompts[problem_id],
             answer=self._answers[problem_id],
             prompt_ids=tuple(self._ids[self._ids_end[problem_id] : self._ids_end[problem_id + 1]]),
-            source=f"{display_name(path)}:{self._line[problem_id]}",
+            source=f"{name}:{self._line[problem_id]}",
             metadata={} if self._metadata is None else self._metadata[problem_id],
         )
 

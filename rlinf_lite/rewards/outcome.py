@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 
+from rlinf_lite.columns import replaced
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.types import GradingItem, Group, Prompt, Response, Score
 
@@ -37,11 +39,10 @@ def attach_scores(groups: Sequence[Group], scores: Iterable[Score]) -> list[Grou
         scores: of the `generated` responses, in order.
     """
     given = iter(scores)
-
-    def scored(response: Response) -> Response:
-        return replace(response, score=next(given) if response.error is None else ungraded(response.error))
-
-    return [replace(group, responses=tuple(scored(response) for response in group.responses)) for group in groups]
+    responses = [response for group in groups for response in group.responses]
+    of_responses = [next(given) if r.error is None else ungraded(r.error) for r in responses]
+    scored = iter(replaced(responses, score=of_responses))
+    return [replace(group, responses=tuple(islice(scored, len(group.responses)))) for group in groups]
 
 
 def ungraded(reason: str) -> Score:

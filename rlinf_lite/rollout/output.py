@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rlinf_lite.columns import objects_of
 from rlinf_lite.rollout.batches import grouped
 from rlinf_lite.types import GenerationBatch, Group, Response
 
@@ -37,22 +39,28 @@ class Sampled:
 
     def groups(self, batch: GenerationBatch, tokenizer: PreTrainedTokenizerBase, *, with_logprobs: bool) -> list[Group]:
         """As `RolloutEngine.generate` returns them."""
-        ids = [self.tokens_NT[row, :length].copy() for row, length in enumerate(self.length_N.tolist())]
-        tokens = [tuple(of_row.tolist()) for of_row in ids]
+        num, max_tokens = self.tokens_NT.shape
+        sampled_NT = np.arange(max_tokens) < self.length_N[:, None]
+        stops = self.length_N.cumsum().tolist()
+
+        def split(values: np.ndarray) -> list[np.ndarray]:
+            return [values[stop - size : stop] for stop, size in zip(stops, self.length_N.tolist(), strict=True)]
+
+        ids = self.tokens_NT[sampled_NT]
+        all_ids = ids.tolist()
+        tokens = [tuple(all_ids[stop - size : stop]) for stop, size in zip(stops, self.length_N.tolist(), strict=True)]
         distinct = list(dict.fromkeys(tokens))
         decoded = tokenizer.batch_decode([*map(list, distinct)], skip_special_tokens=True)
         text_of = dict(zip(distinct, decoded, strict=True))
-        all_true = np.ones(self.tokens_NT.shape[1], dtype=np.bool_)
-        responses = [
-            Response(
-                sample_index=row % batch.group_size,
-                token_ids=of_row,
-                loss_mask=all_true[: len(of_row)].copy(),
-                logprobs=self.logprobs_NT[row, : len(of_row)].copy() if with_logprobs else None,
-                finished=bool(self.finished_N[row]),
-                text=text_of[tokens[row]],
-                weights_step=batch.weights_step,
-            )
-            for row, of_row in enumerate(ids)
-        ]
-        return grouped(batch, responses)
+        columns = {
+            "sample_index": [row % batch.group_size for row in range(num)],
+            "token_ids": split(ids),
+            "loss_mask": split(np.ones(len(ids), dtype=np.bool_)),
+            "logprobs": split(self.logprobs_NT[sampled_NT]) if with_logprobs else repeat(None),
+            "finished": self.finished_N.tolist(),
+            "text": [text_of[each] for each in tokens],
+            "weights_step": repeat(batch.weights_step),
+            "error": repeat(None),
+            "score": repeat(None),
+        }
+        return grouped(batch, objects_of(Response, columns, num))

@@ -95,12 +95,17 @@ class StepBatch:
         self._prompts = [np.asarray(group.prompt.problem.prompt_ids, dtype=np.int64) for group in groups]
         assert all(len(prompt) for prompt in self._prompts), "no token predicts the first one"
         self._settings = settings
-        self._lengths = [len(self._prompts[group]) + len(response.token_ids) for group, response in self._rows]
-        self._loss_tokens = [
-            np.flatnonzero(response.loss_mask) if counted else np.empty(0, dtype=np.int64)
-            for (_, response), counted in zip(self._rows, is_counted, strict=True)
+        sizes_N = np.array([len(response.token_ids) for _, response in self._rows], dtype=np.int64)
+        self._lengths = [
+            len(self._prompts[g]) + size for (g, _), size in zip(self._rows, sizes_N.tolist(), strict=True)
         ]
-        self.num_tokens_N = np.array([len(tokens) for tokens in self._loss_tokens], dtype=np.int64)
+        is_loss_T = np.concatenate([response.loss_mask for _, response in self._rows])
+        self._place_M = np.flatnonzero(is_loss_T & np.asarray(is_counted, dtype=np.bool_).repeat(sizes_N))
+        """Index of every loss token of the step among the tokens of all responses."""
+        row_M = np.arange(len(sizes_N)).repeat(sizes_N)[self._place_M]
+        self._token_M = self._place_M - (sizes_N.cumsum() - sizes_N)[row_M]
+        """The same within its response."""
+        self.num_tokens_N = np.bincount(row_M, minlength=len(sizes_N))
         """int64 [N]: loss tokens of each response."""
         self._first = np.concatenate([[0], self.num_tokens_N.cumsum()])
         self.minibatch_rows = arrange(
@@ -109,12 +114,12 @@ class StepBatch:
 
     def engine_logprobs(self) -> Tensor:
         """The engine's log-probs, as a column of the whole step."""
-        found = [np.empty(0, dtype=np.float32)]
-        for (_, response), tokens in zip(self._rows, self._loss_tokens, strict=True):
-            if len(tokens):
-                assert response.logprobs is not None, "rollout.return_logprobs is false"
-                found.append(response.logprobs[tokens])
-        return torch.from_numpy(np.concatenate(found))
+        found = []
+        for (_, response), num_tokens in zip(self._rows, self.num_tokens_N.tolist(), strict=True):
+            logprobs = response.logprobs
+            assert logprobs is not None or not num_tokens, "rollout.return_logprobs is false"
+            found.append(np.zeros(len(response.token_ids), dtype=np.float32) if logprobs is None else logprobs)
+        return torch.from_numpy(np.concatenate(found)[self._place_M])
 
     def for_forward(self) -> list[TokenBatch]:
         """Units of forward passes; concatenated in their order, their loss tokens are those of the whole step."""
@@ -143,27 +148,25 @@ class StepBatch:
     def _unit(
         self, index: int, rows: Sequence[int], with_loss_N: np.ndarray, columns: Mapping[Column, Tensor]
     ) -> TokenBatch:
-        builder = _UnitBuilder()
-        loss_tokens = [self._loss_tokens[row] if with_loss_N[row] else _NO_TOKENS for row in rows]
-        for row, tokens in zip(rows, loss_tokens, strict=True):
+        tree = _Tree()
+        for row in rows:
             group, response = self._rows[row]
-            builder.add(group, self._prompts[group], response.token_ids, tokens)
-        chosen_M = torch.from_numpy(_ranges(self._first[list(rows)], [len(tokens) for tokens in loss_tokens]))
-        return builder.build(index, {name: values[chosen_M] for name, values in columns.items()})
+            tree.add(group, self._prompts[group], response.token_ids)
+        num_tokens_R = np.where(with_loss_N[rows], self.num_tokens_N[rows], 0)
+        chosen_M = _ranges(self._first[rows], num_tokens_R)
+        chosen = torch.from_numpy(chosen_M)
+        of_unit = {name: values[chosen] for name, values in columns.items()}
+        return tree.unit(index, self._token_M[chosen_M], num_tokens_R, of_unit)
 
 
-_NO_TOKENS = np.empty(0, dtype=np.int64)
-
-
-def _ranges(first_S: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+def _ranges(first_S: np.ndarray, sizes_S: np.ndarray) -> np.ndarray:
     """``[first, first + 1, ...]`` of each size, end to end."""
-    sizes_S = np.asarray(sizes, dtype=np.int64)
     shift_S = first_S - (sizes_S.cumsum() - sizes_S)
     return np.arange(sizes_S.sum()) + shift_S.repeat(sizes_S)
 
 
-class _UnitBuilder:
-    """Collects the segments and loss tokens of one unit."""
+class _Tree:
+    """The segments of one unit."""
 
     def __init__(self) -> None:
         self._ids: list[np.ndarray] = []
@@ -174,39 +177,41 @@ class _UnitBuilder:
         """Their segments, by group."""
         self._responses: list[int] = []
         """Segments."""
-        self._loss_tokens: list[np.ndarray] = []
 
-    def add(self, group: int, prompt_P: np.ndarray, response_R: np.ndarray, tokens: np.ndarray) -> None:
+    def add(self, group: int, prompt_P: np.ndarray, response_R: np.ndarray) -> None:
         """
         Args:
             group: names the prompt, which is stored once.
-            tokens: indices of the loss tokens in ``response_R``.
         """
-        if group not in self._prompts:
-            self._prompts[group] = self._add_segment(prompt_P, first_position=0, parent=-1)
-        segment = self._add_segment(response_R, first_position=len(prompt_P), parent=self._prompts[group])
-        self._responses.append(segment)
-        self._loss_tokens.append(tokens)
-
-    def _add_segment(self, ids: np.ndarray, *, first_position: int, parent: int) -> int:
-        self._ids.append(ids)
-        self._first_positions.append(first_position)
+        parent = self._prompts.get(group)
+        if parent is None:
+            parent = self._prompts[group] = len(self._ids)
+            self._ids.append(prompt_P)
+            self._first_positions.append(0)
+            self._parents.append(-1)
+        self._responses.append(len(self._ids))
+        self._ids.append(response_R)
+        self._first_positions.append(len(prompt_P))
         self._parents.append(parent)
-        return len(self._ids) - 1
 
-    def build(self, index: int, columns: Mapping[Column, Tensor]) -> TokenBatch:
+    def unit(
+        self, index: int, token_M: np.ndarray, num_tokens_R: np.ndarray, columns: Mapping[Column, Tensor]
+    ) -> TokenBatch:
+        """
+        Args:
+            token_M: index of each loss token in its response.
+            num_tokens_R: how many of them each response has.
+        """
         sizes_S, parent_S = np.array([len(ids) for ids in self._ids]), np.array(self._parents)
         stop_S = sizes_S.cumsum()
         start_S = stop_S - sizes_S
         ids_N = np.concatenate(self._ids)
-        num_tokens_R = np.array([len(tokens) for tokens in self._loss_tokens])
-        token_M = np.concatenate([_NO_TOKENS, *self._loss_tokens])
         start_M = start_S[self._responses].repeat(num_tokens_R)
         prompt_stop_M = stop_S[parent_S[self._responses]].repeat(num_tokens_R)
         return TokenBatch(
             index=index,
             ids_N=torch.from_numpy(ids_N),
-            positions_N=torch.from_numpy(_ranges(np.array(self._first_positions), sizes_S.tolist())),
+            positions_N=torch.from_numpy(_ranges(np.array(self._first_positions), sizes_S)),
             segments=Segments(
                 start_S=torch.from_numpy(start_S), stop_S=torch.from_numpy(stop_S), parent_S=torch.from_numpy(parent_S)
             ),

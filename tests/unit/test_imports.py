@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
 # Lowest first. A room imports only rooms of lower levels (and itself).
 LEVELS = [
     {
+        "columns",
         "config",
         "counters",
         "errors",

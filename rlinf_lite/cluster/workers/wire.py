@@ -6,13 +6,12 @@ Pickled one by one, a step's responses, scores and tensors take tens of millisec
 from __future__ import annotations
 
 import copyreg
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from rlinf_lite.columns import columns_of, objects_of
 from rlinf_lite.types import Group, Prompt, Response, Segments, TokenBatch
 
 if TYPE_CHECKING:
@@ -31,11 +30,9 @@ class Columns(list[T]):
     def __reduce__(self) -> Reduced:
         if not self:
             return list, ()
-        kind: Any = type(self[0])
-        return _rows, (
-            kind,
-            {field.name: _column([getattr(each, field.name) for each in self]) for field in fields(kind)},
-        )
+        kind: type[T] = type(self[0])
+        columns = {name: _column(values) for name, values in columns_of(kind, self).items()}
+        return _rows, (kind, len(self), columns)
 
 
 class _Arrays:
@@ -58,13 +55,9 @@ def _column(values: list[Any]) -> Any:
     return _Arrays(np.concatenate(values), [len(each) for each in values])
 
 
-def _rows(kind: type[T], columns: Mapping[str, Any]) -> list[T]:
-    """Set the slots of new objects, a field at a time: constructors of frozen dataclasses take most of the time."""
+def _rows(kind: type[T], number: int, columns: Mapping[str, Any]) -> list[T]:
     lists = {name: column.split() if isinstance(column, _Arrays) else column for name, column in columns.items()}
-    made = [object.__new__(kind) for _ in next(iter(lists.values()))]
-    for name, values in lists.items():
-        deque(map(getattr(kind, name).__set__, made, values), maxlen=0)
-    return made
+    return objects_of(kind, lists, number)
 
 
 class Groups(list[Group]):
