@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -82,15 +83,18 @@ def read(
     foreign, problems = rlinf.take(given, _defaults(root), note) if root is Config else (OmegaConf.create({}), [])
     problems += _drop_unknown(given, "", root)
     refused = set()
-    for key, spec in keys(root).items():
-        if lines := _convert(given, key, spec):
+    for key, node in _written(given, root):
+        if lines := _convert(node, key, keys(root)[key]):
             problems += lines
             refused.add(key)
     merged = OmegaConf.merge(_defaults(root), foreign, given)
+    unresolved: Any = OmegaConf.to_container(merged)
     values: dict[str, Any] = {}
     for key, spec in keys(root).items():
         try:
-            value = _resolved(merged, key)
+            value = functools.reduce(operator.getitem, key.split("."), unresolved)
+            if not _is_plain(value):
+                value = _resolved(merged, key)
         except InterpolationToMissingValueError:
             continue  # the key that it leads to is missing itself, and is named
         except MissingMandatoryValue as error:
@@ -134,17 +138,28 @@ def _drop_unknown(given: DictConfig, prefix: str, root: type[Section]) -> Iterat
         del given[name]
 
 
-def _convert(given: DictConfig, key: str, spec: Key) -> list[str]:
-    """Convert what is given for ``key`` to its type, in place; a value that does not fit is removed.
+def _written(given: DictConfig, root: type[Section]) -> list[tuple[str, DictConfig]]:
+    """The keys that are given, in the order of the schema, each with the node that holds it."""
+    nodes = {"": given, **{section: OmegaConf.select(given, section) for section in sections(root)}}
+    names = {section: set(node) for section, node in nodes.items() if isinstance(node, DictConfig)}
+    found = []
+    for key in keys(root):
+        section, _, name = key.rpartition(".")
+        if name in names.get(section, ()):
+            found.append((key, nodes[section]))
+    return found
+
+
+def _convert(node: DictConfig, key: str, spec: Key) -> list[str]:
+    """Convert what ``node`` holds for ``key`` to its type, in place; a value that does not fit is removed.
 
     Before interpolations are resolved, so that those that lead here get the converted value.
 
     Returns:
         One line per problem.
     """
-    section, _, name = key.rpartition(".")
-    node = OmegaConf.select(given, section) if section else given
-    if node is None or name not in node or OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name):
+    name = key.rpartition(".")[2]
+    if OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name):
         return []
     value = _as_written(node, name)
     if problems := problems_of(key, value, spec.kind):
@@ -152,6 +167,15 @@ def _convert(given: DictConfig, key: str, spec: Key) -> list[str]:
         return problems
     node[name] = typed(value, spec.kind)
     return []
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value holds no interpolation and is not missing, so that OmegaConf need not resolve it."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return not isinstance(value, str) or ("${" not in value and value != MISSING)
 
 
 def _as_written(node: DictConfig, name: Any) -> Any:

@@ -13,6 +13,8 @@ from transformers import AutoConfig
 from rlinf_lite.models.head import MIN_ROWS
 from rlinf_lite.weights.pieces import join_rows
 
+pytestmark = pytest.mark.xdist_group("megatron")  # one process imports megatron-core
+
 NUM_STEPS = 3
 SEQUENCE = "actor.megatron.sequence_parallel"
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}

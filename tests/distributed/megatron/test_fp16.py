@@ -11,6 +11,8 @@ from rlinf_lite.config import MegatronConfig
 from rlinf_lite.training.megatron.scaler import LossScaler
 from rlinf_lite.types import Column
 
+pytestmark = pytest.mark.xdist_group("megatron")  # one process imports megatron-core
+
 SCALE = "actor.megatron.loss_scale"
 FP16 = {"actor.model.precision": "fp16", "actor.optim.clip_grad": 0.0}
 

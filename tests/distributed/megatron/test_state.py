@@ -10,6 +10,8 @@ import torch
 
 from rlinf_lite.checkpoint import StateMismatch
 
+pytestmark = pytest.mark.xdist_group("megatron")  # one process imports megatron-core
+
 LAYOUTS = [(1, 1), (2, 1), (2, 2)]
 QUICK = [("fp32", (2, 1)), ("bf16", (2, 2)), ("fp16", (2, 2))]
 SEQUENCE = "actor.megatron.sequence_parallel"

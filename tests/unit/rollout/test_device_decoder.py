@@ -49,9 +49,9 @@ def assert_same(one: list[Sampled], other: list[Sampled]) -> None:
 @pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"top_k": 9, "top_p": 0.8, "repetition_penalty": 1.3}])
 def test_it_samples_what_the_cpus_decoder_does(model, make_batch, max_rows, options):
     """Rows leave after 1 to 30 tokens, so the order changes, smaller steps are taken, and others join."""
-    batch = make_batch(PROMPTS, group_size=6, max_new_tokens=30, temperature=0.8, **options)
+    batch = make_batch(PROMPTS, group_size=3, max_new_tokens=30, temperature=0.8, **options)
     (host,), (device,) = (sample(decoder, batch) for decoder in decoders(model, max_rows))
-    assert options or len(set(host.length_N.tolist())) > 10
+    assert options or len(set(host.length_N.tolist())) >= 7
     assert_same([host], [device])
 
 
