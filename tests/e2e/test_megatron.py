@@ -39,9 +39,9 @@ def hashes(run, step: int) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("actors", "transport", "sequence_parallel", "precision"),
     [
-        ("0-1", "object_store", "false", {}),
+        ("0-1", "shared_memory", "false", {}),
         ("0-3", "collective", "false", {}),
-        ("0-3", "object_store", "true", {}),
+        ("0-3", "shared_memory", "true", {}),
         ("0-1", "object_store", "false", FP16),
     ],
     ids=["tensor parallel", "and data parallel", "and sequence parallel", "fp16"],
