@@ -154,17 +154,37 @@ def _check_covered(name: str, entry: TensorStorageMetadata) -> None:
         for start, length, end in zip(chunk.offsets, chunk.sizes, entry.size, strict=True):
             if min(start, length) < 0 or start + length > end:
                 raise ValueError(f"{name} has a chunk of size {list(chunk.sizes)} at {list(chunk.offsets)}")
-    if 0 not in entry.size and any(_corners(whole, entry.chunks)):
+    if 0 not in entry.size and not _is_covered(whole, entry.chunks):
         raise ValueError(f"{name} is not covered exactly once by its chunks")
 
 
-def _corners(whole: ChunkStorageMetadata, chunks: Sequence[ChunkStorageMetadata]) -> Iterable[int]:
-    """Signed counts of the corners of all boxes, which are all zero if and only if the chunks cover the whole once."""
+def _is_covered(whole: ChunkStorageMetadata, chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    """Whether boxes, which lie within the whole one, cover it exactly once."""
     split = [
         dim
         for dim, length in enumerate(whole.sizes)
         if any((chunk.offsets[dim], chunk.sizes[dim]) != (0, length) for chunk in chunks)
     ]
+    if not split:
+        return len(chunks) == 1
+    if len(split) == 1:  # as FSDP has it: one behind the other
+        at, dim = 0, split[0]
+        for start, length in sorted((chunk.offsets[dim], chunk.sizes[dim]) for chunk in chunks):
+            if length and start != at:
+                return False
+            at += length
+        return at == whole.sizes[dim]
+    return not any(_corners(whole, chunks, split))
+
+
+def _corners(
+    whole: ChunkStorageMetadata, chunks: Sequence[ChunkStorageMetadata], split: Sequence[int]
+) -> Iterable[int]:
+    """Signed counts of the corners of all boxes, which are all zero if and only if the chunks cover the whole once.
+
+    Args:
+        split: the dimensions in which a chunk is not as long as the whole.
+    """
     counts: Counter[tuple[int, ...]] = Counter()
     for sign, chunk in ((-1, whole), *((1, chunk) for chunk in chunks)):
         edges = [((chunk.offsets[dim], 1), (chunk.offsets[dim] + chunk.sizes[dim], -1)) for dim in split]

@@ -79,6 +79,7 @@ class ShardReader:
             raise CheckpointError(f"{self.path}: cannot be loaded: {error}") from None
         return ReadPlan(planner=planner, by_file=self._by_file(plan.items))
 
+    @torch.no_grad()  # with gradients a sharded tensor returns its local part through autograd, which is slow
     def fill(self, plan: ReadPlan, sha256: Mapping[str, str] | None = None) -> int:
         """Read what was planned. Arguments and result as `read`."""
         wanted, hashes = plan.by_file, dict(sha256 or {})
