@@ -80,7 +80,7 @@ class AlgorithmConfig(Section):
     kl_penalty_type: Literal["kl", "abs", "mse", "low_var_kl"] = "low_var_kl"
     """``low_var_kl`` (k3; its gradient is that of KL(reference || policy)), ``mse`` (k2; that of KL(policy ||
     reference)) or ``abs`` (twice that of the total variation). ``kl`` (k1) has an expected gradient of 0 in a loss:
-    only with ``kl_importance_correction``."""
+    only with ``kl_importance_correction``. ``k1``, ``k2`` and ``k3`` are taken as names, too."""
     kl_importance_correction: bool = False
     """Multiply the KL term by the ratio of the policy to the one that sampled the tokens, as DeepSeek-V3.2 does (TRL:
     ``use_bias_correction_kl``). Its gradient is then that of KL(policy || reference), also with several mini-batches,

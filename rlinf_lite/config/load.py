@@ -230,7 +230,8 @@ def _line(key: str, value: Any, detail: ErrorDetails, spec: Key) -> str:
         choices = " or ".join(shown(choice) for choice in spec.choices)
         if isinstance(value, list):
             return f"{key}: {detail['input']!r} is not known here; use {choices}"
-        return f"{subject}: not known here; use {choices}"
+        what = "not known here" if len(spec.choices) > 1 else "not implemented"
+        return f"{subject}: {what}; use {choices}"
     if detail["type"] == "finite_number":
         return f"{subject}: must be a finite number"
     if detail["type"] in _LIMITS:

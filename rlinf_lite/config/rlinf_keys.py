@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-VALUES = {"runner.task_type": {"reasoning": "math"}}
-"""Values of our keys that RLinf calls otherwise."""
+VALUES = {
+    "runner.task_type": {"reasoning": "math"},
+    "algorithm.kl_penalty_type": {"k1": "kl", "k2": "mse", "k3": "low_var_kl"},
+}
+"""Values of our keys that RLinf, or the field, calls otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

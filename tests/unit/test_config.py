@@ -129,6 +129,10 @@ def test_a_missing_value_is_named():
         ({"runner__save_interval": 0}, "must be positive, or -1"),
         ({"runner__logger__logger_backends": ["swanlab"]}, "'swanlab' is not known here; use tensorboard or wandb"),
         ({"runner__checkpoint__mode": "later"}, "use async or sync"),
+        (
+            {"actor__megatron__pipeline_model_parallel_size": 2},
+            "actor.megatron.pipeline_model_parallel_size=2: not implemented; use 1",
+        ),
         ({"runner__checkpoint__root": "memory://checkpoints"}, "every process of a run has a memory of its own"),
         ({"runner__checkpoint__staged_fraction": 1.5}, "staged_fraction=1.5: must be at most 1"),
         ({"runner__checkpoint__keep_last": 0}, "runner.checkpoint.keep_last=0: must be at least 1"),

@@ -94,6 +94,13 @@ def example(values=None, note=rlinf.silent) -> Config:
     return config
 
 
+@pytest.mark.parametrize(("written", "held"), [("k1", "kl"), ("k2", "mse"), ("k3", "low_var_kl"), ("abs", "abs")])
+def test_estimators_of_the_kl_have_two_names(written, held):
+    corrected = {"algorithm.kl_beta": 0.1, "algorithm.kl_importance_correction": True} if held == "kl" else {}
+    config = example({"algorithm.kl_penalty_type": written, **corrected})
+    assert config.algorithm.kl_penalty_type == held
+
+
 def leaves(node, prefix=""):
     found = []
     for name, value in node.items():
