@@ -13,6 +13,7 @@ from rlinf_lite.config.rlinf_keys import RATE, TAKEN, TOKEN_SCALE, VALUES
 from rlinf_lite.config.suggestions import nearest
 from rlinf_lite.config.written import shown
 
+_SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in TAKEN))
 Note = Callable[[str], None]
 """Is called with a line that the user should read."""
 
@@ -54,7 +55,9 @@ def take(given: DictConfig, defaults: DictConfig, note: Note = silent) -> tuple[
     for key, names in VALUES.items():
         if (value := OmegaConf.select(given, key, throw_on_resolution_failure=False)) in names:
             OmegaConf.update(given, key, names[value])
-    written = [key for key in TAKEN if _is_written(given, key)]
+    nodes = {section: OmegaConf.select(given, section) for section in _SECTIONS}
+    held = {section: set(node) for section, node in nodes.items() if isinstance(node, DictConfig)}
+    written = [key for key in TAKEN if key.rpartition(".")[2] in held.get(key.rpartition(".")[0], ())]
     if not written:
         return OmegaConf.create({}), []
     values: dict[str, Any] = {}
@@ -97,7 +100,7 @@ def _value(merged: Any, key: str) -> Any:
 def _others_in_their_sections(given: DictConfig, defaults: DictConfig) -> list[str]:
     """Take out sections that are not ours; what is left in them is known to nobody."""
     problems = []
-    for section in dict.fromkeys(key.rpartition(".")[0] for key in TAKEN):
+    for section in _SECTIONS:
         left = OmegaConf.select(given, section)
         if OmegaConf.select(defaults, section) is None and isinstance(left, DictConfig):
             names = [f"{section}.{name}" for name in map(str, left)]
