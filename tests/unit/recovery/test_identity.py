@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from rlinf_lite.config import ConfigError, versions
+from rlinf_lite.config import Config, ConfigError, versions
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.identity import identity, refuse_changes
 
 _USES_CRITIC = "critic.use_critic_model"
 
 
+@cache
+def config_of(*overrides: str) -> Config:
+    return load([*overrides])
+
+
 def made_of(*overrides: str, total_updates: int = 100, **fingerprints: str | None) -> dict:
     given = {"base_model": "a", "tokenizer": "b", "engine": "c", "train_data": "d", "val_data": "e", "reward": "f"}
     given["critic_model"] = None
     all_given = {**given, **fingerprints, "initial_weights": None, "total_updates": total_updates}
-    return identity(load(list(overrides)), **all_given)
+    return identity(config_of(*overrides), **all_given)
 
 
 @pytest.mark.parametrize(
