@@ -180,15 +180,15 @@ def test_a_ray_of_our_own_dies_and_the_driver_starts_again(part, said):
 @pytest.mark.soak
 def test_a_run_on_three_nodes(straight, new_run, ray_nodes, monkeypatch, same_run):
     """3 ranks, each on a node of its own, against 2 on one node."""
-    run = new_run(
-        {
-            "cluster.num_nodes": "3",
-            "cluster.component_placement": "{actor:0-2,rollout:0,reward:0}",
-        }
-    )
     with ray_nodes(3) as cluster:
         for name, value in cluster.env.items():
             monkeypatch.setenv({"RAY_ADDRESS": "RLINF_LITE_TEST_RAY"}.get(name, name), value)
+        run = new_run(
+            {
+                "cluster.num_nodes": "3",
+                "cluster.component_placement": "{actor:0-2,rollout:0,reward:0}",
+            }
+        )
         process = run.start()
         run.read_until(process, " 1/8 ")
         hosts = [sum(_is_actor(found) for found in cluster.processes(number)) for number in range(3)]
