@@ -83,7 +83,7 @@ def read(
     foreign, problems = rlinf.take(given, _defaults(root), note) if root is Config else (OmegaConf.create({}), [])
     problems += _drop_unknown(given, "", root)
     refused = set()
-    for key, node in _written(given, root):
+    for key, node in rlinf.nodes_of(given, keys(root)).items():
         if lines := _convert(node, key, keys(root)[key]):
             problems += lines
             refused.add(key)
@@ -136,18 +136,6 @@ def _drop_unknown(given: DictConfig, prefix: str, root: type[Section]) -> Iterat
         else:
             yield f"{key}: unknown key{nearest(key, known_keys(root))}"
         del given[name]
-
-
-def _written(given: DictConfig, root: type[Section]) -> list[tuple[str, DictConfig]]:
-    """The keys that are given, in the order of the schema, each with the node that holds it."""
-    nodes = {"": given, **{section: OmegaConf.select(given, section) for section in sections(root)}}
-    names = {section: set(node) for section, node in nodes.items() if isinstance(node, DictConfig)}
-    found = []
-    for key in keys(root):
-        section, _, name = key.rpartition(".")
-        if name in names.get(section, ()):
-            found.append((key, nodes[section]))
-    return found
 
 
 def _convert(node: DictConfig, key: str, spec: Key) -> list[str]:

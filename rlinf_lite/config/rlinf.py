@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +13,6 @@ from rlinf_lite.config.rlinf_keys import RATE, TAKEN, TOKEN_SCALE, VALUES
 from rlinf_lite.config.suggestions import nearest
 from rlinf_lite.config.written import shown
 
-_SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in TAKEN))
 Note = Callable[[str], None]
 """Is called with a line that the user should read."""
 
@@ -55,9 +54,7 @@ def take(given: DictConfig, defaults: DictConfig, note: Note = silent) -> tuple[
     for key, names in VALUES.items():
         if (value := OmegaConf.select(given, key, throw_on_resolution_failure=False)) in names:
             OmegaConf.update(given, key, names[value])
-    nodes = {section: OmegaConf.select(given, section) for section in _SECTIONS}
-    held = {section: set(node) for section, node in nodes.items() if isinstance(node, DictConfig)}
-    written = [key for key in TAKEN if key.rpartition(".")[2] in held.get(key.rpartition(".")[0], ())]
+    written = list(nodes_of(given, TAKEN))
     if not written:
         return OmegaConf.create({}), []
     values: dict[str, Any] = {}
@@ -85,10 +82,19 @@ def take(given: DictConfig, defaults: DictConfig, note: Note = silent) -> tuple[
     return taken, problems
 
 
-def _is_written(given: DictConfig, key: str) -> bool:
-    section, _, name = key.rpartition(".")
-    node = OmegaConf.select(given, section)
-    return isinstance(node, DictConfig) and name in node
+def nodes_of(given: DictConfig, keys: Iterable[str]) -> dict[str, DictConfig]:
+    """Those of ``keys`` that are written, in their order, each with the section of ``given`` that holds it."""
+    nodes: dict[str, Any] = {}
+    names: dict[str, set[Any]] = {}
+    found = {}
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        if section not in nodes:
+            nodes[section] = OmegaConf.select(given, section) if section else given
+            names[section] = set(nodes[section]) if isinstance(nodes[section], DictConfig) else set()
+        if name in names[section]:
+            found[key] = nodes[section]
+    return found
 
 
 def _value(merged: Any, key: str) -> Any:
@@ -100,7 +106,7 @@ def _value(merged: Any, key: str) -> Any:
 def _others_in_their_sections(given: DictConfig, defaults: DictConfig) -> list[str]:
     """Take out sections that are not ours; what is left in them is known to nobody."""
     problems = []
-    for section in _SECTIONS:
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in TAKEN):
         left = OmegaConf.select(given, section)
         if OmegaConf.select(defaults, section) is None and isinstance(left, DictConfig):
             names = [f"{section}.{name}" for name in map(str, left)]
@@ -130,7 +136,7 @@ def _given_on(given: DictConfig, defaults: DictConfig, key: str, value: Any, not
 
 
 def _set(given: DictConfig, defaults: DictConfig, key: str, value: Any, sets: str, ours: Any) -> list[str]:
-    if not _is_written(given, sets):
+    if not nodes_of(given, [sets]):
         OmegaConf.update(given, sets, ours, force_add=True)
         return []
     try:

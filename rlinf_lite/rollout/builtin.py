@@ -14,7 +14,7 @@ from rlinf_lite.rollout.forward import Forward
 from rlinf_lite.rollout.host_decoder import HostDecoder
 from rlinf_lite.types import GenerationBatch, Group
 from rlinf_lite.weights.names import named_weights
-from rlinf_lite.weights.pieces import WeightPiece
+from rlinf_lite.weights.pieces import WeightPiece, copy_rows
 
 
 class BuiltinEngine:
@@ -54,11 +54,7 @@ class BuiltinEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[WeightPiece]) -> None:
         for name, first_row, rows in weights:
-            target = self._targets[name]
-            if target.dim():
-                target[first_row : first_row + rows.shape[0]].copy_(rows)
-            else:
-                target.copy_(rows.reshape(()))
+            copy_rows(self._targets[name], first_row, rows)
 
     def held_weights(self) -> Iterator[tuple[str, Tensor]]:
         return named_weights(self._model)

@@ -20,6 +20,14 @@ class WeightPiece(NamedTuple):
     rows: Tensor
 
 
+def copy_rows(target: Tensor, first_row: int, rows: Tensor) -> None:
+    """Set ``rows`` of the whole weight ``target``, from ``first_row`` on; a scalar is set as a whole."""
+    if target.dim():
+        target[first_row : first_row + rows.shape[0]].copy_(rows)
+    else:
+        target.copy_(rows.reshape(()))
+
+
 def join_rows(pieces: Iterable[WeightPiece], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[NamedTensor]:
     """Yield each tensor of ``shapes`` as soon as all its rows have arrived. A piece that is whole is not copied.
 

@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from rlinf_lite.weights.pieces import NamedTensor, WeightPiece
+from rlinf_lite.weights.pieces import NamedTensor, WeightPiece, copy_rows
 
 _ALIGNMENT = 64
 """Bytes; that of torch's own CPU memory."""
@@ -135,11 +135,7 @@ class Region:
             KeyError: a name that the layout does not have.
         """
         for name, first_row, rows in pieces:
-            target = self.tensors[name]
-            if target.dim():
-                target[first_row : first_row + rows.shape[0]].copy_(rows)
-            else:
-                target.copy_(rows.reshape(()))
+            copy_rows(self.tensors[name], first_row, rows)
 
     def become(self, weights: Iterable[NamedTensor]) -> None:
         """Let each of ``weights``, which the layout was made of or are like them, have its memory in the region."""

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing  # registers with ForkingPickler how tensors are shared
 from torch import Tensor
 
-from rlinf_lite.weights.pieces import NamedTensor, WeightPiece
+from rlinf_lite.weights.pieces import NamedTensor, WeightPiece, copy_rows
 
 SharedWeights = dict[str, bytes]
 """By name: what another process on the same device needs to open the tensor."""
@@ -47,11 +47,7 @@ class OpenWeights:
         device = None
         for name, first_row, rows in pieces:
             for engine in self._engines:
-                target = engine[name]
-                device = target.device
-                if target.dim():
-                    target[first_row : first_row + rows.shape[0]].copy_(rows)
-                else:
-                    target.copy_(rows.reshape(()))
+                device = engine[name].device
+                copy_rows(engine[name], first_row, rows)
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
