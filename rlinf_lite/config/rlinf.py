@@ -71,11 +71,12 @@ def take(given: DictConfig, defaults: DictConfig, note: Note = silent) -> tuple[
         section, _, name = key.rpartition(".")
         del OmegaConf.select(given, section)[name]
     problems += _others_in_their_sections(given, defaults)
+    merged = OmegaConf.merge(defaults, given)  # as given from here on; `_set` keeps both alike
     for key, value in values.items():
-        problems += _given_on(given, defaults, key, value, note)
-    problems += _learning_rate(given, defaults, values)
-    problems += _flags(OmegaConf.merge(defaults, given), values)
-    problems += _token_scale(OmegaConf.merge(defaults, given), values)
+        problems += _given_on(given, merged, key, value, note)
+    problems += _learning_rate(given, merged, values)
+    problems += _flags(merged, values)
+    problems += _token_scale(merged, values)
     taken = OmegaConf.create({})
     for key, value in values.items():
         OmegaConf.update(taken, key, value, force_add=True)
@@ -116,7 +117,7 @@ def _others_in_their_sections(given: DictConfig, defaults: DictConfig) -> list[s
     return problems
 
 
-def _given_on(given: DictConfig, defaults: DictConfig, key: str, value: Any, note: Note) -> list[str]:
+def _given_on(given: DictConfig, merged: Any, key: str, value: Any, note: Note) -> list[str]:
     """Check a value, and set what it sets."""
     spec = TAKEN[key]
     counts = not spec.with_vllm or OmegaConf.select(given, "rollout.rollout_backend") == "vllm"
@@ -132,15 +133,16 @@ def _given_on(given: DictConfig, defaults: DictConfig, key: str, value: Any, not
         ours = spec.convert(value)
     except (TypeError, ValueError):
         return [f"{key}={shown(value)}: takes a number"]
-    return _set(given, defaults, key, value, spec.sets, ours)
+    return _set(given, merged, key, value, spec.sets, ours)
 
 
-def _set(given: DictConfig, defaults: DictConfig, key: str, value: Any, sets: str, ours: Any) -> list[str]:
+def _set(given: DictConfig, merged: Any, key: str, value: Any, sets: str, ours: Any) -> list[str]:
     if not nodes_of(given, [sets]):
-        OmegaConf.update(given, sets, ours, force_add=True)
+        for config in (given, merged):
+            OmegaConf.update(config, sets, ours, force_add=True)
         return []
     try:
-        held = _value(OmegaConf.merge(defaults, given), sets)
+        held = _value(merged, sets)
     except OmegaConfBaseException:
         return []  # named where our keys are read
     if held == ours or shown(held) == shown(ours):
@@ -148,7 +150,7 @@ def _set(given: DictConfig, defaults: DictConfig, key: str, value: Any, sets: st
     return [f"{key}={shown(value)}: {sets}={shown(held)} is the same setting; write one of them"]
 
 
-def _learning_rate(given: DictConfig, defaults: DictConfig, values: Mapping[str, Any]) -> list[str]:
+def _learning_rate(given: DictConfig, merged: Any, values: Mapping[str, Any]) -> list[str]:
     """Warm-up, as Megatron counts it, and the least rate."""
     of = {name: values.get(f"{RATE}.{name}") for name in ("lr_warmup_fraction", "lr_warmup_iters", "lr_decay_iters")}
     fraction, least, problems = of["lr_warmup_fraction"], values.get(f"{RATE}.min_lr"), []
@@ -162,9 +164,9 @@ def _learning_rate(given: DictConfig, defaults: DictConfig, values: Mapping[str,
             ]
         steps = math.ceil(fraction * of["lr_decay_iters"])
     if steps is not None:
-        problems += _set(given, defaults, f"{RATE}.{name}", of[name], "actor.optim.lr_warmup_steps", steps)
-    if least is not None and _value(OmegaConf.merge(defaults, given), "actor.optim.lr_scheduler") != "constant":
-        problems += _set(given, defaults, f"{RATE}.min_lr", least, "actor.optim.min_lr", least)
+        problems += _set(given, merged, f"{RATE}.{name}", of[name], "actor.optim.lr_warmup_steps", steps)
+    if least is not None and _value(merged, "actor.optim.lr_scheduler") != "constant":
+        problems += _set(given, merged, f"{RATE}.min_lr", least, "actor.optim.min_lr", least)
     return problems
 
 
