@@ -48,6 +48,14 @@ REEXECUTE = """
 """
 
 
+PATIENCE_SECONDS = lock._PATIENCE_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE_SECONDS", 0.1)
+
+
 @pytest.fixture
 def start(tmp_path):
     """Start Python code with the directory as its argument; ended with the test."""
@@ -100,7 +108,8 @@ def test_a_killed_holder_holds_nothing(tmp_path, start, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_holder_that_is_just_ending_is_waited_for(tmp_path, start):
+def test_a_holder_that_is_just_ending_is_waited_for(tmp_path, start, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE_SECONDS", PATIENCE_SECONDS)
     holder = start(HOLD + "    print('held', flush=True); time.sleep(0.2)\n")
     next_line(holder)
     with hold(tmp_path):
