@@ -22,11 +22,11 @@ from rlinf_lite.errors import EXIT_USER_ERROR
 from rlinf_lite.eval.command import explain as explain_eval
 from rlinf_lite.eval.engine import prepare_device
 from rlinf_lite.launch import launch
+from rlinf_lite.recovery import lock
 from rlinf_lite.recovery.diagnosis import diagnose
 from rlinf_lite.recovery.directories import make_directories
 from rlinf_lite.recovery.handover import ParentLink
 from rlinf_lite.recovery.identity import refuse_changes
-from rlinf_lite.recovery.lock import hold
 from rlinf_lite.runner.failures import explain
 from rlinf_lite.stopwatch import Stopwatch
 
@@ -335,10 +335,11 @@ def test_the_key_is_part_of_the_identity():
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_opting_out_is_said_in_the_first_lines(tmp_path, capsys, deterministic):
+def test_opting_out_is_said_in_the_first_lines(tmp_path, capsys, monkeypatch, deterministic):
     """Before Ray is there; a run that is already there ends the start after these lines."""
     config = load([f"runner.output_dir={tmp_path}", f"cluster.deterministic={deterministic}"])
-    with hold(make_directories(config.runner).checkpoints), pytest.raises(ConfigError, match="in use"):
+    monkeypatch.setattr(lock, "_PATIENCE_SECONDS", 0.0)
+    with lock.hold(make_directories(config.runner).checkpoints), pytest.raises(ConfigError, match="in use"):
         launch(config, ParentLink(), Stopwatch())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("run: ")

@@ -306,6 +306,7 @@ def test_fewer_ranks_and_more_again_in_mid_run(tmp_path, exact):
             toy.train(config, runner.hub, runner.progress.step, until, ranks)
             runner.progress.step = until
             if next_ranks:
+                toy.let_time_pass()
                 build.restore(runner, SimpleNamespace(trainers=Ranks(next_ranks)), sinks)
                 assert runner.progress.step == resumes_from
                 runs.append(runner.hub.state()["wandb_run_id"])

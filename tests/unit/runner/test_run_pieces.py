@@ -10,7 +10,6 @@ from rlinf_lite.config import OptimConfig
 from rlinf_lite.config.compose import load
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.recovery.identity import identity, refuse_changes
-from rlinf_lite.recovery.lock import hold
 from rlinf_lite.recovery.prepare import slow_precision
 from rlinf_lite.rewards import VerifierStartError
 from rlinf_lite.runner.failures import explain
@@ -127,10 +126,3 @@ def test_a_verifier_that_cannot_start_is_for_the_user_to_solve():
 def test_full_gpu_memory_is_for_the_user_to_solve():
     message, code = explain(numerics.user_error(torch.OutOfMemoryError("CUDA out of memory.")))
     assert code == 2 and "lower algorithm.training_batch_size_per_gpu" in str(message)
-
-
-def test_one_driver_a_directory(tmp_path):
-    with hold(tmp_path), pytest.raises(ConfigError, match=r"is in use by process \d+ on"), hold(tmp_path):
-        pass
-    with hold(tmp_path):
-        pass
