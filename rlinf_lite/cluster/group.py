@@ -268,6 +268,17 @@ def wait_all(calls: Iterable[Call[T]]) -> list[T]:
     return [results[call.ref] for call in in_order]
 
 
+def wait_all_lists(lists: Iterable[Sequence[Call[T]]]) -> list[list[T]]:
+    """As `wait_all`, but for several lists of calls, with a list of results for each.
+
+    Waiting for one list after the other may take for ever: if the other's rank dies, ranks of this one wait for it in a
+    save that is in flight.
+    """
+    in_order = [list(calls) for calls in lists]
+    results = iter(wait_all(call for calls in in_order for call in calls))
+    return [[next(results) for _ in calls] for calls in in_order]
+
+
 def _succeeded(call: Call[Any]) -> bool:
     try:
         call.result()

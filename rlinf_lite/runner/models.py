@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlinf_lite.cluster.group import Call, wait_all
+from rlinf_lite.cluster.group import Call, wait_all_lists
 from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.observability import PhaseTimer, log_line
@@ -62,9 +62,9 @@ class Models:
             return found
         with timer.phase("logprob"):
             units = batch.for_forward()
-            started = {column: self._start_pass(column, units) for column in passes}
-            for column, calls in started.items():
-                of_units = {index: values for of_rank in wait_all(calls) for index, values in of_rank.items()}
+            started = [self._start_pass(column, units) for column in passes]
+            for column, of_ranks in zip(passes, wait_all_lists(started), strict=True):
+                of_units = {index: values for of_rank in of_ranks for index, values in of_rank.items()}
                 found[column] = torch.cat([of_units[unit.index] for unit in units])
         return found
 
@@ -94,12 +94,11 @@ class Models:
         reports: dict[str, list[list[UpdateReport]]] = {"policy": [], "critic": []}
         last = len(batch.minibatch_rows) - 1
         for number in range(last + 1):
-            started = {
-                name: group.start_update(step, minis[name][number], last=number == last)
-                for name, group in models.items()
-            }
-            for name, calls in started.items():
-                reports[name].append(wait_all(calls))
+            started = [
+                group.start_update(step, minis[name][number], last=number == last) for name, group in models.items()
+            ]
+            for name, of_ranks in zip(models, wait_all_lists(started), strict=True):
+                reports[name].append(of_ranks)
         return UpdateReports(policy=reports["policy"], critic=reports["critic"])
 
     def check_gap(self, step: int, metrics: Metrics) -> None:

@@ -44,17 +44,22 @@ TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
 )
 def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_run, tmp_path):
     """Against one rollout worker, never killed: two of them, another number of ranks until a kill, and then as many.
-    With PPO a critic rank is killed then, too.
+    With PPO a critic rank is killed then, too, while all others wait for it in a save.
     """
     slots, slots_at_first = PLACES[ranks]
     given = {**ALGORITHMS[name], ACTORS: slots}
     straight, killed = new_run(given), new_run({**given, **TWO_ROLLOUTS})
     straight.finish()
     killed.kill_when("global_step_3 (", f"{ACTORS}={slots_at_first}")
-    armed, last_rank = tmp_path / "armed", int(ranks == "2 ranks")
-    armed.touch()
-    fault = {"phase": "critic.update", "step": 6, "rank": last_rank, "action": "kill", "armed": str(armed)}
-    printed = killed.finish("runner.resume_dir=auto", faults=[fault])
+    last_rank = int(ranks == "2 ranks")
+    faults = [
+        {"phase": "save.plan", "step": 5, "rank": 2 * last_rank + 1, "action": "hang"},  # ranks of policy and critic
+        {"phase": "critic.update", "step": 6, "rank": last_rank, "action": "kill"},
+    ]
+    for number, fault in enumerate(faults):
+        fault["armed"] = str(tmp_path / f"armed{number}")
+        Path(fault["armed"]).touch()
+    printed = killed.finish("runner.resume_dir=auto", faults=faults if name == "ppo" else [])
     assert "the numbers stay bit-equal" in printed
     same_run(straight, killed, 8, same_ranks=False)
     if name == "ppo":

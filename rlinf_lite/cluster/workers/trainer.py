@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
+from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all, wait_all_lists
 from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.records import RankLayout, TrainerSetup
@@ -121,10 +121,9 @@ class Trainers:
 
     def self_check(self, responses: Sequence[Group]) -> list[list[UpdateCheck]]:
         """Let every rank compute with the same made-up responses, see `check_update`: results of each group."""
-        started = [group.start("self_check", responses) for group in self.groups]
-        return [wait_all(calls) for calls in started]
+        return wait_all_lists(group.start("self_check", responses) for group in self.groups)
 
     def first_operations(self, responses: Sequence[Group]) -> list[str | None]:
         """Look for the first operation of `self_check` that does not repeat its bits: one name, or None, per group."""
-        started = [group.start("first_operation", responses) for group in self.groups]
-        return [next(filter(None, wait_all(calls)), None) for calls in started]
+        found = wait_all_lists(group.start("first_operation", responses) for group in self.groups)
+        return [next(filter(None, of_group), None) for of_group in found]

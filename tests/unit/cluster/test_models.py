@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_ray import FakeSession
+from fake_ray import Blocked, FakeSession
 
 from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.spares import Spares
@@ -65,6 +65,8 @@ class Case:
         self, *, critic: bool = True, warmup: int = 0, old_from_engine: bool = False, exact: bool = True
     ) -> None:
         self.log: list[str] = []
+        self.blocked = self.failing = ""
+        """Components whose updates do not return, or fail."""
         session = FakeSession(lambda component, rank, size: self.worker(component, rank))
 
         def group(kind: type, component: str) -> Any:
@@ -90,6 +92,10 @@ class Case:
 
         def update(step: int, batch: Any, last: bool) -> str:
             self.log.append(f"{component} {rank}{' last' * last}")
+            if component in self.blocked:
+                raise Blocked
+            if component in self.failing:
+                raise RuntimeError(f"{component} fails")
             return f"{component} {rank}"
 
         return SimpleNamespace(forward=forward, update=update)
@@ -118,6 +124,15 @@ def test_what_the_engine_reported_is_not_computed_and_no_critic_is_asked_for_not
 def update(case: Case, step: int) -> tuple[Any, Batch]:
     batch = Batch()
     return case.models.update(step, batch, dict.fromkeys(ALL, torch.zeros(3)), np.ones(2, bool)), batch
+
+
+@pytest.mark.parametrize(("blocked", "failing"), [("actor", "critic"), ("critic", "actor")])
+def test_a_failure_of_either_is_noticed_while_the_other_does_not_answer(blocked, failing):
+    """Ranks of one wait for a lost one of the other, in the save that an update waits for."""
+    case = Case()
+    case.blocked, case.failing = blocked, failing
+    with pytest.raises(RuntimeError, match=f"{failing} fails"):
+        update(case, 1)
 
 
 def test_policy_and_critic_take_each_mini_batch_at_the_same_time():
