@@ -299,9 +299,11 @@ def test_no_driver_is_started_again_after_a_stop_request(start):
 
 
 def test_a_request_to_save_waits_until_there_is_something_to_save(start):
-    family = start(f"{STOPS}\nready()\ntime.sleep(0.5)\nprint(got, flush=True)\nbuild()\ntime.sleep(0.5)\nleave(0)")
+    until_sent = "while not (directory / 'sent').exists(): time.sleep(0.01)\ntime.sleep(0.3)\nprint(got, flush=True)"
+    family = start(f"{STOPS}\nready()\n{until_sent}\nbuild()\nwhile not got: time.sleep(0.01)\nleave(0)")
     family.wait_until_ready()
     family.process.send_signal(signal.SIGUSR2)
+    (family.directory / "sent").touch()
     assert family.end() == (0, "[]\nSIGUSR2\n", "")
 
 
