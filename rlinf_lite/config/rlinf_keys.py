@@ -128,7 +128,7 @@ TAKEN: dict[str, Taken] = {
     "actor.enable_offload": _in_vain(
         False, f"{_NO_OFFLOAD}; with FSDP2 actor.fsdp_config.cpu_offload=true keeps the state in CPU memory"
     ),
-    "actor.enable_dp_load_balance": _in_vain(False, "micro-batches go to the ranks in their order"),
+    "actor.enable_dp_load_balance": _in_vain(False, "ranks compute micro-batches of like size together anyway"),
     "actor.calculate_flops": _in_vain(False, "the metric throughput/mfu is in every row"),
     "actor.global_batch_size": _any(
         "follows from `data.rollout_batch_size`, `algorithm.group_size` and `n_minibatches`"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -34,21 +33,32 @@ def for_each_rank(of_groups: Sequence[T], tensor_parallel: int) -> list[T]:
 
 
 def shard(units: Sequence[TokenBatch], num_ranks: int) -> list[tuple[TokenBatch | None, ...]]:
-    """Assign units to ranks: rank r computes every ``num_ranks``-th one, beginning with the r-th.
+    """Assign units to ranks: the largest ``num_ranks`` of them first, one to each, then the next.
 
     Returns:
-        For each rank its units in their order, padded with None to the length of rank 0.
+        For each rank its units, padded with None to the length of rank 0.
     """
+    units = by_size(units)
     rounds = range(0, len(units), num_ranks)
     padded = [*units, *[None] * (num_ranks * len(rounds) - len(units))]
     return [tuple(padded[first + rank] for first in rounds) for rank in range(num_ranks)]
 
 
+def by_size(units: Sequence[TokenBatch]) -> list[TokenBatch]:
+    """Units from the one with the most tokens to that with the fewest.
+
+    Ranks wait for each other after each unit, so those that are computed at the same time should take equally long.
+    """
+    return sorted(units, key=lambda unit: -len(unit.ids_N))
+
+
 def slots(units: Sequence[TokenBatch], virtual_ranks: int) -> list[Sequence[TokenBatch]]:
-    """Split units into at most ``virtual_ranks`` runs, whose lengths differ by at most one."""
-    number = min(len(units), virtual_ranks)
-    bounds = [len(units) * slot // max(number, 1) for slot in range(number + 1)]
-    return [units[first:stop] for first, stop in itertools.pairwise(bounds)]
+    """Deal out units, the largest ones first, to at most ``virtual_ranks`` slots; their lengths differ by at most one.
+
+    Nothing but the units decides: the order of the slots is that in which their gradients are summed.
+    """
+    number, dealt = min(len(units), virtual_ranks), by_size(units)
+    return [dealt[slot::number] for slot in range(number)]
 
 
 def shard_mini_batch(batch: MiniBatch, num_ranks: int, *, virtual_ranks: int) -> list[RankBatch]:

@@ -139,7 +139,10 @@ def test_what_changes_no_result_is_noted():
     ("values", "said"),
     [
         ({"actor.calculate_flops": True}, "calculate_flops=true has no effect: the metric throughput/mfu is in every"),
-        ({"actor.enable_dp_load_balance": True}, "=true has no effect: micro-batches go to the ranks in their order"),
+        (
+            {"actor.enable_dp_load_balance": True},
+            "=true has no effect: ranks compute micro-batches of like size together anyway",
+        ),
         ({"actor.optim.overlap_grad_reduce": True}, "overlap_grad_reduce=true has no effect: communication and"),
         ({"actor.model.variable_seq_lengths": False}, "=false has no effect: nothing is padded to runner.seq_length"),
         ({"actor.megatron.ddp_bucket_size": 4096}, "ddp_bucket_size=4096 has no effect: there is one bucket"),
