@@ -138,7 +138,7 @@ class WorkerGroup:
 
     def gone(self, seconds: float) -> list[WorkerLost]:
         """Ask every rank whether it lives, for at most ``seconds``, which busy ranks use up; return the dead ones."""
-        pings = {member.handle.ping(): rank for rank, member in enumerate(self._members)}
+        pings = {ping.ref: ping.rank for ping in self.start_pings()}
         answered, _ = guard.wait(list(pings), num_returns=len(pings), timeout=seconds)
         return [loss for ref in answered if (loss := self._loss(ref, pings[ref])) is not None]
 
@@ -169,6 +169,10 @@ class WorkerGroup:
         assert len(args_of_ranks) == self.size
         self.watch.look()
         return [self.start_one(rank, method, *args) for rank, args in enumerate(args_of_ranks)]
+
+    def start_pings(self) -> list[Call[Any]]:
+        """Ask every rank for an answer, which it gives once it has nothing else to do; the call of a dead one fails."""
+        return [Call(self, rank, member.handle.ping()) for rank, member in enumerate(self._members)]
 
     def start_in_two(self, method: str, *args: Any) -> tuple[list[Call[Any]], list[Call[Any]]]:
         """As `start`, for a method that returns a pair whose first half is fetched without the second."""
