@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -19,23 +20,19 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import psutil
 import pytest
 
 from rlinf_lite import numerics
+from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer
 from rlinf_lite.quick_imports import quick_imports
 
 os.environ.update(numerics.environment())  # as in every worker; read when torch is imported
 
-with quick_imports():
+if TYPE_CHECKING:  # the process that hands tests to workers of pytest-xdist has no use for torch
     import torch
-
-    from rlinf_lite.checkpoint import layout
-    from rlinf_lite.checkpoint.digest import state_digest
-    from rlinf_lite.checkpoint.formats.read_state import read_tensors
-    from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,9 +40,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Test files import torch, transformers and more."""
+    """Test files import torch, transformers and more. A test leaves little for the garbage collector, which would
+    walk over all that they hold every 700 objects."""
     with quick_imports():
-        return (yield)
+        collected = yield
+    gc.set_threshold(50_000)
+    return collected
 
 
 def _directory(item: pytest.Item) -> str:
@@ -215,6 +215,8 @@ class Run:
 
     def steps(self) -> list[int]:
         """Of the committed checkpoints."""
+        from rlinf_lite.checkpoint import layout
+
         return sorted(layout.step_of(path) or 0 for path in layout.committed(self.checkpoints))
 
     def rows(self) -> list[dict]:
@@ -230,19 +232,27 @@ class Run:
         """sha256 of the parameters, optimizer state and counters in a checkpoint, without the RNG state."""
         tensors = self._tensors(step, lambda name: not name.startswith("rng."))
         assert any(name.endswith("exp_avg_sq") for name in tensors)
-        return state_digest(tensors)
+        return _digest(tensors)
 
     def rng_digest(self, step: int) -> str:
-        return state_digest(self._tensors(step, lambda name: name.startswith("rng.")))
+        return _digest(self._tensors(step, lambda name: name.startswith("rng.")))
 
     def _tensors(self, step: int, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
         """Of all sections: ``actor/model...``."""
+        from rlinf_lite.checkpoint.formats.read_state import read_tensors
+
         sections = sorted(path.parent for path in (self.checkpoints / f"global_step_{step}").glob("*/.metadata"))
         read = {section.name: read_tensors(section, wanted) for section in sections}
         return {f"{section}/{name}": tensor for section, held in read.items() for name, tensor in held.items()}
 
     def data_digest(self, step: int) -> str:
         return hashlib.sha256((self.checkpoints / f"global_step_{step}" / "data" / "data.pt").read_bytes()).hexdigest()
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    from rlinf_lite.checkpoint.digest import state_digest
+
+    return state_digest(tensors)
 
 
 def _assert_same_run(one: Run, other: Run, last_step: int, *, same_ranks: bool = True) -> None:

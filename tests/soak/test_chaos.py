@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE
 from rlinf_lite.recovery.restarts import GaveUp, RestartBudget
 
 SOAK = Path(__file__).parent
@@ -51,10 +52,11 @@ seeds is such a one; with other kinds, look for another."""
 PPO_SEED = 569
 
 
-def test_the_command_starts_again_and_again(plan, straight, tmp_path):
+def test_the_command_starts_again_and_again(plan, straight, forks, monkeypatch, tmp_path):
     """The instants within a step depend on the machine; equality does not. Against the run of other tests, whose
-    settings are the same, except for the number of ranks: 2 there, 3, 2 and 1 here. As for a user, each driver starts a
-    fork server of its own."""
+    settings are the same, except for the number of ranks: 2 there, 3, 2 and 1 here. In the soak tests each driver
+    starts a fork server of its own, as for a user."""
+    monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
     assert [plan.draw_ranks(SHORT_SEED, 1, start) for start in range(3)] == [3, 2, 1]
     kills = plan.draw(SHORT_SEED, 1, COMMAND_STARTS_AGAIN, 2, SHORT_STEPS).kills
     assert [(kill.victim, kill.step) for kill in kills] == [("damage", 3), ("all", 0)]

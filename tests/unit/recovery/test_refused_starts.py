@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
 
 from rlinf_lite.checkpoint.storage import storage_path
+from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE
 from rlinf_lite.config import OptimConfig
 from rlinf_lite.config.compose import load
 from rlinf_lite.errors import ConfigError
@@ -21,45 +21,59 @@ DRIVER = "import runpy; runpy.run_module('rlinf_lite.driver', run_name='__main__
 LONG = f"/tmp/{'x' * 60}"
 
 
-def start(tmp_path: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rlinf_lite.main_math", f"runner.output_dir={tmp_path}/new/logs", *overrides]
-    return subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": "local", **env}, text=True, capture_output=True
-    )
+@pytest.fixture
+def empty(tmp_path):
+    """The directory in which runs are started."""
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+@pytest.fixture
+def start(empty, run_forked):
+    """``start(overrides, env)``: a driver without its parent, or with ``plain`` the whole command as of a user."""
+
+    def run(overrides: list[str], env: dict[str, str], *, plain: bool = False) -> subprocess.CompletedProcess[str]:
+        given = [f"runner.output_dir={empty}/new/logs", *overrides]
+        env = {**os.environ, "RAY_ADDRESS": "local", **env}
+        if not plain:
+            return run_forked("-c", DRIVER, *given, cwd=empty, env=env)
+        command = [sys.executable, "-m", "rlinf_lite.main_math", *given]
+        return subprocess.run(command, cwd=empty, env=env, text=True, capture_output=True)
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("overrides", "env", "code", "said"),
+    ("overrides", "env", "said"),
     [
-        (["cluster.component_placement.value=0"], {}, 2, "unknown component 'value'"),
-        ([f"cluster.object_store_memory={2**49}"], {}, 2, "cluster.object_store_memory=562949953421312: /dev/shm has"),
-        (["runner.logger.log_path=/dev/null/x"], {}, 2, "runner.logger.log_path: cannot write in /dev/null/x"),
-        ([], {"RAY_TMPDIR": LONG}, 2, f"RAY_TMPDIR={LONG}: is "),
-        ([], {"TMPDIR": LONG}, 2, f"TMPDIR={LONG}: is "),
-        ([], {"RAY_TMPDIR": "/dev/null/x"}, 2, "RAY_TMPDIR=/dev/null/x: Ray cannot make its temporary directory"),
+        (["cluster.component_placement.value=0"], {}, "unknown component 'value'"),
+        ([f"cluster.object_store_memory={2**49}"], {}, "cluster.object_store_memory=562949953421312: /dev/shm has"),
+        (["runner.logger.log_path=/dev/null/x"], {}, "runner.logger.log_path: cannot write in /dev/null/x"),
+        ([], {"RAY_TMPDIR": LONG}, f"RAY_TMPDIR={LONG}: is "),
+        ([], {"TMPDIR": LONG}, f"TMPDIR={LONG}: is "),
+        ([], {"RAY_TMPDIR": "/dev/null/x"}, "RAY_TMPDIR=/dev/null/x: Ray cannot make its temporary directory"),
     ],
     ids=["placement", "object store", "log path", "RAY_TMPDIR", "TMPDIR", "no directory"],
 )
-def test_it_is_explained_and_leaves_nothing(tmp_path, overrides, env, code, said):
-    done = start(tmp_path, *overrides, **env)
-    assert (done.returncode, done.stderr.count("Traceback")) == (code, 0), done.stderr
+def test_it_is_explained_and_leaves_nothing(empty, start, overrides, env, said, request):
+    done = start(overrides, env, plain="no directory" in request.node.name)
+    assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
     assert said in done.stderr and len(done.stderr.splitlines()) <= 3
-    assert list(tmp_path.iterdir()) == []
+    assert list(empty.iterdir()) == []
 
 
-def test_what_was_there_before_stays(tmp_path, run_forked):
-    (tmp_path / "new" / "logs" / "grpo-tiny-arithmetic").mkdir(parents=True)
-    before = sorted((tmp_path / "new").rglob("*"))
-    given = [f"runner.output_dir={tmp_path}/new/logs", "cluster.component_placement.critic=0"]
-    done = run_forked("-c", DRIVER, *given, cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": "local"})
+def test_what_was_there_before_stays(empty, start, forks):
+    (empty / "new" / "logs" / "grpo-tiny-arithmetic").mkdir(parents=True)
+    before = sorted(empty.rglob("*"))
+    done = start(["cluster.component_placement.critic=0"], {TEMPLATE_VARIABLE: forks.name})
     assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
     assert "critic is placed, but there is none" in done.stderr and len(done.stderr.splitlines()) <= 3
-    assert sorted((tmp_path / "new").rglob("*")) == before
+    assert sorted(empty.rglob("*")) == before
 
 
-def test_a_value_without_effect_is_noted(tmp_path, run_forked):
-    given = [f"runner.output_dir={tmp_path}", "actor.calculate_flops=true", "cluster.component_placement.critic=0"]
-    done = run_forked("-c", DRIVER, *given, cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": "local"})
+def test_a_value_without_effect_is_noted(start, forks):
+    given = ["actor.calculate_flops=true", "cluster.component_placement.critic=0"]
+    done = start(given, {TEMPLATE_VARIABLE: forks.name})
     assert done.stdout.splitlines()[0].startswith("note: actor.calculate_flops=true has no effect: ")
 
 
