@@ -29,6 +29,7 @@ _TABLE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "algorith
 ALGORITHMS = {name: {**settings, **MORE.get(name, {})} for name, settings in _TABLE.items()}
 BY_DEFAULT = ("ppo",)
 ACTORS = "cluster.component_placement.actor"
+STEPS = 6
 PLACES = {"2 ranks": ("0-1", "0"), "1 rank": ("0", "0-2")}
 """Slots of the ranks of both runs, and of those that the kill ends."""
 TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
@@ -47,21 +48,21 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_
     With PPO a critic rank is killed then, too, while all others wait for it in a save.
     """
     slots, slots_at_first = PLACES[ranks]
-    given = {**ALGORITHMS[name], ACTORS: slots}
+    given = {**ALGORITHMS[name], ACTORS: slots, "runner.max_steps": str(STEPS)}
     straight, killed = new_run(given), new_run({**given, **TWO_ROLLOUTS})
     straight.finish()
-    killed.kill_when("global_step_3 (", f"{ACTORS}={slots_at_first}")
+    killed.kill_when("global_step_2 (", f"{ACTORS}={slots_at_first}")
     last_rank = int(ranks == "2 ranks")
     faults = [
-        {"phase": "save.plan", "step": 5, "rank": 2 * last_rank + 1, "action": "hang"},  # ranks of policy and critic
-        {"phase": "critic.update", "step": 6, "rank": last_rank, "action": "kill"},
+        {"phase": "save.plan", "step": 3, "rank": 2 * last_rank + 1, "action": "hang"},  # ranks of policy and critic
+        {"phase": "critic.update", "step": 4, "rank": last_rank, "action": "kill"},
     ]
     for number, fault in enumerate(faults):
         fault["armed"] = str(tmp_path / f"armed{number}")
         Path(fault["armed"]).touch()
     printed = killed.finish("runner.resume_dir=auto", faults=faults if name == "ppo" else [])
     assert "the numbers stay bit-equal" in printed
-    same_run(straight, killed, 8, same_ranks=False)
+    same_run(straight, killed, STEPS, same_ranks=False)
     if name == "ppo":
         assert_no_step_was_lost(printed, last_rank)
         assert "loss/policy" not in straight.rows()[0] and "loss/value" in straight.rows()[0], "critic warm-up"
@@ -72,8 +73,8 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_
 
 
 def assert_no_step_was_lost(printed, rank):
-    """A critic rank was killed in step 6: the run continues in that step, from the replicas in memory."""
+    """A critic rank was killed in step 4: the run continues in that step, from the replicas in memory."""
     assert printed.count(f"CriticGroup rank {rank} was lost") == 1
-    assert printed.count("the state of step 5 was in memory") == 1
+    assert printed.count("the state of step 3 was in memory") == 1
     steps = [int(line.split()[1].split("/")[0]) for line in printed.splitlines() if line.startswith("step ")]
-    assert steps == list(range(steps[0], 9)) and steps[0] < 6, "each step once"
+    assert steps == list(range(steps[0], STEPS + 1)) and steps[0] < 4, "each step once"
