@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import psutil
 import pytest
@@ -29,10 +29,7 @@ from rlinf_lite import numerics
 from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer
 from rlinf_lite.quick_imports import quick_imports
 
-os.environ.update(numerics.environment())  # as in every worker; read when torch is imported
-
-if TYPE_CHECKING:  # the process that hands tests to workers of pytest-xdist has no use for torch
-    import torch
+os.environ.update(numerics.environment())  # as in every worker; read when torch is imported, by test files
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -230,29 +227,24 @@ class Run:
 
     def digest(self, step: int) -> str:
         """sha256 of the parameters, optimizer state and counters in a checkpoint, without the RNG state."""
-        tensors = self._tensors(step, lambda name: not name.startswith("rng."))
-        assert any(name.endswith("exp_avg_sq") for name in tensors)
-        return _digest(tensors)
+        return self._digest(step, lambda name: not name.startswith("rng."), holds="exp_avg_sq")
 
     def rng_digest(self, step: int) -> str:
-        return _digest(self._tensors(step, lambda name: name.startswith("rng.")))
+        return self._digest(step, lambda name: name.startswith("rng."), holds="")
 
-    def _tensors(self, step: int, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-        """Of all sections: ``actor/model...``."""
+    def _digest(self, step: int, wanted: Callable[[str], bool], *, holds: str) -> str:
+        """Of all sections: ``actor/model...``; one of the names must end with ``holds``."""
+        from rlinf_lite.checkpoint.digest import state_digest
         from rlinf_lite.checkpoint.formats.read_state import read_tensors
 
         sections = sorted(path.parent for path in (self.checkpoints / f"global_step_{step}").glob("*/.metadata"))
         read = {section.name: read_tensors(section, wanted) for section in sections}
-        return {f"{section}/{name}": tensor for section, held in read.items() for name, tensor in held.items()}
+        tensors = {f"{section}/{name}": tensor for section, held in read.items() for name, tensor in held.items()}
+        assert any(name.endswith(holds) for name in tensors)
+        return state_digest(tensors)
 
     def data_digest(self, step: int) -> str:
         return hashlib.sha256((self.checkpoints / f"global_step_{step}" / "data" / "data.pt").read_bytes()).hexdigest()
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    from rlinf_lite.checkpoint.digest import state_digest
-
-    return state_digest(tensors)
 
 
 def _assert_same_run(one: Run, other: Run, last_step: int, *, same_ranks: bool = True) -> None:

@@ -7,8 +7,8 @@ from transformers import LlamaConfig, Qwen2Config
 from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.weights.megatron.described import described
 
-rotary = pytest.importorskip("megatron.core.models.common.embeddings")
-yarn = pytest.importorskip("megatron.core.models.common.embeddings.yarn_rotary_pos_embedding")
+EMBEDDINGS = "megatron.core.models.common.embeddings"
+pytestmark = pytest.mark.xdist_group("megatron")  # it takes seconds to import
 
 SIZES = {
     "num_hidden_layers": 1,
@@ -38,6 +38,7 @@ def of_transformers(kind, rope):
     "rope", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}, LLAMA3], ids=["default", "linear", "3"]
 )
 def test_rope(rope):
+    rotary = pytest.importorskip(EMBEDDINGS)
     args, frequencies, scale = of_transformers(LlamaConfig, rope)
     assert (args["position_embedding_type"], args["max_position_embeddings"], scale) == ("rope", 131072, 1.0)
     built = rotary.RotaryEmbedding(
@@ -59,6 +60,7 @@ def test_rope(rope):
     ids=["qwen2.5", "mscale", "betas"],
 )
 def test_yarn(monkeypatch, more):
+    yarn = pytest.importorskip(f"{EMBEDDINGS}.yarn_rotary_pos_embedding")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))  # where it moves frequencies
     args, frequencies, scale = of_transformers(Qwen2Config, YARN | more)
     assert args["position_embedding_type"] == "yarn"
