@@ -114,7 +114,7 @@ def test_megatron(new_run, trained, tmp_path, program):
 
 
 @pytest.mark.parametrize(
-    ("program", "backend"), [("fsdp", MEGATRON), pytest.param("megatron", {}, marks=pytest.mark.soak)]
+    ("program", "backend"), [("megatron", {}), pytest.param("fsdp", MEGATRON, marks=pytest.mark.soak)]
 )
 def test_a_new_run_begins_with_the_weights(new_run, trained, tmp_path, program, backend):
     """Of the other backend, and the same command resumes the run afterwards."""
