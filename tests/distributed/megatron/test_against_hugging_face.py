@@ -131,7 +131,7 @@ def test_sequence_parallelism_keeps_fewer_activations(ranks, model_dirs, make_co
         assert one - other >= of_layers / 2
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_recomputed_activations_change_no_bit(ranks, model_dirs, make_config, made_up, sequence_parallel):
     _, units, _ = made_up
     given = {"model_dir": model_dirs["qwen3"], "units": units, "num_steps": 2}
