@@ -37,8 +37,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Test files import torch, transformers and more. A test leaves little for the garbage collector, which would
-    walk over all that they hold every 700 objects."""
+    """Test files import torch, transformers and more. From then on the garbage collector runs less often: tests leave
+    little for it, and it walks over a lot."""
     with quick_imports():
         collected = yield
     gc.set_threshold(50_000)

@@ -275,8 +275,8 @@ def wait_all(calls: Iterable[Call[T]]) -> list[T]:
 def wait_all_lists(lists: Iterable[Sequence[Call[T]]]) -> list[list[T]]:
     """As `wait_all`, but for several lists of calls, with a list of results for each.
 
-    Waiting for one list after the other may take for ever: if the other's rank dies, ranks of this one wait for it in a
-    save that is in flight.
+    They must not be waited for one after the other: ranks of the first may wait for a dead rank of the second, in a
+    save that is in flight, and then its death would not be noticed.
     """
     in_order = [list(calls) for calls in lists]
     results = iter(wait_all(call for calls in in_order for call in calls))

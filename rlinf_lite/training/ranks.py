@@ -55,7 +55,7 @@ def by_size(units: Sequence[TokenBatch]) -> list[TokenBatch]:
 def slots(units: Sequence[TokenBatch], virtual_ranks: int) -> list[Sequence[TokenBatch]]:
     """Deal out units, the largest ones first, to at most ``virtual_ranks`` slots; their lengths differ by at most one.
 
-    Nothing but the units decides: the order of the slots is that in which their gradients are summed.
+    The number of ranks plays no part: the order of the slots is that in which their gradients are summed.
     """
     number, dealt = min(len(units), virtual_ranks), by_size(units)
     return [dealt[slot::number] for slot in range(number)]

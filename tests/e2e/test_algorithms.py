@@ -66,6 +66,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_
     assert "the numbers stay bit-equal" in printed
     same_run(straight, killed, STEPS, same_ranks=False)
     if name == "ppo":
+        assert not any(Path(fault["armed"]).exists() for fault in faults), "one did not strike"
         assert_no_step_was_lost(printed, last_rank)
         assert "loss/policy" not in straight.rows()[0] and "loss/value" in straight.rows()[0], "critic warm-up"
         assert "loss/policy" in straight.rows()[1]
