@@ -22,8 +22,10 @@ from rlinf_lite.cluster.workers.records import WorkerLocation
 
 T = TypeVar("T")
 
-_DEAD_SECONDS = 2.0
+DEAD_SECONDS = 2.0
 """Ray reports a dead process within this time; a process that is only busy does not answer."""
+_COLLECTIVE_SECONDS = 5.0
+"""Gloo reports within this time that another process is gone; NCCL does after minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class _Member:
     """Calls whose success its later results depend on."""
     has_started: bool = False
     """Whether ``adopted`` was seen to be done: each question of it is a call to Ray."""
+    ping: ObjectRef[Any] | None = None
+    """What `WorkerGroup.check` has asked it; None if it has answered."""
 
 
 class WorkerGroup:
@@ -100,8 +104,7 @@ class WorkerGroup:
     def replace(self, rank: int) -> None:
         """Give a rank a new process, a spare if there is one, and end the old one if it is still alive."""
         old, self._members[rank] = self._members[rank], self._spawn(rank, self.size)
-        old.handle.kill()
-        guard.wait([old.handle.ping()], timeout=_DEAD_SECONDS)
+        _end([old])
 
     def _spawn(self, rank: int, size: int) -> _Member:
         slots = self._session.placement.workers(self.component)[rank]
@@ -136,15 +139,29 @@ class WorkerGroup:
         except WorkerLost:
             return None
 
-    def gone(self, seconds: float) -> list[WorkerLost]:
+    def check(self) -> None:
+        """Raise `WorkerLost` if a rank is known to be dead; a dead one is known within two calls, a second apart.
+
+        Does not wait: a rank that is busy answers later.
+        """
+        asked = {}
+        for rank, member in enumerate(self._members):
+            member.ping = member.ping or member.handle.ping()
+            asked[member.ping] = rank
+        for ref in guard.wait(list(asked), num_returns=len(asked), timeout=0)[0]:
+            self._members[asked[ref]].ping = None
+            if (loss := self._loss(ref, asked[ref])) is not None:
+                raise loss
+
+    def gone(self, seconds: float = DEAD_SECONDS) -> list[WorkerLost]:
         """Ask every rank whether it lives, for at most ``seconds``, which busy ranks use up; return the dead ones."""
-        pings = {ping.ref: ping.rank for ping in self.start_pings()}
+        pings = {member.handle.ping(): rank for rank, member in enumerate(self._members)}
         answered, _ = guard.wait(list(pings), num_returns=len(pings), timeout=seconds)
         return [loss for ref in answered if (loss := self._loss(ref, pings[ref])) is not None]
 
     def is_gone(self, rank: int) -> bool:
         """Ask whether a rank's process is dead; one that is only busy is not."""
-        answered, _ = guard.wait([self._members[rank].handle.ping()], timeout=_DEAD_SECONDS)
+        answered, _ = guard.wait([self._members[rank].handle.ping()], timeout=DEAD_SECONDS)
         return any(self._loss(ref, rank) is not None for ref in answered)
 
     def _loss(self, ref: ObjectRef[Any], rank: int) -> WorkerLost | None:
@@ -169,10 +186,6 @@ class WorkerGroup:
         assert len(args_of_ranks) == self.size
         self.watch.look()
         return [self.start_one(rank, method, *args) for rank, args in enumerate(args_of_ranks)]
-
-    def start_pings(self) -> list[Call[Any]]:
-        """Ask every rank for an answer, which it gives once it has nothing else to do; the call of a dead one fails."""
-        return [Call(self, rank, member.handle.ping()) for rank, member in enumerate(self._members)]
 
     def start_in_two(self, method: str, *args: Any) -> tuple[list[Call[Any]], list[Call[Any]]]:
         """As `start`, for a method that returns a pair whose first half is fetched without the second."""
@@ -281,6 +294,28 @@ def wait_all_lists(lists: Iterable[Sequence[Call[T]]]) -> list[list[T]]:
     in_order = [list(calls) for calls in lists]
     results = iter(wait_all(call for calls in in_order for call in calls))
     return [[next(results) for _ in calls] for calls in in_order]
+
+
+def wait_for_collective(calls: Sequence[Call[Any]]) -> None:
+    """As `wait_all`, for calls that wait for each other: if one has failed, the others may never return.
+
+    Workers of calls that have not returned some seconds later are ended, and count as lost with the first.
+    """
+    try:
+        wait_all(calls)
+    except Exception:
+        if any(call.is_done and not _succeeded(call) for call in calls):
+            waiting = {call.ref: call for call in calls}
+            _, unfinished = guard.wait(list(waiting), num_returns=len(waiting), timeout=_COLLECTIVE_SECONDS)
+            _end([waiting[ref].group._members[waiting[ref].rank] for ref in unfinished])
+        raise
+
+
+def _end(members: Sequence[_Member]) -> None:
+    for member in members:
+        member.handle.kill()
+    pings = [member.handle.ping() for member in members]
+    guard.wait(pings, num_returns=len(pings), timeout=DEAD_SECONDS)
 
 
 def _succeeded(call: Call[Any]) -> bool:

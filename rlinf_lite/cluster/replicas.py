@@ -69,7 +69,7 @@ class MemoryReplicas:
                 self._session.watch.wait_one([held], lambda _: ("holder", shard.rank))
             guard.get(held)
         except (ray_errors.RayError, Hung):
-            if lost := self._trainers.gone(0.5):
+            if lost := self._trainers.gone():
                 raise lost[0] from None  # the shard is gone with its rank
             self._holders.pop(node).kill()  # the next step starts a new one
 
@@ -85,7 +85,7 @@ class MemoryReplicas:
             return self._trainers.load_replicas(held.step, held.small, held.shards), held.data
         except (DamagedCheckpoint, WorkerLost):
             # A shard that no node holds any more looks like the loss of the worker that was to read it.
-            if lost := self._trainers.gone(1.0):
+            if lost := self._trainers.gone():
                 raise lost[0] from None
             self._held = None
             return None

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import Call, wait_all
+from rlinf_lite.cluster.group import Call, wait_all, wait_for_collective
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
@@ -220,13 +220,13 @@ class CollectiveSync:
             self._join()
         received: list[Call[Any]] = [*self._rollouts.start_receiving()]
         sums = self._policy.start_broadcast(self._precision)
-        wait_all([*sums, *received])
+        wait_for_collective([*sums, *received])
         wait_all(self._rollouts.start_check_weights(step, sums))
 
     def _join(self) -> None:
         address = self._policy.open_channel(self._rollouts.size)
         sender = self._policy.start_joining_channel(self._rollouts.size)
-        wait_all([sender, *self._rollouts.start_joining_channel(address)])
+        wait_for_collective([sender, *self._rollouts.start_joining_channel(address)])
         self._joined = True
 
     def send_to(self, rank: int) -> None:

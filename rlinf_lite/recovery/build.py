@@ -321,8 +321,9 @@ class Build:
         saved = self.saved_by(runner.progress.step)
         others = {path: "not of this run" for path in {*layout.committed(self.checkpoints)} - saved}
         settings = self.config.runner.model_copy(update={"resume_dir": AUTO, "resume_mode": "full"})
+        if touched:
+            self._empty(workers, runner)  # a rank may still wait there for one whose part was lost
         if saved:
-            touched = True
             try:
                 start = choose_start(settings, self.checkpoints, others)
                 return restore(
@@ -331,11 +332,15 @@ class Build:
             except CheckpointError as error:
                 log_line(f"!! {error}")
         start = replace(self._began_from, progress=deepcopy(self._began_from.progress))
-        if touched and start.selection.path is None:
+        if saved and start.selection.path is None:
             # Nothing that follows would overwrite optimizer state, counters and RNG state, nor base weights.
-            workers.reset_trainers()
-            self.bring_up_again(workers, runner)
+            self._empty(workers, runner)
         return self._restore_from(start, workers)
+
+    def _empty(self, workers: Workers, runner: Runner) -> None:
+        """Build the trainers' models again."""
+        workers.reset_trainers()
+        self.bring_up_again(workers, runner)
 
     def _go_back(self, runner: Runner, start: Start) -> None:
         lost = runner.progress.step - start.progress.step

@@ -82,7 +82,7 @@ class Runner:
         """Run one step, from publishing weights to the completed update. All before the update may be abandoned."""
         step = self.progress.step + 1
         with self.stop.abandonable():
-            with timer.phase("sync"):
+            with timer.phase("sync"), self.trainers.watched():
                 self.weights.publish(step - 1)
             self.self_check.run_once(step - 1)
             sampled = self.source.sample(step, self.progress.cursor, timer)
@@ -93,7 +93,7 @@ class Runner:
             max_tokens = self.source.sampling.max_new_tokens
             credit = self.algorithm.credit(graded_table(sampled.groups, sampled.is_counted, columns, max_tokens))
         self.intact = False
-        with timer.phase("update"):
+        with timer.phase("update"), self.trainers.watched():
             is_trained_N = credit.trained_PG.reshape(-1).numpy()
             reports = self.models.update(step, batch, {**columns, **credit.columns}, is_trained_N)
         after = self.progress.after_step(
@@ -143,7 +143,8 @@ class Runner:
         """Answer every validation problem with the weights after this step; return the metrics."""
         groups: list[Group] = []
         with timer.phase("validation"):
-            self.weights.publish(self.progress.step)
+            with self.trainers.watched():
+                self.weights.publish(self.progress.step)
             for batches in self.validation.batches(self.progress.step):
                 made, grading = self.generation.generate(batches)
                 groups += graded(grading, made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -94,12 +94,10 @@ class Models:
         reports: dict[str, list[list[UpdateReport]]] = {"policy": [], "critic": []}
         last = len(batch.minibatch_rows) - 1
         for number in range(last + 1):
-            started: list[Sequence[Call[Any]]] = [
+            started = [
                 group.start_update(step, minis[name][number], last=number == last) for name, group in models.items()
             ]
-            if "policy" not in models:
-                started.append(self.policy.start_pings())  # critic ranks may wait, in a save, for a dead one
-            for name, of_ranks in zip(models, wait_all_lists(started), strict=False):
+            for name, of_ranks in zip(models, wait_all_lists(started), strict=True):
                 reports[name].append(of_ranks)
         return UpdateReports(policy=reports["policy"], critic=reports["critic"])
 

@@ -207,7 +207,7 @@ class Saver:
             else:
                 save.start_seconds = self.trainers.start_save(step, state(), info)
         except (SaveError, OSError) as error:
-            if lost := self.trainers.gone(0.5):
+            if lost := self.trainers.gone():
                 raise lost[0] from None  # the storage did not fail: the save can be repeated
             self._fail(save, error)
             return

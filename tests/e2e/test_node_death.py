@@ -82,6 +82,23 @@ def test_a_node_dies_in_each_phase(phase, straight, new_run, ray_nodes, joined, 
 
 
 @pytest.mark.soak
+def test_both_nodes_with_a_shard_die_at_once(straight, new_run, ray_nodes, joined, same_run):
+    """The state in memory is gone, and some ranks wait for others that cannot load their part of it."""
+    with ray_nodes(5) as cluster:
+        joined(cluster)
+        run = new_run({**SPREAD, "runner.save_interval": "2"})
+        process = run.start(REPLICAS)
+        printed = run.read_until(process, "step    3/8")
+        for _ in range(2):
+            kill_node_of(cluster, run, "actor", cluster.nodes[0]["id"])
+        rest, _ = process.communicate(timeout=300)
+        printed += rest
+        assert process.returncode == 0, printed
+    assert "in memory is damaged or gone: it is not used" in printed and "resumed from global_step_2" in printed
+    same_run(straight, run, 8, same_ranks=False)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_fewer_ranks_and_more_again(algorithm, new_run, ray_nodes, joined, same_run):
     """3 -> 2 -> 3 -> 2 ranks, against one rank that nothing happened to: after every tenth step."""

@@ -73,6 +73,21 @@ def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
 
 
 @pytest.mark.soak
+def test_an_engine_dies_in_the_broadcast_of_the_weights(straight, new_run, same_run, tmp_path):
+    """The other engine, and the ranks that gather weights with the one that sends them, wait for it in a collective."""
+    run, mark = new_run({**TWO_ROLLOUTS, "cluster.weight_sync": "collective"}), tmp_path / "sending"
+    slow = {"phase": "actor.rows", "step": 4, "rank": 0, "action": "wait", "mark": str(mark)}
+    process = run.start(REPLICAS, SPARES, faults=[slow])
+    run.read_until(process, "step    3/8")
+    while not mark.exists():
+        time.sleep(0.01)
+    kill(run, "rollout", 1)
+    printed = finish(run, process)
+    assert printed.count("RolloutGroup rank 1 was lost") == 1
+    same_run(straight, run, 8)
+
+
+@pytest.mark.soak
 def test_without_replicas_the_newest_checkpoint_is_the_second_line(straight, new_run, same_run):
     run = new_run({"runner.save_interval": "3", "runner.checkpoint.memory_replicas": "0"})
     process = run.start()

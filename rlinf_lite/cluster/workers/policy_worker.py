@@ -158,6 +158,7 @@ class PolicyWorker(TrainerWorker):
         Returns:
             Checksums of what this rank sent.
         """
+        faults.reach("actor.rows", step=self.step + 1, rank=self.rank)
         pieces, running = self.trainer.whole_weights(build.DTYPES[precision]), RunningChecksums()
         if self.rank:
             for _ in pieces:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all, wait_all_lists
+from rlinf_lite.cluster.group import DEAD_SECONDS, Call, WorkerGroup, wait_all, wait_all_lists
 from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
 from rlinf_lite.cluster.workers.records import RankLayout, TrainerSetup
@@ -57,9 +58,23 @@ class Trainers:
         calls = [(group, group.start("reset")) for group in self.groups]
         return [(group, rank) for group, started in calls for rank in group.failed(started, seconds)]
 
-    def gone(self, seconds: float) -> list[WorkerLost]:
+    def gone(self, seconds: float = DEAD_SECONDS) -> list[WorkerLost]:
         """Return every rank that is gone; asks each group for ``seconds``."""
         return [lost for group in self.groups for lost in group.gone(seconds)]
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within: a wait for whichever workers ends with `WorkerLost` soon after a rank has died.
+
+        Ranks that wait for a dead one never answer, nor do engines that wait for weights from them.
+        """
+        checks = [group.check for group in self.groups]
+        watch = self.policy.watch
+        watch.rarely += checks
+        try:
+            yield
+        finally:
+            watch.rarely = [check for check in watch.rarely if check not in checks]
 
     def _call(self, method: str, *args: Any) -> list[Any]:
         return wait_all([call for group in self.groups for call in group.start(method, *args)])

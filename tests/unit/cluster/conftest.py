@@ -24,4 +24,4 @@ def fake_ray(monkeypatch):
 
     guard.watch(None)
     monkeypatch.setattr(guard, "_ray", FakeRay())
-    monkeypatch.setattr(group, "_DEAD_SECONDS", 0.05)
+    monkeypatch.setattr(group, "DEAD_SECONDS", 0.05)

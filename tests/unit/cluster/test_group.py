@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from unittest.mock import Mock
+
 import pytest
 from fake_ray import Blocked, FakeSession
 
+from rlinf_lite.cluster import group as groups
 from rlinf_lite.cluster.errors import Hung, WorkerLost
-from rlinf_lite.cluster.group import WorkerGroup, wait_all
+from rlinf_lite.cluster.group import WorkerGroup, wait_all, wait_for_collective
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.config import ClusterConfig
@@ -104,6 +108,47 @@ def test_a_busy_process_is_not_gone():
     assert group.gone(0.05) == [] and not group.is_gone(0)
     session.actors[0].die()
     assert group.is_gone(0)
+
+
+def test_a_check_neither_waits_for_a_busy_process_nor_asks_it_twice():
+    group, session, _ = a_group()
+    Worker.blocked = {0}
+    call, _ = group.start("square", 2)
+    for _ in range(3):
+        group.check()
+    assert len(session.actors[0]._queue) == 2 and session.actors[1]._queue == deque()
+    session.actors[0].die()
+    for _ in range(2):
+        with pytest.raises(WorkerLost, match="Actors rank 0 was lost"):
+            group.check()
+    group.replace(0)
+    group.check()
+    assert call.is_done
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_collective_that_one_rank_left_is_ended(dies, monkeypatch):
+    """Ranks that wait in it for the one that failed, in whatever way, are lost with it; one that returned is not."""
+    monkeypatch.setattr(groups, "_COLLECTIVE_SECONDS", 0.05)
+    group, session, _ = a_group(FakeSession(lambda _, *args: Worker(*args), slots=(0, 1, 2), nodes=("a",) * 3))
+    Worker.blocked = {0}
+    calls = group.start("fail", *([] if dies else [1]))
+    if dies:
+        session.actors[1].die()
+        calls[1] = group.start_one(1, "fail")
+    with pytest.raises(WorkerLost if dies else ValueError, match="rank 1"):
+        wait_for_collective(calls)
+    assert [loss.rank for loss in group.gone(0.05)] == ([0, 1] if dies else [0])
+
+
+def test_a_collective_that_no_rank_left_is_not_ended_by_a_check():
+    group, _, _ = a_group()
+    Worker.blocked = {0}
+    calls = group.start("fail")
+    group.watch.often.append(stop := Mock(side_effect=KeyError("a stop request")))
+    with pytest.raises(KeyError, match="a stop request"):
+        wait_for_collective(calls)
+    assert stop.called and group.gone(0.05) == []
 
 
 def test_an_argument_that_was_lost_with_another_process():

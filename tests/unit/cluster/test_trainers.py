@@ -8,7 +8,9 @@ import pytest
 from fake_ray import Blocked, FakeActor, FakeSession
 
 from rlinf_lite.checkpoint import DamagedCheckpoint
-from rlinf_lite.cluster.group import WorkerGroup
+from rlinf_lite.cluster import watch
+from rlinf_lite.cluster.errors import WorkerLost
+from rlinf_lite.cluster.group import WorkerGroup, wait_all
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.workers.critic import CriticWorkers
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
@@ -116,6 +118,25 @@ def test_the_gone_are_of_either():
     assert trainers.gone(0.05) == []
     processes["critic 0"].die(), processes["actor 1"].die()
     assert [(lost.group, lost.rank) for lost in trainers.gone(0.05)] == [("ActorGroup", 1), ("CriticGroup", 0)]
+
+
+@pytest.mark.parametrize("dead", BOTH)
+def test_while_they_are_watched_a_loss_ends_every_wait(dead, monkeypatch):
+    """An engine waits for weights of ranks that wait for the dead one: neither ever answers."""
+    monkeypatch.setattr(watch, "_RARELY_SECONDS", 0.01)
+    trainers, processes = trainers_of(2, 1)
+    session = trainers.policy._session
+    engines = WorkerGroup("Engines", "rollout", "rollout", session, Spares(session))
+    session.actors[-1].worker.fails = Blocked()
+    component, rank = dead.split()
+    with trainers.watched():
+        assert wait_all([engines.start_one(0, "poll_save")]) == ["rollout 0"]
+        (call,) = [engines.start_one(1, "poll_save")]
+        processes[dead].die()
+        for _ in range(2):
+            with pytest.raises(WorkerLost, match=f"{component.capitalize()}Group rank {rank} was lost"):
+                wait_all([call])
+    assert session.watch.rarely == []
 
 
 def test_a_critic_that_fails_fails_the_call():

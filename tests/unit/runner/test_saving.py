@@ -66,7 +66,7 @@ class TwoRanks:
             raise answer
         return list(answer)
 
-    def gone(self, seconds: float) -> list:
+    def gone(self) -> list:
         return self.dead
 
     def methods(self) -> list[str]:
