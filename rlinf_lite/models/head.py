@@ -1,7 +1,7 @@
 """Log-probs and entropy of tokens from hidden states: the head of a causal LM, a chunk of tokens at a time.
 
-[tokens, vocabulary] never exists whole, because the backward pass recomputes the logits of a chunk. Logits are in the
-type the model computes in, everything after them in float32.
+[tokens, vocabulary] is never whole in memory: the backward pass recomputes the logits of a chunk, unless all of them
+are small (`MAX_KEPT_BYTES`). Logits are in the type the model computes in, everything after them in float32.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ MAX_ELEMENTS = 1 << 24
 MAX_ELEMENTS_CUDA = 1 << 26
 """Logits per chunk: 64 MiB in float32; 256 MiB on a GPU. With fewer, reading the weight for each chunk, and adding to
 its gradient, would take longer than the products themselves."""
+MAX_KEPT_BYTES = 1 << 29
+"""Logits of the first chunks that are kept for the backward pass; those of others are computed again."""
 MIN_ROWS = 4
 """Rows of a product at least; missing ones are zeros. With fewer, another kernel would round differently: so a token's
 log-prob does not depend on the other tokens (on a CPU with one thread; not in float64)."""
@@ -73,8 +75,9 @@ def token_stats(
     Returns:
         Log-probs and entropy (None unless ``with_entropy``): float32 [M] (float64 for float64 hidden states).
     """
+    kept = MAX_KEPT_BYTES if torch.is_grad_enabled() else 0
     logprob_M, entropy_M = _TokenStats.apply(
-        hidden_MD, weight_VD, bias_V, targets_M, temperature, with_entropy, transform
+        hidden_MD, weight_VD, bias_V, targets_M, temperature, with_entropy, transform, kept
     )
     return logprob_M, entropy_M
 
@@ -101,29 +104,30 @@ class _TokenStats(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
         transform: LogitTransform,
+        max_kept_bytes: int,
     ) -> tuple[Tensor, Tensor | None]:
         logprob_M = hidden_MD.new_empty(len(hidden_MD), dtype=_work_dtype(hidden_MD))
         entropy_M = torch.empty_like(logprob_M) if with_entropy else None
-        kept = None
+        kept: list[Tensor] = []
         for chunk in _chunks(hidden_MD, weight_VD):
             logits = _logits(hidden_MD[chunk], weight_VD, bias_V, transform)
             logprob_M[chunk], entropy = _stats(logits, targets_M[chunk], temperature, with_entropy)
             if entropy_M is not None and entropy is not None:
                 entropy_M[chunk] = entropy
-            # If all tokens are one chunk, its logits are kept: recomputing them would save no memory.
-            kept = logits if len(logits) == len(hidden_MD) else None
+            if chunk.stop * len(weight_VD) * logits.element_size() <= max_kept_bytes:
+                kept.append(logits)
             del logits  # before the next chunk's
-        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, entropy_M, kept)
+        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, entropy_M, *kept)
         ctx.temperature, ctx.transform = temperature, transform
         ctx.set_materialize_grads(False)
         return logprob_M, entropy_M
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_MD, weight_VD, bias_V, targets_M, entropy_M, kept = ctx.saved_tensors
+        hidden_MD, weight_VD, bias_V, targets_M, entropy_M, *kept = ctx.saved_tensors
         of_logprob_M, of_entropy_M = grad_outputs
         if of_logprob_M is None and of_entropy_M is None:
-            return (None,) * 7
+            return (None,) * 8
         if of_logprob_M is None:  # only the entropy is in the loss
             of_logprob_M = torch.zeros_like(entropy_M)
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
@@ -131,8 +135,11 @@ class _TokenStats(torch.autograd.Function):
         grad_hidden_MD = torch.empty_like(hidden_MD) if for_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=work) if for_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=work) if for_bias else None
-        for chunk in _chunks(hidden_MD, weight_VD):
-            logits = _logits(hidden_MD[chunk], weight_VD, bias_V, ctx.transform) if kept is None else kept
+        for number, chunk in enumerate(_chunks(hidden_MD, weight_VD)):
+            if number < len(kept):
+                logits = kept[number]
+            else:
+                logits = _logits(hidden_MD[chunk], weight_VD, bias_V, ctx.transform)
             grad = _gradient(
                 logits,
                 targets_M[chunk, None],
@@ -155,7 +162,7 @@ class _TokenStats(torch.autograd.Function):
             grad_hidden_MD,
             None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
             None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 

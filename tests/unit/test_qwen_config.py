@@ -143,6 +143,7 @@ def training_memory(config: Config) -> list[tuple[float, str]]:
             head.MAX_ELEMENTS_CUDA * 13 / GB,
             f"a chunk of logits, in bf16 and fp32, with their gradient: {head.MAX_ELEMENTS_CUDA / 1e6:.1f}e6 x 13 B",
         ),
+        (head.MAX_KEPT_BYTES / GB, "logits of other chunks, kept for the backward pass"),
         (
             micro * length * (layers * hidden + 4 * inner + 12 * hidden) * 2 / GB,
             f"activations, checkpointed: {micro} x {length} tokens x "

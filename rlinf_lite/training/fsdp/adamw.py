@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-_PIECE = 1 << 16
-"""Elements at a time. With fewer, calling operations takes longer than they do."""
+_PIECE = 1 << 18
+"""Elements at a time. With fewer, calling operations, and waking threads for them, takes longer than they do."""
 
 
 class CacheAdamW(torch.optim.AdamW):
