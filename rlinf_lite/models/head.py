@@ -135,11 +135,8 @@ class _TokenStats(torch.autograd.Function):
         grad_hidden_MD = torch.empty_like(hidden_MD) if for_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=work) if for_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=work) if for_bias else None
-        for number, chunk in enumerate(_chunks(hidden_MD, weight_VD)):
-            if number < len(kept):
-                logits = kept[number]
-            else:
-                logits = _logits(hidden_MD[chunk], weight_VD, bias_V, ctx.transform)
+        for chunk in _chunks(hidden_MD, weight_VD):
+            logits = kept.pop(0) if kept else _logits(hidden_MD[chunk], weight_VD, bias_V, ctx.transform)
             grad = _gradient(
                 logits,
                 targets_M[chunk, None],
