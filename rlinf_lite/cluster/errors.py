@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rlinf_lite.errors import EXIT_WORKER_LOST, RESUME_ADVICE, UserError
+
+_CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
 
 
 class ClusterError(UserError, RuntimeError):
@@ -57,3 +60,8 @@ class Hung(LostError):
 
 class RayLost(LostError):
     """Ray itself is gone (its raylet on this machine, or its head): no part of the cluster can be reached."""
+
+
+def is_broken_connection(error: Exception) -> bool:
+    """Whether a collective says that another rank is gone, or cannot be reached."""
+    return isinstance(error, RuntimeError) and _CONNECTION.search(str(error)) is not None

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from ray import ObjectRef
 from ray import exceptions as ray_errors
 
-from rlinf_lite.cluster.errors import RayLost, WorkerLost
+from rlinf_lite.cluster.errors import RayLost, WorkerLost, is_broken_connection
 from rlinf_lite.cluster.guard import guard
 from rlinf_lite.cluster.ray_failures import LOST, cause_of, worker_lost
 from rlinf_lite.cluster.session import Session
@@ -19,6 +19,7 @@ from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.cluster.workers.handle import WorkerHandle
 from rlinf_lite.cluster.workers.records import WorkerLocation
+from rlinf_lite.observability import log_line
 
 T = TypeVar("T")
 
@@ -119,6 +120,11 @@ class WorkerGroup:
         """
         self._members[call.rank].required.append(call)
 
+    @property
+    def unready(self) -> list[int]:
+        """Ranks whose `require` calls are not known to have succeeded."""
+        return [rank for rank, member in enumerate(self._members) if member.required]
+
     def kill(self) -> None:
         """End every process of the group."""
         for member in self._members:
@@ -140,7 +146,7 @@ class WorkerGroup:
             return None
 
     def check(self) -> None:
-        """Raise `WorkerLost` if a rank is known to be dead; a dead one is known within two calls, a second apart.
+        """Raise `WorkerLost` if a rank is known to be dead, as it is after two or three calls, a second apart.
 
         Does not wait: a rank that is busy answers later.
         """
@@ -209,7 +215,8 @@ class WorkerGroup:
 
     def result(self, call: Call[T]) -> T:
         """Return the result of a call that is done, if all that the rank's results depend on has succeeded too."""
-        value, required = self._get(call), self._members[call.rank].required
+        value, member = self._get(call), self._members[call.rank]
+        required = [] if call is member.adopted else member.required  # where a process runs does not depend on it
         while required:
             self._get(required[0])
             required.pop(0)
@@ -297,18 +304,27 @@ def wait_all_lists(lists: Iterable[Sequence[Call[T]]]) -> list[list[T]]:
 
 
 def wait_for_collective(calls: Sequence[Call[Any]]) -> None:
-    """As `wait_all`, for calls that wait for each other: if one has failed, the others may never return.
+    """As `wait_all`, for calls that wait for each other: if a worker is lost, the others may never return.
 
     Workers of calls that have not returned some seconds later are ended, and count as lost with the first.
     """
     try:
         wait_all(calls)
-    except Exception:
-        if any(call.is_done and not _succeeded(call) for call in calls):
-            waiting = {call.ref: call for call in calls}
-            _, unfinished = guard.wait(list(waiting), num_returns=len(waiting), timeout=_COLLECTIVE_SECONDS)
-            _end([waiting[ref].group._members[waiting[ref].rank] for ref in unfinished])
+    except Exception as error:
+        if isinstance(error, WorkerLost) or is_broken_connection(error):
+            _end_unfinished(calls)
         raise
+
+
+def _end_unfinished(calls: Sequence[Call[Any]]) -> None:
+    waiting = {call.ref: call for call in calls}
+    _, unfinished = guard.wait(list(waiting), num_returns=len(waiting), timeout=_COLLECTIVE_SECONDS)
+    stuck = [waiting[ref] for ref in unfinished]
+    if stuck:
+        log_line(
+            f"   ended, because they wait in a collective: {', '.join(f'{c.group.name} rank {c.rank}' for c in stuck)}"
+        )
+    _end([call.group._members[call.rank] for call in stuck])
 
 
 def _end(members: Sequence[_Member]) -> None:

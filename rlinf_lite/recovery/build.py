@@ -12,7 +12,7 @@ from typing import Any
 
 from rlinf_lite import faults, readable
 from rlinf_lite.algorithms import Algorithm, build_algorithm
-from rlinf_lite.checkpoint import CheckpointError, layout
+from rlinf_lite.checkpoint import CheckpointError, RankSilent, layout
 from rlinf_lite.checkpoint import manifest as manifests
 from rlinf_lite.checkpoint.select import AUTO
 from rlinf_lite.checkpoint.storage import StoragePath, absolute
@@ -283,7 +283,8 @@ class Build:
             return
         if held is not None:
             log_line(f"!! the state of step {held} in memory is damaged or gone: it is not used")
-        start = self._restore_from_newest(runner, workers, touched=held is not None)
+            self._empty(workers, runner)  # a rank may still wait in that load for one whose part is gone
+        start = self._restore_from_newest(runner, workers)
         if start.selection.path is None:
             log_line("!! no checkpoint to resume from: the run begins again")
         self._log_from(start, runner, sinks, same_recipe=self._recipe == before)
@@ -313,22 +314,18 @@ class Build:
         first = self._began_from.progress.step
         return {path for path in layout.committed(self.checkpoints) if first < (layout.step_of(path) or 0) <= step}
 
-    def _restore_from_newest(self, runner: Runner, workers: Workers, *, touched: bool) -> Start:
-        """
-        Args:
-            touched: a load into the actors has failed: a part of what it read may be in them.
-        """
+    def _restore_from_newest(self, runner: Runner, workers: Workers) -> Start:
         saved = self.saved_by(runner.progress.step)
         others = {path: "not of this run" for path in {*layout.committed(self.checkpoints)} - saved}
         settings = self.config.runner.model_copy(update={"resume_dir": AUTO, "resume_mode": "full"})
-        if touched:
-            self._empty(workers, runner)  # a rank may still wait there for one whose part was lost
         if saved:
             try:
                 start = choose_start(settings, self.checkpoints, others)
                 return restore(
                     start, workers.trainers, settings, self.checkpoints, self.prepared.identity, self._compute, others
                 )
+            except RankSilent:
+                raise  # its rank was lost: the checkpoint may be good
             except CheckpointError as error:
                 log_line(f"!! {error}")
         start = replace(self._began_from, progress=deepcopy(self._began_from.progress))

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlinf_lite.checkpoint import RankSilent
-from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost
+from rlinf_lite.cluster.errors import Hung, NodeLost, RayLost, WorkerLost, is_broken_connection
 from rlinf_lite.cluster.logs import last_lines
 from rlinf_lite.errors import UserError
 from rlinf_lite.recovery.workers import Workers
 
 _BLAME_SECONDS = 5.0
-_CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
 
 
 class Regrow(Exception):
@@ -76,7 +75,7 @@ def diagnose(error: Exception, workers: Workers, *, intact: bool) -> Failure:
     while time.monotonic() < deadline:
         if losses := workers.gone(0.2):
             return _of_losses(losses, workers, intact)
-    if silent or _CONNECTION.search(str(error)):
+    if silent or is_broken_connection(error):
         first = str(error).splitlines()[0]
         return Failure(text=f"the process group is broken: {first}", cause=re.sub(r"\d+", "#", first))
     raise error

@@ -119,13 +119,17 @@ class Workers:
         self.rollouts.repair, self.rewards.repair = repair_rollout, repair_reward
 
     def replace_lost(self, losses: Sequence[WorkerLost]) -> None:
-        """Start new processes for lost rollout and reward workers; engines get their weights with the next publish."""
+        """Start new processes for lost rollout and reward workers; engines get their weights with the next publish.
+
+        Also for engines that were replaced a moment ago: their weights may have been lost with what is lost now.
+        """
         for lost in losses:
             if lost.group == self.rewards.name:
                 self._replace(self.rewards, lost.rank)
-            elif lost.group == self.rollouts.name:
-                self._replace(self.rollouts, lost.rank)
-                self._fresh_engines.add(lost.rank)
+        engines = {lost.rank for lost in losses if lost.group == self.rollouts.name}
+        for rank in engines.union(self.rollouts.unready):
+            self._replace(self.rollouts, rank)
+            self._fresh_engines.add(rank)
 
     def reset_trainers(self) -> None:
         """Make every rank of both models ready for `set_up`: living ones keep their process, others get a new one."""

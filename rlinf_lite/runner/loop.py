@@ -85,7 +85,8 @@ class Runner:
             with timer.phase("sync"), self.trainers.watched():
                 self.weights.publish(step - 1)
             self.self_check.run_once(step - 1)
-            sampled = self.source.sample(step, self.progress.cursor, timer)
+            with self.trainers.watched(self._an_engine_needs_them):
+                sampled = self.source.sample(step, self.progress.cursor, timer)
             with timer.phase("rollout"):
                 self.generation.rest()
             batch = StepBatch(sampled.groups, sampled.is_counted, step=step, settings=self.split)
@@ -119,6 +120,10 @@ class Runner:
         self.complete(after, timer)
         self.log_samples(step, sampled.candidates)
 
+    def _an_engine_needs_them(self) -> bool:
+        """Whether one that was just replaced waits for weights. Otherwise a lost rank does not end a rollout."""
+        return bool(self.generation.rollouts.unready)
+
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
         """Complete the step; with replicas only when its state is held in memory, since nothing can undo it then."""
         if self.replicas is not None:
@@ -145,9 +150,10 @@ class Runner:
         with timer.phase("validation"):
             with self.trainers.watched():
                 self.weights.publish(self.progress.step)
-            for batches in self.validation.batches(self.progress.step):
-                made, grading = self.generation.generate(batches)
-                groups += graded(grading, made)
+            with self.trainers.watched(self._an_engine_needs_them):
+                for batches in self.validation.batches(self.progress.step):
+                    made, grading = self.generation.generate(batches)
+                    groups += graded(grading, made)
             self.generation.rest()
         self.generation.check_graded(groups, f"the validation after step {self.progress.step}")
         metrics = validation_metrics(groups)

@@ -88,6 +88,27 @@ def test_an_engine_dies_in_the_broadcast_of_the_weights(straight, new_run, same_
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_and_an_engine_are_lost_in_one_rollout(new_run, same_run, tmp_path, strategy, number):
+    """The new engine is set up while the rank of which it needs weights is gone, or stopped."""
+    given = {**TWO_ROLLOUTS, "runner.max_steps": "4", "actor.fsdp_config.strategy": strategy}
+    straight, run = new_run(given), new_run({**given, "cluster.component_placement.actor": "0-1"})
+    straight.finish()
+    marks = [tmp_path / f"generating{rank}" for rank in range(2)]
+    slow = {"phase": "rollout.train", "step": 3, "action": "wait"}
+    faults = [{**slow, "rank": rank, "mark": str(mark)} for rank, mark in enumerate(marks)]
+    process = run.start(REPLICAS, SPARES, "runner.hang_timeout=8", faults=faults)
+    printed = run.read_until(process, "step    2/4")
+    while not all(mark.exists() for mark in marks):
+        time.sleep(0.01)
+    kill(run, "actor", 1, number), kill(run, "rollout", 1)
+    printed += finish(run, process)
+    assert "the state of step 2 was in memory" in printed and "Traceback" not in printed
+    same_run(straight, run, 4)
+
+
+@pytest.mark.soak
 def test_without_replicas_the_newest_checkpoint_is_the_second_line(straight, new_run, same_run):
     run = new_run({"runner.save_interval": "3", "runner.checkpoint.memory_replicas": "0"})
     process = run.start()

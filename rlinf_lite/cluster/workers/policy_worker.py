@@ -163,7 +163,14 @@ class PolicyWorker(TrainerWorker):
         if self.rank:
             for _ in pieces:
                 pass
+        broken: RuntimeError | None = None
         for piece in running.passing(pieces):
             assert self._channel is not None, "called before join_channel"
-            self._channel.broadcast(piece.rows.contiguous())
+            try:
+                if broken is None:
+                    self._channel.broadcast(piece.rows.contiguous())
+            except RuntimeError as error:
+                broken = error  # the other ranks wait until every weight is gathered, whatever became of an engine
+        if broken is not None:
+            raise broken
         return running.result()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,18 +63,26 @@ class Trainers:
         return [lost for group in self.groups for lost in group.gone(seconds)]
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self, while_true: Callable[[], object] = lambda: True) -> Iterator[None]:
         """Within: a wait for whichever workers ends with `WorkerLost` soon after a rank has died.
 
         Ranks that wait for a dead one never answer, nor do engines that wait for weights from them.
+
+        Args:
+            while_true: a rank that dies while this returns false is left to whoever calls it next.
         """
-        checks = [group.check for group in self.groups]
+
+        def check() -> None:
+            if while_true():
+                for group in self.groups:
+                    group.check()
+
         watch = self.policy.watch
-        watch.rarely += checks
+        watch.rarely.append(check)
         try:
             yield
         finally:
-            watch.rarely = [check for check in watch.rarely if check not in checks]
+            watch.rarely = [other for other in watch.rarely if other is not check]
 
     def _call(self, method: str, *args: Any) -> list[Any]:
         return wait_all([call for group in self.groups for call in group.start(method, *args)])

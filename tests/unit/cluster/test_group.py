@@ -126,22 +126,37 @@ def test_a_check_neither_waits_for_a_busy_process_nor_asks_it_twice():
     assert call.is_done
 
 
-@pytest.mark.parametrize("dies", [True, False])
-def test_a_collective_that_one_rank_left_is_ended(dies, monkeypatch):
-    """Ranks that wait in it for the one that failed, in whatever way, are lost with it; one that returned is not."""
+class BrokenPipe(Worker):
+    def fail(self, *ranks: int) -> str:
+        if self.rank in ranks:
+            raise RuntimeError("gloo: Connection closed by peer")
+        return super().fail()
+
+
+@pytest.mark.parametrize("how", ["it dies", "its connection breaks"])
+def test_a_collective_that_one_rank_left_is_ended(how, monkeypatch, capsys):
+    """Ranks that wait in it for the one that failed are lost with it; one that returned is not."""
     monkeypatch.setattr(groups, "_COLLECTIVE_SECONDS", 0.05)
-    group, session, _ = a_group(FakeSession(lambda _, *args: Worker(*args), slots=(0, 1, 2), nodes=("a",) * 3))
+    session = FakeSession(lambda _, *args: BrokenPipe(*args), slots=(0, 1, 2), nodes=("a",) * 3)
+    group, _, _ = a_group(session)
     Worker.blocked = {0}
-    calls = group.start("fail", *([] if dies else [1]))
-    if dies:
+    if how == "it dies":
         session.actors[1].die()
-        calls[1] = group.start_one(1, "fail")
-    with pytest.raises(WorkerLost if dies else ValueError, match="rank 1"):
-        wait_for_collective(calls)
-    assert [loss.rank for loss in group.gone(0.05)] == ([0, 1] if dies else [0])
+    with pytest.raises(RuntimeError, match="rank 1" if how == "it dies" else "closed by peer"):
+        wait_for_collective(group.start("fail", 1))
+    assert [loss.rank for loss in group.gone(0.05)] == ([0, 1] if how == "it dies" else [0])
+    assert capsys.readouterr().out == "   ended, because they wait in a collective: Actors rank 0\n"
 
 
-def test_a_collective_that_no_rank_left_is_not_ended_by_a_check():
+def test_a_collective_is_not_ended_for_an_error_that_would_come_again():
+    group, _, _ = a_group()
+    Worker.blocked = {0}
+    with pytest.raises(ValueError, match="rank 1 failed"):
+        wait_for_collective(group.start("fail", 1))
+    assert group.gone(0.05) == []
+
+
+def test_nor_by_a_check():
     group, _, _ = a_group()
     Worker.blocked = {0}
     calls = group.start("fail")
@@ -239,8 +254,17 @@ def test_once_it_has_succeeded_it_is_not_looked_at_again():
     group, _, _ = a_group()
     group.replace(1)
     group.require(group.start_one(1, "fail", 0))
+    assert group.unready == [1]
     assert group.call("square", 2) == [4, 4]
-    assert group._members[1].required == []
+    assert group.unready == []
+
+
+def test_where_a_process_is_can_be_asked_before_it_is_set_up():
+    group, _, _ = a_group()
+    group.replace(1)
+    Worker.blocked = {1}
+    group.require(group.start_one(1, "fail"))
+    assert group.location(1) is not None and len(group.locations()) == 2 and group.unready == [1]
 
 
 def test_ranks_that_fail_or_do_not_answer_are_named():

@@ -9,7 +9,7 @@ from fake_ray import Blocked, FakeActor, FakeSession
 
 from rlinf_lite.checkpoint import DamagedCheckpoint
 from rlinf_lite.cluster import watch
-from rlinf_lite.cluster.errors import WorkerLost
+from rlinf_lite.cluster.errors import Hung, WorkerLost
 from rlinf_lite.cluster.group import WorkerGroup, wait_all
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.workers.critic import CriticWorkers
@@ -129,14 +129,20 @@ def test_while_they_are_watched_a_loss_ends_every_wait(dead, monkeypatch):
     engines = WorkerGroup("Engines", "rollout", "rollout", session, Spares(session))
     session.actors[-1].worker.fails = Blocked()
     component, rank = dead.split()
+    call = engines.start_one(1, "poll_save")
     with trainers.watched():
         assert wait_all([engines.start_one(0, "poll_save")]) == ["rollout 0"]
-        (call,) = [engines.start_one(1, "poll_save")]
         processes[dead].die()
         for _ in range(2):
             with pytest.raises(WorkerLost, match=f"{component.capitalize()}Group rank {rank} was lost"):
                 wait_all([call])
     assert session.watch.rarely == []
+    asked = []
+    with trainers.watched(lambda: asked.append(call)):
+        session.watch.hang_timeout = 0.1
+        with pytest.raises(Hung):
+            wait_all([call])
+    assert asked
 
 
 def test_a_critic_that_fails_fails_the_call():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,10 +67,11 @@ def validated_by_the_loop(config: Config, problems, step: int) -> list[Generatio
     progress = Progress()
     progress.step = step
     unused = (
-        *("source", "algorithm", "models", "trainers", "split", "log_rollouts"),
+        *("source", "algorithm", "models", "split", "log_rollouts"),
         *("self_check", "replicas", "hub", "samples", "saver", "stop", "between_steps"),
     )
     runner = Runner(
+        trainers=SimpleNamespace(watched=lambda *_: nullcontext()),
         generation=Generation(rollouts=engines, rewards=Graders(), enable_sleep=False, max_failed_fraction=0.0),
         validation=Validation(
             problems=problems,

@@ -248,6 +248,7 @@ def test_a_vocabulary_of_one_token():
 def test_nothing_of_the_size_of_all_logits_is_kept(monkeypatch):
     """Tensors that autograd keeps: the inputs, int64 targets and a float32 entropy per token."""
     monkeypatch.setattr(head, "MAX_ELEMENTS", 8 * 1024)
+    monkeypatch.setattr(head, "MAX_KEPT_BYTES", 8 * 1024 * 4 - 1)
     hidden, weight, _, targets = case(64, vocab=1024)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
     kept = {}

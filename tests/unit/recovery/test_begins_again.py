@@ -11,12 +11,13 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, flatten, state_digest
+from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, RankSilent, flatten, state_digest
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.records import RankLayout, TrainerSetup
 from rlinf_lite.config.compose import load
@@ -146,6 +147,19 @@ def test_a_new_run_begins_again_as_it_began(tmp_path, actor, lost, capsys):
     began, again, step = lose_everything(tmp_path, actor, lost)
     assert (again, step) == (began, 0)
     assert "the run begins again" in capsys.readouterr().out
+
+
+def test_a_rank_that_dies_in_a_load_is_no_fault_of_the_checkpoint(tmp_path, actor, monkeypatch):
+    """It is tried again with that rank replaced; neither set aside nor stepped over."""
+    made = build(tmp_path, actor)
+    made.bring_up(actor)
+    actor.train(1)
+    actor.worker.save(1, data_of(1), {"identity": IDENTITY, "compute": "cpu"})
+    monkeypatch.setattr(actor.worker, "load", Mock(side_effect=RankSilent("rank 1 did not answer")))
+    runner = SimpleNamespace(progress=Progress(step=1), replicas=None)
+    with ExitStack() as sinks, pytest.raises(RankSilent, match="rank 1 did not answer"):
+        made.restore(runner, actor, sinks)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["global_step_1"]
 
 
 @pytest.mark.parametrize("lost", ["replica", "checkpoint"])
