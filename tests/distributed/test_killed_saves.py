@@ -51,7 +51,13 @@ def newest_step(root):
     return max((layout.step_of(path) for path in layout.committed(root)), default=0)
 
 
-@pytest.mark.parametrize("sections", [["actor", "actor"], ["actor", "actor", "critic"]], ids=["actor", "and critic"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param(["actor", "actor"], id="actor", marks=pytest.mark.soak),
+        pytest.param(["actor", "actor", "critic"], id="and critic"),
+    ],
+)
 @pytest.mark.parametrize("num_kills", [6, pytest.param(120, marks=pytest.mark.soak)])
 def test_no_incomplete_save_is_ever_taken_for_a_checkpoint(start_ranks, tmp_path, num_kills, sections):
     chance, num_leftovers = random.Random(SEED), 0

@@ -113,9 +113,8 @@ def test_megatron(new_run, trained, tmp_path, program):
         torch.testing.assert_close(buffer["exp_avg_sq"], 0.95 * before, rtol=0.02, atol=float(before.max()) / 100)
 
 
-@pytest.mark.parametrize(
-    ("program", "backend"), [("megatron", {}), pytest.param("fsdp", MEGATRON, marks=pytest.mark.soak)]
-)
+@pytest.mark.soak  # shorter: tests/unit/recovery/test_foreign.py
+@pytest.mark.parametrize(("program", "backend"), [("megatron", {}), ("fsdp", MEGATRON)])
 def test_a_new_run_begins_with_the_weights(new_run, trained, tmp_path, program, backend):
     """Of the other backend, and the same command resumes the run afterwards."""
     write(program, tmp_path / "rlinf/global_step_50", trained)

@@ -51,7 +51,8 @@ NO_UPDATE = {"actor.optim.lr": "0.0", "actor.optim.min_lr": "0.0", "actor.optim.
 """Gradients vanish beside the optimizer state, and no weight moves: the next checkpoint shows what was loaded."""
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("fsdp", marks=pytest.mark.soak)])
+@pytest.mark.soak  # shorter: test_either_loads_what_the_other_wrote in tests/distributed/training/test_fsdp1.py
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp"])
 def test_either_strategy_loads_the_same_state(straight, new_run, strategy):
     """Weights and optimizer state of a run with FSDP1, bit for bit."""
     source, run = straight("fsdp"), new_run(settings(strategy) | NO_UPDATE)

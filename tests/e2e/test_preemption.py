@@ -143,6 +143,7 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
+@pytest.mark.soak  # shorter: tests/unit/recovery/test_parent.py
 def test_stopped_while_it_starts(new_run, still_running):
     """Before its imports, while Ray starts, when it has started, while workers import and build."""
     for text, later in [

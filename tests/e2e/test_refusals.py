@@ -73,6 +73,7 @@ def test_the_launcher_refuses_and_a_finished_run_has_nothing_to_do(straight, new
     assert copy.rows() == straight.rows() and copy.steps() == straight.steps()
 
 
+@pytest.mark.soak  # shorter: tests/unit/checkpoint/test_manager.py
 def test_checkpoint_of_another_model(straight, new_run, other_model):
     other = new_run({"actor.model.model_path": str(other_model)})
     shutil.copytree(straight.checkpoints / "global_step_8", other.checkpoints / "global_step_8")

@@ -52,7 +52,8 @@ def lighter(units, factor):
     ]
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, pytest.param(True, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_small_gradients_are_kept(ranks, model_dirs, make_config, made_up, reference, sequence_parallel):
     """In fp16 nothing is between 0 and 6e-8. With a scaled loss gradients are what they are in float64, to fp16."""
     groups, units, weight = made_up

@@ -128,7 +128,8 @@ def test_the_shape_of_smollm2(ranks, make_config, groups, advantages, tmp_path, 
     assert one == two and len({digest for digest, _ in one}) == 2
 
 
-@pytest.mark.parametrize("case", ["dropout", pytest.param("three slots", marks=pytest.mark.soak)])
+@pytest.mark.soak  # shorter: the ranks of a whole run change in tests/e2e/test_algorithms.py
+@pytest.mark.parametrize("case", ["dropout", "three slots"])
 def test_ranks_that_come_and_go(ranks, given, tmp_path, case):
     """4, then 2, 3 and 1 ranks, each from the checkpoint of those before."""
     straight = ranks.run(1, "digests", **given([(case, CASES[case])]), num_steps=4)[0][case]
@@ -152,7 +153,7 @@ def test_ranks_that_come_and_go(ranks, given, tmp_path, case):
     assert digests == straight
 
 
-@pytest.mark.parametrize("virtual_ranks", [5040, 2])
+@pytest.mark.parametrize("virtual_ranks", [5040, pytest.param(2, marks=pytest.mark.soak)])
 def test_an_abandoned_step_leaves_nothing_behind(
     ranks, model_dirs, make_config, groups, advantages, assert_same_state, virtual_ranks
 ):

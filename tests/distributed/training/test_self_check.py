@@ -35,7 +35,9 @@ def given(model_dirs, groups, advantages, make_config):
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
-@pytest.mark.parametrize("model", [*OPTIONS])
+@pytest.mark.parametrize(
+    "model", [name if name == "llama" else pytest.param(name, marks=pytest.mark.soak) for name in OPTIONS]
+)
 def test_a_check_finds_nothing_and_changes_nothing(ranks, given, assert_same_state, model, world_size):
     """Even between two steps, with dropout, which takes random numbers."""
     plain = ranks.run(world_size, "train_and_check", **given(model), checks=False)
@@ -52,7 +54,7 @@ def test_a_check_finds_nothing_and_changes_nothing(ranks, given, assert_same_sta
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize("model", ["llama", pytest.param("gpt2", marks=pytest.mark.soak)])
 def test_noise_in_one_ranks_backward_pass_is_named(ranks, given, model, world_size):
     """Dropout is not: its numbers are drawn again."""
     found = ranks.run(world_size, "check_with_noise", **given(model), noisy_rank=world_size - 1)

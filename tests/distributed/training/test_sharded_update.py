@@ -140,7 +140,9 @@ def assert_follows_reference(results, expected):
 
 
 @pytest.mark.parametrize("world_size", [2, *LONGER_FORM])
-@pytest.mark.parametrize("loss_agg_func", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
+@pytest.mark.parametrize(
+    "loss_agg_func", ["token-mean", "seq-mean-token-mean", pytest.param("seq-mean-token-sum", marks=pytest.mark.soak)]
+)
 def test_equals_one_process(
     ranks, model_dirs, make_config, groups, advantages, assert_same_state, world_size, loss_agg_func
 ):
@@ -189,7 +191,9 @@ def test_two_minibatches_with_every_term(ranks, model_dirs, make_config, groups,
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
-@pytest.mark.parametrize("loss_agg_func", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
+@pytest.mark.parametrize(
+    "loss_agg_func", ["token-mean", "seq-mean-token-mean", pytest.param("seq-mean-token-sum", marks=pytest.mark.soak)]
+)
 def test_rows_left_out_are_in_no_term_and_no_normalizer(
     ranks, model_dirs, make_config, groups, advantages, assert_same_state, world_size, loss_agg_func
 ):

@@ -33,7 +33,7 @@ def given(model_dirs, groups, advantages, make_config):
 @pytest.mark.parametrize(
     ("reshard", "model"),
     [
-        (True, "llama"),
+        pytest.param(True, "llama", marks=pytest.mark.soak),
         (False, "gpt2"),
         pytest.param(False, "llama", marks=pytest.mark.soak),
         pytest.param(True, "gpt2", marks=pytest.mark.soak),

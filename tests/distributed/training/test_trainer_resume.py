@@ -31,7 +31,12 @@ FSDP1 = {"actor.fsdp_config.strategy": "fsdp"}
 
 
 @pytest.mark.parametrize(
-    "changes", [DROPOUT, {**DROPOUT, **FP16}, {**DROPOUT, **FSDP1}], ids=["fp32", "fp16-scaled", "FSDP1"]
+    "changes",
+    [
+        pytest.param(DROPOUT, id="fp32"),
+        pytest.param({**DROPOUT, **FP16}, id="fp16-scaled", marks=pytest.mark.soak),
+        pytest.param({**DROPOUT, **FSDP1}, id="FSDP1"),
+    ],
 )
 def test_resumed_equals_straight(
     ranks, fresh_ranks, model_dirs, make_config, groups, advantages, assert_same_state, tmp_path, changes

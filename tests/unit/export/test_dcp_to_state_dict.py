@@ -3,8 +3,6 @@
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -242,8 +240,7 @@ def test_as_a_command_from_elsewhere(make_model, checkpoint_of, tmp_path, run_fo
     model = make_model(True)
     path = checkpoint_of(model)
 
-    command = [sys.executable, SCRIPT, "--dcp_path", ".", "--output_path", "../../out"]
-    done = subprocess.run(command, cwd=path, capture_output=True, text=True)
+    done = run_forked(SCRIPT, "--dcp_path", ".", "--output_path", "../../out", cwd=path)
     assert (done.returncode, done.stderr) == (0, "")
     assert_same_model(tmp_path / "out" / "model_state_dict.pt", model, make_model(True, seed=1))
     refused = run_forked(SCRIPT, "--dcp_path", "nowhere", "--output_path", "../../other", cwd=path)
