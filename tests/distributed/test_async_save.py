@@ -209,7 +209,7 @@ def grow(rank, world_size, root, num_saves):
     return resident
 
 
-@pytest.mark.parametrize("num_saves", [40, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_saves", [20, pytest.param(200, marks=pytest.mark.soak)])
 def test_memory_does_not_grow(run_ranks, tmp_path, num_saves):
     for resident in run_ranks(grow, 2, root=tmp_path, num_saves=num_saves, timeout=900):
         tenth = num_saves // 10

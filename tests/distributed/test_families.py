@@ -62,7 +62,7 @@ FAMILIES = {
     },
 }
 MATRIX = [f"{family}-{tie}" for family in FAMILIES for tie in ("tied", "untied")]
-FEW = ["gpt2-tied", "qwen2-untied", "qwen3-tied", "llama-untied", "gemma-tied"]
+FEW = ["gpt2-tied", "qwen3-untied", "llama-tied"]
 IDS = torch.tensor([[1, 5, 9, 3, 14, 17, 8, 4, 11, 12, 13, 6], [1, 3, 3, 17, 10, 15, 6, 7, 8, 9, 5, 4]])
 PROMPTS = [(1, 5, 9, 3, 14), (1, 6), (1, 4, 4, 4, 4, 4, 4, 4, 4), (1, 7, 8)]
 

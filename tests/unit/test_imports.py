@@ -8,8 +8,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[2] / "rlinf_lite"
 
 # Lowest first. A room imports only rooms of lower levels (and itself).
@@ -85,31 +83,33 @@ def test_libraries_stay_in_their_rooms():
             assert allowed is None or room in allowed, f"{file}: {name} belongs to {allowed}"
 
 
-@pytest.mark.parametrize(
-    "modules",
-    [
-        {
-            "rlinf_lite.main_math": ["torch", "ray", "hydra", "omegaconf", "pydantic", "numpy", "psutil", "yaml"],
-            "rlinf_lite.numerics": ["torch", "ray", "transformers"],
-            "rlinf_lite.rewards": ["torch", "ray", "math_verify"],
-            "rlinf_lite.config": ["torch", "ray", "transformers"],
-            "rlinf_lite.driver": ["torch", "ray"],
-            "rlinf_lite.cluster.group": ["torch", "transformers"],
-            "rlinf_lite.launch": ["torch", "transformers"],
-        },
-        {
-            "rlinf_lite.checkpoint": ["ray", "transformers", "hydra", "wandb"],
-        },
-        {
-            "rlinf_lite.training.build": ["ray", "hydra", "rlinf_lite.checkpoint"],
-        },
-    ],
-    ids=" ".join,
-)
-def test_a_fresh_process_stays_light(modules):
+def test_a_fresh_process_stays_light():
     """One process imports them one after the other: what stays absent then is absent after each alone, too."""
-    code = "\n".join(f"import {name}; found({name!r}, {absent!r})" for name, absent in modules.items())
-    assert printed_by(code) == ""
+    modules = {
+        "rlinf_lite.main_math": ["torch", "ray", "hydra", "omegaconf", "pydantic", "numpy", "psutil", "yaml"],
+        "rlinf_lite.numerics": ["torch", "ray", "transformers"],
+        "rlinf_lite.rewards": ["torch", "ray", "math_verify"],
+        "rlinf_lite.config": ["torch", "ray", "transformers"],
+        "rlinf_lite.driver": ["torch", "ray"],
+        "rlinf_lite.cluster.group": ["torch", "transformers"],
+        "rlinf_lite.launch": ["torch", "transformers"],
+    }
+    assert (
+        printed_by("\n".join(f"import {name}; found({name!r}, {not_in!r})" for name, not_in in modules.items())) == ""
+    )
+
+
+def test_a_process_that_computes_stays_light():
+    """Each in a fork of a process that has imported torch."""
+    modules = {
+        "rlinf_lite.checkpoint": ["ray", "transformers", "hydra", "wandb"],
+        "rlinf_lite.training.build": ["ray", "hydra", "rlinf_lite.checkpoint"],
+    }
+    forks = [
+        f"if os.fork() == 0:\n import {name}\n found({name!r}, {not_in!r})\n sys.exit()\nassert os.wait()[1] == 0"
+        for name, not_in in modules.items()
+    ]
+    assert printed_by("\n".join(["import os, torch", *forks])) == ""
 
 
 def test_a_driver_that_has_read_its_models_stays_light():

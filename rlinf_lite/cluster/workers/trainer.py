@@ -69,7 +69,7 @@ class Trainers:
         Ranks that wait for a dead one never answer, nor do engines that wait for weights from them.
 
         Args:
-            while_true: a rank that dies while this returns false is left to whoever calls it next.
+            while_true: a rank that dies while this returns false is left to the one that calls it next.
         """
 
         def check() -> None:

@@ -27,8 +27,9 @@ LAYOUTS = [((1, 1), False), ((2, 1), False), ((1, 2), False), ((2, 2), False), (
 @pytest.mark.parametrize(
     ("kind", "layouts"),
     [
-        ("qwen3", LAYOUTS),
+        ("qwen3", [((1, 1), False), ((2, 2), True)]),
         ("qwen2", [((2, 1), True)]),
+        pytest.param("qwen3", LAYOUTS, marks=pytest.mark.soak),
         pytest.param("qwen2", LAYOUTS, marks=pytest.mark.soak),
         pytest.param("llama", LAYOUTS, marks=pytest.mark.soak),
     ],

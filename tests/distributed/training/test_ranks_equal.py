@@ -70,7 +70,6 @@ def given(model_dirs, make_config, groups, advantages):
 
 QUICK = {
     "tied": (1, 2, 3, 4),
-    "one group": (1, 2),
     "fewer units than ranks": (1, 4),
     "dropout": (1, 2),
     "bf16 compute, fp32 reduction": (1, 2),

@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -386,12 +385,14 @@ def test_an_unknown_url_is_one_line(cli):
     assert "nosuch" in error
 
 
-def test_as_a_program(save, root, cli_json):
+def test_as_a_program(save, root, cli_json, run_forked):
     path = save(5, metrics={"reward": 1.0})
     code, listed = cli_json("ls", f"local://{root}")
     assert (code, [entry["step"] for entry in listed]) == (0, [5])
     flip(path / "actor" / "__0_0.distcp")
-    program = [sys.executable, "-m", "rlinf_lite.checkpoint", "verify", str(path)]
-    verified = subprocess.run(program, capture_output=True, text=True, check=False)
+    program = (
+        f"sys.argv[1:] = ['verify', {str(path)!r}]; runpy.run_module('rlinf_lite.checkpoint', run_name='__main__')"
+    )
+    verified = run_forked("-c", f"import runpy, sys; {program}")
     assert (verified.returncode, verified.stderr) == (1, "")
     assert verified.stdout.startswith("BAD")

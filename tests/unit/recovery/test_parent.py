@@ -96,7 +96,14 @@ def start(tmp_path):
 # -- which ends are final
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, EXIT_WORKER_LOST, EXIT_OUT_OF_TIME, EXIT_INTERRUPTED])
+@pytest.mark.parametrize(
+    "code",
+    [
+        0,
+        EXIT_WORKER_LOST,
+        *(pytest.param(n, marks=pytest.mark.soak) for n in (1, 2, EXIT_OUT_OF_TIME, EXIT_INTERRUPTED)),
+    ],
+)
 def test_an_end_in_order_is_final(start, code):
     family = start(f"build()\nleave({code})")
     assert family.end() == (code, "", "") and len(family.lives) == 1
@@ -228,7 +235,9 @@ SAVES = f"{STOPS}\nbuild()\nready()\nwhile not got: time.sleep(0.01)\ntime.sleep
 HANGS = f"{STOPS}\nbuild()\nready()\ntime.sleep(60)"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak), signal.SIGINT]
+)
 def test_a_stop_signal_is_forwarded_and_the_driver_waited_for(start, number):
     family = start(SAVES)
     family.wait_until_ready()
@@ -256,7 +265,7 @@ def test_ctrl_c_reaches_the_whole_group_and_is_one_request(start):
     assert (code, err) == (75, "") and out in ("SIGINT\n", "SIGINT\nSIGINT\n")
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("second", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)])
 def test_a_request_that_is_sent_twice_is_one(start, second):
     family = start(SAVES)
     family.wait_until_ready()

@@ -103,7 +103,7 @@ def test_a_child_that_dies_twice_affects_one_check(other_child, monkeypatch):
     verifier.close()
 
 
-@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("end", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.soak)])
 def test_a_response_whose_check_is_killed_twice_is_not_graded(items, other_child, end):
     """The signal comes from outside (out of memory, an operator), so it says nothing about the response."""
     other_child(f"os.kill(os.getpid(), signal.{end})")
@@ -113,7 +113,13 @@ def test_a_response_whose_check_is_killed_twice_is_not_graded(items, other_child
     assert not score.graded and "gave no answer twice" in str(score.error)
 
 
-@pytest.mark.parametrize("end", ["os.abort()", "os.kill(os.getpid(), 11)", "raise SystemExit(1)"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "os.abort()",
+        *(pytest.param(end, marks=pytest.mark.soak) for end in ("os.kill(os.getpid(), 11)", "raise SystemExit(1)")),
+    ],
+)
 def test_a_response_that_crashes_the_check_twice_is_wrong(items, other_child, end):
     other_child(end)
     (score,) = MathGrader(1.0).score(items((r"\boxed{x^2-1}", "(x-1)(x+1)")))
@@ -175,7 +181,9 @@ def test_a_verifier_that_cannot_start_is_an_error_not_a_wrong_answer(items, tmp_
         Verifier(2.0).check("0.5", r"\frac{1}{2}")
 
 
-@pytest.mark.parametrize("answer", ["x", HANG], ids=["idle", "in a check"])
+@pytest.mark.parametrize(
+    "answer", [pytest.param("x", id="idle", marks=pytest.mark.soak), pytest.param(HANG, id="in a check")]
+)
 def test_the_child_dies_with_its_parent(answer):
     code = (
         "import sys, threading; from rlinf_lite.rewards.verifier import Verifier\n"

@@ -156,6 +156,7 @@ COMMAND = "import sys\nfrom rlinf_lite.selfcheck.__main__ import main\n"
 LONGER = "'runner.seq_length=48', 'algorithm.sampling_params.max_new_tokens=12'"
 
 
+@pytest.mark.soak  # every whole run begins with this check
 def test_the_command_compares_and_ends_with_0(run_forked):
     shown = run_forked("-c", f"{COMMAND}sys.exit(main(['grpo-tiny-arithmetic', {LONGER}]))")
     assert shown.returncode == 0, shown.stderr
