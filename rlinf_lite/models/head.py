@@ -1,7 +1,8 @@
 """Log-probs and entropy of tokens from hidden states: the head of a causal LM, a chunk of tokens at a time.
 
-[tokens, vocabulary] is never whole in memory: the backward pass recomputes the logits of a chunk, unless all of them
-are small (`MAX_KEPT_BYTES`). Logits are in the type the model computes in, everything after them in float32.
+Logits of the first chunks, at most `MAX_KEPT_BYTES`, are kept for the backward pass, which computes the others again. So
+[tokens, vocabulary] is never whole in memory unless it is small. Logits are in the type the model computes in,
+everything after them in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_ELEMENTS_CUDA = 1 << 26
 """Logits per chunk: 64 MiB in float32; 256 MiB on a GPU. With fewer, reading the weight for each chunk, and adding to
 its gradient, would take longer than the products themselves."""
 MAX_KEPT_BYTES = 1 << 29
-"""Logits of the first chunks that are kept for the backward pass; those of others are computed again."""
+"""Bytes of logits that a forward pass keeps for its backward pass, in whole chunks."""
 MIN_ROWS = 4
 """Rows of a product at least; missing ones are zeros. With fewer, another kernel would round differently: so a token's
 log-prob does not depend on the other tokens (on a CPU with one thread; not in float64)."""

@@ -85,7 +85,7 @@ class Runner:
             with timer.phase("sync"), self.trainers.watched():
                 self.weights.publish(step - 1)
             self.self_check.run_once(step - 1)
-            with self.trainers.watched(self._an_engine_needs_them):
+            with self.trainers.watched(self._an_engine_waits):
                 sampled = self.source.sample(step, self.progress.cursor, timer)
             with timer.phase("rollout"):
                 self.generation.rest()
@@ -120,8 +120,8 @@ class Runner:
         self.complete(after, timer)
         self.log_samples(step, sampled.candidates)
 
-    def _an_engine_needs_them(self) -> bool:
-        """Whether one that was just replaced waits for weights. Otherwise a lost rank does not end a rollout."""
+    def _an_engine_waits(self) -> bool:
+        """Whether a replaced engine waits for weights; if none does, a rank that dies does not end the rollout."""
         return bool(self.generation.rollouts.unready)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
@@ -150,7 +150,7 @@ class Runner:
         with timer.phase("validation"):
             with self.trainers.watched():
                 self.weights.publish(self.progress.step)
-            with self.trainers.watched(self._an_engine_needs_them):
+            with self.trainers.watched(self._an_engine_waits):
                 for batches in self.validation.batches(self.progress.step):
                     made, grading = self.generation.generate(batches)
                     groups += graded(grading, made)

@@ -84,6 +84,7 @@ def test_an_engine_dies_in_the_broadcast_of_the_weights(straight, new_run, same_
     kill(run, "rollout", 1)
     printed = finish(run, process)
     assert printed.count("RolloutGroup rank 1 was lost") == 1
+    assert "ActorGroup rank" not in printed, "it gathers all weights, and keeps its process"
     same_run(straight, run, 8)
 
 
@@ -93,7 +94,7 @@ def test_an_engine_dies_in_the_broadcast_of_the_weights(straight, new_run, same_
 def test_a_rank_and_an_engine_are_lost_in_one_rollout(new_run, same_run, tmp_path, strategy, number):
     """The new engine is set up while the rank of which it needs weights is gone, or stopped."""
     given = {**TWO_ROLLOUTS, "runner.max_steps": "4", "actor.fsdp_config.strategy": strategy}
-    straight, run = new_run(given), new_run({**given, "cluster.component_placement.actor": "0-1"})
+    straight, run = new_run(given), new_run(given)
     straight.finish()
     marks = [tmp_path / f"generating{rank}" for rank in range(2)]
     slow = {"phase": "rollout.train", "step": 3, "action": "wait"}

@@ -63,17 +63,17 @@ class Trainers:
         return [lost for group in self.groups for lost in group.gone(seconds)]
 
     @contextmanager
-    def watched(self, while_true: Callable[[], object] = lambda: True) -> Iterator[None]:
-        """Within: a wait for whichever workers ends with `WorkerLost` soon after a rank has died.
+    def watched(self, when: Callable[[], object] = lambda: True) -> Iterator[None]:
+        """Within: some seconds after a rank has died, a wait for any worker ends with `WorkerLost`.
 
-        Ranks that wait for a dead one never answer, nor do engines that wait for weights from them.
+        Ranks that wait for a dead one may never answer, nor may engines that wait for weights from them.
 
         Args:
-            while_true: a rank that dies while this returns false is left to the one that calls it next.
+            when: ranks are looked at only while this returns true.
         """
 
         def check() -> None:
-            if while_true():
+            if when():
                 for group in self.groups:
                     group.check()
 

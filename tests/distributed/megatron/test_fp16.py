@@ -52,7 +52,7 @@ def lighter(units, factor):
     ]
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # the scale itself: test_the_scale_follows_overflows_as_megatrons_does
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_small_gradients_are_kept(ranks, model_dirs, make_config, made_up, reference, sequence_parallel):
     """In fp16 nothing is between 0 and 6e-8. With a scaled loss gradients are what they are in float64, to fp16."""

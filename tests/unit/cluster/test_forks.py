@@ -187,7 +187,7 @@ def test_a_server_ends_with_its_driver(driver):
     server.wait(10)
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # it imports everything anew, for a case in which runs start more slowly
 def test_a_server_in_which_threads_run_does_not_fork(start):
     """As with two per worker: libraries start one when they are imported."""
     settings = worker_env(2, "cpu")
@@ -197,7 +197,7 @@ def test_a_server_in_which_threads_run_does_not_fork(start):
     server.close()
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # the same
 def test_files_of_the_working_directory_hide_nothing(start, driver):
     assert said(start(driver[1]))["forked"]
 
