@@ -1,7 +1,7 @@
 """Log-probs and entropy of tokens from hidden states: the head of a causal LM, a chunk of tokens at a time.
 
-Logits of the first chunks, at most `MAX_KEPT_BYTES`, are kept for the backward pass, which computes the others again. So
-[tokens, vocabulary] is never whole in memory unless it is small. Logits are in the type the model computes in,
+Logits of the first chunks, at most `MAX_KEPT_BYTES`, are kept for the backward pass, which computes the others again.
+So [tokens, vocabulary] is never whole in memory unless it is small. Logits are in the type the model computes in,
 everything after them in float32.
 """
 
