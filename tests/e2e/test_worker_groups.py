@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from rlinf_lite import numerics
+from rlinf_lite.cluster.forks.client import TEMPLATE_VARIABLE, ForkServer
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -83,33 +84,24 @@ with open_session(config, Watch(hang_timeout=120)) as session:
 """
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one driver with two groups of workers has seen."""
-    directory = tmp_path_factory.mktemp("groups")
-    (directory / "computer.py").write_text(_WORKERS)
-    (directory / "grader.py").write_text(_GRADERS)
-    environment = {"RAY_ADDRESS": "local", "PYTHONPATH": str(directory), "GRADED": str(directory / "graded")}
-    driver = subprocess.run(
-        [sys.executable, "-c", _DRIVER],
-        env={**os.environ, **environment, numerics.WORKSPACE: ":0:0"},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def seen(tmp_path: Path, run_forked: Callable[..., subprocess.CompletedProcess[str]], forks: ForkServer):
+    """What a driver with two groups of workers has seen."""
+    (tmp_path / "computer.py").write_text(_WORKERS)
+    (tmp_path / "grader.py").write_text(_GRADERS)
+    environment = {"RAY_ADDRESS": "local", "GRADED": str(tmp_path / "graded"), TEMPLATE_VARIABLE: forks.name}
+    environment = {**os.environ, **environment, numerics.WORKSPACE: ":0:0"}
+    driver = run_forked("-c", _DRIVER, cwd=tmp_path, env=environment)
     assert driver.returncode == 0, driver.stderr[-3000:]
     return json.loads(driver.stdout.splitlines()[-1])
 
 
-@pytest.mark.xdist_group("worker groups")
-def test_fixed_kernels_and_a_refused_operation_that_crosses_ray_with_its_name(seen):
+def test_two_groups_of_workers(seen):
+    """Kernels are fixed in their processes, and a refused operation crosses Ray with its name. Graders continue while
+    the last response is made: the second item is made only when the third is graded, and there is one grader."""
     assert seen["state"] == [numerics.environment(), 1, True, False]
     name, message, code = seen["refused"]
     assert (name, code) == ("NotDeterministic", 2)
     assert message.startswith("error: put_: this operation has no deterministic form")
-
-
-@pytest.mark.xdist_group("worker groups")
-def test_graders_continue_while_the_last_response_is_made(seen):
-    """The second item is made only when the third is graded, and there is one grader: it must get it meanwhile."""
     assert seen["made"] == [[0, 0], [1, 1]]
     assert seen["graded"] == [[0, 0], [1, -1], [2, -2]]

@@ -45,12 +45,30 @@ class StepLine:
     """By ``time.monotonic()``."""
 
 
+Begin = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[str]]
+"""Starts a command with these environment variables; what it prints can be read."""
+
+
+def begin(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """As a user does it."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        env=environment,
+    )
+
+
 class Launch:
     """One command: a parent process and its drivers, from its start to its end."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], output: Path) -> None:
         """
         Args:
+            process: the parent, which has just been started.
             output: everything printed is appended there.
         """
         self.started = time.monotonic()
@@ -61,15 +79,7 @@ class Launch:
         """How many steps were completed when the restart budget found three equal deaths; None if it did not."""
         self._begins = 0
         self._first = 0
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            env=environment,
-        )
+        self._process = process
         self.process = psutil.Process(self._process.pid)
         self._reader = threading.Thread(target=self._read, args=(output,), daemon=True)
         self._reader.start()
@@ -99,7 +109,7 @@ class Launch:
         """The driver that runs now; None between two of them, and once the parent is gone."""
         for child in descendants(self.process, children_only=True):
             with suppress(psutil.NoSuchProcess):
-                if "rlinf_lite.driver" in child.cmdline():
+                if child.name() == "driver" or "rlinf_lite.driver" in child.cmdline():
                     return child
         return None
 
@@ -124,12 +134,13 @@ class Launch:
         self.poll()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """A run's directory and command, over as many processes as it takes."""
 
     root: Path
     settings: Mapping[str, str]
+    begin: Begin = begin
     ranks_of: Callable[[int], int] | None = None
     """How many actor ranks the command has when it is started for the n-th time, from 0; None: as set."""
 
@@ -158,7 +169,7 @@ class Job:
         if self.ranks_of is not None:
             settings["cluster.component_placement.actor"] = f"0-{self.ranks_of(number) - 1}"
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *(f"{k}={v}" for k, v in settings.items())]
-        return Launch(command, {**os.environ, **joining}, self.output)
+        return Launch(self.begin(command, {**os.environ, **joining}), self.output)
 
 
 def descendants(process: psutil.Process, *, children_only: bool = False) -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from _case import Case, Outcome
 from _compare import differences
-from _job import SETTINGS, Job
+from _job import SETTINGS, Begin, Job
 from _plan import CRITIC, KINDS, Pace, draw, draw_ranks
 from _traps import CRITIC_PHASES, PHASES, Traps
 
@@ -37,6 +37,7 @@ class Suite:
         settings: Mapping[str, str],
         root: Path,
         nodes: Nodes | None,
+        begin: Begin,
     ) -> None:
         """
         Args:
@@ -44,8 +45,10 @@ class Suite:
             overrides: of the command line, ``key=value``.
             settings: what the algorithm and the overrides set.
             root: an empty directory, for the runs.
+            begin: starts their commands.
         """
         self._options, self._overrides, self._root, self._nodes = options, overrides, root, nodes
+        self._begin = begin
         self._settings = {
             **SETTINGS,
             "cluster.component_placement.actor": f"0-{options.ranks - 1}",
@@ -54,7 +57,7 @@ class Suite:
         }
         phases = (*PHASES, *CRITIC_PHASES) if CRITIC in options.victims else PHASES
         self._traps = Traps(root / "traps", phases)
-        self._reference = Job(root=root / "undisturbed", settings={**self._settings, _SAVE_INTERVAL: "1"})
+        self._reference = Job(root / "undisturbed", {**self._settings, _SAVE_INTERVAL: "1"}, begin)
         self._undisturbed_directory = options.undisturbed or self._reference.directory
         self._struck: Counter[str] = Counter()
         self._equal = self._runs = self._failed = 0
@@ -97,6 +100,7 @@ class Suite:
         job = Job(
             root=self._root / f"case{number}",
             settings={**self._settings, **({} if interval is None else {_SAVE_INTERVAL: interval})},
+            begin=self._begin,
             ranks_of=partial(draw_ranks, options.seed, number) if options.elastic else None,
         )
         limit = options.limit or 300 + 10 * pace.start

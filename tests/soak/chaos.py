@@ -23,9 +23,11 @@ import runpy
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from _job import Begin, begin
 from _plan import CRITIC, KINDS
 from _suite import Suite
 
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 ALGORITHMS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "algorithms.py"))["ALGORITHMS"]
 
 
-def main() -> int:
-    options, overrides = _parser().parse_known_args()
+def main(arguments: Sequence[str] | None = None, begin: Begin = begin) -> int:
+    """Of the command line, unless they are given; ``begin`` starts the commands that are killed."""
+    options, overrides = _parser().parse_known_args(arguments)
     if unknown := [text for text in overrides if text.startswith("-") or "=" not in text]:
         _parser().error(f"{unknown[0]!r} is neither an option nor a hydra override key=value")
     settings = {**ALGORITHMS[options.algorithm], **dict(text.split("=", 1) for text in overrides)}
@@ -50,7 +53,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.directory))
     nodes = _nodes(options.ranks + 1) if options.cluster else None
     try:
-        failed = Suite(options, overrides, settings, root, nodes).run()
+        failed = Suite(options, overrides, settings, root, nodes, begin).run()
     finally:
         if nodes is not None:
             nodes.end()

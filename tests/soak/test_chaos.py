@@ -17,7 +17,7 @@ SOAK = Path(__file__).parent
 pytestmark = pytest.mark.timeout(3600)  # some 3 minutes on 2 quiet cores, 10 times that on a busy machine
 
 
-def chaos(*options: str, seconds: float = 3500) -> str:
+def run_chaos(*options: str, seconds: float = 3500) -> str:
     """What the command prints; it must find every run bit-equal."""
     command = [sys.executable, str(SOAK / "chaos.py"), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
@@ -52,19 +52,23 @@ seeds is such a one; with other kinds, look for another."""
 PPO_SEED = 569
 
 
-def test_the_command_starts_again_and_again(plan, straight, forks, monkeypatch, tmp_path):
+def test_the_command_starts_again_and_again(plan, straight, forks, start_forked, monkeypatch, tmp_path, capsys):
     """The instants within a step depend on the machine; equality does not. Against the run of other tests, whose
-    settings are the same, except for the number of ranks: 2 there, 3, 2 and 1 here. In the soak tests each driver
-    starts a fork server of its own, as for a user."""
+    settings are the same, except for the number of ranks: 2 there, 3, 2 and 1 here. In the soak tests each command is
+    started by running Python, and each driver starts a fork server of its own, as for a user."""
+    import chaos
+
     monkeypatch.setenv(TEMPLATE_VARIABLE, forks.name)
     assert [plan.draw_ranks(SHORT_SEED, 1, start) for start in range(3)] == [3, 2, 1]
     kills = plan.draw(SHORT_SEED, 1, COMMAND_STARTS_AGAIN, 2, SHORT_STEPS).kills
     assert [(kill.victim, kill.step) for kill in kills] == [("damage", 3), ("all", 0)]
-    printed = chaos(
+    options = [
         *("--kills", "2", "--kills-per-run", "2", "--seed", str(SHORT_SEED), "--strict", "--directory", str(tmp_path)),
         *("--elastic", "--victims", ",".join(COMMAND_STARTS_AGAIN), f"runner.max_steps={SHORT_STEPS}", *SHORT),
         *("--undisturbed", str(straight.directory), "runner.val_check_interval=4"),  # as in that run
-    )
+    ]
+    failed, printed = chaos.main(options, begin=start_forked), capsys.readouterr().out
+    assert not failed, printed
     assert "ranks 3, 2, 1" in printed and "2 kills, 2 bit-equal" in printed, printed
 
 
@@ -73,7 +77,7 @@ def test_each_kind_of_kill_once(plan, tmp_path):
     number = str(len(plan.KINDS))
     kinds = [kill.victim for kill in plan.draw(SEED, 1, plan.KINDS, len(plan.KINDS), STEPS).kills]
     assert sorted(kinds) == sorted(plan.KINDS)
-    printed = chaos(
+    printed = run_chaos(
         *("--kills", number, "--kills-per-run", number, "--seed", str(SEED), "--strict", "--directory", str(tmp_path)),
         *(f"runner.max_steps={STEPS}", *SHORT),
     )
@@ -83,7 +87,7 @@ def test_each_kind_of_kill_once(plan, tmp_path):
 @pytest.mark.soak
 def test_a_command_that_gives_up_after_three_equal_kills_is_started_again(plan, tmp_path):
     assert [kill.step for kill in plan.draw(GIVEN_UP_SEED, 1, ("driver",), 3, SHORT_STEPS).kills] == [0, 0, 0]
-    printed = chaos(
+    printed = run_chaos(
         *("--case", "1", "--kills-per-run", "3", "--seed", str(GIVEN_UP_SEED), "--victims", "driver", "--strict"),
         *("--directory", str(tmp_path), f"runner.max_steps={SHORT_STEPS}", *SHORT),
     )
@@ -93,7 +97,7 @@ def test_a_command_that_gives_up_after_three_equal_kills_is_started_again(plan, 
 @pytest.mark.soak
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_twenty_kills_and_other_numbers_of_ranks(algorithm, tmp_path):
-    printed = chaos(
+    printed = run_chaos(
         *("--elastic", "--algorithm", algorithm, "--victims", "parent,all,damage,change", "--kills", "20"),
         *("--kills-per-run", "10", "--seed", "17", "--strict", "--directory", str(tmp_path)),
     )
@@ -102,7 +106,7 @@ def test_twenty_kills_and_other_numbers_of_ranks(algorithm, tmp_path):
 
 @pytest.mark.soak
 def test_ten_kills(tmp_path):
-    printed = chaos(
+    printed = run_chaos(
         "--kills", "10", "--kills-per-run", "10", "--seed", "7903", "--strict", "--directory", str(tmp_path)
     )
     assert "10 kills, 10 bit-equal" in printed, printed
@@ -114,7 +118,7 @@ def test_ten_kills_with_ppo(plan, tmp_path):
     kinds = (*plan.KINDS, plan.CRITIC)
     kills = plan.draw(PPO_SEED, 1, kinds, 10, STEPS).kills
     assert [kill.step for kill in kills if kill.victim == plan.CRITIC] == [6, 0, 12]
-    printed = chaos(
+    printed = run_chaos(
         *("--algorithm", "ppo", "--kills", "10", "--kills-per-run", "10", "--seed", str(PPO_SEED), "--strict"),
         *("--directory", str(tmp_path), f"runner.max_steps={STEPS}", "algorithm.n_minibatches=2"),
     )
@@ -125,7 +129,8 @@ def test_ten_kills_with_ppo(plan, tmp_path):
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("where", [(), ("--cluster",)], ids=["one node", "several nodes"])
 def test_two_hundred_kills(where, tmp_path):
-    printed = chaos("--kills", "200", "--seed", "1", "--strict", "--directory", str(tmp_path), *where, seconds=6 * 3600)
+    given = "--kills", "200", "--seed", "1", "--strict", "--directory", str(tmp_path), *where
+    printed = run_chaos(*given, seconds=6 * 3600)
     assert "200 kills, 200 bit-equal" in printed, printed
 
 
