@@ -7,6 +7,7 @@ project is loaded, to start quickly.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -32,7 +33,10 @@ def main() -> None:
     start, handle = _SUBJECTS[subject]
     replies = _take_stdout()
     _set_limits()
+    gc.disable()  # what is imported stays; the collector would walk over it again and again
     state = start()
+    gc.freeze()
+    gc.enable()
     _write(replies, state)
     if "error" in state:
         return
