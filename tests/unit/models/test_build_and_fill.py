@@ -203,11 +203,11 @@ def test_precision_decides_the_parameters_type():
 
 
 def test_the_patch_of_torch_is_undone_after_an_error():
-    register = torch.nn.Module.register_parameter
+    register, normal = torch.nn.Module.register_parameter, torch.nn.init.normal_
     message = r"actor\.model\.model_path: transformers has no causal LM for the model type vit: .*ViTConfig"
     with pytest.raises(ConfigError, match=message):
         build.build_on_meta(AutoConfig.for_model("vit"), "fp32")
-    assert torch.nn.Module.register_parameter is register
+    assert torch.nn.Module.register_parameter is register and torch.nn.init.normal_ is normal
     assert not torch.nn.Linear(2, 2).weight.is_meta
 
 
