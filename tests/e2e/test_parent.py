@@ -32,8 +32,8 @@ def test_a_driver_that_is_killed_is_started_again(straight, new_run, same_run, s
 
 
 def test_a_parent_that_is_killed_leaves_nothing(new_run, still_running):
-    for text in ("starting ...", "step    2/8"):
-        run = new_run({}, plain=True)
+    for text, plain in (("starting ...", False), ("step    2/8", True)):
+        run = new_run({}, plain=plain)
         process = run.start()
         run.read_until(process, text)
         time.sleep(1.0 if "starting" in text else 0.0)

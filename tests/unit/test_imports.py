@@ -46,10 +46,12 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 ONLY_IN = {"ray": {"cluster"}, "hydra": {"config"}, "wandb": {"observability"}}
 
 
+@cache
 def imports() -> list[tuple[Path, str, list[str]]]:
     """(file, its room, what it imports) for every import statement, late ones included."""
     found = []
-    for file, module in parsed():
+    for file in PACKAGE.rglob("*.py"):
+        module = ast.parse(file.read_text())
         room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         names: list[str] = []
         for node in ast.walk(module):
@@ -99,32 +101,32 @@ def test_a_fresh_process_stays_light():
     )
 
 
-def test_a_process_that_computes_stays_light():
-    """Each in a fork of a process that has imported torch."""
-    modules = {
-        "rlinf_lite.checkpoint": ["ray", "transformers", "hydra", "wandb"],
-        "rlinf_lite.training.build": ["ray", "hydra", "rlinf_lite.checkpoint"],
-    }
-    forks = [
-        f"if os.fork() == 0:\n import {name}\n found({name!r}, {not_in!r})\n sys.exit()\nassert os.wait()[1] == 0"
-        for name, not_in in modules.items()
-    ]
-    assert printed_by("\n".join(["import os, torch", *forks])) == ""
-
-
-def test_a_driver_that_has_read_its_models_stays_light():
-    code = """
+DRIVER_WITH_MODELS = """
 import rlinf_lite.recovery.supervisor
 from rlinf_lite.models.hf_directory import load_config, load_tokenizer, resolve
 directory = resolve("embedded:tiny-arithmetic")
 load_config(directory, None), load_tokenizer(directory)
 """
-    absent = ["torch.distributed.checkpoint", "torch.distributed.tensor", "torch._dynamo", "sympy"]
-    assert printed_by(f"{code}found('a driver', {[*absent, 'transformers.activations']!r})") == ""
+
+
+def test_a_process_that_has_imported_torch_stays_light():
+    """Each in a fork of such a process, since torch takes longer than the rest."""
+    after = ["torch.distributed.checkpoint", "torch.distributed.tensor", "torch._dynamo", "sympy"]
+    cases = [
+        ("checkpoint", "import rlinf_lite.checkpoint", ["ray", "transformers", "hydra", "wandb"]),
+        ("training", "import rlinf_lite.training.build", ["ray", "hydra", "rlinf_lite.checkpoint"]),
+        ("a driver that has read its models", DRIVER_WITH_MODELS, [*after, "transformers.activations"]),
+    ]
+    forks = [
+        f"if os.fork() == 0:\n exec({code!r})\n found({name!r}, {absent!r})\n sys.exit()\nassert os.wait()[1] == 0"
+        for name, code, absent in cases
+    ]
+    assert printed_by("\n".join(["import os, torch", *forks])) == ""
 
 
 FOUND = """
-import sys
+import gc, sys
+gc.disable()
 def found(importer, absent):
     for name in absent:
         if name in sys.modules:
@@ -136,8 +138,3 @@ def printed_by(code: str) -> str:
     """By a new process, in which ``found(importer, absent)`` prints those of the modules that are imported."""
     command = [sys.executable, "-c", FOUND + code]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-@cache
-def parsed() -> list[tuple[Path, ast.Module]]:
-    return [(file, ast.parse(file.read_text())) for file in PACKAGE.rglob("*.py")]
