@@ -118,23 +118,26 @@ def test_a_process_that_has_imported_torch_stays_light():
         ("a driver that has read its models", DRIVER_WITH_MODELS, [*after, "transformers.activations"]),
     ]
     forks = [
-        f"if os.fork() == 0:\n exec({code!r})\n found({name!r}, {absent!r})\n sys.exit()\nassert os.wait()[1] == 0"
+        f"if os.fork() == 0:\n exec({code!r})\n found({name!r}, {absent!r})\n end()\nassert os.wait()[1] == 0"
         for name, code, absent in cases
     ]
-    assert printed_by("\n".join(["import os, torch", *forks])) == ""
+    assert printed_by("\n".join(["import torch", *forks])) == ""
 
 
 FOUND = """
-import gc, sys
+import gc, os, sys
 gc.disable()
 def found(importer, absent):
     for name in absent:
         if name in sys.modules:
             print(importer, "imports", name)
+def end():
+    sys.stdout.flush()
+    os._exit(0)  # else Python takes module after module down
 """
 
 
 def printed_by(code: str) -> str:
     """By a new process, in which ``found(importer, absent)`` prints those of the modules that are imported."""
-    command = [sys.executable, "-c", FOUND + code]
+    command = [sys.executable, "-c", f"{FOUND}{code}\nend()"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
