@@ -55,26 +55,31 @@ def state():
 """
 
 
-def in_new_process(code: str, environment: dict[str, str] | None = None):
+def run_python(*arguments, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def in_new_process(code: str, environment: dict[str, str] | None = None, run=run_python):
     """What ``code`` prints last, as JSON. None of the variables is set, unless ``environment`` does."""
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**kept, "CUDA_VISIBLE_DEVICES": "", **(environment or {})},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("-c", code, env={**kept, "CUDA_VISIBLE_DEVICES": "", **(environment or {})}, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def states(tmp_path_factory):
-    """Before and after each call, one after another in one process."""
-    saved = str(tmp_path_factory.mktemp("example") / "saved")
-    return in_new_process(f"""
+_STATES: dict[str, dict] = {}
+
+
+@pytest.fixture
+def states(run_forked, tmp_path):
+    """Before and after each call, one after another in one process, which is forked from one that imports torch."""
+    if not _STATES:
+        _STATES.update(in_new_process(made_by_calls(str(tmp_path / "saved")), run=run_forked))
+    return _STATES
+
+
+def made_by_calls(saved: str) -> str:
+    return f"""
 VARIABLES = {VARIABLES!r}
 {STATE}
 from rlinf_lite import numerics
@@ -92,7 +97,13 @@ sys.argv = ["train_with_checkpoints.py", "--steps", "1", "--save-dir", {saved!r}
 runpy.run_path("docs/examples/train_with_checkpoints.py", run_name="__main__")
 found["example"] = state()
 print(json.dumps(found))
-""")
+"""
+
+
+def test_torch_as_it_comes(states):
+    found = states["torch"]
+    assert not found["strict"] and not found["warn_only"] and found["fill"] and found["cudnn attention"]
+    assert found["tf32"] == [False, True, "highest"]
 
 
 def test_strict_and_not_only_warned(states):
