@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 FOREIGN = runpy.run_path(str(Path(__file__).parents[2] / "foreign_checkpoint.py"))
 LAYOUT, NUM_STEPS = FOREIGN["LAYOUT"], FOREIGN["NUM_STEPS"]
 ALLOWED = "runner.resume_allow_changes=['checkpoint (written by)']"
+FEW = ("data.arithmetic.num_problems=24", "data.arithmetic.num_val_problems=8")
 MEGATRON = ("actor.training_backend=megatron", "actor.megatron.make_vocab_size_divisible_by=2")
 
 
@@ -42,7 +44,14 @@ def written(trained, tmp_path_factory):
 
 
 def start(checkpoints, source, *overrides):
-    return prepare(load([f"runner.resume_dir={source}", *overrides]), checkpoints).start
+    config = composed(*overrides).model_copy(deep=True)
+    config.runner.resume_dir = str(source)
+    return prepare(config, checkpoints).start
+
+
+@functools.cache
+def composed(*overrides):
+    return load(["runner.resume_dir=/elsewhere", *FEW, *overrides])
 
 
 def adam_of(trained, part):
