@@ -16,7 +16,7 @@ from rlinf_lite.rollout.host_decoder import HostDecoder
 from rlinf_lite.rollout.output import Sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ENDS = frozenset(range(1, 41, 12))
+ENDS = frozenset(range(1, 41, 8))
 rng = np.random.default_rng(3)
 PROMPTS = [rng.integers(3, 41, n).tolist() for n in (3, 40, 1, 9, 33, 17, 2)]
 
