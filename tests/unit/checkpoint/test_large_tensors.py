@@ -1,6 +1,9 @@
 """Tensors that are read in blocks of rows: each comes back exactly, also a part of it, and damage is noticed."""
 
+import functools
 import io
+import os
+import shutil
 
 import pytest
 import torch
@@ -21,7 +24,9 @@ SHAPES = {
 }
 
 
+@functools.cache
 def make_state():
+    """Which no test may change."""
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     tensors["half"] = torch.randn(2000, 1500, generator=generator).bfloat16()
@@ -84,15 +89,17 @@ def test_a_part_comes_back(saved, run_script, rank):
 
 
 def test_a_changed_byte_anywhere_is_noticed(saved, tmp_path):
-    shard = (saved / "actor" / "__0_0.distcp").read_bytes()
-    for at in range(0, len(shard), len(shard) // 6):
-        copy = Checkpointer(tmp_path / str(at), seed=7)
-        path = copy.save(1, make_state(), data={}, info={}).path
-        damaged = bytearray(shard)
-        damaged[at] ^= 1
-        (path / "actor" / "__0_0.distcp").write_bytes(damaged)
-        with pytest.raises(DamagedCheckpoint, match=r"__0_0\.distcp"):
-            copy.load(path, zeros_like(make_state()))
+    path = shutil.copytree(saved, tmp_path / saved.name)
+    copy, state = Checkpointer(tmp_path, seed=7), zeros_like(make_state())
+    copy.load(path, state)
+    with (path / "actor" / "__0_0.distcp").open("r+b", buffering=0) as shard:
+        size = shard.seek(0, io.SEEK_END)
+        for at in range(0, size, size // 6):
+            sound = os.pread(shard.fileno(), 1, at)
+            os.pwrite(shard.fileno(), bytes([sound[0] ^ 1]), at)
+            with pytest.raises(DamagedCheckpoint, match=r"__0_0\.distcp"):
+                copy.load(path, state)
+            os.pwrite(shard.fileno(), sound, at)
 
 
 def test_the_first_and_last_bytes_tell_the_form():
