@@ -28,21 +28,25 @@ SMALL_BYTES = 16 << 20
 The hooks and collectives of more groups would take longer than what they compute. No number depends on the groups."""
 
 
+def is_small(root: nn.Module) -> bool:
+    return sum(param.nbytes for param in root.parameters()) <= SMALL_BYTES
+
+
 def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, config: FsdpConfig) -> None:
     """Shard each transformer block, then the rest of ``root`` (embeddings, norm, head), over dimension 0.
 
     Tied embeddings are in one group with the head, so they stay tied.
     """
-    is_small = sum(param.nbytes for param in root.parameters()) <= SMALL_BYTES
+    one_group = is_small(root)
     policy = _mixed_precision(config)
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if config.cpu_offload else OffloadPolicy()
-    for module in [root] if is_small else [*blocks, root]:
+    for module in [root] if one_group else [*blocks, root]:
         fully_shard(
             module,
             mesh=mesh,
             mp_policy=policy,
             offload_policy=offload,
-            reshard_after_forward=config.reshard_after_forward and not is_small,
+            reshard_after_forward=config.reshard_after_forward and not one_group,
         )
     for module in root.modules():
         if isinstance(module, FSDPModule):

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from rlinf_lite.config import FsdpConfig, ModelConfig
 from rlinf_lite.models import build, hf_directory, shard
+from rlinf_lite.models.recompute import recompute_cheap
 from rlinf_lite.models.scored import ScoredModel, ValueModel
 from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.types import TokenBatch
@@ -84,6 +85,8 @@ class ShardedModel:
             build.disable_dropout(config)
         self._build(config, settings.precision)
         self.names = WeightNames.of(self.model)
+        if device.type == "cpu" and not fsdp.gradient_checkpointing and not shard.is_small(self.root):
+            recompute_cheap(shard.blocks(self.model))
         if fsdp.strategy == "fsdp":
             self._shard_flat(fsdp, model_dir)
         else:
