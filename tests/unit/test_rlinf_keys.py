@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -75,6 +77,7 @@ NO_FP16 = {
     "actor.optim.bf16": True,
     "actor.optim.loss_scale": None,
 }
+ACTOR_KEYS = yaml.safe_load(ACTOR)
 SHIPPED = yaml.safe_load((CONFIGS / "qwen2.5-1.5b-grpo-megatron.yaml").read_text())
 
 
@@ -84,7 +87,7 @@ def example(values=None, note=rlinf.silent) -> Config:
             "runner": {"task_type": "reasoning", "experiment_name": "x"},
             "rollout": {"model": {"model_path": "/model"}},
             "data": {"type": "arithmetic"},
-            "actor": yaml.safe_load(ACTOR),
+            "actor": ACTOR_KEYS,
         }
     )
     for key, value in (values or {}).items():
@@ -135,34 +138,29 @@ def test_what_changes_no_result_is_noted():
     assert silent == []
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"actor.calculate_flops": True}, "calculate_flops=true has no effect: the metric throughput/mfu is in every"),
-        (
-            {"actor.enable_dp_load_balance": True},
-            "=true has no effect: ranks compute micro-batches of like size together anyway",
-        ),
-        ({"actor.optim.overlap_grad_reduce": True}, "overlap_grad_reduce=true has no effect: communication and"),
-        ({"actor.model.variable_seq_lengths": False}, "=false has no effect: nothing is padded to runner.seq_length"),
-        ({"actor.megatron.ddp_bucket_size": 4096}, "ddp_bucket_size=4096 has no effect: there is one bucket"),
-        ({"actor.megatron.tp_comm_overlap_cfg": "a.yaml"}, "tp_comm_overlap_cfg=a.yaml has no effect: communication"),
-        ({"algorithm.rollout_batch_size_per_gpu": 64}, "=64 has no effect: rollout.max_running_requests limits what"),
-        (
-            {"rollout.rollout_backend": "vllm", "rollout.disable_log_stats": False},
-            "rollout.disable_log_stats=false has no effect: engines log no",
-        ),
-        (
-            {"rollout.rollout_backend": "vllm", "rollout.vllm.attention_backend": "FLASH_ATTN"},
-            "attention_backend=FLASH_ATTN has no effect: vLLM is set up with the keys",
-        ),
-    ],
-)
-def test_noted_by_name(values, said):
+NOTED = {
+    "actor.calculate_flops": (True, "true has no effect: the metric throughput/mfu is in every"),
+    "actor.enable_dp_load_balance": (True, "true has no effect: ranks compute micro-batches of like size together any"),
+    "actor.optim.overlap_grad_reduce": (True, "true has no effect: communication and"),
+    "actor.model.variable_seq_lengths": (False, "false has no effect: nothing is padded to runner.seq_length"),
+    "actor.megatron.ddp_bucket_size": (4096, "4096 has no effect: there is one bucket"),
+    "actor.megatron.tp_comm_overlap_cfg": ("a.yaml", "a.yaml has no effect: communication"),
+    "algorithm.rollout_batch_size_per_gpu": (64, "64 has no effect: rollout.max_running_requests limits what"),
+}
+NOTED_WITH_VLLM = {
+    "rollout.disable_log_stats": (False, "false has no effect: engines log no"),
+    "rollout.vllm.attention_backend": ("FLASH_ATTN", "FLASH_ATTN has no effect: vLLM is set up with the keys"),
+}
+
+
+@pytest.mark.parametrize(("backend", "noted"), [("builtin", NOTED), ("vllm", NOTED_WITH_VLLM)], ids=["builtin", "vllm"])
+def test_noted_by_name(backend, noted):
     notes = []
+    values = {"rollout.rollout_backend": backend, **{key: value for key, (value, _) in noted.items()}}
     example(NO_FP16 | dict.fromkeys(IN_VAIN, False) | values, notes.append)
-    (line,) = notes
-    assert said in line
+    assert len(notes) == len(noted)
+    for key, (_, said) in noted.items():
+        assert [line for line in notes if line.startswith(f"{key}={said}")], key
 
 
 def flatten_nested(config):
@@ -173,7 +171,7 @@ def flatten_nested(config):
 
 
 def test_the_shipped_config_has_every_key_of_the_example():
-    assert leaves(SHIPPED["actor"]) == leaves(yaml.safe_load(ACTOR))
+    assert leaves(SHIPPED["actor"]) == leaves(ACTOR_KEYS)
     of_fsdp = {f"actor.{key}" for key in leaves(yaml.safe_load(FSDP))}
     of_others = {"actor.optim.loss_scale_window", "actor.megatron.transformer_impl"}
     assert set(leaves(SHIPPED)) >= TAKEN.keys() - of_fsdp - of_others, "and the other sections have theirs"
@@ -231,31 +229,43 @@ def test_the_fsdp_examples_keys_are_taken():
     )
 
 
+REFUSED = {
+    "actor.mcore_gpt": (False, "false: the model is Megatron-core's; set it to true"),
+    "actor.spec_name": ("te_gpt", "te_gpt: .* no Transformer Engine .*; set it to decoder_gpt or local_g"),
+    "actor.megatron.transformer_impl": (
+        "transformer_engine",
+        "transformer_engine: .* no Transformer Engine .*; set it to local",
+    ),
+    "actor.model.normalization": ("layernorm", "layernorm: .*; set it to rmsnorm"),
+    "actor.megatron.use_profiler": (True, "true: there is no profiler; .* set it to false"),
+    "actor.optim.optimizer": ("sgd", "sgd: the optimizer is AdamW; set it to adam"),
+    "actor.optim.loss_scale": ("much", "much: takes a number"),
+    "actor.optim.bf16": (False, "false: actor.model.precision=bf16; set it to true"),
+    "actor.lr_sched.max_lr": (1e-4, "0.0001: actor.optim.lr=2e-05 is the same setting; write one"),
+    "actor.lr_sched.lr_decay_style": ("WSD", "WSD: .*; set it to constant or linear or cosine"),
+    "actor.megatron.distributed_timeout_minutes": ("long", "long: takes a number"),
+    "actor.megatron.distributed_backend": ("mpi", "mpi: .*; set it to nccl or gloo"),
+    "actor.calculate_flops": ("often", "often: .*; set it to false or true"),
+    "actor.model.attention_softmax_in_fp32": (False, "false: .* set it to true"),
+}
+
+
+def test_refused_by_name():
+    with pytest.raises(ConfigError) as caught:
+        example(NO_FP16 | {key: value for key, (value, _) in REFUSED.items()})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(REFUSED)
+    for key, (_, said) in REFUSED.items():
+        assert [line for line in lines if re.match(f"{re.escape(key)}={said}", line)], key
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"actor.mcore_gpt": False}, "actor.mcore_gpt=false: the model is Megatron-core's; set it to true"),
-        (
-            {"actor.spec_name": "te_gpt"},
-            "spec_name=te_gpt: .* no Transformer Engine .*; set it to decoder_gpt or local_g",
-        ),
-        (
-            {"actor.megatron.transformer_impl": "transformer_engine"},
-            "transformer_impl=transformer_engine: .* no Transformer Engine .*; set it to local",
-        ),
-        ({"actor.model.normalization": "layernorm"}, "normalization=layernorm: .*; set it to rmsnorm"),
-        ({"actor.megatron.use_profiler": True}, "use_profiler=true: there is no profiler; .* set it to false"),
-        ({"actor.optim.optimizer": "sgd"}, "optimizer=sgd: the optimizer is AdamW; set it to adam"),
-        ({"actor.optim.loss_scale": "much"}, "loss_scale=much: takes a number"),
         ({"actor.optim.loss_scale": 0}, "loss_scale=0.0"),
-        ({"actor.optim.bf16": False}, "bf16=false: actor.model.precision=bf16; set it to true"),
-        ({"actor.lr_sched.max_lr": 1e-4}, "max_lr=0.0001: actor.optim.lr=2e-05 is the same setting; write one"),
-        ({"actor.lr_sched.lr_decay_style": "WSD"}, "lr_decay_style=WSD: .*; set it to constant or linear or cosine"),
         ({"actor.lr_sched.lr_decay_style": "linear"}, "min_lr=0.0: actor.optim.min_lr=2e-06 is the same setting"),
         ({"actor.lr_sched.lr_decay_iters": None}, "lr_warmup_fraction=0.01: of which number of steps"),
         ({"actor.lr_sched.lr_decay_iters": "many"}, "lr_warmup_fraction=0.01: of which number of steps"),
-        ({"actor.megatron.distributed_timeout_minutes": "long"}, "distributed_timeout_minutes=long: takes a number"),
-        ({"actor.megatron.distributed_backend": "mpi"}, "distributed_backend=mpi: .*; set it to nccl or gloo"),
         ({"cluster.device": "cpu"}, "distributed_backend=nccl: cluster.device=cpu is the same setting"),
         (
             {"actor.model.seq_length": 64, "runner.seq_length": 2048},
@@ -265,15 +275,13 @@ def test_the_fsdp_examples_keys_are_taken():
             {"actor.megatron.profiler.with_stak": 1},
             "profiler.with_stak: unknown key; did you mean actor.megatron.profiler.with_stack",
         ),
-        ({"actor.calculate_flops": "often"}, "calculate_flops=often: .*; set it to false or true"),
-        ({"actor.model.attention_softmax_in_fp32": False}, "softmax_in_fp32=false: .* set it to true"),
         (
             {"rollout.rollout_backend": "vllm", "rollout.vllm.torch_profiler_dir": "x"},
             "torch_profiler_dir=x: there is no profiler",
         ),
     ],
 )
-def test_refused_by_name(values, said):
+def test_one_refused_by_name(values, said):
     with pytest.raises(ConfigError, match=said):
         example(NO_FP16 | values)
 
