@@ -193,7 +193,8 @@ def _without_what_is_replaced(settings: Mapping[str, Any], given: Mapping[str, A
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:
     known = known_keys()
-    open_ended = tuple(f"{key}." for key in known if not any(other.startswith(f"{key}.") for other in known))
+    sections = {key[:end] for key in known for end, letter in enumerate(key) if letter == "."}
+    open_ended = tuple(f"{key}." for key in known if key not in sections)
     for key in given:
         if key not in known and not key.startswith(open_ended):
             raise ConfigError(f"{key}: unknown key{nearest(key, known)}")
