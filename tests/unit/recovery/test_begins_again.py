@@ -5,6 +5,7 @@ A real `PolicyWorker` in this process takes the place of the trainers; checkpoin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from rlinf_lite.checkpoint import DamagedCheckpoint, LoadReport, RankSilent, flatten, state_digest
 from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
 from rlinf_lite.cluster.workers.records import RankLayout, TrainerSetup
+from rlinf_lite.config import Config
 from rlinf_lite.config.compose import load
 from rlinf_lite.observability import MetricHub
 from rlinf_lite.recovery.build import Build
@@ -88,14 +90,21 @@ class Replica:
 
 @pytest.fixture
 def actor() -> Iterator[OneActor]:
-    made = OneActor(load([]))
+    made = OneActor(composed())
     yield made
     made.worker.reset()
     assert not dist.is_initialized()
 
 
-def build(root: Path, actor: OneActor, *overrides: str) -> Build:
-    config = load([f"runner.output_dir={root}", "runner.logger.logger_backends=[]", *overrides])
+@functools.cache
+def composed() -> Config:
+    return load(["runner.logger.logger_backends=[]"])
+
+
+def build(root: Path, actor: OneActor, **runner: str) -> Build:
+    config = composed().model_copy(deep=True)
+    for name, value in {"output_dir": str(root), **runner}.items():
+        setattr(config.runner, name, value)
     checkpoints = root / "checkpoints"
     prepared = SimpleNamespace(
         start=choose_start(config.runner, checkpoints), identity=IDENTITY, last_step=9, total_updates=100
@@ -111,13 +120,13 @@ def data_of(step: int) -> dict:
     return {"progress": Progress(step=step).state(), "observability": {"wandb_run_id": None, "last_step": step}}
 
 
-def lose_everything(root: Path, actor: OneActor, lost: str, *overrides: str) -> tuple[str, str, int]:
+def lose_everything(root: Path, actor: OneActor, lost: str, **runner_keys: str) -> tuple[str, str, int]:
     """Two steps, and then a restart that finds only what is damaged.
 
     Returns:
         The whole state when the run began, when it began again, and the step that it resumes after.
     """
-    made = build(root, actor, *overrides)
+    made = build(root, actor, **runner_keys)
     made.bring_up(actor)
     made._restore_from(made.prepared.start, actor)
     began = actor.whole_state()
@@ -170,8 +179,8 @@ def test_with_the_weights_of_a_checkpoint(tmp_path, actor, lost):
     actor.worker.save(1, data_of(1), {"identity": IDENTITY, "compute": "cpu"})
     base = actor.whole_state()
     actor.reset_trainers()
-    given = f"runner.resume_dir={tmp_path / 'source' / 'checkpoints' / 'global_step_1'}"
-    began, again, step = lose_everything(tmp_path / "run", actor, lost, given, "runner.resume_mode=weights")
+    given = str(tmp_path / "source" / "checkpoints" / "global_step_1")
+    began, again, step = lose_everything(tmp_path / "run", actor, lost, resume_dir=given, resume_mode="weights")
     assert (again, step) == (began, 0)
     assert base != began
 
@@ -183,6 +192,6 @@ def test_from_the_checkpoint_of_another_run(tmp_path, actor):
     actor.worker.save(1, data_of(1), {"identity": IDENTITY, "compute": "cpu"})
     saved = actor.whole_state()
     actor.reset_trainers()
-    given = f"runner.resume_dir={tmp_path / 'source' / 'checkpoints' / 'global_step_1'}"
-    began, again, step = lose_everything(tmp_path / "run", actor, "checkpoint", given)
+    given = str(tmp_path / "source" / "checkpoints" / "global_step_1")
+    began, again, step = lose_everything(tmp_path / "run", actor, "checkpoint", resume_dir=given)
     assert (again, step) == (began, 1) and began == saved
