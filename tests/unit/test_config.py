@@ -292,9 +292,9 @@ IDENTITIES = {
 
 
 @pytest.mark.parametrize("name", IDENTITIES)
-def test_the_identity_of_shipped_configs_is_as_recorded(name):
+def test_the_identity_of_shipped_configs_is_as_recorded(shipped_config, name):
     since = {key: keys()[key].default for key in ADDED}
-    values = flatten(load([name]), neutral_keys=False)
+    values = flatten(shipped_config(name), neutral_keys=False)
     assert {key: values.pop(key) for key in ADDED} == since
     assert values["critic.use_critic_model"] is False
     of_critic = {key for key in values if key.startswith("critic.")} - {"critic.use_critic_model"}
@@ -304,8 +304,8 @@ def test_the_identity_of_shipped_configs_is_as_recorded(name):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_shipped_configs_compose_and_check(name):
-    assert load([name]).runner.experiment_name
+def test_shipped_configs_compose_and_check(shipped_config, name):
+    assert shipped_config(name).runner.experiment_name
 
 
 def test_overrides_reach_keys_that_the_yaml_leaves_out(tmp_path: Path):

@@ -11,7 +11,6 @@ from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
 from rlinf_lite.cluster.placement import parse
 from rlinf_lite.config import Config
-from rlinf_lite.config.compose import load
 from rlinf_lite.models import build, head, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
 from rlinf_lite.ties import tied_names
@@ -215,8 +214,8 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def config(name):
-    return load([name])
+def config(shipped_config, name):
+    return shipped_config(name)
 
 
 def comment(name: str) -> list[str]:
@@ -276,8 +275,8 @@ def test_the_engine_is_compared_with_the_trainer(config):
         assert (*fixed, config.algorithm.importance_sampling_fix) == (True, True, True)
 
 
-def test_schedule_of_the_first_config():
-    config = load(["qwen2.5-1.5b-grpo-fsdp"])
+def test_schedule_of_the_first_config(shipped_config):
+    config = shipped_config("qwen2.5-1.5b-grpo-fsdp")
     steps = total_steps(config.runner, num_problems=106_000, batch=config.data.rollout_batch_size)
     assert steps == 5 * 106_000 // 128
     assert total_updates(config.actor.optim, steps, config.algorithm.n_minibatches) == 4 * steps

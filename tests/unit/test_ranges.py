@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlinf_lite.config import Config, ConfigError, build, flatten, keys
-from rlinf_lite.config.compose import CONFIGS, load
+from rlinf_lite.config.compose import CONFIGS
 from rlinf_lite.config.rules import check
 from rlinf_lite.config.unusual import unusual_values
 
@@ -222,6 +222,6 @@ def test_a_warm_up_that_leaves_no_step():
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_shipped_configs_need_no_note(name):
-    config = load([name])
+def test_shipped_configs_need_no_note(shipped_config, name):
+    config = shipped_config(name)
     assert list(unusual_values(config)) == [] and set(flatten(config)) >= RANGES.keys()

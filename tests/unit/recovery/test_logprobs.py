@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from transformers import AutoConfig
 
+from rlinf_lite.config import Config
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.logprobs import engine_is_exact, old_from_engine
 
@@ -14,8 +17,13 @@ BF16 = ("actor.fsdp_config.mixed_precision.param_dtype=bf16", "rollout.model.pre
 REPORTED = "rollout.return_logprobs=true"
 
 
+@functools.cache
+def composed(*overrides: str) -> Config:
+    return load(list(overrides))
+
+
 def asked(*overrides: str, device: str = "cpu") -> tuple[bool, bool]:
-    config = load(list(overrides))
+    config = composed(*overrides)
     return engine_is_exact(config, device), old_from_engine(config, device)
 
 
