@@ -31,7 +31,7 @@ BY_DEFAULT = ("ppo",)
 ACTORS = "cluster.component_placement.actor"
 STEPS = 6
 PLACES = {"2 ranks": ("0-1", "0"), "1 rank": ("0", "0-2")}
-"""Slots of the ranks of both runs, and of those that the kill ends."""
+"""Slots of the ranks that end the killed run, and of those that the kill ends. The other run has one rank."""
 TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
 
 
@@ -44,12 +44,13 @@ TWO_ROLLOUTS = {"cluster.component_placement.rollout": "0-1"}
     ],
 )
 def test_killed_and_resumed_it_ends_in_the_same_bits(name, ranks, new_run, same_run, tmp_path):
-    """Against one rollout worker, never killed: two of them, another number of ranks until a kill, and then as many.
+    """Against one rank and one rollout worker, never killed: two rollout workers, and another number of ranks after a
+    kill than before.
     With PPO a critic rank is killed then, too, while all others wait for it in a save.
     """
     slots, slots_at_first = PLACES[ranks]
     given = {**ALGORITHMS[name], ACTORS: slots, "runner.max_steps": str(STEPS)}
-    straight, killed = new_run(given), new_run({**given, **TWO_ROLLOUTS})
+    straight, killed = new_run({**given, ACTORS: "0"}), new_run({**given, **TWO_ROLLOUTS})
     straight.finish()
     no_more = {"phase": "save.manifest", "step": 3, "action": "hang"}
     killed.kill_when(f"step    3/{STEPS}", f"{ACTORS}={slots_at_first}", faults=[no_more])
