@@ -6,11 +6,11 @@ import errno
 import fcntl
 import os
 import re
+import runpy
 import signal
 import socket
-import subprocess
-import sys
 import time
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -56,21 +56,38 @@ def short_patience(monkeypatch):
     monkeypatch.setattr(lock, "_PATIENCE_SECONDS", 0.1)
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start Python code with the directory as its argument; ended with the test."""
-    processes = []
+class Program:
+    """Python code with a directory as its argument, in a process forked from one that has imported what it needs."""
 
-    def run(code: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return processes[-1]
+    def __init__(self, context: BaseContext, file: Path, code: str, directory: Path) -> None:
+        file.write_text(f"import os, sys\nos.dup2(OUTPUT.fileno(), 1)\nOUTPUT.close()\nsys.argv = ARGUMENTS\n{code}")
+        mine, theirs = context.Pipe(duplex=False)
+        given = {"OUTPUT": theirs, "ARGUMENTS": ["", str(directory)]}
+        self._process = context.Process(target=runpy.run_path, args=(str(file), given, "forked"))
+        self._process.start()
+        theirs.close()
+        self.stdout = os.fdopen(os.dup(mine.fileno()))
+        mine.close()
+        self.pid = self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+@pytest.fixture
+def start(fork_server, tmp_path, tmp_path_factory):
+    """Start Python code with the directory as its argument; ended with the test."""
+    programs, files = [], tmp_path_factory.mktemp("programs")
+
+    def run(code: str) -> Program:
+        programs.append(Program(fork_server, files / f"{len(programs)}.py", code, tmp_path))
+        return programs[-1]
 
     yield run
-    for process in processes:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    for program in programs:
+        program.kill()
+        program.stdout.close()
 
 
 def refusal(directory: Path) -> str:
@@ -79,7 +96,7 @@ def refusal(directory: Path) -> str:
     return str(error.value)
 
 
-def next_line(process: subprocess.Popen[str]) -> str:
+def next_line(process: Program) -> str:
     return process.stdout.readline().strip()
 
 
@@ -101,7 +118,6 @@ def test_a_killed_holder_holds_nothing(tmp_path, start, capfd):
     holder = start(HOLD + WAIT)
     next_line(holder)
     holder.kill()
-    holder.wait()
     assert f"process {holder.pid} " in (tmp_path / ".lock").read_text()  # stale
     with hold(tmp_path):
         assert f"process {os.getpid()} on {socket.gethostname()}" in refusal(tmp_path)
@@ -130,7 +146,6 @@ def test_a_child_does_not_keep_it(tmp_path, start, child):
     try:
         assert f"process {holder.pid} " in refusal(tmp_path)  # nor does it take it away from the living
         holder.kill()
-        holder.wait()
         os.kill(orphan, 0)
         with hold(tmp_path):
             pass
