@@ -23,7 +23,10 @@ def composed(*overrides: str) -> Config:
 
 
 def asked(*overrides: str, device: str = "cpu") -> tuple[bool, bool]:
-    config = composed(*overrides)
+    return answers(composed(*overrides), device)
+
+
+def answers(config: Config, device: str = "cpu") -> tuple[bool, bool]:
     return engine_is_exact(config, device), old_from_engine(config, device)
 
 
@@ -50,7 +53,15 @@ def test_a_pass_that_would_change_no_bit_is_saved(pass_of):
 )
 def test_where_the_bits_may_differ_they_are_recomputed(overrides):
     assert asked(TWO, *overrides) == (False, False)
-    assert asked(TWO, "algorithm.recompute_logprobs=false", REPORTED, *overrides) == (False, True)
+    reported = composed(TWO, *overrides).model_copy(deep=True)
+    reported.algorithm.recompute_logprobs, reported.rollout.return_logprobs = False, True
+    assert answers(reported) == (False, True)
+
+
+def test_those_of_the_engine_may_be_asked_for():
+    asks = "algorithm.recompute_logprobs=false", REPORTED
+    assert asked(TWO, "cluster.threads_per_worker=2", *asks) == (False, True)
+    assert asked(TWO, *asks) == (True, True)
 
 
 @pytest.mark.parametrize(
