@@ -1,4 +1,4 @@
-"""Activations that are cheap to compute again are not kept for the backward pass, which then has the same bits.
+"""Activations that are cheap to compute again are not kept for the backward pass. No bit of it changes.
 
 They are the outputs of norms and, in a gated MLP, what lies between its matrix products: half of what a Llama keeps. No
 matrix product is computed again, as it is with gradient checkpointing.

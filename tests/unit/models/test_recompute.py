@@ -1,4 +1,4 @@
-"""What is cheap is computed again in the backward pass: less memory, and the same bits."""
+"""What is cheap is computed again in the backward pass: less memory, and no bit changes."""
 
 from __future__ import annotations
 
