@@ -3,7 +3,8 @@
     python benchmarks/update_memory.py [--rounds 3] [--out FILE]
 
 SmolLM2-135M's shape in fp32 on two ranks; each has a unit of 8 responses of 255 tokens to prompts of one token. What is
-counted by hand: 16 bytes per parameter, divided by the ranks, and what the backward pass needs of the unit's tokens.
+counted by hand: 16 bytes per parameter, divided by the ranks, and what a plain Llama keeps of the unit's tokens for the
+backward pass.
 Not counted: gathered weights, their gradients before they are reduced, logits, what the allocator cannot return.
 """
 

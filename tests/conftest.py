@@ -20,7 +20,7 @@ from typing import IO
 import pytest
 
 from rlinf_lite import numerics
-from rlinf_lite.cluster.forks.client import ForkServer
+from rlinf_lite.cluster.forks.client import ForkServer, can_fork
 from rlinf_lite.cluster.forks.environment import worker_env
 from rlinf_lite.quick_imports import quick_imports
 
@@ -35,7 +35,8 @@ Run, ForkedProcess, template_server = (_WHOLE_RUN[name] for name in ("Run", "For
 
 def pytest_configure(config: pytest.Config) -> None:
     """Where workers of pytest-xdist run the tests, one fork server is started for all of them."""
-    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+    is_worker, tests_run = hasattr(config, "workerinput"), not config.option.collectonly
+    if getattr(config.option, "numprocesses", None) and tests_run and not is_worker and can_fork("cpu"):
         server = ForkServer(worker_env(1, "cpu"))
         os.environ[_WHOLE_RUN["SHARED_TEMPLATE"]] = server.name
         config.add_cleanup(server.close)
@@ -112,13 +113,23 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
+def _assert_same_run(one: Run, other: Run, last_step: int, *, same_ranks: bool = True) -> None:
+    assert one.digest(last_step) == other.digest(last_step)
+    if same_ranks:
+        assert one.rng_digest(last_step) == other.rng_digest(last_step)
+    assert one.data_digest(last_step) == other.data_digest(last_step)
+    assert [row["step"] for row in one.rows()] == list(range(1, last_step + 1))
+    assert one.rows() == other.rows()
+    assert one.samples() == other.samples()
+
+
 @pytest.fixture(scope="session")
 def same_run():
     """Assert that two runs are bit-equal: parameters, optimizer and RNG state, counters, metrics and tokens.
 
     With ``same_ranks=False`` without the RNG state, which each rank saves and no number comes from.
     """
-    return _WHOLE_RUN["assert_same_run"]
+    return _assert_same_run
 
 
 _PRELOAD = [

@@ -62,7 +62,8 @@ class Run:
     overrides: dict[str, str]
     processes: list[Process] = field(default_factory=list, compare=False)
     context: BaseContext | None = None
-    """Of the fork server from which parent and driver are forked. None: started as by a user, by running Python."""
+    """Of the fork server from which parent and driver are forked, and workers from that of this test process. None: as
+    by a user, by running Python; the driver starts a fork server of its own."""
 
     @property
     def directory(self) -> Path:
@@ -79,7 +80,8 @@ class Run:
     def start(self, *extra: str, faults: list[dict] | None = None) -> Process:
         command = [sys.executable, "-u", "-m", "rlinf_lite.main_math", *self.arguments(*extra)]
         env = {**os.environ, "RAY_ADDRESS": os.environ.get("RLINF_LITE_TEST_RAY", "local")}
-        env[TEMPLATE_VARIABLE] = template_server().name
+        if self.context is not None:
+            env[TEMPLATE_VARIABLE] = template_server().name
         if faults:
             env["RLINF_LITE_FAULTS"] = json.dumps(faults)
         process: Process
@@ -179,13 +181,3 @@ class Run:
 
     def data_digest(self, step: int) -> str:
         return hashlib.sha256((self.checkpoints / f"global_step_{step}" / "data" / "data.pt").read_bytes()).hexdigest()
-
-
-def assert_same_run(one: Run, other: Run, last_step: int, *, same_ranks: bool = True) -> None:
-    assert one.digest(last_step) == other.digest(last_step)
-    if same_ranks:
-        assert one.rng_digest(last_step) == other.rng_digest(last_step)
-    assert one.data_digest(last_step) == other.data_digest(last_step)
-    assert [row["step"] for row in one.rows()] == list(range(1, last_step + 1))
-    assert one.rows() == other.rows()
-    assert one.samples() == other.samples()

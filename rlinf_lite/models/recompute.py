@@ -7,7 +7,7 @@ matrix product is computed again, as it is with gradient checkpointing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -34,35 +34,62 @@ def recompute_cheap(blocks: Iterable[nn.Module]) -> None:
 def _has_the_code_of(known: type[nn.Module], module: nn.Module) -> bool:
     """Whether the module computes what ``known`` does: transformers copies such code from model to model."""
     one, other = type(module).forward, known.forward
-    if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
+    if "forward" in vars(module) or not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
         return False
-    return (one.__code__.co_code, one.__code__.co_names) == (other.__code__.co_code, other.__code__.co_names)
+    return _code(one) == _code(other) and not one.__code__.co_freevars  # a decorator would have some
 
 
-class _Again:
+def _code(function: FunctionType) -> tuple[object, ...]:
+    code = function.__code__
+    constants = [value for value in code.co_consts if not isinstance(value, str)]  # without the docstring
+    return code.co_code, code.co_names, code.co_argcount, constants
+
+
+class _Kept:
+    """A tensor that is kept. As in autograd itself, it may not be changed in place before its last use."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        # Without its history: an operation that keeps its own output would else own itself, and never be freed.
+        self._tensor, self._version = tensor.detach(), tensor._version
+
+    def value(self) -> Tensor:
+        if self._tensor._version != self._version:
+            raise RuntimeError(
+                "a tensor that the backward pass needs was changed by an operation in place: "
+                f"{self._tensor.dtype} {list(self._tensor.shape)}, version {self._tensor._version}, not {self._version}"
+            )
+        return self._tensor
+
+    def value_for_use(self) -> Tensor:
+        return self.value()
+
+
+class _Recomputed:
     """A tensor that is computed when the backward pass needs it, and held until it was needed for the last time."""
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[..., Tensor], inputs: Sequence[_Kept | _Recomputed]) -> None:
+        self._compute, self._inputs = compute, inputs
         self._uses = 0
         """How many operations still need it for their gradients."""
         self._value: Tensor | None = None
 
-    def is_needed(self) -> None:
-        """By one more operation."""
+    def add_use(self) -> None:
+        """One more operation needs it."""
         self._uses += 1
 
-    def take(self) -> Tensor:
+    def value_for_use(self) -> Tensor:
         """For one of the operations that need it."""
-        value = self.look()
+        value = self.value()
         self._uses -= 1
         if self._uses <= 0:
             self._value = None
         return value
 
-    def look(self) -> Tensor:
+    def value(self) -> Tensor:
         """For another tensor that is computed from it."""
-        value = self._compute() if self._value is None else self._value
+        value = self._value
+        if value is None:
+            value = self._compute(*(each.value() for each in self._inputs))
         if self._uses > 0:
             self._value = value
         return value
@@ -73,24 +100,24 @@ class _Dropped:
     gets an address that is known."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, int, _Again]] = {}
+        self._known: dict[int, tuple[Tensor, int, _Recomputed]] = {}
         """Address -> what is there, its version, and how to have it again."""
 
-    def add(self, tensor: Tensor, compute: Callable[[], Tensor]) -> _Again:
-        """To be called before an operation may save ``tensor``."""
-        again = _Again(compute)
+    def add(self, tensor: Tensor, compute: Callable[..., Tensor], *inputs: _Kept | _Recomputed) -> _Recomputed:
+        """``tensor`` is ``compute(*inputs)``. To be called before an operation may save it."""
+        again = _Recomputed(compute, inputs)
         self._known[tensor.data_ptr()] = tensor.detach(), tensor._version, again
         return again
 
     def clear(self) -> None:
         self._known.clear()
 
-    def pack(self, tensor: Tensor) -> Any:
+    def pack(self, tensor: Tensor) -> tuple[_Kept | _Recomputed, torch.Size]:
         """What autograd is to keep in place of a tensor that it wants to save."""
         known, version, again = self._known.get(tensor.data_ptr(), (None, 0, None))
         if known is None or again is None or tensor._version != version or not _have_equal_values(known, tensor):
-            return tensor
-        again.is_needed()
+            return _Kept(tensor), tensor.shape
+        again.add_use()
         return again, tensor.shape
 
 
@@ -101,12 +128,10 @@ def _have_equal_values(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _unpack(kept: Any) -> Tensor:
-    if isinstance(kept, Tensor):
-        return kept
-    again, shape = kept
+def _unpack(packed: tuple[_Kept | _Recomputed, torch.Size]) -> Tensor:
+    source, shape = packed
     with torch.no_grad():
-        return again.take().view(shape)
+        return source.value_for_use().view(shape)
 
 
 def _forward_block(dropped: _Dropped, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -122,40 +147,37 @@ def _forward_block(dropped: _Dropped, forward: Callable[..., Any], *args: Any, *
 def _forward_part(
     dropped: _Dropped,
     module: nn.Module,
-    theirs: Callable[[Tensor], Tensor],
+    theirs: Callable[..., Tensor],
     ours: Callable[[_Dropped, Any, Tensor], Tensor],
-    hidden: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    return ours(dropped, module, hidden) if torch.is_grad_enabled() else theirs(hidden)
+    if not torch.is_grad_enabled() or len(args) != 1 or kwargs:
+        return theirs(*args, **kwargs)
+    return ours(dropped, module, args[0])
 
 
 def _normalize(dropped: _Dropped, norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
     """As `LlamaRMSNorm.forward`."""
-    given, weight = hidden.detach(), norm.weight.detach()
+    dtype, given = hidden.dtype, _Kept(hidden)
     wide = hidden.to(torch.float32)
-    if wide is not hidden:
-        wider = dropped.add(wide, lambda: given.to(torch.float32))
+    wider = given if wide is hidden else dropped.add(wide, lambda hidden: hidden.to(torch.float32), given)
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-    normal = (wide * scale).to(hidden.dtype)
-    factor = scale.detach()
-    if wide is hidden:
-        again = dropped.add(normal, lambda: given * factor)
-    else:
-        again = dropped.add(normal, lambda: (wider.look() * factor).to(given.dtype))
+    normal = (wide * scale).to(dtype)
+    again = dropped.add(normal, lambda wide, scale: (wide * scale).to(dtype), wider, _Kept(scale))
     output: Tensor = norm.weight * normal
-    dropped.add(output, lambda: weight * again.look())
+    dropped.add(output, torch.mul, _Kept(norm.weight), again)
     return output
 
 
 def _gated_mlp(dropped: _Dropped, mlp: LlamaMLP, hidden: Tensor) -> Tensor:
     """As `LlamaMLP.forward`."""
     gate = mlp.gate_proj(hidden)
-    given = gate.detach()
+    given = _Kept(gate)
     active = mlp.act_fn(gate)
-    again = dropped.add(active, lambda: mlp.act_fn(given))
+    again = dropped.add(active, mlp.act_fn, given)
     up = mlp.up_proj(hidden)
-    other = up.detach()
     product = active * up
-    dropped.add(product, lambda: again.look() * other)
+    dropped.add(product, torch.mul, again, _Kept(up))
     output: Tensor = mlp.down_proj(product)
     return output

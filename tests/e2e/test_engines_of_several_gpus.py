@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(300), pytest.mark.xdist_group("worker groups")]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
 _WORKER = """
 import os

@@ -32,7 +32,7 @@ def test_a_driver_that_is_killed_is_started_again(straight, new_run, same_run, s
 
 
 def test_a_parent_that_is_killed_leaves_nothing(new_run, still_running):
-    for text, plain in (("starting ...", False), ("step    2/8", True)):
+    for text, plain in (("starting ...", True), ("step    2/8", False)):
         run = new_run({}, plain=plain)
         process = run.start()
         run.read_until(process, text)

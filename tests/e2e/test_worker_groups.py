@@ -91,7 +91,7 @@ def seen(tmp_path: Path, run_forked: Callable[..., subprocess.CompletedProcess[s
     (tmp_path / "grader.py").write_text(_GRADERS)
     environment = {"RAY_ADDRESS": "local", "GRADED": str(tmp_path / "graded"), TEMPLATE_VARIABLE: forks.name}
     environment = {**os.environ, **environment, numerics.WORKSPACE: ":0:0"}
-    driver = run_forked("-c", _DRIVER, cwd=tmp_path, env=environment)
+    driver = run_forked("-c", _DRIVER, cwd=tmp_path, env=environment, timeout=550)
     assert driver.returncode == 0, driver.stderr[-3000:]
     return json.loads(driver.stdout.splitlines()[-1])
 

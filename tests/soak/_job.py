@@ -50,7 +50,7 @@ Begin = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[str]]
 
 
 def begin(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """As a user does it."""
+    """Start it as a user does."""
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -134,7 +134,7 @@ class Launch:
         self.poll()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """A run's directory and command, over as many processes as it takes."""
 

@@ -57,7 +57,7 @@ class Suite:
         }
         phases = (*PHASES, *CRITIC_PHASES) if CRITIC in options.victims else PHASES
         self._traps = Traps(root / "traps", phases)
-        self._reference = Job(root / "undisturbed", {**self._settings, _SAVE_INTERVAL: "1"}, begin)
+        self._reference = Job(root=root / "undisturbed", settings={**self._settings, _SAVE_INTERVAL: "1"}, begin=begin)
         self._undisturbed_directory = options.undisturbed or self._reference.directory
         self._struck: Counter[str] = Counter()
         self._equal = self._runs = self._failed = 0

@@ -38,7 +38,7 @@ ALGORITHMS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "algo
 
 
 def main(arguments: Sequence[str] | None = None, begin: Begin = begin) -> int:
-    """Of the command line, unless they are given; ``begin`` starts the commands that are killed."""
+    """Run the suite. Arguments are those of the command line, unless given; ``begin`` starts what is killed."""
     options, overrides = _parser().parse_known_args(arguments)
     if unknown := [text for text in overrides if text.startswith("-") or "=" not in text]:
         _parser().error(f"{unknown[0]!r} is neither an option nor a hydra override key=value")

@@ -20,10 +20,11 @@ from rlinf_lite.checkpoint import manifest as manifests
 
 @pytest.fixture(scope="session")
 def shipped_config():
-    """``shipped_config(name)``: composed and checked once; no test changes it."""
+    """``shipped_config(name)``: a copy of what is composed and checked once."""
     from rlinf_lite.config.compose import load
 
-    return functools.cache(lambda name: load([name]))
+    loaded = functools.cache(lambda name: load([name]))
+    return lambda name: loaded(name).model_copy(deep=True)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from rlinf_lite.training.update import UpdateReport, update
 from rlinf_lite.types import Column, Group
 
 _ONE_GROUP = sharding.SMALL_BYTES
-sharding.SMALL_BYTES = 0  # blocks are groups of their own, as in a large model
+sharding.SMALL_BYTES = 0  # as in a large model, blocks are groups of their own, and compute activations again
 
 
 class Trained:

@@ -26,7 +26,7 @@ SHAPES = {
 
 @functools.cache
 def make_state():
-    """Which no test may change."""
+    """Shared by all tests, which must not change it."""
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     tensors["half"] = torch.randn(2000, 1500, generator=generator).bfloat16()

@@ -60,6 +60,30 @@ def test_nothing_is_held_after_the_backward_pass(tiny_model, live_bytes):
         assert live.now == 0
 
 
+def test_nothing_is_held_after_a_forward_pass_alone(tiny_model, live_bytes):
+    """A step may be abandoned. Nor does a pass that ends with an error hold anything."""
+    model = with_it(tiny_model("qwen3"))
+    passes(model)
+    with live_bytes() as live:
+        model(input_ids=IDS, use_cache=False)
+        assert live.now == 0
+        model.model.norm.forward = None
+        with pytest.raises(TypeError):
+            model(input_ids=IDS, use_cache=False)
+        assert live.now == 0
+
+
+def test_a_pass_may_be_differentiated_twice(tiny_model):
+    gradients = []
+    for model in (tiny_model("llama"), with_it(tiny_model("llama"))):
+        loss = model(input_ids=IDS, use_cache=False).logits.pow(2).mean()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        gradients.append([param.grad for param in model.parameters()])
+        model.zero_grad()
+    assert all(map(torch.equal, *gradients))
+
+
 def test_without_gradients_nothing_changes(tiny_model):
     model = tiny_model("llama")
     with torch.no_grad():
@@ -86,3 +110,34 @@ def test_a_tensor_that_was_changed_in_place_is_kept(tiny_model):
         block(hidden).sum().backward()
         gradients.append(hidden.grad)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_needed_tensor_that_was_changed_in_place_is_an_error(tiny_model, dtype):
+    """The input of a norm, of which all else is computed again."""
+
+    class Changing(torch.nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, hidden):
+            hidden = hidden * 2
+            output = self.norm(hidden)
+            hidden += 1
+            return output
+
+    block = Changing(copy.deepcopy(tiny_model("llama").model.norm)).to(dtype)
+    recompute_cheap([block])
+    with pytest.raises(RuntimeError, match="changed by an operation in place"):
+        block(torch.ones(5, 32, dtype=dtype, requires_grad=True)).sum().backward()
+
+
+def test_other_code_than_llamas_is_left_alone(tiny_model):
+    class Other(type(tiny_model("llama").model.norm)):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states) + 1
+
+    block = torch.nn.Sequential(Other(8))
+    recompute_cheap([block])
+    assert "forward" in vars(block) and "forward" not in vars(block[0])
