@@ -49,7 +49,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     from xdist.scheduler import LoadGroupScheduling
 
     class Schedule(LoadGroupScheduling):
-        """Lets go of what is done. pytest-xdist counts it again after each test: 10 s in all for 5,000 tests."""
+        """Drops finished tests, all of which pytest-xdist would count again after each test."""
 
         def mark_test_complete(self, node, item_index, duration=0):
             super().mark_test_complete(node, item_index, duration)

@@ -1,4 +1,4 @@
-"""Activations that are cheap to compute again are not kept for the backward pass. No bit of it changes.
+"""Activations that are cheap to compute again are not kept for the backward pass. No bit changes.
 
 They are the outputs of norms and, in a gated MLP, what lies between its matrix products: half of what a Llama keeps. No
 matrix product is computed again, as it is with gradient checkpointing.
@@ -49,7 +49,7 @@ class _Kept:
     """A tensor that is kept. As in autograd itself, it may not be changed in place before its last use."""
 
     def __init__(self, tensor: Tensor) -> None:
-        # Without its history: an operation that keeps its own output would else own itself, and never be freed.
+        # Without its history: otherwise an operation that keeps its own output would own itself, and never be freed.
         self._tensor, self._version = tensor.detach(), tensor._version
 
     def value(self) -> Tensor:
