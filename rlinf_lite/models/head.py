@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlinf_lite.models import columns
+
 MAX_ELEMENTS = 1 << 24
 MAX_ELEMENTS_CUDA = 1 << 26
 """Logits per chunk: 64 MiB in float32; 256 MiB on a GPU. With fewer, reading the weight for each chunk, and adding to
@@ -85,8 +87,8 @@ def token_stats(
 
 def logits_of(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform: LogitTransform = PLAIN) -> Tensor:
     """Logits [M, V] of a few tokens, in the type of ``hidden_MD``: the very bits that `token_stats` computes with."""
-    chunks = _chunks(hidden_MD, weight_VD)
-    return torch.cat([_logits(hidden_MD[chunk], weight_VD, bias_V, transform) for chunk in chunks])
+    chunks = [_logits(hidden_MD[chunk], weight_VD, bias_V, transform) for chunk in _chunks(hidden_MD, weight_VD)]
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
 def logprobs_of(logits_MV: Tensor, targets_M: Tensor, temperature: float) -> Tensor:
@@ -179,7 +181,9 @@ def _logits(hidden: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform:
     num = len(hidden)
     if num < MIN_ROWS:
         hidden = functional.pad(hidden, (0, 0, 0, MIN_ROWS - num))
-    return transform(functional.linear(hidden, weight_VD, bias_V)[:num])
+    on_cpu = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    logits = (columns.product if on_cpu else functional.linear)(hidden, weight_VD, bias_V)
+    return transform(logits[:num])
 
 
 def _stats(logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from rlinf_lite.rollout.forward import Forward, NewRows, Waiting
 from rlinf_lite.rollout.output import Sampled
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.rollout.slots import Slots
+from rlinf_lite.rollout.wide_layers import WideLayers
 from rlinf_lite.types import GenerationBatch
 
 
@@ -57,11 +58,13 @@ class HostDecoder:
         """
         self._forward, self._max_rows, self._with_logprobs = forward, max_rows, with_logprobs
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
+        self._wide_layers = WideLayers(forward.model)
         self._slots: Slots | None = None
         """Of the last batch, for the next one."""
 
     def decode(self, batch: GenerationBatch) -> Sampled:
         """Sample all rows of ``batch``. Raises NotFinite as `sampling.draw`."""
+        self._wide_layers.check()
         sampling, keys = batch.sampling, rng_keys(batch)
         out = Sampled.empty(len(keys), sampling.max_new_tokens)
         slots = self._take_slots(len(keys))
