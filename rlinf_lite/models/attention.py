@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from rlinf_lite.errors import ConfigError
@@ -31,6 +32,11 @@ PAD = 16
 """Keys are padded to a multiple of it: zeros at the end of a block change no sum. With 8, MKL takes other kernels."""
 _LOWEST = -80.0
 """Probabilities below exp(-80) are computed as that: where the result is denormal, MKL's exp is 60 times slower."""
+_VECTOR = 32
+"""Elements that torch's functions take at once on a CPU with AVX-512; 16 with AVX2. It computes what is left at the end
+of a tensor one by one, and SiLU, GELU and sigmoid then round differently."""
+_WIDTHS = ("hidden_size", "intermediate_size", "n_inner")
+"""Sizes of the tensors that these functions see per token, by their names in ``config.json``."""
 _LAYERS = {"full_attention", "sliding_attention"}
 _NO_EFFECT = {"position_ids", "cache_position", "use_cache", "return_dict"} | {
     f"output_{what}" for what in ("attentions", "hidden_states", "router_logits")
@@ -184,15 +190,41 @@ def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, la
             position embeddings that stay the same.
     """
     assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, which rounds differently: pad them"
-    config = model.config.get_text_config()
+    config, num = model.config.get_text_config(), len(ids_N)
     _check_length(config, layout.longest)
+    if missing := -num % _row_multiple(config, ids_N.device):
+        ids_N, positions_N = (functional.pad(x, (0, missing)) for x in (ids_N, positions_N))
+        layout = _Padded(layout, num)
     layout.calls = 0
     found = model.base_model(
         input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, layout=layout
-    ).last_hidden_state[0]
+    ).last_hidden_state[0, :num]
     if layout.calls != config.num_hidden_layers:
         raise refusal(config, f"calls attention {layout.calls} times in {config.num_hidden_layers} layers")
     return found
+
+
+def _row_multiple(config: PretrainedConfig, device: torch.device) -> int:
+    """The number of tokens is padded to a multiple of it, so that no tensor ends with a part of a vector."""
+    if device.type != "cpu":
+        return 1
+    widths: list[int] = []
+    for name in _WIDTHS:
+        width = getattr(config, name, None) or 0
+        widths += width if isinstance(width, list) else [width]  # one per layer, or one for all
+    return _VECTOR // math.gcd(_VECTOR, *widths)
+
+
+class _Padded:
+    """A `Layout` of the first tokens of those that a model computes."""
+
+    def __init__(self, layout: Layout, num: int) -> None:
+        self._layout, self._num, self.calls, self.longest = layout, num, 0, layout.longest
+
+    def attend(self, layer: int, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, rule: Rule) -> Tensor:
+        first = slice(self._num)
+        found = self._layout.attend(layer, q_HND[:, first], k_KND[:, first], v_KNE[:, first], rule)
+        return functional.pad(found, (0, 0, 0, 0, 0, q_HND.shape[1] - self._num))
 
 
 def refusal(config: PretrainedConfig, reason: str) -> ConfigError:

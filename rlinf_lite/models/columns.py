@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 _AT_A_TIME = 512
+"""At least, if there are as many: a product with a few columns would take another kernel, which rounds differently."""
 
 
 def product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` [M, N], without gradients."""
-    found = x_MK.new_empty(len(x_MK), len(weight_NK))
-    for first in range(0, len(weight_NK), _AT_A_TIME):
-        columns = slice(first, first + _AT_A_TIME)
+    num, last = len(weight_NK), max(0, len(weight_NK) // _AT_A_TIME - 1) * _AT_A_TIME
+    found = x_MK.new_empty(len(x_MK), num)
+    for first in range(0, last + 1, _AT_A_TIME):
+        columns = slice(first, first + _AT_A_TIME if first < last else num)
         if bias_N is None:
             torch.mm(x_MK, weight_NK[columns].t(), out=found[:, columns])
         else:

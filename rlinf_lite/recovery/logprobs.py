@@ -9,7 +9,10 @@ from rlinf_lite.config import Config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_MULTIPLE = 16
+_HEAD_MULTIPLE = 8
+"""With other heads the rows of an attention's product decide how MKL rounds it."""
+_GPU_MULTIPLE = 16
+"""Of all sizes: what was measured."""
 _LARGEST_HEAD = 256
 """That FlashAttention-2 takes, see `models.flash.fits`."""
 _SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner")
@@ -20,8 +23,8 @@ def engine_is_exact(config: Config, device: str) -> bool:
     """Whether the log-probs that the engine reports are the bits that the policy computes with the same weights.
 
     The condition stands here; docs/exactness.md says why each part is needed. It holds only what was measured:
-    fp32 on a CPU, bf16 with FlashAttention-2 on a GPU, and layers of ordinary sizes. With others some log-probs differ
-    in the last bit on a CPU.
+    fp32 on a CPU, bf16 with FlashAttention-2 on a GPU, and heads of ordinary sizes (on a GPU layers, too). With others
+    some log-probs differ in the last bit on a CPU.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``, on which the workers compute.
@@ -50,9 +53,11 @@ def engine_is_exact(config: Config, device: str) -> bool:
 def _is_ordinary(model: PretrainedConfig, device: str) -> bool:
     text = model.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    sizes = [head, *(getattr(text, name, None) for name in _SIZES)]
+    if device == "cpu":
+        return bool(head % _HEAD_MULTIPLE == 0)
     fits_flash = head <= _LARGEST_HEAD and not getattr(text, "attn_logit_softcapping", None)
-    return all(size % _MULTIPLE == 0 for size in sizes if size) and (device == "cpu" or fits_flash)
+    sizes = [head, *(getattr(text, name, None) for name in _SIZES)]
+    return fits_flash and all(size % _GPU_MULTIPLE == 0 for size in sizes if size)
 
 
 def old_from_engine(config: Config, device: str) -> bool:

@@ -21,8 +21,8 @@ _FEW = 256
 class WideLayers:
     """Replaces the forward method of a model's wide linear layers, for few rows.
 
-    The trainer computes these layers at once. So a layer of a shape is computed by columns only after that gave the
-    same bits, with its own weight.
+    The trainer computes all columns at once. So layers of a shape are computed by columns only after that was bitwise
+    identical for one of them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -47,7 +47,7 @@ class WideLayers:
         return forward
 
     def check(self) -> None:
-        """Look which shapes give the same bits, once. The model has its weights."""
+        """Look for which shapes the results are bitwise identical, once. The model has its weights."""
         if self._equal:
             return
         for layer in self._layers:

@@ -67,17 +67,25 @@ def test_those_of_the_engine_may_be_asked_for():
 @pytest.mark.parametrize(
     ("model_type", "sizes", "exact"),
     [
-        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}, True),
-        ("llama", {"hidden_size": 64, "intermediate_size": 100, "num_attention_heads": 4}, False),
-        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}, False),
-        ("qwen3", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 24}, False),
-        ("gpt2", {"n_embd": 64, "n_head": 4}, True),
-        ("gpt2", {"n_embd": 64, "n_head": 4, "n_inner": 100}, False),
+        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}, (True, True)),
+        ("llama", {"hidden_size": 64, "intermediate_size": 100, "num_attention_heads": 4}, (True, False)),
+        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}, (True, False)),
+        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 16}, (False, False)),
+        (
+            "qwen3",
+            {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 12},
+            (False, False),
+        ),
+        ("gpt2", {"n_embd": 64, "n_head": 4}, (True, True)),
+        ("gpt2", {"n_embd": 64, "n_head": 4, "n_inner": 100}, (True, False)),
     ],
 )
-def test_only_layers_of_ordinary_sizes(tmp_path, model_type, sizes, exact):
+def test_only_ordinary_sizes(tmp_path, model_type, sizes, exact):
+    """On a CPU of heads, on a GPU of layers, too."""
     AutoConfig.for_model(model_type, **sizes).save_pretrained(tmp_path)
-    assert asked(TWO, f"actor.model.model_path={tmp_path}") == (exact, exact)
+    model, (on_cpu, on_gpu) = f"actor.model.model_path={tmp_path}", exact
+    assert asked(TWO, model) == (on_cpu, on_cpu)
+    assert asked(TWO, *BF16, model, device="cuda") == (on_gpu, on_gpu)
 
 
 def test_on_a_gpu_16_bits_with_flash_attention(tmp_path):

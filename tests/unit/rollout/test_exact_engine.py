@@ -88,6 +88,28 @@ def test_log_probs_are_the_trainers(model_of, make_engine, make_batch, family, d
         assert np.array_equal(found, trainer_logprobs(model, groups, rows_per_unit, 0.7))
 
 
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {"hidden_size": 28, "intermediate_size": 33, "head_dim": 24, "vocab_size": 57}),
+        ("qwen3", {"hidden_size": 100, "intermediate_size": 50, "head_dim": 8, "vocab_size": 130}),
+        ("gemma2", {"hidden_size": 20, "intermediate_size": 28}),
+        ("gpt2", {"n_embd": 40, "n_head": 1, "n_inner": 33}),
+        ("qwen3_moe", {"hidden_size": 36, "moe_intermediate_size": 20}),
+        ("llama", {"intermediate_size": 1100, "vocab_size": 1100}),  # computed by columns
+    ],
+)
+def test_sizes_that_vectors_do_not_divide(make_engine, make_batch, family, sizes):
+    """Where a tensor ends with a part of a vector, torch computes it with functions that round differently."""
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(family, **{**FAMILIES[family], **sizes})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    engine = make_engine(model, eos_ids=ENDS, return_logprobs=True, max_rows=7)
+    groups = engine.generate(make_batch(PROMPTS, group_size=3, max_new_tokens=40, temperature=0.7))
+    for rows_per_unit in (1, 3, 64):
+        assert np.array_equal(engine_logprobs(groups), trainer_logprobs(model, groups, rows_per_unit, 0.7))
+
+
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"top_k": 5, "top_p": 0.8, "repetition_penalty": 1.2}])
 def test_filters_and_greedy_decoding_leave_log_probs_alone(model_of, make_engine, make_batch, options):
     model = model_of("llama")
