@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
 
 from rlinf_lite.counters import counter_hash
+from rlinf_lite.models.head import logits_of
 from rlinf_lite.rollout.sampling import draw
 from rlinf_lite.types import Sampling
 
@@ -46,13 +46,13 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(num_rows, HIDDEN, generator=generator)
         head = torch.randn(vocabulary, HIDDEN, generator=generator) * 0.05
-        logits = linear(hidden, head)
+        logits = logits_of(hidden, head, None)
         keys = counter_hash("benchmark", np.arange(num_rows))
         for name, changes in SAMPLINGS.items():
             sampling = Sampling(**{**plain, **changes}, max_new_tokens=1)
             draw(logits, sampling, keys, 0)
             pairs = [
-                (seconds(partial(draw, logits, sampling, keys, t)), seconds(partial(linear, hidden, head)))
+                (seconds(partial(draw, logits, sampling, keys, t)), seconds(partial(logits_of, hidden, head, None)))
                 for t in range(ROUNDS)
             ]
             ours, product = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))

@@ -72,11 +72,17 @@ def masked(logits_RV: Tensor, sampling: Sampling) -> Tensor:
         logits_RV = logits_RV.masked_fill(below_RV, -torch.inf)
         if not limited and sampling.top_p >= 1.0:
             return logits_RV
-    descending_RK = logits_RV.topk(sampling.top_k if limited else vocabulary, -1).values
+    descending_RK = logits_RV.topk(sampling.top_k, -1).values if limited else _descending(logits_RV)
     kept_RK = descending_RK > -torch.inf
     if sampling.top_p < 1.0:
         kept_RK &= _nucleus(descending_RK / sampling.temperature, sampling.top_p)
     return _keep_largest(logits_RV, descending_RK, kept_RK.sum(-1, keepdim=True))
+
+
+def _descending(logits_RV: Tensor) -> Tensor:
+    if logits_RV.device.type != "cpu":
+        return logits_RV.topk(logits_RV.shape[-1], -1).values
+    return torch.from_numpy(np.sort(logits_RV.numpy(), axis=-1)).flip(-1)  # torch's takes ten times as long
 
 
 def _nucleus(scaled_RK: Tensor, top_p: float) -> Tensor:
@@ -90,6 +96,10 @@ def _nucleus(scaled_RK: Tensor, top_p: float) -> Tensor:
 def _keep_largest(logits_RV: Tensor, descending_RK: Tensor, num_R1: Tensor) -> Tensor:
     """Mask all but the ``num_R1`` largest logits of each row; of equal ones, the smallest token ids stay."""
     smallest_R1 = descending_RK.gather(-1, (num_R1 - 1).clamp(min=0))  # none is left of NaN logits
+    if logits_RV.device.type == "cpu":  # where looking does not wait, and most often no tie is to be broken
+        kept_RV = logits_RV >= smallest_R1
+        if torch.equal(kept_RV.sum(-1, keepdim=True), num_R1):
+            return torch.where(kept_RV, logits_RV, -torch.inf)
     larger_RV, equal_RV = logits_RV > smallest_R1, logits_RV == smallest_R1
     kept_RV = larger_RV | (equal_RV & (equal_RV.cumsum(-1) <= num_R1 - larger_RV.sum(-1, keepdim=True)))
     return logits_RV.masked_fill(~kept_RV, -torch.inf)

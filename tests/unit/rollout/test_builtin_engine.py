@@ -152,7 +152,8 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
     lengths = [len(r.response_ids) for r in rollouts]
     grown = [sum(length > t for length in lengths) for t in range(1, 12)]
     tokens_of_prompts = sum(len(prompt) for prompt in RANDOM_PROMPTS)  # each once for its group
-    assert sizes == [tokens_of_prompts, *(max(n, MIN_ROWS) for n in grown if n)]
+    computed = [tokens_of_prompts, *(max(n, MIN_ROWS) for n in grown if n)]
+    assert sizes == [n + n % 2 for n in computed], "2 x 48, the intermediate size, is a multiple of 32"
     assert sizes[-1] < 32
     for r in rollouts:
         assert (r.response_ids[-1] in {4, 6, 8, 10, 12}) == r.finished
