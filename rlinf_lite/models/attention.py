@@ -35,7 +35,10 @@ _LOWEST = -80.0
 _VECTOR = 32
 """Elements that torch's functions take at once on a CPU with AVX-512; 16 with AVX2. It computes what is left at the end
 of a tensor one by one, and SiLU, GELU and sigmoid then round differently."""
-_WIDTHS = ("hidden_size", "intermediate_size", "n_inner")
+_WIDTHS = (
+    *("hidden_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    *("moe_intermediate_size", "shared_expert_intermediate_size"),
+)
 """Sizes of the tensors that these functions see per token, by their names in ``config.json``."""
 _LAYERS = {"full_attention", "sliding_attention"}
 _NO_EFFECT = {"position_ids", "cache_position", "use_cache", "return_dict"} | {
