@@ -28,7 +28,7 @@ class SplitSettings:
     rows_for_update: int
     """Responses per unit of an update; not used with ``max_tokens``."""
     max_tokens: int | None
-    """Limit on responses x longest one of a unit, prompt and padding included; None: the numbers of responses apply."""
+    """Limit on the tokens that a unit computes; None: the numbers of responses apply."""
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig, runner: RunnerConfig, *, seed: int) -> Self:
@@ -52,25 +52,55 @@ def arrange(num_rows: int, step: int, *, num_minibatches: int, shuffle_seed: int
     return [order[first : first + size] for first in range(0, num_rows, size)]
 
 
-def unit_rows(rows: Sequence[int], lengths: Sequence[int], size: int, max_tokens: int | None) -> list[list[int]]:
-    """Split the rows of a mini-batch into units; returns the row numbers of each.
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """The tokens that a response adds to a unit."""
+
+    group: int
+    """Names its prompt, which a unit computes once."""
+    prompt: int
+    response: int
+
+
+def rows_by_number(rows: Sequence[int], number: int) -> list[list[int]]:
+    """The row numbers of units with so many rows each."""
+    return [list(rows[first : first + number]) for first in range(0, len(rows), number)]
+
+
+def rows_by_tokens(rows: Sequence[int], sizes: Sequence[RowSize], max_tokens: int) -> list[list[int]]:
+    """The row numbers of units with at most ``max_tokens`` tokens each; a single row may have more.
+
+    There are as few units as the order of the rows allows, and the largest is as small as it can be then.
 
     Args:
         rows: row numbers, in order.
-        lengths: tokens of each row of the whole batch.
-        size: rows per unit; not used with ``max_tokens``.
-        max_tokens: limit on rows x longest row, padding included; a single row may be longer.
+        sizes: of each row of the whole batch.
     """
-    if max_tokens is None:
-        return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
+    units = _filled(rows, sizes, max_tokens)
+    low, high = 0, max_tokens  # with ``high`` there are as many units, with ``low`` more
+    while high - low > 1:
+        limit = (low + high) // 2
+        smaller = _filled(rows, sizes, limit)
+        if len(smaller) == len(units):
+            units, high = smaller, limit
+        else:
+            low = limit
+    return units
+
+
+def _filled(rows: Sequence[int], sizes: Sequence[RowSize], max_tokens: int) -> list[list[int]]:
     units: list[list[int]] = []
-    longest = 0
+    groups: set[int] = set()
+    total = 0
     for row in rows:
-        longest = max(longest, lengths[row])
-        if not units or (len(units[-1]) + 1) * longest > max_tokens:
+        size = sizes[row]
+        added = size.response if size.group in groups else size.prompt + size.response
+        if not units or total + added > max_tokens:
             units.append([])
-            longest = lengths[row]
+            groups, total, added = set(), 0, size.prompt + size.response
         units[-1].append(row)
+        groups.add(size.group)
+        total += added
     return units
 
 
@@ -96,8 +126,9 @@ class StepBatch:
         assert all(len(prompt) for prompt in self._prompts), "no token predicts the first one"
         self._settings = settings
         sizes_N = np.array([len(response.token_ids) for _, response in self._rows], dtype=np.int64)
-        self._lengths = [
-            len(self._prompts[g]) + size for (g, _), size in zip(self._rows, sizes_N.tolist(), strict=True)
+        self._sizes = [
+            RowSize(group, len(self._prompts[group]), size)
+            for (group, _), size in zip(self._rows, sizes_N.tolist(), strict=True)
         ]
         is_loss_T = np.concatenate([response.loss_mask for _, response in self._rows])
         self._place_M = np.flatnonzero(is_loss_T & np.asarray(is_counted, dtype=np.bool_).repeat(sizes_N))
@@ -123,8 +154,7 @@ class StepBatch:
 
     def for_forward(self) -> list[TokenBatch]:
         """Units of forward passes; concatenated in their order, their loss tokens are those of the whole step."""
-        size = self._settings.rows_for_forward
-        row_lists = unit_rows(range(len(self._rows)), self._lengths, size, self._settings.max_tokens)
+        row_lists = self._split(range(len(self._rows)), self._settings.rows_for_forward)
         return [self._unit(index, rows, self.num_tokens_N > 0, {}) for index, rows in enumerate(row_lists)]
 
     def for_update(self, columns: Mapping[Column, Tensor], is_trained_N: np.ndarray) -> list[MiniBatch]:
@@ -134,16 +164,19 @@ class StepBatch:
             columns: of the whole step, float32.
             is_trained_N: bool [N]: counted responses that contribute to the loss.
         """
-        size = self._settings.rows_for_update
         with_loss_N = is_trained_N & (self.num_tokens_N > 0)
         minibatches = []
         for rows in self.minibatch_rows:
-            parts = unit_rows(rows, self._lengths, size, self._settings.max_tokens)
+            parts = self._split(rows, self._settings.rows_for_update)
             units = tuple(self._unit(index, part, with_loss_N, columns) for index, part in enumerate(parts))
             num_tokens = int(self.num_tokens_N[rows][with_loss_N[rows]].sum())
             norm = Normalizers(num_tokens=num_tokens, num_sequences=int(with_loss_N[rows].sum()))
             minibatches.append(MiniBatch(units=units, norm=norm))
         return minibatches
+
+    def _split(self, rows: Sequence[int], number: int) -> list[list[int]]:
+        limit = self._settings.max_tokens
+        return rows_by_number(rows, number) if limit is None else rows_by_tokens(rows, self._sizes, limit)
 
     def _unit(
         self, index: int, rows: Sequence[int], with_loss_N: np.ndarray, columns: Mapping[Column, Tensor]

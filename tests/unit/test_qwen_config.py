@@ -14,7 +14,7 @@ from rlinf_lite.config import Config
 from rlinf_lite.models import build, head, shard
 from rlinf_lite.runner.schedule import total_steps, total_updates
 from rlinf_lite.ties import tied_names
-from rlinf_lite.training.batch import arrange, unit_rows
+from rlinf_lite.training.batch import arrange, rows_by_number
 from rlinf_lite.training.ranks import data_parallel_size
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -253,7 +253,7 @@ def test_a_step_divides_evenly(config):
     algorithm, ranks = config.algorithm, num_groups(config)
     rows = config.data.rollout_batch_size * algorithm.group_size
     minibatches = arrange(rows, 1, num_minibatches=algorithm.n_minibatches, shuffle_seed=None)
-    units = unit_rows(minibatches[0], [100] * rows, algorithm.training_batch_size_per_gpu, None)
+    units = rows_by_number(minibatches[0], algorithm.training_batch_size_per_gpu)
     assert len(units) % ranks == 0
     assert sorted(row for minibatch in minibatches for row in minibatch) == list(range(rows))
     assert rows % (algorithm.logprob_forward_micro_batch_size * ranks) == 0

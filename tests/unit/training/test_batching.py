@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from rlinf_lite.training.batch import SplitSettings, StepBatch, arrange, unit_rows
+from rlinf_lite.training.batch import RowSize, SplitSettings, StepBatch, arrange, rows_by_number, rows_by_tokens
 from rlinf_lite.types import Column, Group, Problem, Prompt, Response
 
 SETTINGS = SplitSettings(
@@ -103,34 +104,53 @@ def test_an_empty_prompt_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "max_tokens", "expected"),
+    ("sizes", "max_tokens", "expected"),
     [
-        ([4, 4, 4, 4], 8, [[0, 1], [2, 3]]),
-        ([4, 4, 4, 4], 9, [[0, 1], [2, 3]]),
-        ([2, 5, 2, 2], 8, [[0], [1], [2, 3]]),  # 2 x 5 is over 8: padding counts
-        ([2, 4, 2, 2], 8, [[0, 1], [2, 3]]),
-        ([9, 1, 1], 8, [[0], [1, 2]]),  # one row alone may be longer
-        ([1, 9, 1], 8, [[0], [1], [2]]),
-        ([3, 3, 3], 100, [[0, 1, 2]]),
-        ([3, 3, 3], 1, [[0], [1], [2]]),
+        ([(0, 1, 3), (1, 1, 3), (2, 1, 3), (3, 1, 3)], 8, [[0, 1], [2, 3]]),
+        ([(0, 1, 3), (1, 1, 3), (2, 1, 3), (3, 1, 3)], 15, [[0, 1], [2, 3]]),  # not three and one
+        ([(0, 9, 1), (0, 9, 1), (0, 9, 1), (0, 9, 1)], 13, [[0, 1, 2, 3]]),  # their prompt counts once
+        ([(0, 9, 1), (1, 9, 1), (0, 9, 1), (1, 9, 1)], 22, [[0, 1, 2, 3]]),  # also if others stand between
+        ([(0, 6, 2), (0, 6, 2), (1, 2, 2)], 10, [[0, 1], [2]]),
+        ([(0, 2, 7), (1, 0, 1), (2, 0, 1)], 8, [[0], [1, 2]]),  # one row alone may be longer
+        ([(0, 0, 1), (1, 2, 7), (2, 0, 1)], 8, [[0], [1], [2]]),
+        ([(0, 0, 3), (1, 0, 3), (2, 0, 3)], 100, [[0, 1, 2]]),
+        ([(0, 0, 3), (1, 0, 3), (2, 0, 3)], 1, [[0], [1], [2]]),
+        ([(0, 0, 3)], 1, [[0]]),
     ],
 )
-def test_units_by_tokens(lengths, max_tokens, expected):
-    assert unit_rows(range(len(lengths)), lengths, 1, max_tokens) == expected
+def test_units_by_tokens(sizes, max_tokens, expected):
+    assert rows_by_tokens(range(len(sizes)), [RowSize(*size) for size in sizes], max_tokens) == expected
 
 
-def test_units_by_tokens_keep_order_and_maximum():
+def tokens_of(unit, sizes) -> int:
+    return sum(sizes[row].response for row in unit) + sum(
+        {sizes[row].group: sizes[row].prompt for row in unit}.values()
+    )
+
+
+def largest_of_the_best_split(rows, sizes, number) -> int:
+    """Of all ways to cut ``rows`` in ``number`` units."""
+    ends = [(0, *cuts, len(rows)) for cuts in itertools.combinations(range(1, len(rows)), number - 1)]
+    return min(max(tokens_of(rows[a:b], sizes) for a, b in itertools.pairwise(split)) for split in ends)
+
+
+def test_units_by_tokens_are_few_and_of_similar_size():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        lengths = rng.integers(1, 40, size=int(rng.integers(1, 30))).tolist()
-        rows = rng.permutation(len(lengths)).tolist()
-        units = unit_rows(rows, lengths, 8, 64)
+        number = int(rng.integers(1, 9))
+        prompts = rng.integers(1, 30, size=4).tolist()
+        groups = rng.integers(0, 4, size=number).tolist()
+        sizes = [RowSize(group, prompts[group], int(rng.integers(1, 30))) for group in groups]
+        rows = rng.permutation(number).tolist()
+        units = rows_by_tokens(rows, sizes, 64)  # no row has more
         assert [row for unit in units for row in unit] == rows
-        assert all(len(unit) == 1 or len(unit) * max(lengths[row] for row in unit) <= 64 for unit in units)
+        largest = max(tokens_of(unit, sizes) for unit in units)
+        assert largest == largest_of_the_best_split(rows, sizes, len(units)) <= 64
+        assert len(units) == 1 or largest_of_the_best_split(rows, sizes, len(units) - 1) > 64
 
 
 def test_units_of_a_fixed_size():
-    assert unit_rows([4, 2, 0, 3, 1], [1] * 5, 2, None) == [[4, 2], [0, 3], [1]]
+    assert rows_by_number([4, 2, 0, 3, 1], 2) == [[4, 2], [0, 3], [1]]
 
 
 def test_arrange_in_order():
