@@ -163,8 +163,8 @@ class RunnerConfig(Section):
     enable_dynamic_batch_size: bool = False
     """Limit micro-batches by ``max_tokens_per_mbs`` instead of by ``training_batch_size_per_gpu`` rows."""
     max_tokens_per_mbs: Count = 2048
-    """Tokens that a micro-batch computes, if the batch size is dynamic: of its responses, and of each of their prompts.
-    There are as few micro-batches as that allows, and they are of similar size."""
+    """Tokens in a micro-batch, if the batch size is dynamic: of its responses, and of each of their prompts once. There
+    are as few micro-batches as that allows, and the largest is as small as it can be then."""
     resume_dir: Neutral[PathText | None] = None
     """null: a new run; a ``global_step_N`` directory: resume from it; ``auto``: resume from the newest checkpoint that
     verifies. A checkpoint of RLinf or Megatron-LM is converted first, if ``resume_allow_changes`` names

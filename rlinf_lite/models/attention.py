@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
@@ -32,14 +32,11 @@ PAD = 16
 """Keys are padded to a multiple of it: zeros at the end of a block change no sum. With 8, MKL takes other kernels."""
 _LOWEST = -80.0
 """Probabilities below exp(-80) are computed as that: where the result is denormal, MKL's exp is 60 times slower."""
-_VECTOR = 32
-"""Elements that torch's functions take at once on a CPU with AVX-512; 16 with AVX2. It computes what is left at the end
-of a tensor one by one, and SiLU, GELU and sigmoid then round differently."""
-_WIDTHS = (
-    *("hidden_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
-    *("moe_intermediate_size", "shared_expert_intermediate_size"),
-)
-"""Sizes of the tensors that these functions see per token, by their names in ``config.json``."""
+_VECTORS = 32
+"""Elements that torch's functions take at once on a CPU with AVX-512; with AVX2 16. What is left at the end of a tensor
+they compute one by one, and then some, such as SiLU, GELU and sigmoid, round differently."""
+_ROW_MULTIPLE = "rlinf_lite_row_multiple"
+"""Attribute of a model, see `_row_multiple`."""
 _LAYERS = {"full_attention", "sliding_attention"}
 _NO_EFFECT = {"position_ids", "cache_position", "use_cache", "return_dict"} | {
     f"output_{what}" for what in ("attentions", "hidden_states", "router_logits")
@@ -179,6 +176,7 @@ def use(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
     if not experts.use(model):
         raise refusal(config, "brings its own mixture of experts")
+    setattr(model, _ROW_MULTIPLE, _row_multiple(model))
 
 
 def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
@@ -195,7 +193,7 @@ def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, la
     assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, which rounds differently: pad them"
     config, num = model.config.get_text_config(), len(ids_N)
     _check_length(config, layout.longest)
-    if missing := -num % _row_multiple(config, ids_N.device):
+    if ids_N.device.type == "cpu" and (missing := -num % getattr(model, _ROW_MULTIPLE)):
         ids_N, positions_N = (functional.pad(x, (0, missing)) for x in (ids_N, positions_N))
         layout = _Padded(layout, num)
     layout.calls = 0
@@ -207,15 +205,15 @@ def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, la
     return found
 
 
-def _row_multiple(config: PretrainedConfig, device: torch.device) -> int:
-    """The number of tokens is padded to a multiple of it, so that no tensor ends with a part of a vector."""
-    if device.type != "cpu":
-        return 1
-    widths: list[int] = []
-    for name in _WIDTHS:
-        width = getattr(config, name, None) or 0
-        widths += width if isinstance(width, list) else [width]  # one per layer, or one for all
-    return _VECTOR // math.gcd(_VECTOR, *widths)
+def _row_multiple(model: PreTrainedModel) -> int:
+    """The number of tokens is padded to a multiple of it on a CPU, so that no tensor ends with a part of a vector."""
+    parameters = (
+        parameter
+        for module in model.base_model.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    )
+    return _VECTORS // math.gcd(_VECTORS, *(size for parameter in parameters for size in parameter.shape))
 
 
 class _Padded:

@@ -14,7 +14,8 @@ from rlinf_lite.models.head import MIN_ROWS
 
 NAME = "rlinf_lite"
 """As transformers knows it."""
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Number of experts, by its names in ``config.json``."""
 
 
 def use(model: PreTrainedModel) -> bool:
@@ -22,7 +23,7 @@ def use(model: PreTrainedModel) -> bool:
     if model._can_set_experts_implementation():
         model.set_experts_implementation(NAME)
         return True
-    return not any(getattr(model.config.get_text_config(), name, None) for name in _COUNTS)
+    return not any(getattr(model.config.get_text_config(), name, None) for name in COUNTS)
 
 
 def _experts(module: Any, hidden_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def token_stats(
 
 
 def logits_of(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform: LogitTransform = PLAIN) -> Tensor:
-    """Logits [M, V] of a few tokens, in the type of ``hidden_MD``: the very bits that `token_stats` computes with."""
+    """Logits [M, V] of a few tokens, with the very bits of `token_stats`; without gradients."""
     chunks = [_logits(hidden_MD[chunk], weight_VD, bias_V, transform) for chunk in _chunks(hidden_MD, weight_VD)]
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 

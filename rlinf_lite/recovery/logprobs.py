@@ -9,14 +9,17 @@ from rlinf_lite.config import Config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_HEAD_MULTIPLE = 8
-"""With other heads the rows of an attention's product decide how MKL rounds it."""
-_GPU_MULTIPLE = 16
-"""Of all sizes: what was measured."""
+_MULTIPLE = 16
+"""Of a head's size, or the rows of an attention's product may decide how MKL rounds it; on a GPU of all sizes."""
+_SMALLEST = 16
+"""Hidden size on a CPU: with fewer some log-probs differ."""
 _LARGEST_HEAD = 256
 """That FlashAttention-2 takes, see `models.flash.fits`."""
+_HEADS = ("head_dim", "v_head_dim", "global_head_dim", "qk_nope_head_dim", "qk_rope_head_dim")
 _SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner")
-"""Sizes of layers, by their names in ``config.json``. No family has them all."""
+"""Sizes of heads and of layers, by their names in ``config.json``. No family has them all."""
+_MIXTURES = {"afmoe", "glm4_moe", "minimax_m2", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+"""Mixtures of experts that were measured. Others may have gates whose products round by the number of rows."""
 
 
 def engine_is_exact(config: Config, device: str) -> bool:
@@ -24,7 +27,7 @@ def engine_is_exact(config: Config, device: str) -> bool:
 
     The condition stands here; docs/exactness.md says why each part is needed. It holds only what was measured:
     fp32 on a CPU, bf16 with FlashAttention-2 on a GPU, and heads of ordinary sizes (on a GPU layers, too). With others
-    some log-probs differ in the last bit on a CPU.
+    some log-probs may differ in the last bit on a CPU.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``, on which the workers compute.
@@ -51,13 +54,18 @@ def engine_is_exact(config: Config, device: str) -> bool:
 
 
 def _is_ordinary(model: PretrainedConfig, device: str) -> bool:
+    from rlinf_lite.models.experts import COUNTS  # as above
+
     text = model.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    sizes = {name: getattr(text, name, None) for name in (*_HEADS, *_SIZES)}
+    head = sizes["head_dim"] or text.hidden_size // text.num_attention_heads
     if device == "cpu":
-        return bool(head % _HEAD_MULTIPLE == 0)
+        heads = [head, *(sizes[name] for name in _HEADS)]
+        mixes = any(getattr(text, name, None) for name in COUNTS)
+        measured = not mixes or text.model_type in _MIXTURES
+        return measured and text.hidden_size >= _SMALLEST and all(size % _MULTIPLE == 0 for size in heads if size)
     fits_flash = head <= _LARGEST_HEAD and not getattr(text, "attn_logit_softcapping", None)
-    sizes = [head, *(getattr(text, name, None) for name in _SIZES)]
-    return fits_flash and all(size % _GPU_MULTIPLE == 0 for size in sizes if size)
+    return fits_flash and all(size % _MULTIPLE == 0 for size in (head, *sizes.values()) if size)
 
 
 def old_from_engine(config: Config, device: str) -> bool:

@@ -34,27 +34,32 @@ class WideLayers:
             and module.weight.device.type == "cpu"
             and module.weight.dtype == torch.float32
         ]
-        self._equal: dict[torch.Size, bool] = {}
+        self._equal: dict[tuple[torch.Size, bool], bool] = {}
+        """By shape, and whether there is a bias."""
         for layer in self._layers:
             layer.forward = self._forward_of(layer)  # type: ignore[method-assign, assignment]
 
     def _forward_of(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            if x.requires_grad or x.shape[:-1].numel() > _FEW or not self._equal.get(layer.weight.shape):
+            if x.requires_grad or x.shape[:-1].numel() > _FEW or not self._equal.get(_kind(layer)):
                 return functional.linear(x, layer.weight, layer.bias)
             return product(x.flatten(0, -2), layer.weight, layer.bias).unflatten(0, x.shape[:-1])
 
         return forward
 
     def check(self) -> None:
-        """Look for which shapes the results are bitwise identical, once. The model has its weights."""
+        """Look for which layers the results are bitwise identical, once. The model has its weights."""
         if self._equal:
             return
         for layer in self._layers:
-            weight, bias = layer.weight, layer.bias
-            if weight.shape not in self._equal:
-                x = torch.randn(2 * MIN_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
-                self._equal[weight.shape] = all(
-                    torch.equal(product(rows, weight, bias), functional.linear(rows, weight, bias))
-                    for rows in (x, x[:MIN_ROWS])
+            if (kind := _kind(layer)) not in self._equal:
+                weight, bias = layer.weight, layer.bias
+                x = torch.randn(_FEW, weight.shape[1], generator=torch.Generator().manual_seed(0))
+                self._equal[kind] = all(
+                    torch.equal(product(x[:num], weight, bias), functional.linear(x[:num], weight, bias))
+                    for num in (MIN_ROWS, 2 * MIN_ROWS, _FEW)
                 )
+
+
+def _kind(layer: nn.Linear) -> tuple[torch.Size, bool]:
+    return layer.weight.shape, layer.bias is not None

@@ -28,7 +28,7 @@ class SplitSettings:
     rows_for_update: int
     """Responses per unit of an update; not used with ``max_tokens``."""
     max_tokens: int | None
-    """Limit on the tokens that a unit computes; None: the numbers of responses apply."""
+    """Limit on the tokens of a unit, each prompt once; None: the numbers of responses apply."""
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig, runner: RunnerConfig, *, seed: int) -> Self:

@@ -69,8 +69,18 @@ def test_those_of_the_engine_may_be_asked_for():
     [
         ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}, (True, True)),
         ("llama", {"hidden_size": 64, "intermediate_size": 100, "num_attention_heads": 4}, (True, False)),
-        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}, (True, False)),
-        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 16}, (False, False)),
+        ("llama", {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}, (False, False)),
+        (
+            "llama",
+            {"hidden_size": 8, "num_attention_heads": 2, "head_dim": 16},
+            (False, False),
+        ),
+        ("qwen3_moe", {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}, (True, True)),
+        (
+            "ernie4_5_moe",
+            {"hidden_size": 64, "num_attention_heads": 4, "moe_num_experts": 4},
+            (False, True),
+        ),
         (
             "qwen3",
             {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 12},

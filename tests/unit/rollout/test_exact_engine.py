@@ -30,6 +30,7 @@ SIZES = {
 }
 GEMMA = {"sliding_window": 9, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 5.0}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "vocab_size": 41, "initializer_range": 0.3}
+GATED = {"moe_intermediate_size": 20, "num_experts": 6, "num_experts_per_tok": 2}
 FAMILIES = {
     "llama": SIZES,
     "qwen2": SIZES,
@@ -95,14 +96,17 @@ def test_log_probs_are_the_trainers(model_of, make_engine, make_batch, family, d
         ("qwen3", {"hidden_size": 100, "intermediate_size": 50, "head_dim": 8, "vocab_size": 130}),
         ("gemma2", {"hidden_size": 20, "intermediate_size": 28}),
         ("gpt2", {"n_embd": 40, "n_head": 1, "n_inner": 33}),
-        ("qwen3_moe", {"hidden_size": 36, "moe_intermediate_size": 20}),
+        ("qwen3_moe", {"hidden_size": 36, "moe_intermediate_size": 20, "num_experts": 6}),
+        ("qwen2_moe", {**GATED, "shared_expert_intermediate_size": 28}),
+        ("glm4_moe", {**GATED, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}),
+        ("minimax_m2", {"num_local_experts": 6, "num_experts_per_tok": 2}),
         ("llama", {"intermediate_size": 1100, "vocab_size": 1100}),  # computed by columns
     ],
 )
 def test_sizes_that_vectors_do_not_divide(make_engine, make_batch, family, sizes):
     """Where a tensor ends with a part of a vector, torch computes it with functions that round differently."""
     torch.manual_seed(5)
-    config = AutoConfig.for_model(family, **{**FAMILIES[family], **sizes})
+    config = AutoConfig.for_model(family, **{**FAMILIES.get(family, SIZES), **sizes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     engine = make_engine(model, eos_ids=ENDS, return_logprobs=True, max_rows=7)
     groups = engine.generate(make_batch(PROMPTS, group_size=3, max_new_tokens=40, temperature=0.7))
