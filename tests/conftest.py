@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -264,3 +265,14 @@ def other_model(tmp_path: Path) -> Path:
     config.hidden_size, config.head_dim = 32, 8
     AutoModelForCausalLM.from_config(config).save_pretrained(other)
     return other
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As workers compute; with two threads the products split their rows between them, and round differently."""
+    import torch  # most tests need none
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -13,16 +13,10 @@ from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.training.batch import SplitSettings, StepBatch
 from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Sampling
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = ((3, 7, 11), (5,), (9, 2, 30, 31, 8, 6, 14))
 NOT_GRADED = (1, 6)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 LLAMA = {

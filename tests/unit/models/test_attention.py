@@ -15,6 +15,8 @@ from rlinf_lite.models.scored import ScoredModel, ValueModel
 from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.types import Segments
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -48,14 +50,6 @@ TREES = [
     for prompt, rest in LENGTHS
 ]
 ROWS = [(prompt, [response]) for prompt, responses in TREES for response in responses]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

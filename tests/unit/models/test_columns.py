@@ -11,13 +11,7 @@ from rlinf_lite.models import columns
 from rlinf_lite.rollout import wide_layers
 from rlinf_lite.rollout.wide_layers import WideLayers
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])

@@ -11,19 +11,12 @@ from torch.nn import functional
 from rlinf_lite.models import head
 from rlinf_lite.models.head import PLAIN, LogitTransform, token_stats
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EYE = torch.eye(3)
 HIDDEN = torch.tensor([[math.log(1.0), math.log(2.0), math.log(5.0)], [0.0, 0.0, 0.0]])  # p: 1/8 2/8 5/8; 1/3 each
 HALF = (torch.float32, torch.bfloat16, torch.float16)
 TRANSFORMS = [PLAIN, LogitTransform(scale=0.25), LogitTransform(softcap=1.5)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As workers compute; with two threads the products split their rows between them, and round differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def case(num=23, dtype=torch.float32, size=9, vocab=17, bias=False):

@@ -16,6 +16,8 @@ from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.ties import tied_names
 from rlinf_lite.types import Segments
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -68,15 +70,6 @@ def two_rows():
     segments = Segments(start_S=torch.tensor([0, 12]), stop_S=torch.tensor([12, 24]), parent_S=torch.tensor([-1, -1]))
     tokens = FlatTokens.of(IDS.flatten(), torch.arange(12).repeat(2), segments)
     return tokens.ids_N, tokens.positions_N, tokens.layout
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As workers compute; with two threads the products split their rows between them, and round differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_of(family, **changes):

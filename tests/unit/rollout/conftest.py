@@ -35,14 +35,6 @@ CONFIGS = {
 }
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def embedded():
     """The embedded default: ``model``, ``tokenizer`` and ``eos_ids``."""
