@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from rlinf_lite.errors import ConfigError
-from rlinf_lite.models import experts
+from rlinf_lite.models import experts, products
 from rlinf_lite.models.head import MIN_ROWS
 
 NAME = "rlinf_lite"
@@ -176,6 +176,7 @@ def use(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
     if not experts.use(model):
         raise refusal(config, "brings its own mixture of experts")
+    products.use(model.base_model)
     setattr(model, _ROW_MULTIPLE, _row_multiple(model))
 
 
@@ -193,7 +194,7 @@ def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, la
     assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, which rounds differently: pad them"
     config, num = model.config.get_text_config(), len(ids_N)
     _check_length(config, layout.longest)
-    if ids_N.device.type == "cpu" and (missing := -num % getattr(model, _ROW_MULTIPLE)):
+    if ids_N.device.type == "cpu" and (missing := _missing(num, getattr(model, _ROW_MULTIPLE))):
         ids_N, positions_N = (functional.pad(x, (0, missing)) for x in (ids_N, positions_N))
         layout = _Padded(layout, num)
     layout.calls = 0
@@ -214,6 +215,11 @@ def _row_multiple(model: PreTrainedModel) -> int:
         for parameter in module.parameters(recurse=False)
     )
     return _VECTORS // math.gcd(_VECTORS, *(size for parameter in parameters for size in parameter.shape))
+
+
+def _missing(num: int, multiple: int) -> int:
+    num_padded = products.padded(num)
+    return num_padded - num + -num_padded % multiple
 
 
 class _Padded:

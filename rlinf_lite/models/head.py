@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlinf_lite.models import columns
+from rlinf_lite.models import products
 
 MAX_ELEMENTS = 1 << 24
 MAX_ELEMENTS_CUDA = 1 << 26
@@ -23,6 +23,8 @@ MAX_ELEMENTS_CUDA = 1 << 26
 its gradient, would take longer than the products themselves."""
 MAX_KEPT_BYTES = 1 << 29
 """Bytes of logits that a forward pass keeps for its backward pass, in whole chunks."""
+_ROWS_AT_A_TIME = 4096
+"""Of the gradient of a weight, where it cannot be added to directly."""
 MIN_ROWS = 4
 """Rows of a product at least; missing ones are zeros. With fewer, another kernel would round differently: so a token's
 log-prob does not depend on the other tokens (on a CPU with one thread; not in float64)."""
@@ -78,17 +80,20 @@ def token_stats(
     Returns:
         Log-probs and entropy (None unless ``with_entropy``): float32 [M] (float64 for float64 hidden states).
     """
-    kept = MAX_KEPT_BYTES if torch.is_grad_enabled() else 0
+    kept, num = MAX_KEPT_BYTES if torch.is_grad_enabled() else 0, len(hidden_MD)
+    hidden_MD = _padded(hidden_MD)
+    targets_M = functional.pad(targets_M, (0, len(hidden_MD) - num))
     logprob_M, entropy_M = _TokenStats.apply(
         hidden_MD, weight_VD, bias_V, targets_M, temperature, with_entropy, transform, kept
     )
-    return logprob_M, entropy_M
+    return logprob_M[:num], None if entropy_M is None else entropy_M[:num]
 
 
 def logits_of(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform: LogitTransform = PLAIN) -> Tensor:
     """Logits [M, V] of a few tokens, with the very bits of `token_stats`; without gradients."""
+    num, hidden_MD = len(hidden_MD), _padded(hidden_MD)
     chunks = [_logits(hidden_MD[chunk], weight_VD, bias_V, transform) for chunk in _chunks(hidden_MD, weight_VD)]
-    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+    return (chunks[0] if len(chunks) == 1 else torch.cat(chunks))[:num]
 
 
 def logprobs_of(logits_MV: Tensor, targets_M: Tensor, temperature: float) -> Tensor:
@@ -154,9 +159,9 @@ class _TokenStats(torch.autograd.Function):
                 grad_bias_V += grad.sum(0)
             grad = grad.to(hidden_MD.dtype)
             if grad_hidden_MD is not None:
-                torch.mm(grad, weight_VD, out=grad_hidden_MD[chunk])
+                grad_hidden_MD[chunk] = products.product(grad, weight_VD.t(), None)
             if grad_weight_VD is not None:
-                _add_product_(grad_weight_VD, grad.t(), hidden_MD[chunk])
+                _add_product_(grad_weight_VD, grad, hidden_MD[chunk])
             del grad  # before the next chunk's
         return (
             grad_hidden_MD,
@@ -173,17 +178,26 @@ def _chunks(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[slice]:
     """The tokens computed together; how many follows from the size of the vocabulary alone."""
     limit = MAX_ELEMENTS_CUDA if hidden_MD.is_cuda else MAX_ELEMENTS
     size = max(MIN_ROWS, limit // len(weight_VD))
+    if hidden_MD.device.type == "cpu":
+        size = products.rounded_down(size)
     for first in range(0, len(hidden_MD), size):
         yield slice(first, first + size)
+
+
+def _padded(hidden_MD: Tensor) -> Tensor:
+    num = len(hidden_MD)
+    return (
+        functional.pad(hidden_MD, (0, 0, 0, products.padded(num) - num))
+        if hidden_MD.device.type == "cpu"
+        else hidden_MD
+    )
 
 
 def _logits(hidden: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> Tensor:
     num = len(hidden)
     if num < MIN_ROWS:
         hidden = functional.pad(hidden, (0, 0, 0, MIN_ROWS - num))
-    on_cpu = hidden.device.type == "cpu" and hidden.dtype == torch.float32
-    logits = (columns.product if on_cpu else functional.linear)(hidden, weight_VD, bias_V)
-    return transform(logits[:num])
+    return transform(products.product(hidden, weight_VD, bias_V)[:num])
 
 
 def _stats(logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
@@ -221,12 +235,16 @@ def _gradient(
     return grad.scatter_(1, targets, grad.gather(1, targets) + of_logprob)
 
 
-def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, where ``total`` may have a wider type than the product."""
-    if total.dtype == right.dtype:
-        total.addmm_(left, right)
+def _add_product_(total_VD: Tensor, grad_MV: Tensor, hidden_MD: Tensor) -> None:
+    """``total += grad.T @ hidden``, where ``total`` may have a wider type than the product."""
+    if products.for_gradients(hidden_MD):
+        for first in range(0, len(total_VD), _ROWS_AT_A_TIME):
+            rows = slice(first, first + _ROWS_AT_A_TIME)
+            total_VD[rows] += products.weight_gradient(grad_MV[:, rows], hidden_MD)
+    elif total_VD.dtype == hidden_MD.dtype:
+        total_VD.addmm_(grad_MV.t(), hidden_MD)
     else:
-        total.add_(left @ right)
+        total_VD.add_(grad_MV.t() @ hidden_MD)
 
 
 def _work_dtype(tensor: Tensor) -> torch.dtype:

@@ -39,9 +39,9 @@ class Forward:
         """Hidden states [N, D] after the last norm."""
         return attention.hidden_states(self.model, ids_N, positions_N, layout)
 
-    def logits(self, hidden_MD: Tensor) -> Tensor:
-        """Logits [M, V]."""
-        return logits_of(hidden_MD, self.head.weight, self.head.bias, self.transform)
+    def logits(self, hidden_MD: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Logits [M, V]; ``weight`` stands in for the head's own."""
+        return logits_of(hidden_MD, self.head.weight if weight is None else weight, self.head.bias, self.transform)
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from rlinf_lite.models.head import MIN_ROWS, logprobs_of
 from rlinf_lite.rollout.batches import rng_keys
 from rlinf_lite.rollout.forward import Forward, NewRows, Waiting
 from rlinf_lite.rollout.output import Sampled
+from rlinf_lite.rollout.packed_layers import PackedLayers
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.rollout.slots import Slots
-from rlinf_lite.rollout.wide_layers import WideLayers
 from rlinf_lite.types import GenerationBatch
 
 
@@ -58,13 +58,16 @@ class HostDecoder:
         """
         self._forward, self._max_rows, self._with_logprobs = forward, max_rows, with_logprobs
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
-        self._wide_layers = WideLayers(forward.model)
+        self._packed = PackedLayers(forward.model)
         self._slots: Slots | None = None
         """Of the last batch, for the next one."""
 
     def decode(self, batch: GenerationBatch) -> Sampled:
         """Sample all rows of ``batch``. Raises NotFinite as `sampling.draw`."""
-        self._wide_layers.check()
+        with self._packed:
+            return self._decode(batch)
+
+    def _decode(self, batch: GenerationBatch) -> Sampled:
         sampling, keys = batch.sampling, rng_keys(batch)
         out = Sampled.empty(len(keys), sampling.max_new_tokens)
         slots = self._take_slots(len(keys))
@@ -129,6 +132,5 @@ class HostDecoder:
         missing = max(0, MIN_ROWS - num)  # rows that nobody reads, in slots that nobody has
         positions = slots.start_step(np.pad(position_R, (0, missing)))
         hidden = self._forward.hidden(functional.pad(drawn, (0, missing)), positions, slots)
-        return _Rows(
-            rows.origin_R[order], position_R + 1, rows.t_R[order] + 1, self._forward.logits(hidden[:num]), seen
-        )
+        logits = self._forward.logits(hidden[:num], self._packed.weight(self._forward.head, num))
+        return _Rows(rows.origin_R[order], position_R + 1, rows.t_R[order] + 1, logits, seen)

@@ -47,12 +47,13 @@ def _processor() -> str:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the floating-point operations per second of a large matrix product in ``dtype``: what MFU refers to."""
+    from rlinf_lite.models.products import product  # imports transformers, which not every worker does
+
     size = 4096 if device.type == "cuda" else 512
-    one, out = torch.ones(size, size, device=device, dtype=dtype), torch.empty(size, size, device=device, dtype=dtype)
-    seconds = []
+    one, seconds = torch.ones(size, size, device=device, dtype=dtype), []
     for _ in range(4):
         began = time.perf_counter()
-        torch.mm(one, one, out=out)
+        product(one, one, None)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlinf_lite.models.head import MIN_ROWS
+from rlinf_lite.models.products import padded
 from rlinf_lite.types import Group
 
 RANDOM_PROMPTS = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13, 14, 15], [40], [3, 3, 3, 3, 20]]
@@ -153,7 +154,7 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
     grown = [sum(length > t for length in lengths) for t in range(1, 12)]
     tokens_of_prompts = sum(len(prompt) for prompt in RANDOM_PROMPTS)  # each once for its group
     computed = [tokens_of_prompts, *(max(n, MIN_ROWS) for n in grown if n)]
-    assert sizes == [n + n % 2 for n in computed], "2 x 48, the intermediate size, is a multiple of 32"
+    assert sizes == [padded(n) for n in computed]
     assert sizes[-1] < 32
     for r in rollouts:
         assert (r.response_ids[-1] in {4, 6, 8, 10, 12}) == r.finished

@@ -100,7 +100,7 @@ def test_log_probs_are_the_trainers(model_of, make_engine, make_batch, family, d
         ("qwen2_moe", {**GATED, "shared_expert_intermediate_size": 28}),
         ("glm4_moe", {**GATED, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}),
         ("minimax_m2", {"num_local_experts": 6, "num_experts_per_tok": 2}),
-        ("llama", {"intermediate_size": 1100, "vocab_size": 1100}),  # computed by columns
+        ("llama", {"intermediate_size": 1100, "vocab_size": 1100}),  # weights of oneDNN's layout
     ],
 )
 def test_sizes_that_vectors_do_not_divide(make_engine, make_batch, family, sizes):
