@@ -82,11 +82,12 @@ def token_stats(
     """
     kept, num = MAX_KEPT_BYTES if torch.is_grad_enabled() else 0, len(hidden_MD)
     hidden_MD = _padded(hidden_MD)
-    targets_M = functional.pad(targets_M, (0, len(hidden_MD) - num))
+    if len(hidden_MD) > num:
+        targets_M = functional.pad(targets_M, (0, len(hidden_MD) - num))
     logprob_M, entropy_M = _TokenStats.apply(
         hidden_MD, weight_VD, bias_V, targets_M, temperature, with_entropy, transform, kept
     )
-    return logprob_M[:num], None if entropy_M is None else entropy_M[:num]
+    return _first(num, logprob_M), None if entropy_M is None else _first(num, entropy_M)
 
 
 def logits_of(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform: LogitTransform = PLAIN) -> Tensor:
@@ -159,7 +160,7 @@ class _TokenStats(torch.autograd.Function):
                 grad_bias_V += grad.sum(0)
             grad = grad.to(hidden_MD.dtype)
             if grad_hidden_MD is not None:
-                grad_hidden_MD[chunk] = products.product(grad, weight_VD.t(), None)
+                products.product_into(grad_hidden_MD[chunk], grad, weight_VD.t())
             if grad_weight_VD is not None:
                 _add_product_(grad_weight_VD, grad, hidden_MD[chunk])
             del grad  # before the next chunk's
@@ -185,12 +186,13 @@ def _chunks(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[slice]:
 
 
 def _padded(hidden_MD: Tensor) -> Tensor:
-    num = len(hidden_MD)
-    return (
-        functional.pad(hidden_MD, (0, 0, 0, products.padded(num) - num))
-        if hidden_MD.device.type == "cpu"
-        else hidden_MD
-    )
+    missing = products.padded(len(hidden_MD)) - len(hidden_MD) if hidden_MD.device.type == "cpu" else 0
+    return functional.pad(hidden_MD, (0, 0, 0, missing)) if missing else hidden_MD
+
+
+def _first(num: int, values_M: Tensor) -> Tensor:
+    """The first values. A copy, since FSDP2 could not tell when a view is written to."""
+    return values_M if len(values_M) == num else values_M[:num].clone()
 
 
 def _logits(hidden: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> Tensor:

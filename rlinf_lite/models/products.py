@@ -62,6 +62,14 @@ def product(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     return functional.linear(x, weight_NK, bias_N)
 
 
+def product_into(out: Tensor, x_MK: Tensor, weight_NK: Tensor) -> None:
+    """Write ``x @ weight.T`` into ``out`` [M, N]."""
+    if takes(x_MK, weight_NK):
+        out.copy_(product(x_MK, weight_NK, None))
+    else:
+        torch.mm(x_MK, weight_NK.t(), out=out)
+
+
 def packed(weight_NK: Tensor) -> Tensor:
     """A copy in oneDNN's own layout of a weight that it `takes`. With few rows `product` then takes half the time."""
     return torch.ops.mkldnn._reorder_linear_weight(weight_NK)  # type: ignore[no-any-return]
