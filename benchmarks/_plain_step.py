@@ -67,7 +67,7 @@ class PlainRun:
         self.train(step, groups, timer)
         if self.config.runner.checkpoint.memory_replicas:
             with timer.phase("replica"):
-                self._replica = self.policy.replicate(step, {}, {})
+                self._replica = self.policy.replicate(step, {})
         return sum(score.reward for score in scores) / len(scores)
 
     def publish(self, step: int) -> None:

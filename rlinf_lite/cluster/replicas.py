@@ -32,12 +32,20 @@ class _Held:
     """By rank: the policy's, then the critic's."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Started:
+    step: int
+    small: list[Call[Files]]
+    shards: list[Call[Files]]
+
+
 class MemoryReplicas:
     """Holds the state of the newest completed step; while the next one is copied, of both."""
 
     def __init__(self, trainers: Trainers, session: Session) -> None:
         self._trainers, self._session = trainers, session
         self._held: _Held | None = None
+        self._started: _Started | None = None
         self._holders: dict[str, ReplicaHolderProcess] = {}
 
     @property
@@ -45,13 +53,24 @@ class MemoryReplicas:
         """The completed step whose state is held; None if none is."""
         return None if self._held is None else self._held.step
 
+    def start(self, step: int, info: Mapping[str, Any]) -> None:
+        """Let all ranks copy their state after all that they were asked before. Does not wait; `take` does."""
+        small, shards = self._trainers.start_replicas(step, info)
+        self._started = _Started(step=step, small=small, shards=shards)
+
     def take(self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-        """Copy the current state of all ranks, in place of the one held before. Raises as `wait_all`."""
-        small, shards = self._trainers.start_replicas(step, data, info)
-        first = wait_all(small)[0]
-        for shard in shards:
+        """Hold the state of all ranks, in place of the one held before: the copy that `start` began, or a new one.
+
+        Raises as `wait_all`.
+        """
+        if self._started is None or self._started.step != step:
+            self.start(step, info)
+        started, self._started = self._started, None
+        assert started is not None
+        first = wait_all(started.small)[0]
+        for shard in started.shards:
             self._hold_elsewhere(step, shard)
-        self._held = _Held(step=step, data=copy.deepcopy(dict(data)), small=first, shards=shards)
+        self._held = _Held(step=step, data=copy.deepcopy(dict(data)), small=first, shards=started.shards)
 
     def _hold_elsewhere(self, step: int, shard: Call[Files]) -> None:
         """Copy a shard to the node after its own, if there is another node."""
@@ -78,7 +97,7 @@ class MemoryReplicas:
 
         None if no state is held, or if it cannot be used: the state of the ranks is undefined then.
         """
-        held = self._held
+        held, self._started = self._held, None
         if held is None:
             return None
         try:

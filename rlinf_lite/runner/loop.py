@@ -96,7 +96,8 @@ class Runner:
         self.intact = False
         with timer.phase("update"), self.trainers.watched():
             is_trained_N = credit.trained_PG.reshape(-1).numpy()
-            reports = self.models.update(step, batch, {**columns, **credit.columns}, is_trained_N)
+            columns |= credit.columns
+            reports = self.models.update(step, batch, columns, is_trained_N, then=lambda: self._after_update(step))
         after = self.progress.after_step(
             num_prompts=len(sampled.candidates), num_samples=sampled.num_samples, num_tokens=sampled.num_tokens
         )
@@ -113,8 +114,6 @@ class Runner:
                 "progress/step_tokens": sampled.num_tokens,
             }
         )
-        if after.step < self.last_step:
-            self.weights.start(after.step)  # engines load them while the state is copied and the row is written
         self._measured = mfu(reports.policy, timer.seconds["update"]) | actor_memory(reports.policy, reports.critic)
         self.models.check_gap(step, after.unlogged)
         self.complete(after, timer)
@@ -123,6 +122,19 @@ class Runner:
     def _an_engine_waits(self) -> bool:
         """Whether a replaced engine waits for weights; if none does, a rank that dies does not end the rollout."""
         return bool(self.generation.rollouts.unready)
+
+    def _after_update(self, step: int) -> None:
+        """Ask for what follows the update: engines load its weights while the state is copied and the row is written.
+
+        If the update fails, nothing of this is used: a recovery builds another `WeightSync`, and replicas are held by
+        `complete` only.
+        """
+        if step < self.last_step:
+            self.weights.start(step)
+        if (
+            self.replicas is not None and self.models.critic is None
+        ):  # or ranks of one wait in it for the other's update
+            self.replicas.start(step, self.saver.info)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
         """Complete the step; with replicas only when its state is held in memory, since nothing can undo it then."""

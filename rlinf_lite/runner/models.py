@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,9 +78,19 @@ class Models:
         return self.policy.start_forward(units, reference=column is Column.REF_LOGPROB)
 
     def update(
-        self, step: int, batch: StepBatch, columns: Mapping[Column, Tensor], is_trained_N: np.ndarray
+        self,
+        step: int,
+        batch: StepBatch,
+        columns: Mapping[Column, Tensor],
+        is_trained_N: np.ndarray,
+        *,
+        then: Callable[[], None] = lambda: None,
     ) -> UpdateReports:
-        """Take the optimizer steps of ``step``: policy and critic at the same time, mini-batch by mini-batch."""
+        """Take the optimizer steps of ``step``: policy and critic at the same time, mini-batch by mini-batch.
+
+        Args:
+            then: called when all ranks were asked for the last one: what it asks of them follows without a wait.
+        """
         models: dict[str, PolicyWorkers | CriticWorkers] = {}
         if step > self.critic_warmup_steps:
             models["policy"] = self.policy
@@ -97,6 +107,8 @@ class Models:
             started = [
                 group.start_update(step, minis[name][number], last=number == last) for name, group in models.items()
             ]
+            if number == last:
+                then()
             for name, of_ranks in zip(models, wait_all_lists(started), strict=True):
                 reports[name].append(of_ranks)
         return UpdateReports(policy=reports["policy"], critic=reports["critic"])

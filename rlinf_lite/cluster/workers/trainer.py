@@ -115,11 +115,9 @@ class Trainers:
         report: LoadReport = self._call("load_weights", path, verify)[0]
         return report
 
-    def start_replicas(
-        self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> tuple[list[Call[Files]], list[Call[Files]]]:
+    def start_replicas(self, step: int, info: Mapping[str, Any]) -> tuple[list[Call[Files]], list[Call[Files]]]:
         """Copy the state into memory. Per rank: the small files, which only the first rank has, and the shard."""
-        pairs = [group.start_in_two("replicate", step, data, info) for group in self.groups]
+        pairs = [group.start_in_two("replicate", step, info) for group in self.groups]
         return [call for small, _ in pairs for call in small], [call for _, shards in pairs for call in shards]
 
     def load_replicas(self, step: int, small: Files, shards: Sequence[Call[Files]]) -> LoadReport:

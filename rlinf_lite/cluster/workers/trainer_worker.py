@@ -254,11 +254,9 @@ class TrainerWorker(ABC):
         self._check_loaded(path, self.trainer.bad_state(weights_only=True))
         return report
 
-    def replicate(
-        self, step: int, data: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def replicate(self, step: int, info: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return the state as files in memory: the small ones, which rank 0 writes, and this rank's shard."""
-        replica = self._built.replicas.take(step, self.trainer.state(), data=data, info=info)
+        replica = self._built.replicas.take(step, self.trainer.state(), info=info)
         return replica.small, replica.shard
 
     def load_replica(self, step: int, *files: Mapping[str, np.ndarray]) -> LoadReport:

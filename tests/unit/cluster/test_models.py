@@ -147,6 +147,12 @@ def test_policy_and_critic_take_each_mini_batch_at_the_same_time():
     ]
 
 
+def test_what_follows_is_asked_for_before_the_last_reports_are_there():
+    case = Case(critic=False)
+    case.models.update(1, Batch(), {}, np.ones(2, bool), then=lambda: case.log.append("then"))
+    assert case.log == ["actor 0", "actor 1", "actor 0 last", "actor 1 last", "then"]
+
+
 @pytest.mark.parametrize(("step", "trained"), [(1, 0), (2, 0), (3, 2)])
 def test_in_the_warmup_only_the_critic_is_trained(step, trained):
     reports, _ = update(Case(warmup=2), step)

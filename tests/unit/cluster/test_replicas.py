@@ -34,8 +34,10 @@ class Rank:
     def __init__(self, component: str, rank: int) -> None:
         self.name, self.is_first = f"{component} {rank}", (component, rank) == ("actor", 0)
         self.loaded: list[str] | None = None
+        self.copied: list[int] = []
 
-    def replicate(self, step: int, data: dict, info: dict) -> tuple[dict, dict]:
+    def replicate(self, step: int, info: dict) -> tuple[dict, dict]:
+        self.copied.append(step)
         small = {name: np.array([step]) for name in self.small} if self.is_first else {}
         return small, {f"{self.name} of {step}": np.array([step])}
 
@@ -86,6 +88,29 @@ def test_each_rank_gets_its_own_shard_back():
     assert (report.step, data, case.replicas.step) == (2, {"progress": 2}, 2)
     assert case.loaded() == [["small", "actor 0 of 2"], ["small", "actor 1 of 2"]]
     assert case.holders == [], "on one node the object store outlives the ranks"
+
+
+def copied(case: Case) -> list[list[int]]:
+    return [actor.worker.copied for actor in case.session.actors if actor.name == "Actors"]
+
+
+def test_a_copy_that_was_begun_is_held_once_it_is_taken():
+    case = Case()
+    case.take(1)
+    case.replicas.start(2, {})
+    assert case.replicas.step == 1, "the update of step 2 may still fail"
+    case.take(2)
+    assert case.replicas.step == 2 and copied(case) == [[1, 2]] * 2
+    assert case.replicas.restore()[0].step == 2
+
+
+def test_a_copy_of_an_update_that_failed_is_never_held():
+    case = Case()
+    case.take(1)
+    case.replicas.start(2, {})
+    assert case.replicas.restore()[0].step == 1
+    case.take(2)
+    assert copied(case) == [[1, 2, 2]] * 2
 
 
 def test_files_of_another_layout_go_to_every_rank(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,23 +25,37 @@ def random(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(*shape, generator=generator) for shape in shapes]
 
 
+def check_rows(outputs: int, inputs: int, *, biased: bool, parts: list[tuple[int, int]], threads: int = 1) -> None:
+    """Parts of 300 rows, as (first, number), are compared with the same rows of the product of all, by one thread."""
+    x, weight, bias = random((300, inputs), (outputs, inputs), (outputs,), seed=outputs)
+    bias = bias if biased else None
+    expected, copy = products.product(x, weight, bias), products.packed(weight)
+    exact = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(expected, exact.float(), rtol=1e-4, atol=1e-3)
+    torch.set_num_threads(threads)  # one_thread sets it back
+    for first, num in parts:
+        rows = slice(first, first + num)
+        assert torch.equal(products.product(x[rows], weight, bias), expected[rows]), (num, outputs, inputs)
+        assert torch.equal(products.product(x[rows].clone(), copy, bias), expected[rows]), (num, outputs, inputs)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 @pytest.mark.parametrize(
     ("outputs", "inputs"), [(1, 7), (5, 300), (20, 64), (64, 64), (576, 1536), (513, 28), (1536, 576), (4109, 897)]
 )
 def test_a_row_has_the_same_bits_in_every_product(outputs, inputs, biased, threads):
-    x, weight, bias = random((300, inputs), (outputs, inputs), (outputs,), seed=outputs)
-    bias = bias if biased else None
-    expected = products.product(x, weight, bias)
-    copy = products.packed(weight)
-    torch.set_num_threads(threads)  # one_thread sets it back
-    for first, num in ((0, 2), (7, 3), (1, 4), (290, 10), (20, 33), (0, 64), (100, 129), (0, 300)):
-        rows = slice(first, first + num)
-        assert torch.equal(products.product(x[rows], weight, bias), expected[rows])
-        assert torch.equal(products.product(x[rows].clone(), copy, bias), expected[rows])
-    exact = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    torch.testing.assert_close(expected, exact.float(), rtol=1e-4, atol=1e-4)
+    parts = [(0, 2), (7, 3), (1, 4), (290, 10), (20, 33), (0, 64), (100, 129), (0, 300)]
+    check_rows(outputs, inputs, biased=biased, parts=parts, threads=threads)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_has_the_same_bits_in_products_of_random_sizes(seed):
+    draw = np.random.default_rng(seed)
+    for _ in range(25):
+        outputs, inputs = (int(draw.integers(1, draw.choice([65, 2049]))) for _ in range(2))
+        parts = [(int(draw.integers(0, 301 - num)), int(num)) for num in draw.integers(2, 300, 3)]
+        check_rows(outputs, inputs, biased=bool(draw.integers(2)), parts=parts)
 
 
 @pytest.mark.parametrize("shape", [(9,), (2, 300), (1, 5, 2)])

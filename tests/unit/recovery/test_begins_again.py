@@ -77,7 +77,7 @@ class Replica:
 
     def __init__(self, actor: OneActor, data: dict, flip: bool) -> None:
         self.actor, self.step = actor, 2
-        small, shard = actor.worker.replicate(2, data, {"compute": "cpu"})
+        small, shard = actor.worker.replicate(2, {"compute": "cpu"})
         (name, content) = next(iter(shard.items()))
         content = content.copy()
         content[len(content) // 2] ^= flip
