@@ -25,6 +25,10 @@ _HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc
 """Memory in pages of 2 MB where Linux has them (``madvise``), kept for the next update instead of returned and faulted
 in again. The second number is the largest that glibc chooses by itself; without it, it could not keep the third."""
 
+_SPINS = "10000"
+"""How often a thread without work looks for some before it sleeps, a fraction of a millisecond: to wake it for each of
+the thousands of operations of a step takes longer than they do. Without effect with one thread per process."""
+
 KERNEL_VARIABLES = (
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
@@ -86,8 +90,8 @@ def environment(threads: int = 1) -> dict[str, str]:
     The allocator's is read when a process starts, so only those that this one starts obey it; a user's own stays.
     """
     allocator = os.environ.get(_ALLOCATOR) or _HUGE_PAGES
-    threads_and_kernels = {"OMP_WAIT_POLICY": "passive", WORKSPACE: _WORKSPACES[0]}
-    return {**_thread_variables(threads), **threads_and_kernels, _ALLOCATOR: allocator}
+    waiting = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": _SPINS}
+    return {**_thread_variables(threads), **waiting, WORKSPACE: _WORKSPACES[0], _ALLOCATOR: allocator}
 
 
 def _thread_variables(threads: int) -> dict[str, str]:

@@ -16,6 +16,8 @@ from rlinf_lite.rollout import gumbel
 from rlinf_lite.types import Sampling
 
 _SCALE = float(1 << 40)
+_CACHED = 1 << 17
+"""Logits that a CPU filters at a time, so that they and what is made of them stay in its cache."""
 
 
 def penalize_repetition(logits_RV: Tensor, seen_RV: Tensor, penalty: float) -> Tensor:
@@ -66,6 +68,13 @@ def masked(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     vocabulary = logits_RV.shape[-1]
     if not _filters(sampling, vocabulary):
         return logits_RV
+    if logits_RV.device.type == "cpu" and len(logits_RV) > (at_a_time := max(1, _CACHED // vocabulary)):
+        return torch.cat([_masked(rows, sampling) for rows in logits_RV.split(at_a_time)])
+    return _masked(logits_RV, sampling)
+
+
+def _masked(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+    vocabulary = logits_RV.shape[-1]
     limited, logits_RV = 0 < sampling.top_k < vocabulary, logits_RV.float()
     if sampling.min_p > 0.0:
         below_RV = logits_RV - logits_RV.amax(-1, keepdim=True) < sampling.temperature * math.log(sampling.min_p)

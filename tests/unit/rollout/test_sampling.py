@@ -191,3 +191,12 @@ def test_repetition_penalty_is_that_of_transformers():
     for penalty in (1.3, 0.8):
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
         assert torch.equal(penalize_repetition(logits, seen, penalty), expected)
+
+
+@pytest.mark.parametrize("given", [{"top_p": 0.7}, {"top_k": 3, "min_p": 0.01}])
+def test_rows_are_filtered_alike_some_at_a_time(monkeypatch, given):
+    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(3))
+    whole = filtered(logits, sampling(**given))
+    for cached in (1, 120):
+        monkeypatch.setattr("rlinf_lite.rollout.sampling._CACHED", cached)
+        assert torch.equal(filtered(logits, sampling(**given)), whole)
