@@ -135,6 +135,9 @@ class MegatronConfig(Section):
     make_vocab_size_divisible_by: Neutral[Count] = 128
     """The vocabulary is padded to a multiple of this times ``tensor_model_parallel_size``, as Megatron does; padding
     takes no part in any probability."""
+    transformer_impl: Literal["local", "transformer_engine"] = "local"
+    """``local``: Megatron-core's own layers. ``transformer_engine``: linear layers and norms of Transformer Engine, on
+    GPUs where it is installed. Checkpoints are the same."""
     loss_scale: Annotated[float, Gt(0), Le(2.0**32)] | None = None
     """For ``actor.model.precision: fp16``: factor of the loss in the backward pass, so that small gradients are not
     rounded to 0. null: a dynamic one as in Megatron, 2^32 at first, halved after overflows and doubled after

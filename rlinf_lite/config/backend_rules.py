@@ -13,6 +13,7 @@ _OF_MEGATRON = (
     "sequence_parallel",
     "recompute_granularity",
     "recompute_num_layers",
+    "transformer_impl",
     "make_vocab_size_divisible_by",
     "loss_scale",
     "loss_scale_window",
@@ -63,6 +64,16 @@ def _megatron(config: Config) -> Iterator[str]:
                 f"{key}={shown(value)}: is for actor.model.precision=fp16; set it to {shown(unused)} (also as RLinf's "
                 f"actor.optim.{name})"
             )
+    if actor.megatron.transformer_impl == "transformer_engine" and config.cluster.device == "cpu":
+        yield (
+            "actor.megatron.transformer_impl=transformer_engine: Transformer Engine computes on GPUs only, and "
+            "cluster.device=cpu; set it to local"
+        )
+    if actor.megatron.transformer_impl == "transformer_engine" and actor.megatron.sequence_parallel:
+        yield (
+            "actor.megatron.transformer_impl=transformer_engine: sequence_parallel=true is for Megatron-core's own "
+            "layers; set one of them to false or local"
+        )
     if actor.model.dropout:
         yield "actor.model.dropout=true: the Megatron backend has no dropout; set it to false"
     if (layers := actor.megatron.recompute_num_layers) is not None and actor.megatron.recompute_granularity is None:

@@ -71,7 +71,7 @@ _OF_PROFILER = _any("is for `actor.megatron.use_profiler: true`, which is refuse
 _OF_CONVERTER = _any("nothing is converted before a start: each rank reads its part of the Hugging Face directory")
 _OF_SGLANG = _any("is for `rollout.rollout_backend: sglang`, which is refused")
 _OF_VLLM = _vllm_in_vain(None, "vLLM is set up with the keys of `rollout` (docs/vllm.md), and chooses the rest itself")
-_LOCAL = "layers are Megatron-core's local ones, which need no Transformer Engine and do not use it"
+_IMPLS = {"decoder_gpt": "local", "local_gpt": "local", "te_gpt": "transformer_engine"}
 _NO_OVERLAP = "communication and computation do not overlap"
 _NO_OFFLOAD = "with GPUs all stays in their memory, beside the engine's (on a CPU there is nothing to offload)"
 
@@ -120,8 +120,7 @@ TAKEN: dict[str, Taken] = {
     "data.dataset_name": _any("names nothing but the data; `data.train_data_paths` says what is read"),
     "data.validation_shuffle": _any("all problems are validated on, and their order changes nothing"),
     "actor.mcore_gpt": _only(True, "the model is Megatron-core's"),
-    "actor.spec_name": _only("decoder_gpt", _LOCAL, "local_gpt"),
-    "actor.megatron.transformer_impl": _only("local", _LOCAL),
+    "actor.spec_name": _sets("actor.megatron.transformer_impl", *_IMPLS, convert=_IMPLS.__getitem__),
     "actor.offload_optimizer": _in_vain(False, _NO_OFFLOAD),
     "actor.offload_weight": _in_vain(False, _NO_OFFLOAD),
     "actor.offload_grad": _in_vain(False, _NO_OFFLOAD),

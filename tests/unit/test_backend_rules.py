@@ -9,6 +9,7 @@ from rlinf_lite.config import ConfigError, build, check
 
 START = {"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}, "data": {"type": "arithmetic"}}
 MEGATRON = {"actor.training_backend": "megatron"}
+ENGINE = {"actor.megatron.transformer_impl": "transformer_engine"}
 
 
 def config_with(values):
@@ -32,6 +33,8 @@ def config_with(values):
         ({"actor.fsdp_config.gradient_checkpointing": True}, "actor.megatron.recompute_granularity=full does the same"),
         ({"actor.fsdp_config.cpu_offload": True}, "actor.fsdp_config.cpu_offload=true: is for"),
         ({"actor.megatron.ckpt_format": "torch_dist"}, "ckpt_format=torch_dist"),
+        ({**ENGINE, "cluster.device": "cpu"}, "on GPUs only, and cluster.device=cpu; set it to local"),
+        ({**ENGINE, "actor.megatron.sequence_parallel": True}, "set one of them to false or local"),
     ],
 )
 def test_refused_with_megatron(values, said):
@@ -48,6 +51,7 @@ def test_refused_with_megatron(values, said):
         {"actor.megatron.sequence_parallel": True},
         {"actor.model.sequence_parallel": True},
         {"actor.megatron.make_vocab_size_divisible_by": 64},
+        ENGINE,
     ],
 )
 def test_keys_of_megatron_are_refused_with_fsdp(values):

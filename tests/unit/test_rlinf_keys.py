@@ -173,7 +173,7 @@ def flatten_nested(config):
 def test_the_shipped_config_has_every_key_of_the_example():
     assert leaves(SHIPPED["actor"]) == leaves(ACTOR_KEYS)
     of_fsdp = {f"actor.{key}" for key in leaves(yaml.safe_load(FSDP))}
-    of_others = {"actor.optim.loss_scale_window", "actor.megatron.transformer_impl"}
+    of_others = {"actor.optim.loss_scale_window"}
     assert set(leaves(SHIPPED)) >= TAKEN.keys() - of_fsdp - of_others, "and the other sections have theirs"
     notes = []
     config = load(["qwen2.5-1.5b-grpo-megatron"], notes.append)
@@ -200,6 +200,14 @@ def test_what_had_to_be_edited(written):
 def test_the_7b_examples_key_is_taken():
     megatron = example({"actor.optim.loss_scale": None, "actor.optim.loss_scale_window": 5}).actor.megatron
     assert (megatron.loss_scale, megatron.loss_scale_window) == (None, 5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"), [("decoder_gpt", "local"), ("local_gpt", "local"), ("te_gpt", "transformer_engine")]
+)
+def test_the_name_of_a_spec_chooses_the_layers(spec, layers):
+    given = {"actor.spec_name": spec, "actor.model.sequence_parallel": False}
+    assert example(given).actor.megatron.transformer_impl == layers
 
 
 def test_a_scale_by_valid_tokens_is_taken_where_it_is_the_mean_over_tokens():
@@ -231,11 +239,7 @@ def test_the_fsdp_examples_keys_are_taken():
 
 REFUSED = {
     "actor.mcore_gpt": (False, "false: the model is Megatron-core's; set it to true"),
-    "actor.spec_name": ("te_gpt", "te_gpt: .* no Transformer Engine .*; set it to decoder_gpt or local_g"),
-    "actor.megatron.transformer_impl": (
-        "transformer_engine",
-        "transformer_engine: .* no Transformer Engine .*; set it to local",
-    ),
+    "actor.spec_name": ("mamba", "mamba: .*set it to decoder_gpt or local_gpt or te_gpt"),
     "actor.model.normalization": ("layernorm", "layernorm: .*; set it to rmsnorm"),
     "actor.megatron.use_profiler": (True, "true: there is no profiler; .* set it to false"),
     "actor.optim.optimizer": ("sgd", "sgd: the optimizer is AdamW; set it to adam"),

@@ -18,6 +18,7 @@ try:
         from megatron.core.tensor_parallel.layers import RowParallelLinear as RowParallelLinear
         from megatron.core.transformer.module import MegatronModule as MegatronModule
         from megatron.core.transformer.spec_utils import ModuleSpec as ModuleSpec
+        from megatron.core.transformer.transformer_block import TransformerBlockSubmodules as TransformerBlockSubmodules
         from megatron.core.transformer.transformer_config import TransformerConfig as TransformerConfig
 except ImportError as error:
     raise ConfigError(

@@ -1,8 +1,7 @@
 """Megatron-core's GPTModel, filled from a Hugging Face directory: what it says of a unit's loss tokens.
 
-Two parts are ours. Attention is that of models/attention.py, over the unit's own layout, so a shared prompt is computed
-once and nothing is padded. Rotary embeddings take each token's position in its own sequence; Megatron's count along the
-batch.
+Two parts are ours. Attention (layers.py) works over the unit's own layout, so a shared prompt is computed once and
+nothing is padded. Rotary embeddings take each token's position in its own sequence; Megatron's count along the batch.
 """
 
 from __future__ import annotations
@@ -19,43 +18,20 @@ from transformers import PretrainedConfig
 
 from rlinf_lite.config import MegatronConfig, ModelConfig
 from rlinf_lite.models import build, hf_directory
-from rlinf_lite.models.attention import Layout, Rule
+from rlinf_lite.models.attention import Layout
 from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.training.fsdp.model import TokenOutputs
-from rlinf_lite.training.megatron.core import (
-    GPTModel,
-    MegatronModule,
-    ModuleSpec,
-    TransformerConfig,
-    get_gpt_layer_local_spec,
-)
+from rlinf_lite.training.megatron.core import GPTModel, TransformerConfig
 from rlinf_lite.training.megatron.groups import RankGroups
 from rlinf_lite.training.megatron.head import VocabRange, token_stats
-from rlinf_lite.training.megatron.sequence import GatheringLinear, ScatteringLinear, all_tokens, own_tokens
+from rlinf_lite.training.megatron.layers import Implementation, block_spec, require_transformer_engine
+from rlinf_lite.training.megatron.sequence import all_tokens, own_tokens
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.megatron.architecture import Architecture
 from rlinf_lite.weights.megatron.described import described
 from rlinf_lite.weights.megatron.mapping import Partition, weights
 from rlinf_lite.weights.names import WeightNames
-
-
-class ForestAttention(MegatronModule):
-    """In the place of Megatron's core attention."""
-
-    def __init__(self, config: TransformerConfig, layer_number: int, *_: Any, rotary_scaling: float, **__: Any) -> None:
-        """Args: rotary_scaling: of rotated queries and keys; it is in the scores twice."""
-        super().__init__(config=config)
-        self._layer = layer_number - 1
-        self._rule = Rule(scaling=config.kv_channels**-0.5 * rotary_scaling**2)
-        self.layout: Layout | None = None
-        """Of the unit that is computed."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        """q [N, 1, H, D], k and v [N, 1, K, D] -> [N, 1, H * D]."""
-        assert self.layout is not None
-        q_HND, k_KND, v_KND = (x.squeeze(1).transpose(0, 1) for x in (query, key, value))
-        return self.layout.attend(self._layer, q_HND, k_KND, v_KND, self._rule).flatten(1).unsqueeze(1)
 
 
 class MegatronModel:
@@ -77,8 +53,11 @@ class MegatronModel:
             model_dir: Hugging Face directory with the base weights.
 
         Raises:
-            ConfigError: Megatron or this backend has not what the model needs; says what.
+            ConfigError: Megatron or this backend has not what the model needs, or Transformer Engine is asked for where
+                it cannot be; says what.
         """
+        if megatron.transformer_impl == "transformer_engine":
+            require_transformer_engine(device)
         config = hf_directory.load_config(model_dir, settings.model_type)
         arch = Architecture.of(config)
         arch.check_tensor_parallel(groups.tensor.size())
@@ -97,6 +76,7 @@ class MegatronModel:
             config,
             self.partition,
             build.DTYPES[settings.precision],
+            transformer_impl=megatron.transformer_impl,
             sequence_parallel=self.sequence_parallel,
             rotary_scaling=rotary_scaling,
         )
@@ -181,6 +161,7 @@ def _build(
     partition: Partition,
     dtype: torch.dtype,
     *,
+    transformer_impl: Implementation,
     sequence_parallel: bool,
     rotary_scaling: float,
 ) -> GPTModel:
@@ -216,15 +197,12 @@ def _build(
         masked_softmax_fusion=False,
         persist_layer_norm=False,
     )
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=arch.qk_norm)
-    attention, mlp = spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
-    attention.core_attention = ModuleSpec(module=ForestAttention, params={"rotary_scaling": rotary_scaling})
-    if sequence_parallel:
-        attention.linear_qkv = mlp.linear_fc1 = GatheringLinear
-        attention.linear_proj = mlp.linear_fc2 = ScatteringLinear
+    layers = block_spec(
+        arch, transformer_impl, sequence_parallel=sequence_parallel, rotary_scaling=rotary_scaling
+    )
     return GPTModel(
         config=settings,
-        transformer_layer_spec=spec,
+        transformer_layer_spec=layers,
         vocab_size=partition.padded_vocab_size,
         max_sequence_length=config.max_position_embeddings,
         position_embedding_type="rope",
