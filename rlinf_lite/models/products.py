@@ -60,7 +60,7 @@ def product(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
         weight_NK: or what `packed` made of it.
     """
     if takes(x, weight_NK):
-        return torch.ops.mkldnn._linear_pointwise.default(x, weight_NK, bias_N, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight_NK, bias_N, "none", [], "")
     return functional.linear(x, weight_NK, bias_N)
 
 
@@ -74,13 +74,13 @@ def product_into(out: Tensor, x_MK: Tensor, weight_NK: Tensor) -> None:
 
 def packed(weight_NK: Tensor) -> Tensor:
     """A copy in oneDNN's own layout of a weight that it `takes`. With few rows `product` then takes half the time."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight_NK, _FEW_ROWS)  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._reorder_linear_weight(weight_NK, _FEW_ROWS)
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     """As `product`, with gradients (once)."""
     if torch.is_grad_enabled() and takes(x, weight_NK):
-        return _Linear.apply(x, weight_NK, bias_N)  # type: ignore[no-any-return]
+        return _Linear.apply(x, weight_NK, bias_N)
     return product(x, weight_NK, bias_N)
 
 
@@ -108,7 +108,7 @@ class _Linear(torch.autograd.Function):
         return product(x, weight_NK, bias_N)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_NK = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad

@@ -40,6 +40,7 @@ ADDED = (
     "critic.fsdp_config.virtual_ranks",
     "actor.megatron.loss_scale",
     "actor.megatron.loss_scale_window",
+    "actor.megatron.transformer_impl",
 )
 """Keys that older checkpoints lack, and whose default is what every run did before there was the key."""
 

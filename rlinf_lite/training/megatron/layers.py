@@ -6,6 +6,7 @@ Transformer Engine fuses them with the linear layer that follows.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Literal
 
 import torch
@@ -77,8 +78,8 @@ def require_transformer_engine(device: torch.device) -> None:
         problem = "Transformer Engine computes on GPUs only"
     else:
         try:
-            import transformer_engine.pytorch  # noqa: F401
-        except ImportError as error:
+            importlib.import_module("transformer_engine.pytorch")
+        except (ImportError, OSError, RuntimeError) as error:  # also without its libraries
             problem = f"Transformer Engine cannot be imported ({error})"
     if problem is not None:
         raise ConfigError(

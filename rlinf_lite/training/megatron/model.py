@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,9 +196,7 @@ def _build(
         masked_softmax_fusion=False,
         persist_layer_norm=False,
     )
-    layers = block_spec(
-        arch, transformer_impl, sequence_parallel=sequence_parallel, rotary_scaling=rotary_scaling
-    )
+    layers = block_spec(arch, transformer_impl, sequence_parallel=sequence_parallel, rotary_scaling=rotary_scaling)
     return GPTModel(
         config=settings,
         transformer_layer_spec=layers,
