@@ -122,7 +122,7 @@ _ANSWERS: Mapping[str, Any] = {
     "sleep": lambda: None,
     "score": _score,
     "update": _update,
-    "replicate": lambda step, data, info: ({}, {}),
+    "replicate": lambda step, info: ({}, {}),
 }
 
 
