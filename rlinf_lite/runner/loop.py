@@ -131,9 +131,8 @@ class Runner:
         """
         if step < self.last_step:
             self.weights.start(step)
-        if (
-            self.replicas is not None and self.models.critic is None
-        ):  # or ranks of one wait in it for the other's update
+        if self.replicas is not None and self.models.critic is None:
+            # With a critic, ranks of one model would wait in it for the update of the other.
             self.replicas.start(step, self.saver.info)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
