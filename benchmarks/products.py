@@ -4,7 +4,7 @@
 
 Takes a quarter of a minute. Microseconds of processor time, medians of rounds in turns; each round goes through the
 weights of 12 layers. `packed` is the engine's copy of the weights. Where the processor has AVX-512,
-`ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/products.py` shows an older one.
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2` before the command shows an older one.
 """
 
 from __future__ import annotations

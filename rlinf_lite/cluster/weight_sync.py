@@ -19,8 +19,9 @@ class WeightSync(Protocol):
     """Brings the weights of an update to the next rollout."""
 
     def start(self, step: int) -> None:
-        """Begin the next `publish`, where that can be done beside other work. Called when an update is done.
+        """Begin the next `publish`, where that can be done beside other work.
 
+        Called when the policy's ranks were asked for the last update of a step: what this asks of them comes after it.
         Does not wait; that `publish` raises what goes wrong.
         """
 

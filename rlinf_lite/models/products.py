@@ -79,9 +79,11 @@ def packed(weight_NK: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     """As `product`, with gradients (once)."""
-    if torch.is_grad_enabled() and takes(x, weight_NK):
+    if not torch.is_grad_enabled():
+        return product(x, weight_NK, bias_N)
+    if takes(x, weight_NK) and x.dim() > 1 and x.numel():
         return _Linear.apply(x, weight_NK, bias_N)
-    return product(x, weight_NK, bias_N)
+    return functional.linear(x, weight_NK, bias_N)
 
 
 def use(module: nn.Module) -> None:
@@ -121,7 +123,7 @@ class _Linear(torch.autograd.Function):
 
 
 def for_gradients(x: Tensor) -> bool:
-    """Whether `weight_gradient` takes oneDNN: with AVX2 MKL is faster."""
+    """Whether `weight_gradient` takes oneDNN: with AVX2 MKL is as fast, and faster if the sizes are small."""
     return _capability() == "AVX512" and takes(x, x)
 
 

@@ -58,7 +58,7 @@ def test_a_row_has_the_same_bits_in_products_of_random_sizes(seed):
         check_rows(outputs, inputs, biased=bool(draw.integers(2)), parts=parts)
 
 
-@pytest.mark.parametrize("shape", [(9,), (2, 300), (1, 5, 2)])
+@pytest.mark.parametrize("shape", [(9,), (2, 300), (1, 5, 2), (0,), ()])
 def test_gradients_are_those_of_float64(shape):
     x, weight, bias, grad = random((*shape, 40), (24, 40), (24,), (*shape, 24))
     found = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
