@@ -1,7 +1,7 @@
 """Matrix products of linear layers on a CPU in float32, by oneDNN instead of the BLAS library that torch calls.
 
 oneDNN adds up the terms of an element one after the other, whatever the number of rows, as long as there are two, and
-of threads. And it is faster: MKL leaves half of an AMD processor's AVX-512 unused, and reads a weight for few rows at
+of threads. And it is faster: on an AMD processor MKL seems not to use AVX-512, and reads a weight for few rows at
 half the speed.
 """
 

@@ -53,7 +53,7 @@ def block_spec(
     layer, attention, mlp = spec.submodules, spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
     attention.core_attention = ModuleSpec(module=ForestAttention, params={"rotary_scaling": rotary_scaling})
     if implementation == "transformer_engine":
-        from megatron.core.extensions import transformer_engine as engine  # imports it
+        from megatron.core.extensions import transformer_engine as engine  # only where it is installed
 
         layer.input_layernorm = layer.pre_mlp_layernorm = engine.TENorm
         if arch.qk_norm:

@@ -109,7 +109,7 @@ def test_a_ray_that_is_killed_leaves_nothing_behind(started):
         time.sleep(0.1)  # they take these names when they have imported Ray
     assert {agent.ppid() for agent in agents} == {roots["raylet"].pid}
     kill_all(driver, everyone)
-    # A worker that is just connecting asks a dead GCS again for a minute: Ray's gcs_rpc_server_reconnect_timeout_s.
+    # Ray itself lets a process ask a dead GCS again for a minute (gcs_rpc_server_reconnect_timeout_s).
     assert is_gone(agents, 5.0) and is_gone(everyone, 70.0)
 
 
