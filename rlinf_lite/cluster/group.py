@@ -36,6 +36,14 @@ class Call(Generic[T]):
     group: WorkerGroup
     rank: int
     ref: ObjectRef[T]
+    handle: WorkerHandle
+    """Of the process that was called."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the process that was called is still that rank."""
+        members = self.group._members
+        return self.rank < len(members) and members[self.rank].handle is self.handle
 
     @property
     def is_done(self) -> bool:
@@ -110,7 +118,7 @@ class WorkerGroup:
     def _spawn(self, rank: int, size: int) -> _Member:
         slots = self._session.placement.workers(self.component)[rank]
         handle = self._spares.take(slots[0]) or self._session.start_process(self.name, self.component, slots)
-        adopted = Call(self, rank, handle.adopt(self._target, rank, size, *self._args))
+        adopted = Call(self, rank, handle.adopt(self._target, rank, size, *self._args), handle)
         return _Member(handle=handle, adopted=adopted, required=[])
 
     def require(self, call: Call[Any]) -> None:
@@ -172,7 +180,7 @@ class WorkerGroup:
 
     def _loss(self, ref: ObjectRef[Any], rank: int) -> WorkerLost | None:
         try:
-            self._get(Call(self, rank, ref))
+            self._get(Call(self, rank, ref, self._members[rank].handle))
         except WorkerLost as loss:
             return loss
         return None
@@ -181,7 +189,8 @@ class WorkerGroup:
 
     def start_one(self, rank: int, method: str, *args: Any) -> Call[Any]:
         """Call ``method`` on one rank without waiting."""
-        return Call(self, rank, self._members[rank].handle.run(method, *args))
+        handle = self._members[rank].handle
+        return Call(self, rank, handle.run(method, *args), handle)
 
     def start(self, method: str, *args: Any) -> list[Call[Any]]:
         """Call ``method`` with the same arguments on every rank without waiting."""
@@ -195,9 +204,12 @@ class WorkerGroup:
 
     def start_in_two(self, method: str, *args: Any) -> tuple[list[Call[Any]], list[Call[Any]]]:
         """As `start`, for a method that returns a pair whose first half is fetched without the second."""
-        pairs = [member.handle.run_in_two(method, *args) for member in self._members]
-        firsts = [Call(self, rank, first) for rank, (first, _) in enumerate(pairs)]
-        return firsts, [Call(self, rank, second) for rank, (_, second) in enumerate(pairs)]
+        firsts, seconds = [], []
+        for rank, member in enumerate(self._members):
+            first, second = member.handle.run_in_two(method, *args)
+            firsts.append(Call(self, rank, first, member.handle))
+            seconds.append(Call(self, rank, second, member.handle))
+        return firsts, seconds
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call ``method`` with the same arguments on every rank; results in rank order. Raises as `wait_all`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -18,11 +19,14 @@ from rlinf_lite.observability import log_line
 class WeightSync(Protocol):
     """Brings the weights of an update to the next rollout."""
 
-    def start(self, step: int) -> None:
+    def start(self, step: int) -> Sequence[Call[None]]:
         """Begin the next `publish`, where that can be done beside other work.
 
         Called when the policy's ranks were asked for the last update of a step: what this asks of them comes after it.
         Does not wait; that `publish` raises what goes wrong.
+
+        Returns:
+            The call of each engine that succeeds when it holds the weights; empty if nothing was begun.
         """
 
     def publish(self, step: int) -> None:
@@ -48,7 +52,9 @@ class _Started:
     sent: list[Call[Any]]
     """What the policy's ranks do."""
     received: list[Call[None]]
-    """What the engines do."""
+    """What the engines do before they compare."""
+    checks: list[Call[None]]
+    """By engine: it compares its weights with what was sent."""
 
 
 class ObjectStoreSync:
@@ -65,15 +71,16 @@ class ObjectStoreSync:
         self._policy, self._rollouts, self._precision, self._step = policy, rollouts, precision, step
         self._started: _Started | None = None
 
-    def start(self, step: int) -> None:
+    def start(self, step: int) -> Sequence[Call[None]]:
         """As `WeightSync.start`: engines are idle between two rollouts."""
         self._started = self._begin(step)
+        return self._started.checks
 
     def _begin(self, step: int) -> _Started:
         rows = self._policy.start_weight_rows(self._precision)
         loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_row_checksums(self._precision)
         checks = self._rollouts.start_check_weights(step, sums)
-        return _Started(step=step, sent=[*rows, *sums], received=[*loads, *checks])
+        return _Started(step=step, sent=[*rows, *sums], received=loads, checks=checks)
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
@@ -82,7 +89,7 @@ class ObjectStoreSync:
         try:
             if started is None or started.step != step:
                 started = self._begin(step)
-            wait_all(started.received)
+            wait_all([*started.received, *started.checks])
         except Exception as error:
             if started is not None:
                 wait_all(started.sent)  # a failed policy rank makes every load fail: raise its own error
@@ -105,19 +112,18 @@ class RegionSync(ObjectStoreSync):
     It is for engines on the node of all policy ranks. Others, and those that cannot open it, get their weights as from
     `ObjectStoreSync`.
 
-    Nothing is written while an engine reads: from `start` to the end of `publish` the driver has all that the engines
-    were asked for. Of a replaced one it may not have; so then there is no region until the next `publish`, for which
-    every engine opens a new one after all that it was asked before. Another `WeightSync`, as after a recovery, does so
-    too.
+    Nothing is written while an engine reads: when the policy's ranks are asked to write, the driver has all that the
+    engines were to generate. Of a replaced one it may not have; so then there is no region until the next `publish`,
+    for which every engine opens a new one after all that it was asked before. Another `WeightSync`, as after a
+    recovery, does so too.
     """
 
     _near: list[int] | None = None
     """Ranks of the engines that have the region; None: it is not open."""
 
-    def start(self, step: int) -> None:
+    def start(self, step: int) -> Sequence[Call[None]]:
         """As `WeightSync.start`: nothing if there is no region, since to open one is to wait."""
-        if self._near is not None:
-            super().start(step)
+        return [] if self._near is None else super().start(step)
 
     def _begin(self, step: int) -> _Started:
         if self._near is None:
@@ -129,8 +135,8 @@ class RegionSync(ObjectStoreSync):
         received = [rollouts.start_sum_weights_on(rank, step, written) for rank in near]
         received += [rollouts.start_load_weights_on(rank, rows) for rank in far]
         sums = policy.start_row_checksums(self._precision)
-        received += rollouts.start_check_weights(step, sums)
-        return _Started(step=step, sent=[*written, *rows, *sums], received=received)
+        checks = rollouts.start_check_weights(step, sums)
+        return _Started(step=step, sent=[*written, *rows, *sums], received=received, checks=checks)
 
     def _open(self) -> list[int]:
         """Give the policy's ranks, and all engines that can have it, a new region; return these engines' ranks."""
@@ -176,8 +182,9 @@ class SharedMemorySync:
         self._policy, self._rollouts, self._precision = policy, rollouts, precision
         self._is_open, self._step = False, 0
 
-    def start(self, step: int) -> None:
+    def start(self, step: int) -> Sequence[Call[None]]:
         """As `WeightSync.start`: nothing, since engines may still be asleep."""
+        return []
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
@@ -211,8 +218,9 @@ class CollectiveSync:
         self._policy, self._rollouts, self._precision = policy, rollouts, precision
         self._joined, self._step = False, 0
 
-    def start(self, step: int) -> None:
+    def start(self, step: int) -> Sequence[Call[None]]:
         """As `WeightSync.start`: nothing, since a collective call cannot be given up."""
+        return []
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`."""

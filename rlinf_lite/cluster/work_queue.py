@@ -48,6 +48,10 @@ class WorkQueue(Generic[Key, Item, Result]):
                 self._take(by_ref[ref])
         self._feed()
 
+    def add_begun(self, key: Key, item: Item, call: Call[Result]) -> None:
+        """Add an item that ``call`` works on already. Before any other is added: its worker is busy."""
+        self._running[call] = _Queued(key, item)
+
     def results(self, *, beside: Sequence[WorkQueue[Any, Any, Any]] = ()) -> Iterator[tuple[Key, Result]]:
         """Yield (key, result) of every item that was added, in the order in which they finish.
 

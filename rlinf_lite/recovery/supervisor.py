@@ -111,6 +111,7 @@ class Supervisor:
             self.workers.set_up_engines()
             watch.lap("rebuild")
         runner.weights = self.workers.weight_sync()
+        runner.generation.forget_started()
 
     def _take_down(self, failure: Failure) -> None:
         if failure.new_nodes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlinf_lite.cluster.group import Call
 from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
@@ -16,6 +17,13 @@ from rlinf_lite.runner.grading import GradingQueue, submit
 from rlinf_lite.runner.metrics import scores_of
 from rlinf_lite.runner.schedule import due
 from rlinf_lite.types import GenerationBatch, Group, Problem
+
+_Key = tuple[str, int, int]
+"""Names a generation batch: its stream, its step, and the index of its first prompt."""
+
+
+def _key(batch: GenerationBatch) -> _Key:
+    return batch.stream, batch.step, batch.prompts[0].prompt_index
 
 
 @dataclass(kw_only=True)
@@ -30,8 +38,24 @@ class Generation:
     """As ``reward.max_failed_fraction``."""
 
     def __post_init__(self) -> None:
-        self._made: dict[tuple[str, int, int], list[Group]] = {}
+        self._made: dict[_Key, list[Group]] = {}
+        self._begun: dict[_Key, Call[list[Group]]] = {}
         self._logged_ungraded = False
+
+    def start(self, batches: Sequence[GenerationBatch], after: Sequence[Call[None]]) -> None:
+        """Give each engine the first batch that `generate`, called next, will ask it for. Does not wait.
+
+        Args:
+            after: of each engine, the call that succeeds when it has the weights.
+        """
+        first = zip(batches, after, strict=False)
+        self._begun = {
+            _key(batch): self.rollouts.start_generate(rank, batch, call) for rank, (batch, call) in enumerate(first)
+        }
+
+    def forget_started(self) -> None:
+        """Ask for all batches again: the weights that `start` counted on may never have come."""
+        self._begun = {}
 
     def generate(self, batches: Sequence[GenerationBatch]) -> tuple[list[Group], GradingQueue]:
         """Generate responses, and hand each batch to the graders as soon as it is finished.
@@ -39,14 +63,17 @@ class Generation:
         The groups are in canonical order, whichever worker generated which batch.
         """
         # Batches that were finished before an actor was lost are kept: recovery restores the weights that made them.
-        keyed = {(batch.stream, batch.step, batch.prompts[0].prompt_index): batch for batch in batches}
+        keyed = {_key(batch): batch for batch in batches}
         self._made = {key: made for key, made in self._made.items() if key in keyed}
-        generating: WorkQueue[tuple[str, int, int], GenerationBatch, list[Group]] = self.rollouts.queue()
+        begun, self._begun = {key: call for key, call in self._begun.items() if key in keyed and call.is_current}, {}
+        generating: WorkQueue[_Key, GenerationBatch, list[Group]] = self.rollouts.queue()
         grading: GradingQueue = self.rewards.queue()
+        for key, call in begun.items():
+            generating.add_begun(key, keyed[key], call)
         for key, batch in keyed.items():
             if key in self._made:
                 submit(grading, self._made[key], self.rewards.items_per_call)
-            else:
+            elif key not in begun:
                 generating.add(key, batch)
         for key, groups in generating.results(beside=[grading]):
             self._made[key] = groups

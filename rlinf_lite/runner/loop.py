@@ -97,10 +97,10 @@ class Runner:
         with timer.phase("update"), self.trainers.watched():
             is_trained_N = credit.trained_PG.reshape(-1).numpy()
             columns |= credit.columns
-            reports = self.models.update(step, batch, columns, is_trained_N, then=lambda: self._after_update(step))
-        after = self.progress.after_step(
-            num_prompts=len(sampled.candidates), num_samples=sampled.num_samples, num_tokens=sampled.num_tokens
-        )
+            after = self.progress.after_step(
+                num_prompts=len(sampled.candidates), num_samples=sampled.num_samples, num_tokens=sampled.num_tokens
+            )
+            reports = self.models.update(step, batch, columns, is_trained_N, then=lambda: self._after_update(after))
         after.unlogged = (
             rollout_metrics(sampled.candidates)
             | (sampling_metrics(len(sampled.candidates), sampled.num_dropped) if self.source.max_rounds > 1 else {})
@@ -123,17 +123,21 @@ class Runner:
         """Whether a replaced engine waits for weights; if none does, a rank that dies does not end the rollout."""
         return bool(self.generation.rollouts.unready)
 
-    def _after_update(self, step: int) -> None:
-        """Ask for what follows the update: engines load its weights while the state is copied and the row is written.
+    def _after_update(self, after: Progress) -> None:
+        """Ask for what follows the update: engines load its weights and generate for the next step, while the state is
+        copied and the row is written.
 
-        If the update fails, nothing of this is used: a recovery builds another `WeightSync`, and replicas are held by
-        `complete` only.
+        If the update fails, nothing of this is used: no engine generates, a recovery builds another `WeightSync`, and
+        replicas are held by `complete` only.
         """
-        if step < self.last_step:
-            self.weights.start(step)
-        if self.replicas is not None and self.models.critic is None:
+        step, alone = after.step, self.models.critic is None
+        sent = self.weights.start(step) if step < self.last_step else ()
+        if self.replicas is not None and alone:
             # With a critic, ranks of one model would wait in it for the update of the other.
             self.replicas.start(step, self.saver.info)
+        if sent and alone and not self.validation.is_due(step, self.last_step) and not self.generation.enable_sleep:
+            # A critic's update, and what it keeps in memory, may not have ended yet.
+            self.source.start(step + 1, after.cursor, sent)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
         """Complete the step; with replicas only when its state is held in memory, since nothing can undo it then."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlinf_lite.algorithms import Algorithm
+from rlinf_lite.cluster.group import Call
 from rlinf_lite.data import PromptStream
 from rlinf_lite.observability import PhaseTimer
 from rlinf_lite.rollout.batches import generation_batches
 from rlinf_lite.runner.credit import graded_table, is_graded
 from rlinf_lite.runner.generation import Generation
 from rlinf_lite.runner.grading import graded
-from rlinf_lite.types import Group, Sampling
+from rlinf_lite.types import GenerationBatch, Group, Sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +72,14 @@ class StepSource:
     """Most responses per generation batch."""
     seed: int
 
+    def start(self, step: int, cursor: int, after: Sequence[Call[None]]) -> None:
+        """Let engines begin with what `sample` will generate first for the same arguments. Does not wait.
+
+        Args:
+            after: as for `Generation.start`.
+        """
+        self.generation.start(self._batches(step, cursor), after)
+
     def sample(self, step: int, cursor: int, timer: PhaseTimer) -> Sampled:
         """Generate and grade groups for ``step``, from the prompt at ``cursor`` on, until enough are admitted."""
         candidates: list[Group] = []
@@ -90,7 +99,15 @@ class StepSource:
         )
 
     def _round(self, step: int, cursor: int, timer: PhaseTimer) -> list[Group]:
-        batches = generation_batches(
+        with timer.phase("rollout"):
+            groups, grading = self.generation.generate(self._batches(step, cursor))
+        with timer.phase("reward"):
+            groups = graded(grading, groups)
+        self.generation.check_graded(groups, f"step {step}")
+        return groups
+
+    def _batches(self, step: int, cursor: int) -> list[GenerationBatch]:
+        return generation_batches(
             self.stream.batch(cursor, self.num_groups),
             stream="train",
             step=step,
@@ -99,12 +116,6 @@ class StepSource:
             seed=self.seed,
             max_rows=self.max_rows,
         )
-        with timer.phase("rollout"):
-            groups, grading = self.generation.generate(batches)
-        with timer.phase("reward"):
-            groups = graded(grading, groups)
-        self.generation.check_graded(groups, f"step {step}")
-        return groups
 
     def _choose(self, is_admitted: Sequence[bool]) -> list[int]:
         """The first admitted candidates; then, if there are too few, the first of the others."""

@@ -53,9 +53,13 @@ class RolloutWorkers(WorkerGroup):
         """Build one engine, without weights."""
         return self.start_one(rank, "setup", self._sampling, self._seq_length)
 
-    def start_generate(self, rank: int, batch: GenerationBatch) -> Call[list[Group]]:
-        """Sample the responses of one generation batch on one engine."""
-        return self.start_one(rank, "generate", batch)
+    def start_generate(self, rank: int, batch: GenerationBatch, after: Call[None] | None = None) -> Call[list[Group]]:
+        """Sample the responses of one generation batch on one engine.
+
+        Args:
+            after: a call that must succeed before: otherwise nothing is sampled, and the call fails.
+        """
+        return self.start_one(rank, "generate", batch, None if after is None else after.ref)
 
     def queue(self) -> WorkQueue[Key, GenerationBatch, list[Group]]:
         """A queue of generation batches, each for whichever engine is free."""

@@ -151,8 +151,12 @@ class RolloutWorker:
             for name, target in named_weights(self.model)
         )
 
-    def generate(self, batch: GenerationBatch) -> list[Group]:
-        """Sample the responses of one generation batch."""
+    def generate(self, batch: GenerationBatch, after: None = None) -> list[Group]:
+        """Sample the responses of one generation batch.
+
+        Args:
+            after: nothing; of a call that must have succeeded.
+        """
         faults.reach(f"rollout.{batch.stream}", step=batch.step, rank=self.rank)
         return Groups(self.engine.generate(batch))
 
