@@ -65,7 +65,7 @@ class OutOfMemory(UserError, RuntimeError):
     """The memory of a GPU is full."""
 
     advice = (
-        "GPU memory is full: lower algorithm.training_batch_size_per_gpu, "
+        "GPU memory is full: lower runner.max_tokens_per_mbs or algorithm.training_batch_size_per_gpu, "
         "algorithm.logprob_forward_micro_batch_size or rollout.kv_cache_gb, or set "
         "actor.fsdp_config.gradient_checkpointing=true."
     )

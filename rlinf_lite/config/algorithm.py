@@ -53,9 +53,9 @@ class AlgorithmConfig(Section):
     n_minibatches: Count = 1
     """Optimizer steps per rollout batch."""
     training_batch_size_per_gpu: Count = 8
-    """Rows of a micro-batch in training."""
+    """Rows of a micro-batch in training, unless ``runner.enable_dynamic_batch_size``."""
     logprob_forward_micro_batch_size: Count = 8
-    """Rows of a micro-batch when log-probs are recomputed."""
+    """Rows of a micro-batch when log-probs are recomputed, unless ``runner.enable_dynamic_batch_size``."""
     recompute_logprobs: bool = True
     """Old log-probs are computed with the actor's weights before the update, unless the engine's are known to be
     bitwise identical (see docs/exactness.md); false: always taken from the rollout engine."""

@@ -12,7 +12,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rlinf_lite.config import rlinf, rules
+from rlinf_lite.config import micro_batches, rlinf, rules
 from rlinf_lite.config.evaluation import EvalConfig
 from rlinf_lite.config.fields import Section
 from rlinf_lite.config.schema import Config, Key, is_section, keys, known_keys, section_of_items, sections
@@ -113,6 +113,9 @@ def read(
                 items = [read(item, section) for item in values[key]]
                 problems += [f"{key}.{index}.{line}" for index, (_, lines) in enumerate(items) for line in lines]
                 values[key] = [item for item, _ in items]
+    if root is Config:
+        was_set = {*rlinf.nodes_of(given, keys(root)), *rlinf.nodes_of(foreign, keys(root))}
+        micro_batches.complete(values, was_set.__contains__)
     return values, problems
 
 

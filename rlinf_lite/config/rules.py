@@ -105,9 +105,10 @@ def _lengths(config: Config) -> Iterator[str]:
                 f"data.max_prompt_length={config.data.max_prompt_length} makes {longest} tokens, over "
                 f"runner.seq_length={config.runner.seq_length}; raise seq_length to {longest}"
             )
-    if config.runner.enable_dynamic_batch_size and config.runner.max_tokens_per_mbs < config.runner.seq_length:
+    max_tokens = config.runner.max_tokens_per_mbs
+    if config.runner.enable_dynamic_batch_size and max_tokens is not None and max_tokens < config.runner.seq_length:
         yield (
-            f"runner.max_tokens_per_mbs={config.runner.max_tokens_per_mbs}: one row may have "
+            f"runner.max_tokens_per_mbs={max_tokens}: one row may have "
             f"runner.seq_length={config.runner.seq_length} tokens; raise it to that"
         )
 

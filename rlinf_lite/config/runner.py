@@ -160,11 +160,13 @@ class RunnerConfig(Section):
     """Seconds between SIGTERM or SIGUSR1 and the end of the machine. An update that takes longer is given up."""
     seq_length: Count = 2048
     """Largest number of tokens in a prompt and its response together."""
-    enable_dynamic_batch_size: bool = False
-    """Limit micro-batches by ``max_tokens_per_mbs`` instead of by ``training_batch_size_per_gpu`` rows."""
-    max_tokens_per_mbs: Count = 2048
+    enable_dynamic_batch_size: bool | None = None
+    """true: limit micro-batches by ``max_tokens_per_mbs``; false: by ``algorithm.training_batch_size_per_gpu`` and
+    ``algorithm.logprob_forward_micro_batch_size`` rows; null: true, unless one of these two is set."""
+    max_tokens_per_mbs: Count | None = None
     """Tokens in a micro-batch, if the batch size is dynamic: of its responses, and of each of their prompts once. There
-    are as few micro-batches as that allows, and the largest is as small as it can be then."""
+    are as few micro-batches as that allows, and the largest is as small as it can be then. null: 2048, or
+    ``seq_length`` if that is more."""
     resume_dir: Neutral[PathText | None] = None
     """null: a new run; a ``global_step_N`` directory: resume from it; ``auto``: resume from the newest checkpoint that
     verifies. A checkpoint of RLinf or Megatron-LM is converted first, if ``resume_allow_changes`` names

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from rlinf_lite.config import Config, ConfigError, build, flatten, keys, known_keys, seconds_of
+from rlinf_lite.config import Config, ConfigError, build, flatten, keys, known_keys, seconds_of, to_yaml
 from rlinf_lite.config.compose import CONFIGS, load
 from rlinf_lite.config.rlinf_keys import TAKEN
 from rlinf_lite.config.rules import check
@@ -67,6 +68,33 @@ def test_a_wrong_key_or_type_is_named(raw, said):
     with pytest.raises(ConfigError) as caught:
         build({"runner": {"experiment_name": "x"}, "actor": {"model": {"model_path": "m"}}, **raw})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "by_tokens", "max_tokens"),
+    [
+        ({}, True, 2048),
+        ({"runner": {"seq_length": 4096}}, True, 4096),
+        ({"runner": {"max_tokens_per_mbs": 512}}, True, 512),
+        ({"runner": {"enable_dynamic_batch_size": None}}, True, 2048),
+        ({"runner": {"enable_dynamic_batch_size": False, "seq_length": 4096}}, False, 2048),
+        ({"algorithm": {"training_batch_size_per_gpu": 8}}, False, 2048),
+        ({"algorithm": {"training_batch_size_per_gpu": "${runner.save_interval}"}}, False, 2048),
+        ({"algorithm": {"logprob_forward_micro_batch_size": 8}}, False, 2048),
+        (
+            {"algorithm": {"training_batch_size_per_gpu": 8}, "runner": {"enable_dynamic_batch_size": True}},
+            True,
+            2048,
+        ),
+    ],
+)
+def test_micro_batches_are_limited_by_tokens_unless_rows_are_given(raw, by_tokens, max_tokens):
+    least = {"runner": {"experiment_name": "x", "save_interval": 4}, "actor": {"model": {"model_path": "m"}}}
+    config = build(OmegaConf.merge(least, raw))
+    assert config.runner.enable_dynamic_batch_size is by_tokens
+    assert config.runner.max_tokens_per_mbs == max_tokens
+    again = build(yaml.safe_load(to_yaml(config)))
+    assert again == config
 
 
 def test_a_missing_value_is_named():

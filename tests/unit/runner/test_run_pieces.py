@@ -125,4 +125,4 @@ def test_a_verifier_that_cannot_start_is_for_the_user_to_solve():
 
 def test_full_gpu_memory_is_for_the_user_to_solve():
     message, code = explain(numerics.user_error(torch.OutOfMemoryError("CUDA out of memory.")))
-    assert code == 2 and "lower algorithm.training_batch_size_per_gpu" in str(message)
+    assert code == 2 and "lower runner.max_tokens_per_mbs or algorithm.training_batch_size_per_gpu" in str(message)
