@@ -165,7 +165,7 @@ class Checkpointer:
         it. After an error other than `StateMismatch` and `SectionMismatch` the content of ``state`` is undefined.
 
         Args:
-            verify: ``full`` (size and sha256 of every file), ``size`` or ``off``.
+            verify: ``full`` (size and hash of every file), ``size`` or ``off``.
             whole: False loads only the top-level names of ``state`` (the weights of a `FileState`), and leaves the RNG
                 state as it is. Sections for
                 which no rank has a ``state`` are then only verified; a rank with an empty one loads nothing.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import io
 import mmap
 import os
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from rlinf_lite.checkpoint.hashing import hasher
 from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.storage import StoragePath, is_local
 
@@ -43,7 +43,7 @@ class HashingFile(io.RawIOBase):
 
     def __init__(self, path: StoragePath) -> None:
         self._path = path
-        self._digest = hashlib.sha256()
+        self._digest = hasher()
         self._size = 0
         self._sink = _LocalSink(path) if is_local(path) else _RemoteSink(path)
         self._buffer = _new_buffer()
@@ -148,7 +148,7 @@ class HashingFile(io.RawIOBase):
 
     def record(self) -> FileRecord:
         """Size and hash of everything written so far."""
-        return FileRecord(size=self._size, sha256=self._digest.hexdigest())
+        return FileRecord(size=self._size, digest=self._digest.hexdigest())
 
 
 class _LocalSink:

@@ -20,7 +20,7 @@ from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan, ShardReader
 from rlinf_lite.checkpoint.formats.read_ahead import warming
 from rlinf_lite.checkpoint.formats.training_file import file_reader
 from rlinf_lite.checkpoint.identify import other_layout
-from rlinf_lite.checkpoint.manifest import Manifest
+from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.reports import LoadReport
 from rlinf_lite.checkpoint.sections import Section, check_sections, files_of, section_of_file
@@ -39,8 +39,8 @@ class Source:
     manifest: Manifest
     section: Section
     whole: bool
-    hashes: Mapping[str, str]
-    """sha256 of the files that this rank reads whole, by their name in its section."""
+    whole_files: Mapping[str, FileRecord]
+    """The files that this rank reads and verifies whole, by their name in its section."""
 
     @property
     def directory(self) -> StoragePath:
@@ -97,7 +97,7 @@ class _ShardLoader:
     def read(self) -> int:
         source = self._source
         _reach("load.read", source.manifest.step, source.section.rank, source.directory)
-        num_bytes = self._reader.fill(self._plan, source.hashes)
+        num_bytes = self._reader.fill(self._plan, source.whole_files)
         if self._restorable:
             _check_rng(source.path, source.section.rank, self._asked[rng.key(source.section.rank)])
         return num_bytes
@@ -122,7 +122,7 @@ class _FilesLoader:
         """Verify: `FileState.load` then needs no errors of its own for damaged bytes, which only one rank might see."""
         source = self._source
         _reach("load.read", source.manifest.step, source.section.rank, source.directory)
-        names = [f"{source.section.name}/{name}" for name in source.hashes]
+        names = [f"{source.section.name}/{name}" for name in source.whole_files]
         for name in names:
             manifests.verify_file(source.path, name, source.manifest)
         return sum(source.manifest.files[name].size for name in names)
@@ -143,11 +143,11 @@ def load(
         asked = whole or isinstance(state, FileState) or bool(state)
         loaded = {name for name in ranks.gather(section.name if asked else None) if name is not None}
         check_sections(path, manifest, loaded, whole=whole)
-        hashes = {}
+        whole_files: dict[str, FileRecord] = {}
         if verify == "full":
             ranks.together(lambda: _verify_others(path, manifest, ranks, loaded))
-            hashes = section.reads(manifest) if section.name in loaded else {}
-        source = Source(path=path, manifest=manifest, section=section, whole=whole, hashes=hashes)
+            whole_files = section.reads(manifest) if section.name in loaded else {}
+        source = Source(path=path, manifest=manifest, section=section, whole=whole, whole_files=whole_files)
         return fill(ranks, source, state, seed=seed, started=started)
 
 
@@ -169,7 +169,7 @@ def fill(
     manifest = source.manifest
     with _without_collector():
         loader = ranks.together(lambda: _loader(source, state))
-        with warming([source.directory / name for name in source.hashes]):
+        with warming([source.directory / name for name in source.whole_files]):
             plan = ranks.together(loader.prepare)
         before_read(plan)
         num_bytes = ranks.together(loader.read)

@@ -1,7 +1,9 @@
-"""The manifest, which makes a directory a checkpoint: written last, lists every file with its size and sha256.
+"""The manifest, which makes a directory a checkpoint: written last, lists every file with its size and BLAKE3 hash.
 
-Standard commands check it too, in the checkpoint's directory:
-``jq -r '.files | to_entries[] | "\\(.value.sha256)  \\(.key)"' manifest.json | sha256sum --check``
+Other commands check it too, in the checkpoint's directory:
+``jq -r '.files | to_entries[] | "\\(.value.blake3)  \\(.key)"' manifest.json | b3sum --check``
+
+Manifests of format 1 have a sha256 instead.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from typing import Any
 
 from rlinf_lite import fingerprints
 from rlinf_lite.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, UnsafeCheckpoint
+from rlinf_lite.checkpoint.hashing import ALGORITHM, ALGORITHMS, hash_of_file
 from rlinf_lite.checkpoint.identify import instead_of
 from rlinf_lite.checkpoint.layout import ACTOR, MANIFEST, METADATA, section_name, step_of
 from rlinf_lite.checkpoint.storage import StoragePath, is_local, read_file
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = (1, 2)
+"""That can be read."""
 LEVELS = ("full", "size", "off")
 SAVE_ID = "save_id"
 """Key of ``info``: the id of the save that wrote the checkpoint. Two saves of the same state have different ids."""
@@ -33,15 +38,17 @@ WRITTEN_BY = "written_by"
 CONVERTED_FROM = "converted_from"
 """Key of ``info``: the directory, and maybe the iteration in it, that another program wrote."""
 _HASH_THREADS = min(8, os.cpu_count() or 1)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRecord:
     size: int
     """Bytes."""
-    sha256: str
-    """Hex."""
+    digest: str
+    """The hash of its content, as hex."""
+    algorithm: str = ALGORITHM
+    """One of `hashing.ALGORITHMS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,14 +72,15 @@ class Manifest:
         return f"{section}/{METADATA}" in self.files
 
     def weights_fingerprint(self, section: str = ACTOR) -> str:
-        """What identifies the content of a section: sha256 of the names and hashes of its files."""
+        """What identifies the content of a section: a hash of the names and hashes of its files."""
         return fingerprints.of_value(
-            sorted((name, file.sha256) for name, file in self.files.items() if name.startswith(f"{section}/"))
+            sorted((name, file.digest) for name, file in self.files.items() if name.startswith(f"{section}/"))
         )
 
     def to_json(self) -> str:
         # The digest covers what a reader will see: JSON turns a key 2 into "2" and a tuple into a list.
-        body = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
+        files = {name: {"size": file.size, file.algorithm: file.digest} for name, file in self.files.items()}
+        body = json.loads(json.dumps({"format": FORMAT, **asdict(self), "files": files}))
         if not self.sections:
             del body["sections"]  # as before there were sections
         return json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True)
@@ -84,8 +92,8 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def hash_file(path: StoragePath) -> FileRecord:
-    """Size and sha256 of a file."""
-    return FileRecord(size=path.stat().st_size, sha256=fingerprints.of_file(path))
+    """Size and hash of a file."""
+    return FileRecord(size=path.stat().st_size, digest=hash_of_file(path))
 
 
 def read(path: StoragePath) -> Manifest:
@@ -119,8 +127,8 @@ def read(path: StoragePath) -> Manifest:
 def _parse(body: dict[str, Any]) -> Manifest:
     """Raises ValueError, KeyError, TypeError or AttributeError for anything that is not a manifest."""
     digest = body.pop("digest")
-    if body["format"] != FORMAT:
-        raise ValueError(f"format {body['format']!r}, this version reads {FORMAT}")
+    if body["format"] not in _FORMATS:
+        raise ValueError(f"format {body['format']!r}, this version reads {' and '.join(map(str, _FORMATS))}")
     if digest != _digest(body):
         raise ValueError("its digest does not match, so it was changed after it was written")
     return Manifest(
@@ -141,10 +149,11 @@ def _sections(ranks_of: dict[str, list[int]], world_size: int) -> dict[str, list
     return {section_name(name): [*of_section] for name, of_section in ranks_of.items()}
 
 
-def _record(*, size: int, sha256: str) -> FileRecord:
-    if not _SHA256.fullmatch(sha256):
-        raise ValueError(f"{sha256!r} is not a sha256")
-    return FileRecord(size=_count(size), sha256=sha256)
+def _record(*, size: int, **hashed: str) -> FileRecord:
+    ((algorithm, digest),) = hashed.items()
+    if algorithm not in ALGORITHMS or not _HASH.fullmatch(digest):
+        raise ValueError(f"{algorithm} {digest!r} is not a hash")
+    return FileRecord(size=_count(size), digest=digest, algorithm=algorithm)
 
 
 def _count(value: int, at_least: int = 0) -> int:
@@ -171,7 +180,7 @@ def read_verified(path: StoragePath, level: str) -> Manifest:
 
 
 def verify(path: StoragePath, manifest: Manifest, level: str) -> None:
-    """Check every file of the checkpoint: ``full`` (size and sha256), ``size``, or ``off``.
+    """Check every file of the checkpoint: ``full`` (size and hash), ``size``, or ``off``.
 
     Raises:
         DamagedCheckpoint: names the first file that is missing, not listed or different, and how.
@@ -199,7 +208,7 @@ def _verify_files(path: StoragePath, manifest: Manifest, level: str) -> None:
 
 
 def verify_file(path: StoragePath, name: str, manifest: Manifest) -> None:
-    """Check size and sha256 of one file. Raises as `verify`."""
+    """Check size and hash of one file. Raises as `verify`."""
     try:
         _verify_file(path / name, manifest.files[name], "full")
     except OSError as error:
@@ -227,5 +236,5 @@ def _verify_file(file: StoragePath, record: FileRecord, level: str) -> None:
         raise UnsafeCheckpoint(f"{file}: is not a regular file")
     if (size := file.stat().st_size) != record.size:
         raise DamagedCheckpoint(f"{file}: {size} bytes, the manifest says {record.size}")
-    if level == "full" and fingerprints.of_file(file) != record.sha256:
-        raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")
+    if level == "full" and hash_of_file(file, record.algorithm) != record.digest:
+        raise DamagedCheckpoint(f"{file}: its {record.algorithm} is not the one in the manifest")

@@ -77,8 +77,8 @@ class Section:
             sections={} if [*self.ranks_of] == [layout.ACTOR] else {name: [*r] for name, r in self.ranks_of.items()},
         )
 
-    def reads(self, manifest: Manifest) -> dict[str, str]:
-        """The files of its section that this rank reads whole, and their sha256, by their name in the section.
+    def reads(self, manifest: Manifest) -> dict[str, FileRecord]:
+        """The files of its section that this rank reads whole, by their name in the section.
 
         Shards go by their number: if as many ranks wrote the section, each reads its own.
         """
@@ -86,7 +86,7 @@ class Section:
         numbers = {name: int(match[1]) for name in held if (match := _SHARD.fullmatch(name))}
         others = sorted(held.keys() - numbers.keys(), key=lambda name: (-held[name].size, name))
         mine = [name for name, number in numbers.items() if number % len(self.ranks) == self.place]
-        return {name: held[name].sha256 for name in (*mine, *others[self.place :: len(self.ranks)])}
+        return {name: held[name] for name in (*mine, *others[self.place :: len(self.ranks)])}
 
 
 def files_of(section: str, manifest: Manifest) -> dict[str, FileRecord]:

@@ -108,7 +108,7 @@ class CheckpointConfig(Section):
     """Directory of checkpoints, or an fsspec URL that every process can reach (``s3://bucket/run``), for this run
     alone. null: ``{output_dir}/{experiment_name}/checkpoints``."""
     verify: Neutral[Literal["full", "size", "off"]] = "full"
-    """What a load compares with the manifest: ``full`` (size and sha256), ``size``, or nothing (``off``)."""
+    """What a load compares with the manifest: ``full`` (size and hash), ``size``, or nothing (``off``)."""
     staged_fraction: Neutral[Fraction] = 0.1
     """Fraction of its state that a rank may copy to memory if an update comes before an async save has read
     everything, so that the update need not wait."""

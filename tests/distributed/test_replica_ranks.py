@@ -178,7 +178,7 @@ def test_files_of_different_replicas_or_too_few(replicas, run_ranks):
     small, other_small = small_of(replicas, 0), small_of(replicas, 1)
     (first, second), later = shards_of(replicas, 0), shards_of(replicas, 1)[1]
     cases = {
-        "__1_0.distcp: its sha256 is not the one in the manifest on rank 1": [small | first, small | later],
+        "__1_0.distcp: its blake3 is not the one in the manifest on rank 1": [small | first, small | later],
         "actor/__1_0.distcp is missing from the files that rank 1 was given on rank 1": [small | first, small | first],
         "the directory says step 3, its manifest says 4 on rank 1": [small | first, other_small | second],
     }

@@ -241,7 +241,7 @@ def test_sections_that_are_missing_or_not_loaded(run_ranks, tmp_path):
             load_each, sum(counts.values()), paths=[both, alone, damaged], counts=counts, whole_state=False
         )
         for from_both, from_alone, (kind, text) in answers:
-            assert kind == "DamagedCheckpoint" and "critic/__0_0.distcp: its sha256" in text
+            assert kind == "DamagedCheckpoint" and "critic/__0_0.distcp: its blake3" in text
             for section, loaded, restored, _ in (from_both, from_alone):
                 step = 3 if section == "actor" else -1
                 expected = {

@@ -269,7 +269,7 @@ def test_damage_hits_the_newest_intact_checkpoint_and_spares_the_last(compared):
     damages = [damage(directory / "checkpoints", number) for number in range(7)]
     assert [found and found.name.split("/")[0] for found in damages] == [f"global_step_{n}" for n in range(8, 1, -1)]
     assert damage(directory / "checkpoints", 0) is None
-    assert any("its sha256 is not the one in the manifest" in text for text in differences())
+    assert any("its blake3 is not the one in the manifest" in text for text in differences())
     for found in damages:
         found.undo()
     assert not differences()

@@ -20,9 +20,9 @@ that of a run; both may be URLs that fsspec knows (s3://, gs:// ...). Each comma
 WHAT_IS_KEPT = """\
 one is kept while no checkpoint of the same step or a later one verifies in full, or while it is pinned or in use"""
 
-STANDARD_COMMANDS = """\
-the same check with standard commands, in the checkpoint's directory:
-  jq -r '.files | to_entries[] | "\\(.value.sha256)  \\(.key)"' manifest.json | sha256sum --check"""
+OTHER_COMMANDS = """\
+the same check with jq and b3sum, in the checkpoint's directory:
+  jq -r '.files | to_entries[] | "\\(.value.blake3)  \\(.key)"' manifest.json | b3sum --check"""
 
 
 def list_checkpoints(options: argparse.Namespace) -> int:
@@ -105,9 +105,7 @@ def parser() -> argparse.ArgumentParser:
     ls.add_argument("root", metavar="ROOT", nargs="?", default=".", help="default: the current directory")
     ls.add_argument("--metric", action="append", metavar="NAME", help="a metric to show (default: the first few)")
     command("show", show, "what one checkpoint holds").add_argument("path", metavar="PATH")
-    check = command(
-        "verify", verify, "verify files against their manifest; exit code 1 if one differs", STANDARD_COMMANDS
-    )
+    check = command("verify", verify, "verify files against their manifest; exit code 1 if one differs", OTHER_COMMANDS)
     check.add_argument("paths", metavar="PATH", nargs="+", help="a checkpoint, or a directory of them: all in it")
     check.add_argument("--level", choices=("full", "size"), default="full", help="full (default) reads every byte")
     two = command(

@@ -5,7 +5,6 @@ Reads tensors only, each through an allow-list; nothing is unpickled without res
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -23,6 +22,8 @@ from rlinf_lite.checkpoint.formats.dcp_metadata import read_metadata
 from rlinf_lite.checkpoint.formats.read_ahead import PIECE_BYTES, Span, read_ahead, read_span
 from rlinf_lite.checkpoint.formats.tensor_file import EntryDecoder, Form
 from rlinf_lite.checkpoint.formats.unpickling import UNREADABLE, reading_error
+from rlinf_lite.checkpoint.hashing import hasher
+from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.storage import StoragePath, is_local, size_of
 
 Fill = Callable[[memoryview], None]
@@ -52,11 +53,11 @@ class ShardReader:
         self.metadata: Metadata = read_metadata(directory) if metadata is None else metadata
         self._decoder = EntryDecoder()
 
-    def read(self, tensors: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> int:
+    def read(self, tensors: Mapping[str, Any], records: Mapping[str, FileRecord] | None = None) -> int:
         """Fill nested dicts of tensors (plain, or this process's shards of distributed ones) in place.
 
         Args:
-            sha256: the expected hash by file name: those files are read and hashed whole, others in part.
+            records: what is expected, by file name: those files are read and hashed whole, others in part.
 
         Returns:
             Bytes read.
@@ -66,7 +67,7 @@ class ShardReader:
             DamagedCheckpoint: a file does not have its hash, or cannot be read, or ends early.
             CheckpointError: torch cannot plan the load.
         """
-        return self.fill(self.plan(tensors), sha256)
+        return self.fill(self.plan(tensors), records)
 
     def plan(self, tensors: Mapping[str, Any]) -> ReadPlan:
         """Plan what `fill` has to read for ``tensors``, without reading a shard. Raises as `read`."""
@@ -80,12 +81,12 @@ class ShardReader:
         return ReadPlan(planner=planner, by_file=self._by_file(plan.items))
 
     @torch.no_grad()  # with gradients a sharded tensor returns its local part through autograd, which is slow
-    def fill(self, plan: ReadPlan, sha256: Mapping[str, str] | None = None) -> int:
+    def fill(self, plan: ReadPlan, records: Mapping[str, FileRecord] | None = None) -> int:
         """Read what was planned. Arguments and result as `read`."""
-        wanted, hashes = plan.by_file, dict(sha256 or {})
+        wanted, expected = plan.by_file, dict(records or {})
         # The file that this rank needs most first: meanwhile other ranks bring the rest to the page cache.
-        names = sorted({*wanted, *hashes}, key=lambda name: -sum(length for _, length in wanted.get(name, ())))
-        return sum(self._read_file(name, wanted.get(name, {}), plan.planner, hashes.get(name)) for name in names)
+        names = sorted({*wanted, *expected}, key=lambda name: -sum(length for _, length in wanted.get(name, ())))
+        return sum(self._read_file(name, wanted.get(name, {}), plan.planner, expected.get(name)) for name in names)
 
     def _by_file(self, items: list[ReadItem]) -> dict[str, dict[Span, list[ReadItem]]]:
         by_file: dict[str, dict[Span, list[ReadItem]]] = {}
@@ -100,9 +101,10 @@ class ShardReader:
         return by_file
 
     def _read_file(
-        self, name: str, wanted: dict[Span, list[ReadItem]], planner: DefaultLoadPlanner, sha256: str | None
+        self, name: str, wanted: dict[Span, list[ReadItem]], planner: DefaultLoadPlanner, record: FileRecord | None
     ) -> int:
-        file, digest, num_bytes = self.path / name, hashlib.sha256(), 0
+        file, num_bytes = self.path / name, 0
+        digest = None if record is None else hasher(record.algorithm)
         try:
             size = size_of(file)
             if (end := max((sum(span) for span in wanted), default=0)) > size:
@@ -110,18 +112,18 @@ class ShardReader:
             fills: dict[Span, Fill] = {}
             for span, items in wanted.items():
                 fills |= self._fills(file, span, items, planner)
-            spans = sorted(fills) if sha256 is None else _cover(sorted(fills), size)
+            spans = sorted(fills) if digest is None else _cover(sorted(fills), size)
             with closing(read_ahead(file, spans)) as pieces:
                 for span, piece in pieces:
                     num_bytes += len(piece)
-                    if sha256 is not None:
+                    if digest is not None:
                         digest.update(piece)
                     if span in fills:
                         fills[span](piece)
         except UNREADABLE as error:
             raise reading_error(str(file), error) from None
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise DamagedCheckpoint(f"{file}: its sha256 is not the one in the manifest")
+        if record is not None and digest is not None and digest.hexdigest() != record.digest:
+            raise DamagedCheckpoint(f"{file}: its {record.algorithm} is not the one in the manifest")
         return num_bytes
 
     def _fills(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import errno
-import hashlib
 import io
 import os
 import stat
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from rlinf_lite.checkpoint.hashing import hasher
 from rlinf_lite.checkpoint.manifest import FileRecord
 from rlinf_lite.checkpoint.storage import StoragePath
 
@@ -26,7 +26,7 @@ class MemoryWriter(io.RawIOBase):
     def __init__(self, num_bytes: int) -> None:
         self._content = np.empty(num_bytes, np.uint8)
         self._view = self._content.data
-        self._digest = hashlib.sha256()
+        self._digest = hasher()
         self._size = self._hashed = 0
 
     def write(self, data: Any) -> int:
@@ -59,7 +59,7 @@ class MemoryWriter(io.RawIOBase):
     def record(self) -> FileRecord:
         """Size and hash of everything written so far."""
         self._hash()
-        return FileRecord(size=self._size, sha256=self._digest.hexdigest())
+        return FileRecord(size=self._size, digest=self._digest.hexdigest())
 
 
 class MemoryFile:

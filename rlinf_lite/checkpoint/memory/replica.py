@@ -5,7 +5,6 @@ A replica is loaded and verified like a checkpoint on disk, also by processes th
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from rlinf_lite.checkpoint.file_state import FileState
 from rlinf_lite.checkpoint.formats import data_file
 from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan
 from rlinf_lite.checkpoint.formats.dcp_writer import ShardPlanner
+from rlinf_lite.checkpoint.hashing import hash_of
 from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.memory.files import MemoryFile, MemoryWriter, path_of
@@ -167,7 +167,7 @@ class MemoryCheckpoints:
         raw = {layout.DATA: content.data} | {name: part for name, part in encoded.items() if part is not None}
         records = joined([one.records for one in sent if one is not None])
         for name, part in raw.items():
-            records[name] = FileRecord(size=len(part), sha256=hashlib.sha256(part).hexdigest())
+            records[name] = FileRecord(size=len(part), digest=hash_of(part))
         manifest = self.section.manifest(step, records, content.info)
         raw[layout.MANIFEST] = manifest.to_json().encode()
         return {name: np.frombuffer(part, np.uint8) for name, part in raw.items()}
@@ -187,7 +187,7 @@ class MemoryCheckpoints:
     def load(self, step: int, files: Mapping[str, np.ndarray], state: State | FileState) -> LoadReport:
         """Fill ``state`` in place from the replica of ``step``, and restore this rank's RNG state.
 
-        Every rank verifies its small files against the manifest, and the sha256 of each shard that it reads. After an
+        Every rank verifies its small files against the manifest, and the hash of each shard that it reads. After an
         error other than `StateMismatch` the content of ``state`` is undefined.
 
         Args:
@@ -209,10 +209,8 @@ class MemoryCheckpoints:
             raise DamagedCheckpoint(f"{path}: the ranks were given files of different replicas")
         check_sections(path, manifest, section.ranks_of, whole=True)
         _keep(held, manifest, section)
-        hashes = {
-            name.removeprefix(f"{section.name}/"): manifest.files[name].sha256 for name in held if _is_large(name)
-        }
-        source = loading.Source(path=path, manifest=manifest, section=section, whole=True, hashes=hashes)
+        whole_files = {name.removeprefix(f"{section.name}/"): manifest.files[name] for name in held if _is_large(name)}
+        source = loading.Source(path=path, manifest=manifest, section=section, whole=True, whole_files=whole_files)
         report = loading.fill(
             ranks,
             source,

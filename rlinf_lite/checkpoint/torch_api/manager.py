@@ -70,7 +70,7 @@ class CheckpointManager:
                 writes while the script continues; the next ``optimizer.step()`` waits until everything is read. The
                 parameters must then change only in ``step``; everything else is copied. Call `finish` at the end, or
                 use the manager in a ``with`` block.
-            verify: how `load` verifies a checkpoint before it changes anything: ``full`` (size and sha256 of every
+            verify: how `load` verifies a checkpoint before it changes anything: ``full`` (size and hash of every
                 file), ``size`` or ``off``.
 
         Raises:

@@ -135,7 +135,7 @@ def test_verify_says_which_and_why(save, root, cli, cli_json):
     lines = out.splitlines()
     assert [line.split()[0] for line in lines] == ["ok", "BAD", "ok"]
     assert re.fullmatch(rf"ok +{root}/global_step_7: [\d.]+ kB in [\d.]+ s \([\d.]+ GB/s\)", lines[0])
-    assert lines[1] == f"BAD  {root}/global_step_6: {root}/global_step_6/actor/__0_0.distcp: its sha256 is not " + (
+    assert lines[1] == f"BAD  {root}/global_step_6: {root}/global_step_6/actor/__0_0.distcp: its blake3 is not " + (
         "the one in the manifest"
     )
     assert [entry["ok"] for entry in cli_json("verify", root)[1]] == [True, False, True]
@@ -165,12 +165,12 @@ def test_verify_of_what_is_none(save, root, tmp_path, cli):
     assert cli("verify", root)[0] == 1
 
 
-def test_the_check_by_standard_commands_is_told_and_right(save, cli, capsys):
+def test_the_check_by_other_commands_is_told_and_right(save, cli, capsys, b3sum):
     path = save(5)
     with pytest.raises(SystemExit) as ended:
         main(["verify", "--help"])
     assert ended.value.code == 0
-    command = next(line for line in capsys.readouterr().out.splitlines() if "sha256sum" in line)
+    command = next(line for line in capsys.readouterr().out.splitlines() if "b3sum" in line and "jq -r" in line)
     if shutil.which("jq") is None:
         pytest.skip("needs jq")
     assert subprocess.run(command, shell=True, cwd=path, capture_output=True, check=False).returncode == 0

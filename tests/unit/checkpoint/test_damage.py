@@ -102,12 +102,12 @@ def edit_the_manifest(chance, path, other):
     body = json.loads(file.read_text())
     name, field = (
         chance.choice(LISTED),
-        chance.choice(["step", "world_size", "size", "sha256", "files", "info", "digest"]),
+        chance.choice(["step", "world_size", "size", "blake3", "files", "info", "digest"]),
     )
     if field in ("step", "world_size"):
         body[field] += chance.randrange(1, 9)
-    elif field in ("size", "sha256"):
-        body["files"][name][field] = {"size": chance.randrange(9), "sha256": chance.randbytes(32).hex()}[field]
+    elif field in ("size", "blake3"):
+        body["files"][name][field] = {"size": chance.randrange(9), "blake3": chance.randbytes(32).hex()}[field]
     elif field == "files":
         del body["files"][name]
     elif field == "info":
@@ -123,11 +123,11 @@ def edit_the_manifest_and_its_digest(chance, path, other):
     name = chance.choice(LISTED)
     files = dict(manifest.files)
     record = files.pop(name)
-    change = chance.choice(["step", "size", "sha256", "gone"])
+    change = chance.choice(["step", "size", "blake3", "gone"])
     if change == "size":
         files[name] = dataclasses.replace(record, size=record.size + chance.choice([-1, 1, 100]))
-    elif change == "sha256":
-        files[name] = dataclasses.replace(record, sha256=chance.randbytes(32).hex())
+    elif change == "blake3":
+        files[name] = dataclasses.replace(record, digest=chance.randbytes(32).hex())
     elif change == "step":
         manifest, files[name] = dataclasses.replace(manifest, step=chance.choice([OLD, OTHER, 80])), record
     (path / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())

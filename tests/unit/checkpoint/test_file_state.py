@@ -121,7 +121,7 @@ def test_damage_is_found_and_stepped_over(root, saved, file):
     content[-700] ^= 4
     target.write_bytes(content)
     state = Files(1.0)
-    with pytest.raises(DamagedCheckpoint, match="sha256"):
+    with pytest.raises(DamagedCheckpoint, match="blake3"):
         Checkpointer(root).load(newer, state)
     assert state.weight.eq(1.0).all(), "the hashes come first"
     assert select("auto", root, verify="full").path == saved
@@ -156,7 +156,7 @@ def test_files_beside_the_shards_are_hashed_and_not_loaded(root, make_state):
     with file.open("r+b") as stream:
         stream.seek(9000)
         stream.write(b"other")
-    with pytest.raises(DamagedCheckpoint, match=r"full_weights\.pt: its sha256"):
+    with pytest.raises(DamagedCheckpoint, match=r"full_weights\.pt: its blake3"):
         Checkpointer(root).load(path, make_state(1))
 
 

@@ -1,7 +1,6 @@
 """Files that are hashed while they are written, and storage errors that name their path."""
 
 import errno
-import hashlib
 import os
 import random
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 
 from rlinf_lite.checkpoint.files import BUFFER_BYTES, hashed, write_durably
 from rlinf_lite.checkpoint.manifest import hash_file
@@ -43,7 +43,7 @@ def test_write_durably(tmp_path):
     record = write_durably(tmp_path / "x", b"content")
     assert (tmp_path / "x").read_bytes() == b"content"
     assert record.size == 7
-    assert record.sha256 == hashlib.sha256(b"content").hexdigest()
+    assert record.digest == blake3(b"content").hexdigest()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -90,7 +90,7 @@ def test_any_size_comes_back_as_it_was_written(tmp_path, size, url):
             file.write(data[first : first + 3_000_001])
     assert path.read_bytes() == data
     assert file.record() == hash_file(path)
-    assert file.record().sha256 == hashlib.sha256(data).hexdigest()
+    assert file.record().digest == blake3(data).hexdigest()
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a memory file system")

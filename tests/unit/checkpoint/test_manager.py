@@ -428,7 +428,7 @@ def test_damaged_checkpoints_are_stepped_over_and_named(root):
         assert manager.load(other, its_optimizer) == {"step": 1}
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == 2
-    assert "global_step_3/actor/__0_0.distcp: its sha256" in texts[0]
+    assert "global_step_3/actor/__0_0.distcp: its blake3" in texts[0]
     assert "global_step_2: no manifest.json" in texts[1]
     assert {warning.filename for warning in caught} == {__file__}
 
@@ -436,7 +436,7 @@ def test_damaged_checkpoints_are_stepped_over_and_named(root):
     flip_a_bit(root / "global_step_1")
     with pytest.raises(DamagedCheckpoint, match="none of the 3 checkpoints"):
         manager.load(other, its_optimizer)
-    with pytest.raises(DamagedCheckpoint, match="sha256"):
+    with pytest.raises(DamagedCheckpoint, match="blake3"):
         manager.load(other, its_optimizer, root / "global_step_1")
     with pytest.raises(NoCheckpoint, match="global_step_7"):
         manager.load(other, its_optimizer, root / "global_step_7")

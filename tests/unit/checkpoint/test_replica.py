@@ -156,7 +156,7 @@ def test_files_that_do_not_belong_together(taken, make_state):
     with pytest.raises(DamagedCheckpoint, match=r"__0_0\.distcp: [0-9]+ bytes, the manifest says [0-9]+"):
         checkpoints.load(5, {**taken, SHARD: taken[SHARD][:-1]}, state)
     later = MemoryCheckpoints().take(8, make_state(8))
-    with pytest.raises(DamagedCheckpoint, match=r"__0_0\.distcp: its sha256 is not the one in the manifest"):
+    with pytest.raises(DamagedCheckpoint, match=r"__0_0\.distcp: its blake3 is not the one in the manifest"):
         checkpoints.load(5, {**taken, **later.shard}, state)
     with pytest.raises(StateMismatch, match="missing: more"):
         checkpoints.load(5, taken, state | {"more": torch.zeros(1)})

@@ -123,7 +123,7 @@ def test_data_comes_back(root, make_state):
     assert torch.equal(read["t"], data["t"])
 
 
-@pytest.mark.parametrize("value", [np.float64(0.5), object, manifest.FileRecord(size=1, sha256="")], ids=str)
+@pytest.mark.parametrize("value", [np.float64(0.5), object, manifest.FileRecord(size=1, digest="")], ids=str)
 def test_data_that_could_never_be_read_back_is_not_saved(save, root, make_state, value):
     save(4)
     with pytest.raises(TypeError, match=r"data/data\.pt takes plain values and tensors only"):

@@ -75,7 +75,7 @@ def test_damage_in_the_critic_is_noticed_and_stepped_over(save, both, root, cli,
     content[len(content) // 2] ^= 1
     (both / name).write_bytes(content)
     code, out, _ = cli("verify", root)
-    assert code == 1 and f"BAD  {both}: {both}/{name}: its sha256" in out
+    assert code == 1 and f"BAD  {both}: {both}/{name}: its blake3" in out
     chosen = select("auto", root, verify="full")
     assert chosen.path == older and name in chosen.skipped[0]
 

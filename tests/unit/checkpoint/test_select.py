@@ -102,7 +102,7 @@ def test_auto_steps_over_damage_and_says_which_and_why(save, root):
     assert selection.path == good
     assert len(selection.skipped) == 2
     assert str(shard) in selection.skipped[0]
-    assert "sha256" in selection.skipped[0]
+    assert "blake3" in selection.skipped[0]
     assert str(torn) in selection.skipped[1]
     assert "never committed" in selection.skipped[1]
     assert torn.is_dir()

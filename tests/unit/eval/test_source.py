@@ -42,7 +42,7 @@ def test_a_run_is_its_newest_checkpoint_that_verifies(make_run, capsys):
 def test_a_damaged_checkpoint_is_refused(make_run):
     checkpoint = make_run([2]) / "checkpoints" / "global_step_2"
     damage(checkpoint)
-    with pytest.raises(DamagedCheckpoint, match="sha256"), opened(str(checkpoint), "full"):
+    with pytest.raises(DamagedCheckpoint, match="blake3"), opened(str(checkpoint), "full"):
         pass
 
 

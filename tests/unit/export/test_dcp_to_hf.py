@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_refused(make_model, base_of, checkpoint_of, to_
     base, path = base_of(model), checkpoint_of(model)
     shard = damage(path)
     flags = {"dcp_path": path, "output_path": tmp_path / "out", "base_model": base}
-    assert_refused(to_hf(**flags), str(shard), "sha256")
+    assert_refused(to_hf(**flags), str(shard), "blake3")
     assert not list(tmp_path.glob("out*"))
     with shard.open("ab") as stream:
         stream.write(b"more")

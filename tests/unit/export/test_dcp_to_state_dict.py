@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_refused(make_model, checkpoint_of, convert, tmp
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     for inside in ("", "actor"):
-        assert_refused(convert(path / inside, tmp_path / "out.pt"), str(shard), "sha256")
+        assert_refused(convert(path / inside, tmp_path / "out.pt"), str(shard), "blake3")
     assert not (tmp_path / "out.pt").exists()
 
 

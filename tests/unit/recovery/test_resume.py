@@ -65,7 +65,7 @@ class Ranks:
     def _answer(self, method: str, path: str, verify: str) -> LoadReport:
         self.asked.append((method, Path(path).name, verify))
         if Path(path).name in self.damaged:
-            raise DamagedCheckpoint(f"{path}: its sha256 is not the one in the manifest")
+            raise DamagedCheckpoint(f"{path}: its blake3 is not the one in the manifest")
         manifest = manifests.read(Path(path))
         return LoadReport(path=Path(path), manifest=manifest, load_seconds=0.1, rng_restored=True, num_bytes=1)
 
@@ -90,7 +90,7 @@ def test_what_the_ranks_find_damaged_is_stepped_over_once_and_said_once(checkpoi
     assert [path for _, path, _ in ranks.asked] == ["global_step_2", "global_step_1"]
     printed = capsys.readouterr().out
     assert printed.count("stepped over a damaged checkpoint") == 2
-    assert "global_step_2: its sha256" in printed and "global_step_3/manifest.json: not a manifest" in printed
+    assert "global_step_2: its blake3" in printed and "global_step_3/manifest.json: not a manifest" in printed
     assert (checkpoints / "global_step_3").is_dir() and (checkpoints / "global_step_2").is_dir()
 
 
@@ -104,7 +104,7 @@ def test_when_none_is_left_each_reason_was_printed_once(checkpoints, capsys):
     said = capsys.readouterr().out + str(caught.value)
     for step, reason in (
         (1, "not a manifest"),
-        (2, "its sha256"),
+        (2, "its blake3"),
         (3, "not a manifest"),
         (4, "progress is a NoneType"),
     ):
@@ -113,7 +113,7 @@ def test_when_none_is_left_each_reason_was_printed_once(checkpoints, capsys):
 
 def test_a_given_path_is_not_stepped_over(checkpoints):
     config = asks(f"runner.resume_dir={checkpoints / 'global_step_2'}")
-    with pytest.raises(DamagedCheckpoint, match="global_step_2: its sha256"):
+    with pytest.raises(DamagedCheckpoint, match="global_step_2: its blake3"):
         resume(config, checkpoints, Ranks(damaged=("global_step_2",)))
     assert resume(config, checkpoints, Ranks()).progress.step == 2
 
