@@ -92,6 +92,20 @@ class Run:
         self.processes.append(process)
         return process
 
+    def hold(self, step: int) -> dict:
+        """A fault: the run hangs in the rollout of ``step``, once, lest it be over before a test that waits for the
+        processor has killed anything. After the kill call `let_go`: a run that was killed earlier must not hang."""
+        self._held.parent.mkdir(parents=True, exist_ok=True)
+        self._held.touch()
+        return {"phase": "rollout.train", "step": step, "rank": 0, "action": "hang", "armed": str(self._held)}
+
+    def let_go(self) -> None:
+        self._held.unlink(missing_ok=True)
+
+    @property
+    def _held(self) -> Path:
+        return self.root / "held"
+
     def end(self) -> None:
         """Leave no run behind, whatever a test died of: the driver and its workers end with the parent."""
         for process in self.processes:

@@ -14,13 +14,14 @@ pytestmark = pytest.mark.timeout(900)  # several whole runs a test
 def test_a_driver_that_is_killed_is_started_again(straight, new_run, same_run, still_running):
     """While it starts, and in the middle of a run; nothing of its Ray is left behind."""
     run = new_run({})
-    process = run.start()
+    process = run.start(faults=[run.hold(6)])
     printed = run.read_until(process, "starting ...")
     run.driver(process).kill()
     printed += run.read_until(process, "step    3/8")
     driver = run.driver(process)
     started = run.below(process)
     driver.send_signal(signal.SIGSEGV)
+    run.let_go()
     rest, _ = process.communicate(timeout=600)
     printed += rest
     assert process.returncode == 0, printed
@@ -34,7 +35,7 @@ def test_a_driver_that_is_killed_is_started_again(straight, new_run, same_run, s
 def test_a_parent_that_is_killed_leaves_nothing(new_run, still_running):
     for text, plain in (("starting ...", True), ("step    2/8", False)):
         run = new_run({}, plain=plain)
-        process = run.start()
+        process = run.start(faults=[run.hold(5)])
         run.read_until(process, text)
         time.sleep(1.0 if "starting" in text else 0.0)
         started = run.below(process)

@@ -43,7 +43,7 @@ def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
     mark, armed = tmp_path / "saving", tmp_path / "armed"
     armed.touch()
     hangs = {"phase": "save.halfway", "step": 3, "rank": 0, "action": "hang", "mark": str(mark), "armed": str(armed)}
-    process = run.start(REPLICAS, SPARES, faults=[hangs])
+    process = run.start(REPLICAS, SPARES, faults=[hangs, run.hold(7)])
     printed = run.read_until(process, "step    2/8")
     kill(run, "actor", 1)
     second = run.finish(AUTO, expect=2)
@@ -59,6 +59,7 @@ def test_every_kind_of_worker_dies(straight, new_run, same_run, tmp_path):
     printed += run.read_until(process, "step    6/8")
     kill(run, "actor", 0)  # the save of step 6 is in flight, or over
     kill(run, "rollout", 0)
+    run.let_go()
     printed += finish(run, process)
     assert "Traceback" not in printed
     assert printed.count("reproducible: yes") == printed.count("reproducible: ") == 1, "once, not for replaced workers"
