@@ -96,7 +96,7 @@ class Mask:
 # -- the numerics
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, softcap: float | None) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Compute softmax(cap(q k^T) + bias) v. A query's bits do not depend on what is computed beside it.
 
     Args:
@@ -104,18 +104,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, softcap: float | None) -
         k, v: [A, B, P, D] and [A, B, P, E], finite; P a multiple of PAD.
 
     Returns:
-        The output [A, B, M, E] and the log-sum-exp of the scores [A, B, M].
+        The output [A, B, M, E], and of each query's scores, [A, B, M], the largest and the sum of all exponentials
+        divided by the largest one's: the first and the logarithm of the second are the log-sum-exp.
     """
     scores = _scores(q, k, mask, softcap)
     top = scores.amax(-1, keepdim=True)  # a maximum has no order, so one pass over all keys may find it; a sum has one
     p = _exp(scores.sub_(top), mask).flatten(0, 1)
     total, v = _row_sums(p), v.flatten(0, 1)
-    out = p[..., :BLOCK] @ v[:, :BLOCK]
+    out = torch.bmm(p[..., :BLOCK], v[:, :BLOCK])
     for first in range(BLOCK, p.shape[-1], BLOCK):
         keys = slice(first, first + BLOCK)
         out.baddbmm_(p[..., keys], v[:, keys])
     out = out.div_(total[..., None]).unflatten(0, q.shape[:2])
-    return out, top[..., 0] + total.reshape(q.shape[:-1]).log()
+    return out, top[..., 0], total.view(q.shape[:-1])
 
 
 def _row_sums(p: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def attend_backward(
 
 
 def _scores(q: Tensor, k: Tensor, mask: Mask, softcap: float | None) -> Tensor:
-    scores = q @ k.transpose(2, 3)
+    scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).unflatten(0, q.shape[:2])
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     _by_query(scores, mask).add_(mask.bias)
@@ -185,18 +186,18 @@ def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, la
 
     Args:
         model: prepared by `use`.
-        ids_N, positions_N: int64; N >= MIN_ROWS.
+        ids_N, positions_N: int64; on a GPU N >= MIN_ROWS.
 
     Raises:
         ConfigError: not every layer asked the attention function exactly once, or the sequences are too long for
             position embeddings that stay the same.
     """
-    assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, which rounds differently: pad them"
     config, num = model.config.get_text_config(), len(ids_N)
     _check_length(config, layout.longest)
     if ids_N.device.type == "cpu" and (missing := _missing(num, getattr(model, _ROW_MULTIPLE))):
         ids_N, positions_N = (functional.pad(x, (0, missing)) for x in (ids_N, positions_N))
         layout = _Padded(layout, num)
+    assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, which rounds differently: pad them"
     layout.calls = 0
     found = model.base_model(
         input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, layout=layout

@@ -139,7 +139,7 @@ class _ForestAttention(torch.autograd.Function):
             attend(*_gather(bucket, *tokens), bucket.mask(rule.window, tokens[0].dtype), rule.softcap)
             for bucket in pieces.buckets
         ]
-        outs, lses = [out for out, _ in found], [lse for _, lse in found]
+        outs, lses = [out for out, _, _ in found], [top + total.log() for _, top, total in found]
         del found
         shape = len(q_HND), pieces.num_tokens, v_KNE.shape[-1]
         # Contiguous, or the next layer would copy it and keep the copy.

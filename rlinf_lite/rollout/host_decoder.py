@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from rlinf_lite.models.head import MIN_ROWS, logprobs_of
+from rlinf_lite.models.head import logprobs_of
 from rlinf_lite.rollout.batches import rng_keys
 from rlinf_lite.rollout.forward import Forward, NewRows, Waiting
 from rlinf_lite.rollout.output import Sampled
@@ -129,8 +128,6 @@ class HostDecoder:
             seen = None if seen is None else seen[index]
         if seen is not None:
             seen = seen.scatter(1, drawn[:, None], True)
-        missing = max(0, MIN_ROWS - num)  # rows that nobody reads, in slots that nobody has
-        positions = slots.start_step(np.pad(position_R, (0, missing)))
-        hidden = self._forward.hidden(functional.pad(drawn, (0, missing)), positions, slots)
-        logits = self._forward.logits(hidden[:num], self._packed.weight(self._forward.head, num))
+        hidden = self._forward.hidden(drawn, slots.start_step(position_R), slots)
+        logits = self._forward.logits(hidden, self._packed.weight(self._forward.head, num))
         return _Rows(rows.origin_R[order], position_R + 1, rows.t_R[order] + 1, logits, seen)

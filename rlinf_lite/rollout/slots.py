@@ -42,7 +42,7 @@ class Slots:
         Args:
             num_rows: rows that are decoded at once, at most.
         """
-        self.num_rows, self.calls, self.longest = max(num_rows, MIN_ROWS), 0, 0
+        self.num_rows, self.calls, self.longest = num_rows, 0, 0
         self._cache = dict[int, list[Tensor]]()
         self._num_keys = 0
         self._masks: dict[int | None, Mask] = {}

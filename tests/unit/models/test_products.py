@@ -145,6 +145,20 @@ def test_a_batch_is_decoded_with_the_weights_of_its_time(model, copied):
     assert len(copied) == 2
 
 
+def test_another_engine_with_the_same_model_takes_no_copies_away(model, copied):
+    """As that of the self-check, which is there before the first batch."""
+    products.use(model)
+    layers, layer, (x,) = PackedLayers(model), model.model.layers[0].mlp.up_proj, random((8, 32))
+    products.use(model)
+    other = PackedLayers(model)
+    for number, each in enumerate((layers, other, layers), 1):
+        with each:
+            layer(x)
+        assert len(copied) == number
+    layer(x)
+    assert len(copied) == 3, "no batch is decoded"
+
+
 def test_copies_stay_below_the_limit(model, copied, monkeypatch):
     layers, mlp, (x,) = PackedLayers(model), model.model.layers[0].mlp, random((8, 32))
     monkeypatch.setattr(packed_layers, "MAX_BYTES", 2 * mlp.up_proj.weight.nbytes)
