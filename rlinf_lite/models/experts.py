@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
 from rlinf_lite.models.head import MIN_ROWS
+from rlinf_lite.models.hf_directory import has_experts
 
 NAME = "rlinf_lite"
 """As transformers knows it."""
-COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Number of experts, by its names in ``config.json``."""
 
 
 def use(model: PreTrainedModel) -> bool:
@@ -23,7 +22,7 @@ def use(model: PreTrainedModel) -> bool:
     if model._can_set_experts_implementation():
         model.set_experts_implementation(NAME)
         return True
-    return not any(getattr(model.config.get_text_config(), name, None) for name in COUNTS)
+    return not has_experts(model.config)
 
 
 def _experts(module: Any, hidden_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ _ALIASES = {"qwen2.5": "qwen2"}
 _TEXT_ENDINGS = {".json", ".jinja", ".model", ".txt"}
 _MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Names that families have for it in ``config.json``."""
 
 
 def resolve(model_path: str, key: str = "actor.model.model_path") -> Path:
@@ -73,6 +75,11 @@ def load_config(directory: Path, model_type: str | None, section: str = "actor")
             f"{section}.model.model_type={model_type}: {directory} holds a {config.model_type}; write that, or null"
         )
     return config
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether the model is a mixture of experts."""
+    return any(getattr(config.get_text_config(), name, None) for name in _NUM_EXPERTS)
 
 
 def check_length(config: PretrainedConfig, seq_length: int, asked: str | None = None) -> None:

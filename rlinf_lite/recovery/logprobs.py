@@ -54,15 +54,14 @@ def engine_is_exact(config: Config, device: str) -> bool:
 
 
 def _is_ordinary(model: PretrainedConfig, device: str) -> bool:
-    from rlinf_lite.models.experts import COUNTS  # as above
+    from rlinf_lite.models.hf_directory import has_experts  # as above
 
     text = model.get_text_config()
     sizes = {name: getattr(text, name, None) for name in (*_HEADS, *_SIZES)}
     head = sizes["head_dim"] or text.hidden_size // text.num_attention_heads
     if device == "cpu":
         heads = [head, *(sizes[name] for name in _HEADS)]
-        mixes = any(getattr(text, name, None) for name in COUNTS)
-        measured = not mixes or text.model_type in _MIXTURES
+        measured = not has_experts(text) or text.model_type in _MIXTURES
         return measured and text.hidden_size >= _SMALLEST and all(size % _MULTIPLE == 0 for size in heads if size)
     fits_flash = head <= _LARGEST_HEAD and not getattr(text, "attn_logit_softcapping", None)
     return fits_flash and all(size % _MULTIPLE == 0 for size in (head, *sizes.values()) if size)

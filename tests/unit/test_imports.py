@@ -102,20 +102,23 @@ def test_a_fresh_process_stays_light():
 
 
 DRIVER_WITH_MODELS = """
-import rlinf_lite.recovery.supervisor
+import rlinf_lite.recovery.build, rlinf_lite.recovery.prepare, rlinf_lite.recovery.supervisor
+from rlinf_lite.config.compose import load
 from rlinf_lite.models.hf_directory import load_config, load_tokenizer, resolve
+from rlinf_lite.recovery.logprobs import engine_is_exact
 directory = resolve("embedded:tiny-arithmetic")
-load_config(directory, None), load_tokenizer(directory)
+load_config(directory, None), load_tokenizer(directory), engine_is_exact(load([]), "cpu")
 """
 
 
 def test_a_process_that_has_imported_torch_stays_light():
     """Each in a fork of such a process, since torch takes longer than the rest."""
     after = ["torch.distributed.checkpoint", "torch.distributed.tensor", "torch._dynamo", "sympy"]
+    models = ["transformers.activations", "transformers.modeling_utils"]
     cases = [
         ("checkpoint", "import rlinf_lite.checkpoint", ["ray", "transformers", "hydra", "wandb"]),
         ("training", "import rlinf_lite.training.build", ["ray", "hydra", "rlinf_lite.checkpoint"]),
-        ("a driver that has read its models", DRIVER_WITH_MODELS, [*after, "transformers.activations"]),
+        ("a driver that has read its models", DRIVER_WITH_MODELS, [*after, *models]),
     ]
     forks = [
         f"if os.fork() == 0:\n exec({code!r})\n found({name!r}, {absent!r})\n end()\nassert os.wait()[1] == 0"
