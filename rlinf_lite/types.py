@@ -157,8 +157,8 @@ class Segments:
 class TokenBatch:
     """A canonical unit of training: N tokens computed together by one rank, of which M loss tokens are trained.
 
-    Its R responses are the segments without children, in order. A prompt is stored once, whatever the number of
-    responses to it.
+    A prompt is stored once, whatever the number of responses to it, and so are equal responses to it: each is a segment
+    without children, of which several of the R responses may consist.
     """
 
     index: int

@@ -164,9 +164,9 @@ class RunnerConfig(Section):
     """true: limit micro-batches by ``max_tokens_per_mbs``; false: by ``algorithm.training_batch_size_per_gpu`` and
     ``algorithm.logprob_forward_micro_batch_size`` rows; null: true, unless one of these two is set."""
     max_tokens_per_mbs: Count | None = None
-    """Tokens in a micro-batch, if the batch size is dynamic: of its responses, and of each of their prompts once. There
-    are as few micro-batches as that allows, and the largest is as small as it can be then. null: 2048, or
-    ``seq_length`` if that is more."""
+    """Tokens in a micro-batch, if the batch size is dynamic: of each of its prompts once, and of equal responses to a
+    prompt once. There are as few micro-batches as that allows, and the largest is as small as it can be then. null:
+    2048, or ``seq_length`` if that is more."""
     resume_dir: Neutral[PathText | None] = None
     """null: a new run; a ``global_step_N`` directory: resume from it; ``auto``: resume from the newest checkpoint that
     verifies. A checkpoint of RLinf or Megatron-LM is converted first, if ``resume_allow_changes`` names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -28,7 +28,8 @@ class SplitSettings:
     rows_for_update: int
     """Responses per unit of an update; not used with ``max_tokens``."""
     max_tokens: int | None
-    """Limit on the tokens of a unit, each prompt once; None: the numbers of responses apply."""
+    """Limit on the tokens of a unit, each prompt once, and equal responses to it once; None: the numbers of responses
+    apply."""
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig, runner: RunnerConfig, *, seed: int) -> Self:
@@ -52,14 +53,26 @@ def arrange(num_rows: int, step: int, *, num_minibatches: int, shuffle_seed: int
     return [order[first : first + size] for first in range(0, num_rows, size)]
 
 
+_PROMPT = -1
+"""Stands for a group's prompt where a number names a text."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowSize:
     """The tokens that a response adds to a unit."""
 
     group: int
     """Names its prompt, which a unit computes once."""
+    text: int
+    """Names its tokens, which a unit computes once with that prompt."""
     prompt: int
     response: int
+
+    def added(self, held: Container[tuple[int, int]]) -> int:
+        """The tokens that it adds to a unit that holds these pairs of group and text, or group and `_PROMPT`."""
+        if (self.group, self.text) in held:
+            return 0
+        return self.response if (self.group, _PROMPT) in held else self.prompt + self.response
 
 
 def rows_by_number(rows: Sequence[int], number: int) -> list[list[int]]:
@@ -90,17 +103,16 @@ def rows_by_tokens(rows: Sequence[int], sizes: Sequence[RowSize], max_tokens: in
 
 def _filled(rows: Sequence[int], sizes: Sequence[RowSize], max_tokens: int) -> list[list[int]]:
     units: list[list[int]] = []
-    groups: set[int] = set()
+    held: set[tuple[int, int]] = set()
     total = 0
     for row in rows:
         size = sizes[row]
-        added = size.response if size.group in groups else size.prompt + size.response
-        if not units or total + added > max_tokens:
+        if not units or total + size.added(held) > max_tokens:
             units.append([])
-            groups, total, added = set(), 0, size.prompt + size.response
+            held, total = set(), 0
         units[-1].append(row)
-        groups.add(size.group)
-        total += added
+        total += size.added(held)
+        held |= {(size.group, _PROMPT), (size.group, size.text)}
     return units
 
 
@@ -126,9 +138,12 @@ class StepBatch:
         assert all(len(prompt) for prompt in self._prompts), "no token predicts the first one"
         self._settings = settings
         sizes_N = np.array([len(response.token_ids) for _, response in self._rows], dtype=np.int64)
+        texts: dict[bytes, int] = {}
+        self._texts = [texts.setdefault(response.token_ids.tobytes(), len(texts)) for _, response in self._rows]
+        """Names the tokens of each response: equal ones have the same."""
         self._sizes = [
-            RowSize(group, len(self._prompts[group]), size)
-            for (group, _), size in zip(self._rows, sizes_N.tolist(), strict=True)
+            RowSize(group, text, len(self._prompts[group]), size)
+            for (group, _), text, size in zip(self._rows, self._texts, sizes_N.tolist(), strict=True)
         ]
         is_loss_T = np.concatenate([response.loss_mask for _, response in self._rows])
         self._place_M = np.flatnonzero(is_loss_T & np.asarray(is_counted, dtype=np.bool_).repeat(sizes_N))
@@ -184,7 +199,7 @@ class StepBatch:
         tree = _Tree()
         for row in rows:
             group, response = self._rows[row]
-            tree.add(group, self._prompts[group], response.token_ids)
+            tree.add(group, self._texts[row], self._prompts[group], response.token_ids)
         num_tokens_R = np.where(with_loss_N[rows], self.num_tokens_N[rows], 0)
         chosen_M = _ranges(self._first[rows], num_tokens_R)
         chosen = torch.from_numpy(chosen_M)
@@ -206,26 +221,27 @@ class _Tree:
         """Of each segment."""
         self._first_positions: list[int] = []
         self._parents: list[int] = []
-        self._prompts: dict[int, int] = {}
-        """Their segments, by group."""
+        self._held: dict[tuple[int, int], int] = {}
+        """Segments, by group and text; a prompt's by group and `_PROMPT`."""
         self._responses: list[int] = []
-        """Segments."""
+        """Their segments; equal responses to a prompt have the same."""
 
-    def add(self, group: int, prompt_P: np.ndarray, response_R: np.ndarray) -> None:
+    def add(self, group: int, text: int, prompt_P: np.ndarray, response_R: np.ndarray) -> None:
         """
         Args:
             group: names the prompt, which is stored once.
+            text: names the response's tokens, which are stored once below their prompt.
         """
-        parent = self._prompts.get(group)
-        if parent is None:
-            parent = self._prompts[group] = len(self._ids)
-            self._ids.append(prompt_P)
-            self._first_positions.append(0)
-            self._parents.append(-1)
-        self._responses.append(len(self._ids))
-        self._ids.append(response_R)
-        self._first_positions.append(len(prompt_P))
-        self._parents.append(parent)
+        parent = self._segment((group, _PROMPT), prompt_P, 0, -1)
+        self._responses.append(self._segment((group, text), response_R, len(prompt_P), parent))
+
+    def _segment(self, name: tuple[int, int], ids: np.ndarray, first_position: int, parent: int) -> int:
+        if (found := self._held.get(name)) is None:
+            found = self._held[name] = len(self._ids)
+            self._ids.append(ids)
+            self._first_positions.append(first_position)
+            self._parents.append(parent)
+        return found
 
     def unit(
         self, index: int, token_M: np.ndarray, num_tokens_R: np.ndarray, columns: Mapping[Column, Tensor]

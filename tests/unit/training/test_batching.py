@@ -119,13 +119,21 @@ def test_an_empty_prompt_is_refused():
     ],
 )
 def test_units_by_tokens(sizes, max_tokens, expected):
-    assert rows_by_tokens(range(len(sizes)), [RowSize(*size) for size in sizes], max_tokens) == expected
+    given = [RowSize(group, text, prompt, response) for text, (group, prompt, response) in enumerate(sizes)]
+    assert rows_by_tokens(range(len(sizes)), given, max_tokens) == expected
+
+
+def test_equal_responses_to_a_prompt_count_once_in_a_unit():
+    same, other, to_another = RowSize(0, 7, 2, 3), RowSize(0, 8, 2, 3), RowSize(1, 7, 2, 3)
+    assert rows_by_tokens(range(5), [same, other, same, same, same], 8) == [[0, 1, 2, 3, 4]]
+    assert rows_by_tokens(range(3), [same, to_another, same], 9) == [[0], [1], [2]]
+    assert rows_by_tokens(range(3), [same, to_another, same], 10) == [[0, 1, 2]]
 
 
 def tokens_of(unit, sizes) -> int:
-    return sum(sizes[row].response for row in unit) + sum(
-        {sizes[row].group: sizes[row].prompt for row in unit}.values()
-    )
+    prompts = {sizes[row].group: sizes[row].prompt for row in unit}
+    responses = {(sizes[row].group, sizes[row].text): sizes[row].response for row in unit}
+    return sum(prompts.values()) + sum(responses.values())
 
 
 def largest_of_the_best_split(rows, sizes, number) -> int:
@@ -140,7 +148,8 @@ def test_units_by_tokens_are_few_and_of_similar_size():
         number = int(rng.integers(1, 9))
         prompts = rng.integers(1, 30, size=4).tolist()
         groups = rng.integers(0, 4, size=number).tolist()
-        sizes = [RowSize(group, prompts[group], int(rng.integers(1, 30))) for group in groups]
+        texts, lengths = rng.integers(0, 5, size=number).tolist(), rng.integers(1, 30, size=5).tolist()
+        sizes = [RowSize(g, t, prompts[g], lengths[t]) for g, t in zip(groups, texts, strict=True)]
         rows = rng.permutation(number).tolist()
         units = rows_by_tokens(rows, sizes, 64)  # no row has more
         assert [row for unit in units for row in unit] == rows
@@ -257,4 +266,21 @@ def test_what_is_not_finite_does_not_get_into_the_units():
 def test_a_unit_of_nothing_but_failures():
     failed = [group([4], response([]), response([]))]
     (unit,) = step_batch(failed, [False, False], num_minibatches=1).for_forward()
-    assert sequences(unit)[0] == [[4], [4]] and len(unit.source_M) == 0
+    assert sequences(unit)[0] == [[4]] and len(unit.source_M) == 0 and unit.num_responses == 2
+
+
+def test_equal_responses_to_a_prompt_are_one_segment():
+    """Not those to another prompt; each keeps its own loss tokens and columns."""
+    partly = response([8, 2], [-5, -6], [True, False])
+    groups = [
+        group([1, 5], response([8, 2], [-1, -2]), response([9, 2], [-3, -4]), partly),
+        group([6], response([8, 2], [-7, -8])),
+    ]
+    batch = step_batch(groups, num_minibatches=1, rows_for_forward=4, rows_for_update=4)
+    columns = {Column.ENGINE_LOGPROB: batch.engine_logprobs()}
+    for unit in (*batch.for_forward(), *batch.for_update(columns, np.array(ALL))[0].units):
+        assert unit.ids_N.tolist() == [1, 5, 8, 2, 9, 2, 6, 8, 2]
+        assert unit.segments.parent_S.tolist() == [-1, 0, 0, -1, 3] and unit.num_responses == 4
+        assert unit.source_M.tolist() == [1, 2, 1, 4, 1, 6, 7] and unit.targets_M.tolist() == [8, 2, 9, 2, 8, 8, 2]
+        assert unit.seq_M.tolist() == [0, 0, 1, 1, 2, 3, 3]
+    assert unit.columns[Column.ENGINE_LOGPROB].tolist() == [-1, -2, -3, -4, -5, -7, -8]
