@@ -152,7 +152,7 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
     rollouts = flat(engine.generate(make_batch(RANDOM_PROMPTS, group_size=8, max_new_tokens=12)))
     lengths = [len(r.response_ids) for r in rollouts]
     sampled = [(r.prompt_index, r.response_ids.tolist()) for r in rollouts]
-    # Sequences that go on after t tokens; those of several rows are computed once.
+    # Sequences with more than t tokens; those of several rows are computed once.
     grown = [len({(prompt, *ids[:t]) for prompt, ids in sampled if len(ids) > t}) for t in range(1, 12)]
     assert grown[0] < sum(length > 1 for length in lengths) and grown[-1] > MIN_ROWS
     tokens_of_prompts = sum(len(prompt) for prompt in RANDOM_PROMPTS)  # each once for its group
