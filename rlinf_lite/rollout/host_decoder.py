@@ -42,7 +42,7 @@ class _Nodes:
 
 @dataclass
 class _Rows:
-    """The R unfinished rows."""
+    """The R unfinished rows, ordered by their sequence."""
 
     origin_R: np.ndarray
     """Row of the batch that each of them is."""
@@ -139,10 +139,12 @@ class HostDecoder:
         logits_QV, drawn_R = nodes.logits_QV, np.empty_like(rows.t_R)
         if nodes.seen_QV is not None:
             logits_QV = penalize_repetition(logits_QV, nodes.seen_QV, sampling.repetition_penalty)
-        at_a_time = max(1, _MAX_COPIED // logits_QV.shape[-1])
+        are_equal = len(nodes.slot_Q) < len(drawn_R)  # some rows; otherwise each has the logits in its place
+        at_a_time = max(1, _MAX_COPIED // logits_QV.shape[-1]) if are_equal else len(drawn_R)
         for first in range(0, len(drawn_R), at_a_time):
             part = slice(first, first + at_a_time)
-            node, origin, t = torch.from_numpy(rows.node_R[part]), rows.origin_R[part], rows.t_R[part]
+            node = torch.from_numpy(rows.node_R[part]) if are_equal else part
+            origin, t = rows.origin_R[part], rows.t_R[part]
             drawn = draw(logits_QV[node], sampling, keys[origin], t)
             drawn_R[part] = drawn.numpy()
             if self._with_logprobs:
@@ -166,8 +168,10 @@ class HostDecoder:
         logits = self._forward.logits(hidden, self._packed.weight(self._forward.head, len(tokens)))
         seen = None if before.seen_QV is None else before.seen_QV[torch.from_numpy(parent_Q)]
         seen = None if seen is None else seen.scatter(1, tokens[:, None], True)
-        nodes = _Nodes(slot_Q[order], position_Q + 1, logits, seen)
-        return _Rows(rows.origin_R[stays], rows.t_R[stays] + 1, slot_Q[node_R], nodes)
+        nodes, node_R = _Nodes(slot_Q[order], position_Q + 1, logits, seen), slot_Q[node_R]
+        by_node = np.argsort(node_R, kind="stable")
+        stays = stays[by_node]
+        return _Rows(rows.origin_R[stays], rows.t_R[stays] + 1, node_R[by_node], nodes)
 
 
 def _place(parent_Q: np.ndarray, slots: Slots) -> np.ndarray:
