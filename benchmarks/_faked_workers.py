@@ -87,7 +87,7 @@ class _FakedActor:
         self.run = _Method(lambda method, *args: _ANSWERS[method](*args))
 
 
-def _generate(batch: GenerationBatch) -> list[Group]:
+def _generate(batch: GenerationBatch, after: None = None) -> list[Group]:
     responses = [
         Response(
             sample_index=row % batch.group_size,
