@@ -17,10 +17,8 @@ from typing import Any
 
 import _random_model
 import numpy as np
-import torch
 from _paired import Row, arguments, finish, in_turn
 from _updates import Ours, Processes, responses
-from torch import Tensor
 
 from rlinf_lite import numerics
 from rlinf_lite.rollout.builtin import BuiltinEngine
@@ -79,10 +77,10 @@ class GivenLengths(HostDecoder):
 
     lengths: np.ndarray
 
-    def _draw(self, rows: Any, batch: GenerationBatch, keys: np.ndarray) -> Tensor:
-        drawn = super()._draw(rows, batch, keys)
-        ends = torch.from_numpy(rows.t_R + 1 == self.lengths[rows.origin_R])
-        return torch.where(ends, EOS, torch.where(drawn == EOS, EOS + 2, drawn))
+    def _draw(self, rows: Any, *others: Any) -> np.ndarray:
+        drawn_R = super()._draw(rows, *others)
+        ends_R = rows.t_R + 1 == self.lengths[rows.origin_R]
+        return np.where(ends_R, EOS, np.where(drawn_R == EOS, EOS + 2, drawn_R))
 
 
 def generation(rounds: int) -> float:
