@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-_linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_linear_pointwise: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
 """oneDNN's product. It returns sooner if it is given two dimensions."""
 _FEW_ROWS = 64
 """For which oneDNN chooses the layout of a weight. Without a number it takes twice as long."""
@@ -63,7 +63,7 @@ def product(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     """
     if takes(x, weight_NK):
         found = _linear_pointwise(x.flatten(0, -2), weight_NK, bias_N, "none", [], "")
-        return found.view(*x.shape[:-1], -1)
+        return found.view(*x.shape[:-1], found.shape[-1])
     return functional.linear(x, weight_NK, bias_N)
 
 
