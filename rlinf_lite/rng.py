@@ -89,7 +89,7 @@ def reseed(*counters: int | str) -> None:
     bits = int(counter_hash("rng", *counters))
     random.seed(bits)
     np.random.seed(bits % 2**32)
-    # As torch.manual_seed, which takes half a millisecond to note for other devices who called it.
+    # As torch.manual_seed, which also formats a stack for each kind of device that is not there: half a millisecond.
     torch.default_generator.manual_seed(bits % 2**63)
     if torch.version.cuda is not None:
         torch.cuda.manual_seed_all(bits % 2**63)

@@ -105,7 +105,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, softcap: float | None) -
 
     Returns:
         The output [A, B, M, E], and of each query's scores, [A, B, M], the largest and the sum of all exponentials
-        divided by the largest one's: the first and the logarithm of the second are the log-sum-exp.
+        divided by the largest one's: the first plus the logarithm of the second is the log-sum-exp.
     """
     scores = _scores(q, k, mask, softcap)
     top = scores.amax(-1, keepdim=True)  # a maximum has no order, so one pass over all keys may find it; a sum has one
