@@ -1,21 +1,29 @@
 """Tokens per second of the builtin engine: the embedded default, a SmolLM2 shape beside `generate`, uneven lengths.
 
-    python benchmarks/generation.py [embedded | generate | uneven ...] [--layers 30] [--rounds 3]
+    python benchmarks/generation.py [embedded | generate | uneven | text ...] [--layers 30] [--rounds 3]
+        [--texts FILE.jsonl]
 
 In one process with one thread, without Ray, by its processor time. `embedded` is one step of the default config.
 `generate` decodes SmolLM2-135M's shape with random weights, 1, 8 and 32 rows in turns with transformers' `generate`,
 greedily. `uneven` samples responses of 1 to 512 tokens to 64 prompts with 16 rows at once: in batches of 16, and in one
-batch, where rows join when others finish. To compare two versions of
-the project, run the script by turns in two worktrees: it uses no name that only the newer one has.
+batch, where rows join when others finish. `text`, which needs `--texts`, is as `generate`, but the engine draws the
+answers of a file like GSM8K's train.jsonl (lines with `question` and `answer`), whatever the logits: with random
+weights a greedy text soon repeats itself, and drafts are right more often than those of a real text. To compare two
+versions of the project, run the script by turns in two worktrees: it uses no name that only the newer one has.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +32,8 @@ from rlinf_lite.config import RolloutConfig
 from rlinf_lite.config.compose import load
 from rlinf_lite.data import load_problems
 from rlinf_lite.models import build, hf_directory, vocabulary
-from rlinf_lite.rollout.batches import generation_batches
+from rlinf_lite.rollout import host_decoder
+from rlinf_lite.rollout.batches import generation_batches, rng_keys
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.types import GenerationBatch, Problem, Prompt, Sampling
@@ -40,10 +49,14 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["embedded", "generate", "uneven"])
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--texts", type=Path, help="for `text`")
     options = parser.parse_args()
     numerics.fix("cpu")
     for what in options.what:
-        {"embedded": embedded, "generate": beside_generate, "uneven": uneven}[what](options.layers, options.rounds)
+        if what == "text":
+            replayed(options.layers, options.rounds, options.texts or parser.error("text: give --texts"))
+        else:
+            {"embedded": embedded, "generate": beside_generate, "uneven": uneven}[what](options.layers, options.rounds)
 
 
 def embedded(_: int, rounds: int) -> None:
@@ -77,11 +90,58 @@ def beside_generate(layers: int, rounds: int) -> None:
             return tokens_of(engine, batches_of(ids.tolist(), len(ids), NEW, do_sample=False))
 
         def theirs(number: int, ids: torch.Tensor = ids) -> int:
-            mask = torch.ones_like(ids)
-            given = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW, "pad_token_id": 0}
-            return model.generate(input_ids=ids, attention_mask=mask, **given)[:, PROMPT:].numel()
+            return plainly_generated(model, ids)
 
         report(f"SmolLM2 shape, {layers} layers, {rows} rows", rounds, {"generate": theirs, "engine": ours})
+
+
+def plainly_generated(model: PreTrainedModel, ids: torch.Tensor) -> int:
+    """Let transformers' `generate` decode greedily; returns the number of tokens."""
+    given = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW, "pad_token_id": 0}
+    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **given)[:, ids.shape[1] :].numel()
+
+
+def replayed(layers: int, rounds: int, texts: Path) -> None:
+    """The engine draws given texts, eight of them alone and together; `generate` decodes as many tokens."""
+    model, tokenizer = smollm2(layers)
+    pairs = list(itertools.islice(long_enough(texts), 8))
+    prompts, answers = [list(question) for question, _ in pairs], np.array([answer for _, answer in pairs])
+    draw, answer_of = host_decoder.draw, dict[int, np.ndarray]()
+
+    def given(logits: torch.Tensor, sampling: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:
+        draw(logits, sampling, keys, t)  # for its time
+        return torch.from_numpy(np.array([answer_of[key][at] for key, at in zip(keys.tolist(), t, strict=True)]))
+
+    host_decoder.draw = given
+    for rows in (1, 8):
+        engine = engine_of(model, tokenizer, frozenset({model.config.vocab_size - 1}), rows)
+
+        def ours(number: int, engine: RolloutEngine = engine, rows: int = rows) -> int:
+            batches = batches_of(prompts, rows, NEW, do_sample=False)
+            answer_of.update(zip(np.concatenate([rng_keys(each) for each in batches]).tolist(), answers, strict=True))
+            return tokens_of(engine, batches)
+
+        def theirs(number: int, rows: int = rows) -> int:
+            return sum(plainly_generated(model, ids) for ids in torch.tensor(prompts).split(rows))
+
+        report(f"SmolLM2 shape, {layers} layers, given text, {rows} rows", rounds, {"generate": theirs, "engine": ours})
+    host_decoder.draw = draw
+
+
+def long_enough(texts: Path) -> Iterator[tuple[list[int], list[int]]]:
+    """Questions of `PROMPT` tokens, their last ones, and the first `NEW` of their answers: words, digits and signs."""
+    ids: dict[str, int] = {}
+    for line in texts.read_text().splitlines():
+        row = json.loads(line)
+        question, answer = (
+            [
+                ids.setdefault(token, len(ids) + 3)
+                for token in re.findall(r" ?[A-Za-z]+|\d| ?[^\sA-Za-z\d]|\s", row[name])
+            ]
+            for name in ("question", "answer")
+        )
+        if len(question) >= PROMPT and len(answer) >= NEW:
+            yield question[-PROMPT:], answer[:NEW]
 
 
 def uneven(_: int, rounds: int) -> None:

@@ -76,6 +76,7 @@ class GivenLengths(HostDecoder):
     """Ends each row after a given number of tokens."""
 
     lengths: np.ndarray
+    max_drafted = 0  # a draft that comes true could lead past the end
 
     def _draw(self, rows: Any, *others: Any) -> np.ndarray:
         drawn_R = super()._draw(rows, *others)

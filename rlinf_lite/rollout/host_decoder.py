@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlinf_lite.errors import NotFinite
 from rlinf_lite.models.head import logprobs_of
 from rlinf_lite.rollout.batches import rng_keys
+from rlinf_lite.rollout.drafts import MAX_ROWS, Drafts
 from rlinf_lite.rollout.forward import Forward, NewRows, Waiting
 from rlinf_lite.rollout.output import Sampled
 from rlinf_lite.rollout.packed_layers import PackedLayers
@@ -26,7 +28,12 @@ class _Nodes:
     """Where the keys and values of each are."""
     position_Q: np.ndarray
     """Position of the next token."""
-    logits_QV: Tensor
+    count_Q: np.ndarray
+    """Tokens whose logits are there: the next one's, and those after each of its drafts."""
+    draft_L: np.ndarray
+    """int64: the token with which the sequence continues if it is drawn from these logits; -1 from the last ones."""
+    logits_LV: Tensor
+    """By sequence, the next token's first."""
     seen_QV: Tensor | None
     """bool: tokens of prompt and response so far; None without a repetition penalty."""
 
@@ -35,8 +42,17 @@ class _Nodes:
         return _Nodes(
             np.concatenate([self.slot_Q, other.slot_Q]),
             np.concatenate([self.position_Q, other.position_Q]),
-            torch.cat([self.logits_QV, other.logits_QV]),
+            np.concatenate([self.count_Q, other.count_Q]),
+            np.concatenate([self.draft_L, other.draft_L]),
+            torch.cat([self.logits_LV, other.logits_LV]),
             None if self.seen_QV is None or other.seen_QV is None else torch.cat([self.seen_QV, other.seen_QV]),
+        )
+
+    def without_drafts(self) -> _Nodes:
+        """These sequences with the logits of their next tokens alone."""
+        first_Q, ones = self.count_Q.cumsum() - self.count_Q, np.ones_like(self.count_Q)
+        return _Nodes(
+            self.slot_Q, self.position_Q, ones, -ones, self.logits_LV[torch.from_numpy(first_Q)], self.seen_QV
         )
 
 
@@ -58,7 +74,8 @@ class _Rows:
         _, first_Q, node_R = np.unique(new.origin_R // group_size, return_index=True, return_inverse=True)
         index = torch.from_numpy(first_Q)
         seen = None if new.seen_RV is None else new.seen_RV[index]
-        nodes = _Nodes(slots[first_Q], new.length_R[first_Q], new.logits_RV[index], seen)
+        ones = np.ones_like(first_Q)
+        nodes = _Nodes(slots[first_Q], new.length_R[first_Q], ones, -ones, new.logits_RV[index], seen)
         return cls(new.origin_R, np.zeros_like(new.length_R), node_R, nodes)
 
     def join(self, other: _Rows) -> _Rows:
@@ -76,7 +93,10 @@ _MAX_COPIED = 1 << 24
 
 
 class HostDecoder:
-    """Samples the rows of a batch, a token each at a time. Rows with the same sequence so far are computed once."""
+    """Samples the rows of a batch. Rows with the same sequence so far are computed once; few rows get drafts."""
+
+    max_drafted = MAX_ROWS
+    """Sequences that get drafts; if there are more, none does."""
 
     def __init__(self, forward: Forward, *, eos_ids: frozenset[int], with_logprobs: bool, max_rows: int) -> None:
         """
@@ -100,15 +120,25 @@ class HostDecoder:
         slots = self._take_slots(len(keys))
         waiting = Waiting(self._forward, batch, slots)
         rows: _Rows | None = None
+        drafts: Drafts | None = None
         while rows is not None or waiting.num_left:
             rows = self._admit(rows, waiting, batch.group_size)
-            drawn_R = self._draw(rows, batch, keys, out)
-            out.tokens_NT[rows.origin_R, rows.t_R] = drawn_R
+            try:
+                drawn_R = self._draw(rows, batch, keys, out, drafts)
+            except NotFinite:
+                if len(rows.nodes.draft_L) == len(rows.nodes.slot_Q):
+                    raise
+                rows.nodes = rows.nodes.without_drafts()  # what follows a wrong one says nothing about the row
+                drawn_R = self._draw(rows, batch, keys, out, drafts)
             ended_R = np.isin(drawn_R, self._eos)
             leaves_R = ended_R | (rows.t_R + 1 == sampling.max_new_tokens)
             out.length_N[rows.origin_R[leaves_R]] = rows.t_R[leaves_R] + 1
             out.finished_N[rows.origin_R[ended_R]] = True
-            rows = self._grow(rows, drawn_R, np.flatnonzero(~leaves_R), slots)
+            if len(rows.nodes.slot_Q) > self.max_drafted or rows.nodes.seen_QV is not None:
+                drafts = None
+            elif drafts is None:
+                drafts = Drafts(batch, out, self._eos.tolist())
+            rows = self._grow(rows, drawn_R, np.flatnonzero(~leaves_R), slots, drafts)
         self._slots = slots
         return out
 
@@ -133,45 +163,83 @@ class HostDecoder:
         assert rows is not None
         return rows
 
-    def _draw(self, rows: _Rows, batch: GenerationBatch, keys: np.ndarray, out: Sampled) -> np.ndarray:
-        """Sample a token per row, and note its log-prob."""
+    def _draw(
+        self, rows: _Rows, batch: GenerationBatch, keys: np.ndarray, out: Sampled, drafts: Drafts | None
+    ) -> np.ndarray:
+        """Sample a token per row, and as many more as its drafts come true; note them with their log-probs.
+
+        Returns:
+            The last token of each row, whose index ``rows.t_R`` then is.
+        """
         nodes, sampling = rows.nodes, batch.sampling
-        logits_QV, drawn_R = nodes.logits_QV, np.empty_like(rows.t_R)
+        count_R = nodes.count_Q[rows.node_R]
+        first_R, row_L = count_R.cumsum() - count_R, np.arange(len(count_R)).repeat(count_R)
+        ahead_L = np.arange(len(row_L)) - first_R[row_L]
+        place_L = (nodes.count_Q.cumsum() - nodes.count_Q)[rows.node_R][row_L] + ahead_L
+        origin_L, t_L = rows.origin_R[row_L], rows.t_R[row_L] + ahead_L
+        logits, drawn_L, logprob_L = nodes.logits_LV, np.empty_like(t_L), np.zeros(len(t_L), dtype=np.float32)
         if nodes.seen_QV is not None:
-            logits_QV = penalize_repetition(logits_QV, nodes.seen_QV, sampling.repetition_penalty)
-        are_equal = len(nodes.slot_Q) < len(drawn_R)  # some rows; otherwise each has the logits in its place
-        at_a_time = max(1, _MAX_COPIED // logits_QV.shape[-1]) if are_equal else len(drawn_R)
-        for first in range(0, len(drawn_R), at_a_time):
+            logits = penalize_repetition(logits, nodes.seen_QV, sampling.repetition_penalty)
+        are_equal = len(nodes.slot_Q) < len(count_R)  # some rows; otherwise each has the logits in its place
+        at_a_time = max(1, _MAX_COPIED // logits.shape[-1]) if are_equal else len(drawn_L)
+        for first in range(0, len(drawn_L), at_a_time):
             part = slice(first, first + at_a_time)
-            node = torch.from_numpy(rows.node_R[part]) if are_equal else part
-            origin, t = rows.origin_R[part], rows.t_R[part]
-            drawn = draw(logits_QV[node], sampling, keys[origin], t)
-            drawn_R[part] = drawn.numpy()
+            place = torch.from_numpy(place_L[part]) if are_equal else part
+            drawn = draw(logits[place], sampling, keys[origin_L[part]], t_L[part])
+            drawn_L[part] = drawn.numpy()
             if self._with_logprobs:
                 temperature = sampling.temperature if sampling.do_sample else 1.0
-                out.logprobs_NT[origin, t] = logprobs_of(nodes.logits_QV[node], drawn, temperature).numpy()
-        return drawn_R
+                logprob_L[part] = logprobs_of(nodes.logits_LV[place], drawn, temperature).numpy()
+        wrong_L = drawn_L != nodes.draft_L[place_L]
+        misses_L = wrong_L.cumsum() - wrong_L  # before each token, of all rows
+        kept_L = misses_L == misses_L[first_R][row_L]
+        out.tokens_NT[origin_L[kept_L], t_L[kept_L]] = drawn_L[kept_L]
+        out.logprobs_NT[origin_L[kept_L], t_L[kept_L]] = logprob_L[kept_L]
+        more_R = np.add.reduceat(kept_L, first_R, dtype=np.int64) - 1
+        if drafts is not None:
+            for row, first, more in zip(rows.origin_R.tolist(), first_R.tolist(), more_R.tolist(), strict=True):
+                drafts.took(row, drawn_L[first : first + more + 1].tolist())
+        rows.t_R = rows.t_R + more_R
+        nodes.position_Q[rows.node_R] += more_R  # of rows that share a sequence, which has no drafts, it is 0
+        return drawn_L[first_R + more_R]
 
-    def _grow(self, rows: _Rows, drawn_R: np.ndarray, stays: np.ndarray, slots: Slots) -> _Rows | None:
+    def _grow(
+        self, rows: _Rows, drawn_R: np.ndarray, stays: np.ndarray, slots: Slots, drafts: Drafts | None
+    ) -> _Rows | None:
         """Keep the rows ``stays``, and run the model on the tokens they drew; None if there are none."""
         if not len(stays):
             return None
-        before, vocabulary = rows.nodes, rows.nodes.logits_QV.shape[-1]
+        before, vocabulary = rows.nodes, rows.nodes.logits_LV.shape[-1]
         # Rows that were equal and drew the same token are equal; sequences are ordered by those they continue.
         codes, node_R = np.unique(rows.node_R[stays] * vocabulary + drawn_R[stays], return_inverse=True)
         parent_Q, token_Q = np.divmod(codes, vocabulary)
         slot_Q = _place(before.slot_Q[parent_Q], slots)
         order = np.argsort(slot_Q)
-        parent_Q, tokens = parent_Q[order], torch.from_numpy(token_Q[order])
-        position_Q = before.position_Q[parent_Q]
-        hidden = self._forward.hidden(tokens, slots.start_step(position_Q), slots)
+        parent_Q, token_Q, node_R = parent_Q[order], token_Q[order], slot_Q[node_R]
+        by_node = np.argsort(node_R, kind="stable")
+        stays, node_R = stays[by_node], node_R[by_node]
+        kept = _Rows(rows.origin_R[stays], rows.t_R[stays] + 1, node_R, before)
+        position_Q, texts = before.position_Q[parent_Q], [[token] for token in token_Q.tolist()]
+        if drafts is not None:
+            for text, draft in zip(texts, drafts.choose(*_alone(kept, len(texts))), strict=True):
+                text += draft
+        count_Q, tokens = np.array([len(text) for text in texts]), [token for text in texts for token in text]
+        draft_L = np.array([*tokens[1:], -1])
+        draft_L[count_Q.cumsum() - 1] = -1
+        hidden = self._forward.hidden(torch.tensor(tokens), slots.start_step(position_Q, count_Q), slots)
         logits = self._forward.logits(hidden, self._packed.weight(self._forward.head, len(tokens)))
         seen = None if before.seen_QV is None else before.seen_QV[torch.from_numpy(parent_Q)]
-        seen = None if seen is None else seen.scatter(1, tokens[:, None], True)
-        nodes, node_R = _Nodes(slot_Q[order], position_Q + 1, logits, seen), slot_Q[node_R]
-        by_node = np.argsort(node_R, kind="stable")
-        stays = stays[by_node]
-        return _Rows(rows.origin_R[stays], rows.t_R[stays] + 1, node_R[by_node], nodes)
+        seen = None if seen is None else seen.scatter(1, torch.from_numpy(token_Q)[:, None], True)
+        kept.nodes = _Nodes(slot_Q[order], position_Q + 1, count_Q, draft_L, logits, seen)
+        return kept
+
+
+def _alone(rows: _Rows, num_nodes: int) -> tuple[list[int | None], list[int]]:
+    """The row of each sequence, None if it has several, and how many tokens this row has drawn."""
+    first_Q = np.searchsorted(rows.node_R, np.arange(num_nodes))
+    is_alone_Q = np.bincount(rows.node_R, minlength=num_nodes) == 1
+    found = zip(rows.origin_R[first_Q].tolist(), is_alone_Q.tolist(), strict=True)
+    return [row if alone else None for row, alone in found], rows.t_R[first_Q].tolist()
 
 
 def _place(parent_Q: np.ndarray, slots: Slots) -> np.ndarray:

@@ -30,7 +30,7 @@ class Cache(Protocol):
 
 
 class Slots:
-    """A `Layout` on a CPU for one new token per row, which keeps keys and values [R, K, P, D] per layer.
+    """A `Layout` on a CPU for the new tokens of R rows, which keeps keys and values [R, K, P, D] per layer.
 
     A token's place is its position. What a row does not see is finite, so it adds exact zeros, whatever it is.
     """
@@ -51,30 +51,49 @@ class Slots:
         """Forget the rows, but keep their memory: it is finite, if the weights were."""
         self.longest = self._num_keys = 0
 
-    def start_step(self, positions_R: np.ndarray) -> Tensor:
-        """Take the positions of the new tokens, one per row from the first on; returns them."""
-        self.longest = int(positions_R.max()) + 1
+    def start_step(self, positions_R: np.ndarray, counts_R: np.ndarray) -> Tensor:
+        """Take the positions of N new tokens, by row from the first row on; returns them.
+
+        Args:
+            positions_R: of the first new token of each row.
+            counts_R: how many each row has, 1 or more.
+        """
+        self.longest = int((positions_R + counts_R).max())
         self._num_keys = -(-self.longest // PAD) * PAD
         self._masks = {}
-        self._position_R, self._row_R = torch.from_numpy(positions_R), torch.arange(len(positions_R))
-        return self._position_R
+        most, row_N = int(counts_R.max()), np.arange(len(counts_R)).repeat(counts_R)
+        start_R = counts_R.cumsum() - counts_R
+        ahead_N = np.arange(len(row_N)) - start_R[row_N]
+        position_N = positions_R[row_N] + ahead_N
+        token_RL = start_R[:, None] + np.minimum(np.arange(most), counts_R[:, None] - 1)
+        self._row_N, self._position_N = torch.from_numpy(row_N), torch.from_numpy(position_N)
+        self._position_RL = torch.from_numpy(position_N[token_RL])
+        even = len(row_N) == token_RL.size
+        self._token_RL = None if even else torch.from_numpy(token_RL)
+        self._place_N = None if even else torch.from_numpy(row_N * most + ahead_N)
+        return self._position_N
 
-    def attend(self, layer: int, q_HRD: Tensor, k_KRD: Tensor, v_KRE: Tensor, rule: Rule) -> Tensor:
+    def attend(self, layer: int, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, rule: Rule) -> Tensor:
         """As `Layout.attend`; keeps the new keys and values."""
-        cache = self._layer(layer, (k_KRD, v_KRE), self._num_keys)
-        for kept, new in zip(cache, (k_KRD, v_KRE), strict=True):
-            kept[self._row_R, :, self._position_R] = new.transpose(0, 1).to(kept.dtype)
-        (heads, rows, _), kv_heads = q_HRD.shape, len(k_KRD)
+        cache = self._layer(layer, (k_KND, v_KNE), self._num_keys)
+        for kept, new in zip(cache, (k_KND, v_KNE), strict=True):
+            kept[self._row_N, :, self._position_N] = new.transpose(0, 1).to(kept.dtype)
+        (heads, _, dim), kv_heads, (rows, most) = q_HND.shape, len(k_KND), self._position_RL.shape
         keys, values = (kept[:rows, :, : self._num_keys] for kept in cache)
-        q = q_HRD.to(keys.dtype).mul(rule.scaling).transpose(0, 1).unflatten(1, (kv_heads, -1))
+        q_NHD = q_HND.to(keys.dtype).mul(rule.scaling).transpose(0, 1)
+        if self._token_RL is not None:
+            q_NHD = q_NHD[self._token_RL.flatten()]
         group = heads // kv_heads
-        q = functional.pad(q, (0, 0, 0, MIN_ROWS - group)) if group < MIN_ROWS else q
-        out = attend(q, keys, values, self._mask(rule.window, q.dtype), rule.softcap)[0][:, :, :group]
-        return out.reshape(rows, heads, -1).to(q_HRD.dtype)
+        q = q_NHD.view(rows, most, kv_heads, group, dim).transpose(1, 2)
+        if (wanted := -(-MIN_ROWS // most)) > group:
+            q = functional.pad(q, (0, 0, 0, wanted - group))
+        out = attend(q.flatten(2, 3), keys, values, self._mask(rule.window, q.dtype), rule.softcap)[0]
+        out_NHE = out.unflatten(2, (most, -1))[:, :, :, :group].transpose(1, 2).reshape(rows * most, heads, -1)
+        return (out_NHE if self._place_N is None else out_NHE[self._place_N]).to(q_HND.dtype)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Mask:
         if window not in self._masks:
-            self._masks[window] = Mask.of(self._position_R[:, None, None, None], self._num_keys, window, dtype)
+            self._masks[window] = Mask.of(self._position_RL[:, None, :, None], self._num_keys, window, dtype)
         return self._masks[window]
 
     def _layer(self, layer: int, like: KeysValues, num_keys: int) -> list[Tensor]:
