@@ -150,7 +150,7 @@ class _Session:
 def driver_seconds(config: Config, num_ranks: int, steps: int) -> float:
     """Median processor seconds of the driver per step, with ``num_ranks`` actor ranks and an engine for each 8."""
     guard.watch(None)
-    guard._ray = _NoRay()
+    guard._ray = _NoRay()  # type: ignore[assignment]
     runner = _runner(config, num_ranks)
     runner.generation.rollouts.locations()
     seconds = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlinf_lite.models import hf_directory
 
@@ -59,11 +59,12 @@ def config_of(shape: str, **others: int) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **{**common, **sizes, **others})
 
 
-def make(shape: str, device: str = "cpu", **others: int) -> torch.nn.Module:
+def make(shape: str, device: str = "cpu", **others: int) -> PreTrainedModel:
     """A model in bf16, always with the same weights on the same kind of device."""
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config_of(shape, **others), dtype=torch.bfloat16)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(shape, **others), dtype=torch.bfloat16)
+        return model
 
 
 def save(shape: str, directory: Path, device: str = "cpu", *, words: bool = False, **others: int) -> Path:

@@ -26,6 +26,7 @@ from rlinf_lite.models import build, hf_directory
 from rlinf_lite.rollout.batches import generation_batches
 from rlinf_lite.types import GenerationBatch, Prompt, Sampling
 from rlinf_lite.weights.names import named_weights
+from rlinf_lite.weights.pieces import WeightPiece
 
 BACKENDS = ("builtin", "vllm")
 
@@ -46,9 +47,10 @@ class Engine:
 
     def step(self, weights: dict[str, torch.Tensor], batches: list[GenerationBatch]) -> None:
         began = time.perf_counter()
-        self.worker.engine.load_weights((name, 0, tensor) for name, tensor in weights.items())
+        self.worker.engine.load_weights(WeightPiece(name, 0, tensor) for name, tensor in weights.items())
         loaded, cpu = time.perf_counter(), time.process_time()
-        tokens = sum(len(rollout.response_ids) for batch in batches for rollout in self.worker.generate(batch))
+        groups = [group for batch in batches for group in self.worker.generate(batch)]
+        tokens = sum(len(response.token_ids) for group in groups for response in group.responses)
         ended, cpu_ended = time.perf_counter(), time.process_time()
         self.rounds.append(Round(tokens=tokens, wall=ended - loaded, cpu=cpu_ended - cpu, load=loaded - began))
 

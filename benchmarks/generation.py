@@ -15,13 +15,15 @@ versions of the project, run the script by turns in two worktrees: it uses no na
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,7 +34,6 @@ from rlinf_lite.config import RolloutConfig
 from rlinf_lite.config.compose import load
 from rlinf_lite.data import load_problems
 from rlinf_lite.models import build, hf_directory, vocabulary
-from rlinf_lite.rollout import host_decoder
 from rlinf_lite.rollout.batches import generation_batches, rng_keys
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
@@ -103,16 +104,17 @@ def plainly_generated(model: PreTrainedModel, ids: torch.Tensor) -> int:
 
 def replayed(layers: int, rounds: int, texts: Path) -> None:
     """The engine draws given texts, eight of them alone and together; `generate` decodes as many tokens."""
+    from rlinf_lite.rollout import host_decoder, sampling
+
     model, tokenizer = smollm2(layers)
     pairs = list(itertools.islice(long_enough(texts), 8))
     prompts, answers = [list(question) for question, _ in pairs], np.array([answer for _, answer in pairs])
-    draw, answer_of = host_decoder.draw, dict[int, np.ndarray]()
+    answer_of: dict[int, np.ndarray] = {}
 
-    def given(logits: torch.Tensor, sampling: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:
-        draw(logits, sampling, keys, t)  # for its time
+    def given(logits: torch.Tensor, how: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:
+        sampling.draw(logits, how, keys, t)  # for its time
         return torch.from_numpy(np.array([answer_of[key][at] for key, at in zip(keys.tolist(), t, strict=True)]))
 
-    host_decoder.draw = given
     for rows in (1, 8):
         engine = engine_of(model, tokenizer, frozenset({model.config.vocab_size - 1}), rows)
 
@@ -124,8 +126,8 @@ def replayed(layers: int, rounds: int, texts: Path) -> None:
         def theirs(number: int, rows: int = rows) -> int:
             return sum(plainly_generated(model, ids) for ids in torch.tensor(prompts).split(rows))
 
-        report(f"SmolLM2 shape, {layers} layers, given text, {rows} rows", rounds, {"generate": theirs, "engine": ours})
-    host_decoder.draw = draw
+        with mock.patch.object(host_decoder, "draw", given):
+            report(f"SmolLM2 shape, given text, {rows} rows", rounds, {"generate": theirs, "engine": ours})
 
 
 def long_enough(texts: Path) -> Iterator[tuple[list[int], list[int]]]:
@@ -149,12 +151,11 @@ def uneven(_: int, rounds: int) -> None:
     model, tokenizer = smollm2(4, vocab_size=4096)
     engine = engine_of(model, tokenizer, frozenset(range(20)), 16)
     prompts = torch.randint(20, 4096, (64, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
-    ways = {
-        f"batches of {rows}": lambda number, rows=rows: tokens_of(
-            engine, batches_of(prompts, rows, 512, do_sample=True, step=number)
-        )
-        for rows in (16, 64)
-    }
+
+    def decoded(rows: int, number: int) -> int:
+        return tokens_of(engine, batches_of(prompts, rows, 512, do_sample=True, step=number))
+
+    ways = {f"batches of {rows}": functools.partial(decoded, rows) for rows in (16, 64)}
     report("uneven lengths, 16 at once", rounds, ways)
 
 
@@ -192,7 +193,7 @@ def engine_of(
         device=torch.device("cpu"),
         materialize=build.materialize,
     )
-    engine.load_weights((name, 0, tensor.detach()) for name, tensor in named_weights(source))
+    engine.load_weights((name, 0, tensor.detach()) for name, tensor in named_weights(source))  # type: ignore[misc]
     return engine
 
 
@@ -219,7 +220,7 @@ def tokens_of(engine: RolloutEngine, batches: list[GenerationBatch]) -> int:
     return sum(len(response.token_ids) for group in groups for response in group.responses)
 
 
-def report(name: str, rounds: int, ways: dict[str, Callable[[int], int]]) -> None:
+def report(name: str, rounds: int, ways: Mapping[str, Callable[[int], int]]) -> None:
     """Run all ways by turns, and print the median speed of each, and its ratio to the first one's, round by round."""
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):  # the first warms up

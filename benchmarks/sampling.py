@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from rlinf_lite.types import Sampling
 HIDDEN = 896
 SHAPES = ((16, 151_936), (512, 20))
 ROUNDS = 9
-SAMPLINGS = {
+SAMPLINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "temperature 0.8": {"temperature": 0.8},
     "top_k 50": {"top_k": 50},
@@ -41,7 +42,13 @@ def seconds(compute: Callable[[], object]) -> float:
 def main() -> None:
     """Print, per shape and kind of sampling, the median milliseconds and the median of the paired ratios."""
     torch.set_num_threads(1)
-    plain = {"do_sample": True, "temperature": 1.0, "top_k": -1, "top_p": 1.0, "repetition_penalty": 1.0}
+    plain: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": -1,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+    }
     for num_rows, vocabulary in SHAPES:
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(num_rows, HIDDEN, generator=generator)
@@ -49,7 +56,7 @@ def main() -> None:
         logits = logits_of(hidden, head, None)
         keys = counter_hash("benchmark", np.arange(num_rows))
         for name, changes in SAMPLINGS.items():
-            sampling = Sampling(**{**plain, **changes}, max_new_tokens=1)
+            sampling = Sampling(**(plain | changes), max_new_tokens=1)
             draw(logits, sampling, keys, 0)
             pairs = [
                 (seconds(partial(draw, logits, sampling, keys, t)), seconds(partial(logits_of, hidden, head, None)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from rlinf_lite.types import GenerationBatch, Sampling
 VOCABULARY, LAYERS = 8192, 8
 MEAN, MOST, SIGMA = 128, 512, 0.8
 NUM_PROMPTS, GROUP, ROWS_PER_UNIT, SLOTS = 4, 8, 4, 16
+SIZES: dict[str, Any] = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
 EOS = 2
 
 
 def main() -> None:
     options = arguments(__doc__, rounds=5).parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        sizes = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
-        model_dir = _random_model.save("smollm2-135m", Path(directory), words=True, **sizes)
+        model_dir = _random_model.save("smollm2-135m", Path(directory), words=True, **SIZES)
         row = updates(model_dir, options.rounds)
     row.details["generation, uneven by even"] = f"{generation(options.rounds):.3f}"
     finish([row], options.out)
@@ -66,8 +67,8 @@ def updates(model_dir: Path, rounds: int) -> Row:
     ours = Processes(Ours, model_dir, VOCABULARY, 1, number=2)
     for groups in (uneven, even):
         ours.call("step", groups, ROWS_PER_UNIT)
-    measured = [lambda groups=groups: max(ours.call("step", groups, ROWS_PER_UNIT)) for groups in (uneven, even)]
-    in_turn(row, *measured, rounds)
+    step = partial(ours.call, "step")
+    in_turn(row, lambda: max(step(uneven, ROWS_PER_UNIT)), lambda: max(step(even, ROWS_PER_UNIT)), rounds)
     ours.close()
     return row
 
@@ -87,8 +88,7 @@ class GivenLengths(HostDecoder):
 def generation(rounds: int) -> float:
     """Seconds of a batch with uneven lengths, by those with even ones: the median of pairs."""
     numerics.fix("cpu")
-    sizes = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
-    model = _random_model.make("smollm2-135m", **sizes).float()
+    model = _random_model.make("smollm2-135m", **SIZES).float()
     given: dict[str, Any] = {"eos_ids": frozenset({EOS}), "return_logprobs": False, "max_rows": SLOTS}
     engine = BuiltinEngine(model, _random_model.word_tokenizer(VOCABULARY), **given)
     decoder = engine._decoder = GivenLengths(

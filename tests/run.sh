@@ -16,7 +16,7 @@ fi
 "$python" -m ruff format --check .
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
-"$python" -m mypy rlinf_lite >"$types" 2>&1 & # one core's work, beside the tests
+"$python" -m mypy rlinf_lite benchmarks >"$types" 2>&1 & # one core's work, beside the tests
 mypy=$!
 failed=0
 "$python" -m pytest -n 2 --dist loadgroup || failed=$? # whole runs and groups of ranks have processes of their own
