@@ -2,7 +2,7 @@
 
 A drafted token is computed together with the one before it, and kept only if it is the token that the row then draws.
 So drafts change no bit of a response, right or wrong: with counter-based sampling a draw is a function of the row's
-text, its key and the step. They pay where few rows are left, which cost nearly as much as some more would.
+text, its key and the step. They pay where few rows are left: a forward pass over some tokens more takes little longer.
 
 Guesses follow what came after the last tokens elsewhere in the prompt and the group's responses, as prompt lookup does
 (Saxena, "Prompt Lookup Decoding", 2023).
@@ -16,16 +16,21 @@ from rlinf_lite.models import products
 from rlinf_lite.rollout.output import Sampled
 from rlinf_lite.types import GenerationBatch
 
-MAX_ROWS = 16
+MAX_ROWS = 32
 """Sequences for which drafts are made: with more, a token costs what it does by itself."""
+_DOUBLE = 6
+"""Tokens that take as long as what a forward pass takes besides, at least: with 135M parameters in fp32 about 10."""
 _MOST = 8
 """Tokens that a sequence is given at most."""
-_CONTEXTS = (3, 2, 1)
+_NEW = 0.05
+"""Weight of a guess in the rate to which it counts."""
+_CONTEXTS = (4, 3, 2, 1)
 """Numbers of last tokens after which a guess is looked up; the first that is found counts."""
+_LONGEST = max(_CONTEXTS)
 
 
 class Drafts:
-    """Makes the drafts of a batch's rows, more for those whose guesses were right."""
+    """Makes the drafts of a batch's rows, more where the same kind of guess was right before."""
 
     def __init__(self, batch: GenerationBatch, sampled: Sampled, eos_ids: Container[int]) -> None:
         """
@@ -40,9 +45,13 @@ class Drafts:
         """Whose prompts and finished responses are in it."""
         self._tails: dict[int, tuple[int, ...]] = {}
         """The last tokens of each row."""
-        self._depths: dict[int, int] = {}
-        """How many drafts a row is worth, from how far its last guesses came true; 0: only those that cost nothing."""
+        self._rates = dict.fromkeys(_CONTEXTS, 0.0)
+        """The share of guesses that were right, by the number of tokens that they were looked up with; the last ones
+        weigh most."""
         self._guesses: dict[int, list[int]] = {}
+        """The last ones for each row, also those that were not computed."""
+        self._sizes: dict[int, list[int]] = {}
+        """With how many tokens each of them was looked up."""
 
     def choose(self, rows: Sequence[int | None], lengths: Sequence[int]) -> list[list[int]]:
         """The tokens to compute behind the last one of each sequence.
@@ -56,29 +65,43 @@ class Drafts:
             [] if row is None else self._guess(row, length, min(_MOST, most - 1 - length))
             for row, length in zip(rows, lengths, strict=True)
         ]
-        number = [
-            0 if row is None else min(len(guess), self._depths[row]) for row, guess in zip(rows, guesses, strict=True)
-        ]
-        total = len(rows) + sum(number)
-        free = products.padded(total) - total  # are computed in any case
-        for index, guess in enumerate(guesses):
-            more = min(free, len(guess) - number[index])
-            number[index], free = number[index] + more, free - more
+        number = self._number(rows)
         return [guess[:count] for guess, count in zip(guesses, number, strict=True)]
+
+    def _number(self, rows: Sequence[int | None]) -> list[int]:
+        """How many of each sequence's guesses to compute: as many as make the most tokens in the shortest time."""
+        chances: list[tuple[float, int]] = []
+        for index, row in enumerate(rows):
+            chance = 1.0
+            for size in () if row is None else self._sizes[row]:
+                chance *= self._rates[size]
+                chances.append((-chance, index))
+        chances.sort()  # a row's own stay in their order
+        tokens, best, count = float(len(rows)), 0.0, 0
+        for taken in range(len(chances) + 1):
+            speed = tokens / (products.padded(len(rows) + taken) + _DOUBLE)
+            if speed >= best:
+                best, count = speed, taken
+            tokens -= chances[taken][0] if taken < len(chances) else 0.0
+        number = [0] * len(rows)
+        for _, index in chances[:count]:
+            number[index] += 1
+        return number
 
     def _guess(self, row: int, length: int, number: int) -> list[int]:
         """Up to ``number`` tokens; they are kept, to be compared with what is drawn."""
         group = row // self._batch.group_size
         if row not in self._tails:
             self._meet(row, group, length)
-        tail, guess = self._tails[row], list[int]()
+        tail, guess, sizes = self._tails[row], list[int](), list[int]()
         while len(guess) < number:
-            found = next((self._next[key] for size in _CONTEXTS if (key := (group, *tail[-size:])) in self._next), None)
-            if found is None or found in self._eos:
+            size = next((n for n in _CONTEXTS if n <= len(tail) and (group, *tail[-n:]) in self._next), None)
+            if size is None or (found := self._next[group, *tail[-size:]]) in self._eos:
                 break
             guess.append(found)
-            tail = (*tail[1:], found)
-        self._guesses[row] = guess
+            sizes.append(size)
+            tail = (*tail, found)[-_LONGEST:]
+        self._guesses[row], self._sizes[row] = guess, sizes
         return guess
 
     def _meet(self, row: int, group: int, length: int) -> None:
@@ -89,7 +112,6 @@ class Drafts:
             for other in range(group * size, (group + 1) * size):
                 self._learn(group, prompt, self._tokens(other, int(self._sampled.length_N[other])))
         self._tails[row] = self._learn(group, prompt, self._tokens(row, length))
-        self._depths[row] = 0
 
     def _tokens(self, row: int, length: int) -> list[int]:
         tokens: list[int] = self._sampled.tokens_NT[row, :length].tolist()
@@ -97,27 +119,25 @@ class Drafts:
 
     def _learn(self, group: int, text: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:
         """Note what comes after what in ``more``, which follows ``text``, and in that; return the last tokens."""
-        most = max(_CONTEXTS)
         text = [*text, *more]
         for index in range(1, len(text)):
             for size in _CONTEXTS:
                 if size <= index:
                     self._next[group, *text[index - size : index]] = text[index]
-        return tuple(text[-most:])
+        return tuple(text[-_LONGEST:])
 
     def took(self, row: int, tokens: Sequence[int]) -> None:
         """Learn what a row has drawn since its last guesses."""
         if row not in self._tails:
             return
         guess, group = self._guesses[row], row // self._batch.group_size
-        right = next((i for i, pair in enumerate(zip(guess, tokens, strict=False)) if pair[0] != pair[1]), None)
-        if right is not None:
-            self._depths[row] = right // 2
-        elif guess:
-            self._depths[row] = min(_MOST, max(1, 2 * self._depths[row]))
+        for guessed, size, token in zip(guess, self._sizes[row], tokens, strict=False):
+            self._rates[size] += _NEW * ((guessed == token) - self._rates[size])
+            if guessed != token:
+                break
         for token in tokens:
             tail = self._tails[row]
             for size in _CONTEXTS:
                 if size <= len(tail):
                     self._next[group, *tail[-size:]] = token
-            self._tails[row] = (*tail, token)[-max(_CONTEXTS) :]
+            self._tails[row] = (*tail, token)[-_LONGEST:]

@@ -134,13 +134,18 @@ class HostDecoder:
             leaves_R = ended_R | (rows.t_R + 1 == sampling.max_new_tokens)
             out.length_N[rows.origin_R[leaves_R]] = rows.t_R[leaves_R] + 1
             out.finished_N[rows.origin_R[ended_R]] = True
-            if len(rows.nodes.slot_Q) > self.max_drafted or rows.nodes.seen_QV is not None:
+            if not self._are_few(rows, waiting):
                 drafts = None
             elif drafts is None:
                 drafts = Drafts(batch, out, self._eos.tolist())
             rows = self._grow(rows, drawn_R, np.flatnonzero(~leaves_R), slots, drafts)
         self._slots = slots
         return out
+
+    def _are_few(self, rows: _Rows, waiting: Waiting) -> bool:
+        """Whether rows get drafts: not with a penalty for repetition, nor while more rows are to come than may have."""
+        most = self.max_drafted if waiting.num_left == 0 or self._max_rows <= self.max_drafted else 0
+        return len(rows.nodes.slot_Q) <= most and rows.nodes.seen_QV is None
 
     def _take_slots(self, num_rows: int) -> Slots:
         """Memory of the last batch if it is large enough, and no error left it as it was."""
