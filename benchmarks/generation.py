@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -201,8 +202,8 @@ def batches_of(
     prompts: list[list[int]], rows: int, new: int, *, do_sample: bool, step: int = 0
 ) -> list[GenerationBatch]:
     """Generation batches of ``rows`` prompts, with one response each."""
-    plain = load([]).algorithm.sampling_params
-    sampling = Sampling(**{**vars(plain), "do_sample": do_sample, "max_new_tokens": new, "top_p": 1.0, "top_k": -1})
+    how = {"do_sample": do_sample, "max_new_tokens": new, "top_p": 1.0, "top_k": -1}
+    sampling = Sampling(**{**plain_sampling(), **how})
     made = [
         Prompt(
             prompt_index=index,
@@ -212,6 +213,12 @@ def batches_of(
         for index, ids in enumerate(prompts)
     ]
     return generation_batches(made, stream="train", step=step, group_size=1, sampling=sampling, seed=1, max_rows=rows)
+
+
+@functools.cache
+def plain_sampling() -> dict[str, Any]:
+    """The default config's."""
+    return vars(load([]).algorithm.sampling_params)
 
 
 def tokens_of(engine: RolloutEngine, batches: list[GenerationBatch]) -> int:
