@@ -1,20 +1,26 @@
 """Tokens per second of both rollout engines, in turns on the same batches with the same weights.
 
-    python benchmarks/engines.py [CONFIG] [--rounds 3] [hydra overrides ...]
+    python benchmarks/engines.py [CONFIG] [--smollm2 ROWS] [--rounds 3] [hydra overrides ...]
 
 In one process, without Ray; needs an environment with vLLM (docs/vllm.md). `tok/s` is by the clock, `tok/cpu s` by the
 processor time of this process, which other work on the machine disturbs less. `of builtin` compares round by round, on
-CPUs by the latter, on GPUs by the former.
+CPUs by the latter, on GPUs by the former. `--smollm2` takes SmolLM2-135M's shape with random weights, and ROWS prompts
+of 32 tokens with one response of 64 tokens each, instead of the model and the data of a config.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
+import _random_model
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -58,16 +64,53 @@ class Engine:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--smollm2", type=int, metavar="ROWS", help="see above")
     arguments, rest = parser.parse_known_args()
-    config = load(rest)
+    with tempfile.TemporaryDirectory() as directory:
+        given = [] if arguments.smollm2 is None else smollm2(Path(directory), arguments.smollm2)
+        measure(load([*given, *rest]), arguments.rounds)
+
+
+def smollm2(directory: Path, rows: int) -> list[str]:
+    """Write model and prompts into ``directory``; return the config's name and overrides."""
+    draw = random.Random(1)
+    prompts = [" ".join(f"w{draw.randrange(4, 49_152)}" for _ in range(31)) for _ in range(8 * rows)]  # and <bos>
+    data = directory / "train.jsonl"
+    data.write_text("".join(json.dumps({"prompt": prompt, "answer": "none"}) + "\n" for prompt in prompts))
+    overrides = {
+        "fsdp": "cpu",
+        "runner.seq_length": 128,
+        "runner.val_check_interval": -1,
+        "algorithm.adv_type": "reinpp",
+        "algorithm.group_size": 1,
+        "algorithm.training_batch_size_per_gpu": 1,
+        "algorithm.logprob_forward_micro_batch_size": 1,
+        "algorithm.sampling_params.max_new_tokens": 64,
+        "rollout.model.precision": "fp32",
+        "actor.model.model_path": _random_model.save("smollm2-135m", directory / "model", words=True),
+        "data.type": "math",
+        "data.train_data_paths": f"[{data}]",
+        "data.max_prompt_length": 40,
+        "data.rollout_batch_size": rows,
+        "data.apply_chat_template": "false",
+        "data.system_prompt": "null",
+        "data.few_shot": "[]",
+        "reward.reward_type": "custom",
+        "reward.path": f"{Path(__file__).parent / '_made_up_reward.py'}:score",
+    }
+    return ["smollm2-135m-sums", *(f"{key}={value}" for key, value in overrides.items())]
+
+
+def measure(config: Config, rounds: int) -> None:
+    """Run both engines in turns, and print what they did."""
     device = "cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu"
     weights = dict(stored_weights(config))
     engines = {backend: Engine(worker=make(config, backend, device)) for backend in BACKENDS}
-    for round_ in range(arguments.rounds + 1):  # the first warms up
+    for round_ in range(rounds + 1):  # the first warms up
         batches = make_batches(config, step=round_)
         for engine in engines.values():
             engine.step(weights, batches)
-    report(config, engines, device, arguments.rounds)
+    report(config, engines, device, rounds)
     for engine in engines.values():
         engine.worker.engine.close()
 
