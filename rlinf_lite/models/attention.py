@@ -248,15 +248,22 @@ def refusal(config: PretrainedConfig, reason: str) -> ConfigError:
 
 def _check_length(config: PretrainedConfig, longest: int) -> None:
     """Refuse rotary embeddings that change for all tokens of a forward pass as soon as one of them is far enough."""
+    for name, limit in length_limits(config):
+        if longest > limit:
+            raise ConfigError(
+                f"rope_type={name}: a sequence of {longest} tokens, and beyond {limit} the position "
+                "embeddings of all others would change with it; set runner.seq_length to at most that"
+            )
+
+
+def length_limits(config: PretrainedConfig) -> list[tuple[str, int]]:
+    """Of sequences in `hidden_states`, with the type of rotary embeddings that each limit comes from; most have none."""
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if kind.get("rope_type") in ("dynamic", "longrope"):
-            limit = kind.get("original_max_position_embeddings") or config.max_position_embeddings
-            if longest > limit:
-                raise ConfigError(
-                    f"rope_type={kind['rope_type']}: a sequence of {longest} tokens, and beyond {limit} the position "
-                    "embeddings of all others would change with it; set runner.seq_length to at most that"
-                )
+    return [
+        (kind["rope_type"], kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for kind in (rope, *(value for value in rope.values() if isinstance(value, dict)))
+        if kind.get("rope_type") in ("dynamic", "longrope")
+    ]
 
 
 def _attention(

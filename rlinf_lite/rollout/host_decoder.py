@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlinf_lite.errors import NotFinite
+from rlinf_lite.models import attention
 from rlinf_lite.models.head import logprobs_of
 from rlinf_lite.rollout.batches import rng_keys
 from rlinf_lite.rollout.drafts import MAX_ROWS, Drafts
@@ -106,6 +107,8 @@ class HostDecoder:
         self._forward, self._max_rows, self._with_logprobs = forward, max_rows, with_logprobs
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
         self._packed = PackedLayers(forward.model)
+        if attention.length_limits(forward.model.config.get_text_config()):
+            self.max_drafted = 0  # a draft could be beyond, where the row would end before
         self._slots: Slots | None = None
         """Of the last batch, for the next one."""
 
