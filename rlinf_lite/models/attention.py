@@ -257,7 +257,7 @@ def _check_length(config: PretrainedConfig, longest: int) -> None:
 
 
 def length_limits(config: PretrainedConfig) -> list[tuple[str, int]]:
-    """Of sequences in `hidden_states`, with the type of rotary embeddings that each limit comes from; most have none."""
+    """Of sequences in `hidden_states`, with the type of rotary embeddings that sets each limit; most have none."""
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     return [
         (kind["rope_type"], kind.get("original_max_position_embeddings") or config.max_position_embeddings)

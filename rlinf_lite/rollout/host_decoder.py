@@ -179,25 +179,21 @@ class HostDecoder:
         Returns:
             The last token of each row, whose index ``rows.t_R`` then is.
         """
-        nodes, sampling = rows.nodes, batch.sampling
-        count_R = nodes.count_Q[rows.node_R]
+        nodes, node_R = rows.nodes, rows.node_R
+        if len(nodes.draft_L) == len(nodes.slot_Q):  # there are none
+            drawn_R, logprob_R = self._sample(nodes, node_R, rows.origin_R, rows.t_R, batch, keys)
+            out.tokens_NT[rows.origin_R, rows.t_R] = drawn_R
+            out.logprobs_NT[rows.origin_R, rows.t_R] = logprob_R
+            if drafts is not None:
+                for row, token in zip(rows.origin_R.tolist(), drawn_R.tolist(), strict=True):
+                    drafts.took(row, [token])
+            return drawn_R
+        count_R = nodes.count_Q[node_R]
         first_R, row_L = count_R.cumsum() - count_R, np.arange(len(count_R)).repeat(count_R)
         ahead_L = np.arange(len(row_L)) - first_R[row_L]
-        place_L = (nodes.count_Q.cumsum() - nodes.count_Q)[rows.node_R][row_L] + ahead_L
+        place_L = (nodes.count_Q.cumsum() - nodes.count_Q)[node_R][row_L] + ahead_L
         origin_L, t_L = rows.origin_R[row_L], rows.t_R[row_L] + ahead_L
-        logits, drawn_L, logprob_L = nodes.logits_LV, np.empty_like(t_L), np.zeros(len(t_L), dtype=np.float32)
-        if nodes.seen_QV is not None:
-            logits = penalize_repetition(logits, nodes.seen_QV, sampling.repetition_penalty)
-        are_equal = len(nodes.slot_Q) < len(count_R)  # some rows; otherwise each has the logits in its place
-        at_a_time = max(1, _MAX_COPIED // logits.shape[-1]) if are_equal else len(drawn_L)
-        for first in range(0, len(drawn_L), at_a_time):
-            part = slice(first, first + at_a_time)
-            place = torch.from_numpy(place_L[part]) if are_equal else part
-            drawn = draw(logits[place], sampling, keys[origin_L[part]], t_L[part])
-            drawn_L[part] = drawn.numpy()
-            if self._with_logprobs:
-                temperature = sampling.temperature if sampling.do_sample else 1.0
-                logprob_L[part] = logprobs_of(nodes.logits_LV[place], drawn, temperature).numpy()
+        drawn_L, logprob_L = self._sample(nodes, place_L, origin_L, t_L, batch, keys)
         wrong_L = drawn_L != nodes.draft_L[place_L]
         misses_L = wrong_L.cumsum() - wrong_L  # before each token, of all rows
         kept_L = misses_L == misses_L[first_R][row_L]
@@ -208,8 +204,34 @@ class HostDecoder:
             for row, first, more in zip(rows.origin_R.tolist(), first_R.tolist(), more_R.tolist(), strict=True):
                 drafts.took(row, drawn_L[first : first + more + 1].tolist())
         rows.t_R = rows.t_R + more_R
-        nodes.position_Q[rows.node_R] += more_R  # of rows that share a sequence, which has no drafts, it is 0
+        nodes.position_Q[node_R] += more_R  # of rows that share a sequence, which has no drafts, it is 0
         return drawn_L[first_R + more_R]
+
+    def _sample(
+        self,
+        nodes: _Nodes,
+        place_L: np.ndarray,
+        origin_L: np.ndarray,
+        t_L: np.ndarray,
+        batch: GenerationBatch,
+        keys: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sample a token from the logits at each place; return the tokens and their log-probs (0 without log-probs)."""
+        logits, sampling = nodes.logits_LV, batch.sampling
+        drawn_L, logprob_L = np.empty_like(t_L), np.zeros(len(t_L), dtype=np.float32)
+        if nodes.seen_QV is not None:
+            logits = penalize_repetition(logits, nodes.seen_QV, sampling.repetition_penalty)
+        are_equal = len(logits) < len(place_L)  # some rows; otherwise each has the logits in its place
+        at_a_time = max(1, _MAX_COPIED // logits.shape[-1]) if are_equal else len(drawn_L)
+        for first in range(0, len(drawn_L), at_a_time):
+            part = slice(first, first + at_a_time)
+            place = torch.from_numpy(place_L[part]) if are_equal else part
+            drawn = draw(logits[place], sampling, keys[origin_L[part]], t_L[part])
+            drawn_L[part] = drawn.numpy()
+            if self._with_logprobs:
+                temperature = sampling.temperature if sampling.do_sample else 1.0
+                logprob_L[part] = logprobs_of(nodes.logits_LV[place], drawn, temperature).numpy()
+        return drawn_L, logprob_L
 
     def _grow(
         self, rows: _Rows, drawn_R: np.ndarray, stays: np.ndarray, slots: Slots, drafts: Drafts | None
@@ -227,15 +249,17 @@ class HostDecoder:
         by_node = np.argsort(node_R, kind="stable")
         stays, node_R = stays[by_node], node_R[by_node]
         kept = _Rows(rows.origin_R[stays], rows.t_R[stays] + 1, node_R, before)
-        position_Q, texts = before.position_Q[parent_Q], [[token] for token in token_Q.tolist()]
+        position_Q, count_Q, token_L = before.position_Q[parent_Q], np.ones_like(parent_Q), token_Q
+        draft_L = -count_Q
         if drafts is not None:
-            for text, draft in zip(texts, drafts.choose(*_alone(kept, len(texts))), strict=True):
-                text += draft
-        count_Q, tokens = np.array([len(text) for text in texts]), [token for text in texts for token in text]
-        draft_L = np.array([*tokens[1:], -1])
-        draft_L[count_Q.cumsum() - 1] = -1
-        hidden = self._forward.hidden(torch.tensor(tokens), slots.start_step(position_Q, count_Q), slots)
-        logits = self._forward.logits(hidden, self._packed.weight(self._forward.head, len(tokens)))
+            guesses = drafts.choose(*_alone(kept, len(token_Q)))
+            count_Q += [len(guess) for guess in guesses]
+            texts = zip(token_Q.tolist(), guesses, strict=True)
+            token_L = np.array([token for text in texts for token in (text[0], *text[1])])
+            draft_L = np.append(token_L[1:], -1)
+            draft_L[count_Q.cumsum() - 1] = -1
+        hidden = self._forward.hidden(torch.from_numpy(token_L), slots.start_step(position_Q, count_Q), slots)
+        logits = self._forward.logits(hidden, self._packed.weight(self._forward.head, len(token_L)))
         seen = None if before.seen_QV is None else before.seen_QV[torch.from_numpy(parent_Q)]
         seen = None if seen is None else seen.scatter(1, torch.from_numpy(token_Q)[:, None], True)
         kept.nodes = _Nodes(slot_Q[order], position_Q + 1, count_Q, draft_L, logits, seen)

@@ -61,16 +61,20 @@ class Slots:
         self.longest = int((positions_R + counts_R).max())
         self._num_keys = -(-self.longest // PAD) * PAD
         self._masks = {}
-        most, row_N = int(counts_R.max()), np.arange(len(counts_R)).repeat(counts_R)
-        start_R = counts_R.cumsum() - counts_R
+        self._token_RL = self._place_N = None
+        rows, most = np.arange(len(counts_R)), int(counts_R.max())
+        if most == 1:
+            self._row_N, self._position_N = torch.from_numpy(rows), torch.from_numpy(positions_R)
+            self._position_RL = self._position_N[:, None]
+            return self._position_N
+        row_N, start_R = rows.repeat(counts_R), counts_R.cumsum() - counts_R
         ahead_N = np.arange(len(row_N)) - start_R[row_N]
         position_N = positions_R[row_N] + ahead_N
         token_RL = start_R[:, None] + np.minimum(np.arange(most), counts_R[:, None] - 1)
         self._row_N, self._position_N = torch.from_numpy(row_N), torch.from_numpy(position_N)
         self._position_RL = torch.from_numpy(position_N[token_RL])
-        even = len(row_N) == token_RL.size
-        self._token_RL = None if even else torch.from_numpy(token_RL)
-        self._place_N = None if even else torch.from_numpy(row_N * most + ahead_N)
+        if len(row_N) < token_RL.size:
+            self._token_RL, self._place_N = torch.from_numpy(token_RL), torch.from_numpy(row_N * most + ahead_N)
         return self._position_N
 
     def attend(self, layer: int, q_HND: Tensor, k_KND: Tensor, v_KNE: Tensor, rule: Rule) -> Tensor:
@@ -88,7 +92,9 @@ class Slots:
         if (wanted := -(-MIN_ROWS // most)) > group:
             q = functional.pad(q, (0, 0, 0, wanted - group))
         out = attend(q.flatten(2, 3), keys, values, self._mask(rule.window, q.dtype), rule.softcap)[0]
-        out_NHE = out.unflatten(2, (most, -1))[:, :, :, :group].transpose(1, 2).reshape(rows * most, heads, -1)
+        if most > 1:
+            out = out.unflatten(2, (most, -1)).transpose(1, 2).flatten(0, 1)
+        out_NHE = out[:, :, :group].reshape(rows * most, heads, -1)
         return (out_NHE if self._place_N is None else out_NHE[self._place_N]).to(q_HND.dtype)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Mask:
