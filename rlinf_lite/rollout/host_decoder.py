@@ -140,7 +140,7 @@ class HostDecoder:
             if not self._are_few(rows, waiting):
                 drafts = None
             elif drafts is None:
-                drafts = Drafts(batch, out, self._eos.tolist())
+                drafts = Drafts(batch, out, frozenset(self._eos.tolist()))
             rows = self._grow(rows, drawn_R, np.flatnonzero(~leaves_R), slots, drafts)
         self._slots = slots
         return out
