@@ -11,6 +11,7 @@ from transformers import (
     LlamaConfig,
 )
 
+from rlinf_lite import numerics
 from rlinf_lite.checkpoint import Checkpointer
 from rlinf_lite.models.build import build_on_meta
 from rlinf_lite.weights.names import weight_shapes
@@ -64,8 +65,8 @@ def test_help_as_a_command(run_forked):
 def peak_bytes(script, **flags):
     """The most memory that a conversion in a process of its own had."""
     given = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-    # The tests have the workers' settings of malloc, with which freed memory is kept: a user's shell has not.
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    # The tests have the workers' variables, with which malloc keeps freed memory: a user's shell has not.
+    environment = {name: value for name, value in os.environ.items() if name not in numerics.environment()}
     command = [sys.executable, "-c", MEASURED, script, *given]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
