@@ -27,18 +27,21 @@ _NEW = 0.05
 _CONTEXTS = (4, 3, 2, 1)
 """Numbers of last tokens after which a guess is looked up; the first that is found counts."""
 _LONGEST = max(_CONTEXTS)
+_MOST_NOTES = 1 << 20
+"""Of what came after what: about 80 MB."""
 
 
 class Drafts:
     """Makes the drafts of a batch's rows, more where the same kind of guess was right before."""
 
-    def __init__(self, batch: GenerationBatch, sampled: Sampled, eos_ids: Container[int]) -> None:
+    def __init__(self, batch: GenerationBatch, sampled: Sampled, eos_ids: Container[int], longest: int) -> None:
         """
         Args:
             sampled: what the rows have drawn, which is filled in meanwhile.
             eos_ids: never drafted: nothing comes after them.
+            longest: no draft makes a prompt and its response longer.
         """
-        self._batch, self._sampled, self._eos = batch, sampled, eos_ids
+        self._batch, self._sampled, self._eos, self._longest = batch, sampled, eos_ids, longest
         self._next: dict[tuple[int, ...], int] = {}
         """What came after some tokens of a group the last time: by the group and the tokens."""
         self._groups: set[int] = set()
@@ -60,11 +63,7 @@ class Drafts:
             rows: the row of the batch that each sequence belongs to; None if several have it: it gets no drafts.
             lengths: tokens that it has drawn so far.
         """
-        most = self._batch.sampling.max_new_tokens
-        guesses = [
-            [] if row is None else self._guess(row, length, min(_MOST, most - 1 - length))
-            for row, length in zip(rows, lengths, strict=True)
-        ]
+        guesses = [[] if row is None else self._guess(row, length) for row, length in zip(rows, lengths, strict=True)]
         number = self._number(rows)
         return [guess[:count] for guess, count in zip(guesses, number, strict=True)]
 
@@ -88,9 +87,12 @@ class Drafts:
             number[index] += 1
         return number
 
-    def _guess(self, row: int, length: int, number: int) -> list[int]:
-        """Up to ``number`` tokens; they are kept, to be compared with what is drawn."""
+    def _guess(self, row: int, length: int) -> list[int]:
+        """What may come next; it is kept, to be compared with what is drawn."""
         group = row // self._batch.group_size
+        number = min(
+            _MOST, self._batch.sampling.max_new_tokens - 1 - length, self._longest - len(self._prompt(group)) - length
+        )
         if row not in self._tails:
             self._meet(row, group, length)
         tail, guess, sizes = self._tails[row], list[int](), list[int]()
@@ -105,26 +107,34 @@ class Drafts:
         return guess
 
     def _meet(self, row: int, group: int, length: int) -> None:
-        prompt = self._batch.prompts[group].problem.prompt_ids
+        prompt = self._prompt(group)
         if group not in self._groups:
+            if len(self._next) > _MOST_NOTES:  # most are of groups that are finished; other rows are met again
+                for notes in (self._next, self._groups, self._tails):
+                    notes.clear()
             self._groups.add(group)
+            self._learn(group, prompt[:1], prompt[1:])
             size = self._batch.group_size
             for other in range(group * size, (group + 1) * size):
                 self._learn(group, prompt, self._tokens(other, int(self._sampled.length_N[other])))
         self._tails[row] = self._learn(group, prompt, self._tokens(row, length))
+
+    def _prompt(self, group: int) -> Sequence[int]:
+        return self._batch.prompts[group].problem.prompt_ids
 
     def _tokens(self, row: int, length: int) -> list[int]:
         tokens: list[int] = self._sampled.tokens_NT[row, :length].tolist()
         return tokens
 
     def _learn(self, group: int, text: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:
-        """Note what comes after what in ``more``, which follows ``text``, and in that; return the last tokens."""
-        text = [*text, *more]
-        for index in range(1, len(text)):
+        """Note what comes after what, where ``more`` follows ``text``; return the last tokens."""
+        tail = tuple(text[-_LONGEST:])
+        for token in more:
             for size in _CONTEXTS:
-                if size <= index:
-                    self._next[group, *text[index - size : index]] = text[index]
-        return tuple(text[-_LONGEST:])
+                if size <= len(tail):
+                    self._next[group, *tail[-size:]] = token
+            tail = (*tail, token)[-_LONGEST:]
+        return tail
 
     def took(self, row: int, tokens: Sequence[int]) -> None:
         """Learn what a row has drawn since its last guesses."""
@@ -135,9 +145,4 @@ class Drafts:
             self._rates[size] += _NEW * ((guessed == token) - self._rates[size])
             if guessed != token:
                 break
-        for token in tokens:
-            tail = self._tails[row]
-            for size in _CONTEXTS:
-                if size <= len(tail):
-                    self._next[group, *tail[-size:]] = token
-            self._tails[row] = (*tail, token)[-_LONGEST:]
+        self._tails[row] = self._learn(group, self._tails[row], tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,13 +48,6 @@ class _Nodes:
             np.concatenate([self.draft_L, other.draft_L]),
             torch.cat([self.logits_LV, other.logits_LV]),
             None if self.seen_QV is None or other.seen_QV is None else torch.cat([self.seen_QV, other.seen_QV]),
-        )
-
-    def without_drafts(self) -> _Nodes:
-        """These sequences with the logits of their next tokens alone."""
-        first_Q, ones = self.count_Q.cumsum() - self.count_Q, np.ones_like(self.count_Q)
-        return _Nodes(
-            self.slot_Q, self.position_Q, ones, -ones, self.logits_LV[torch.from_numpy(first_Q)], self.seen_QV
         )
 
 
@@ -107,17 +101,23 @@ class HostDecoder:
         self._forward, self._max_rows, self._with_logprobs = forward, max_rows, with_logprobs
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
         self._packed = PackedLayers(forward.model)
-        if attention.length_limits(forward.model.config.get_text_config()):
-            self.max_drafted = 0  # a draft could be beyond, where the row would end before
+        config = forward.model.config.get_text_config()
+        limits = [limit for _, limit in attention.length_limits(config)]
+        self._longest = min([*limits, getattr(config, "max_position_embeddings", None) or sys.maxsize])
+        """Tokens of a sequence beyond which there are no drafts: it may end before, and the model take no more."""
         self._slots: Slots | None = None
         """Of the last batch, for the next one."""
 
     def decode(self, batch: GenerationBatch) -> Sampled:
         """Sample all rows of ``batch``. Raises NotFinite as `sampling.draw`."""
         with self._packed:
-            return self._decode(batch)
+            try:
+                return self._decode(batch, self.max_drafted)
+            except NotFinite:
+                # Perhaps of a wrong draft, whose keys and values the row's own token may not see, but is computed with.
+                return self._decode(batch, 0)
 
-    def _decode(self, batch: GenerationBatch) -> Sampled:
+    def _decode(self, batch: GenerationBatch, max_drafted: int) -> Sampled:
         sampling, keys = batch.sampling, rng_keys(batch)
         out = Sampled.empty(len(keys), sampling.max_new_tokens)
         slots = self._take_slots(len(keys))
@@ -126,29 +126,20 @@ class HostDecoder:
         drafts: Drafts | None = None
         while rows is not None or waiting.num_left:
             rows = self._admit(rows, waiting, batch.group_size)
-            try:
-                drawn_R = self._draw(rows, batch, keys, out, drafts)
-            except NotFinite:
-                if len(rows.nodes.draft_L) == len(rows.nodes.slot_Q):
-                    raise
-                rows.nodes = rows.nodes.without_drafts()  # what follows a wrong one says nothing about the row
-                drawn_R = self._draw(rows, batch, keys, out, drafts)
+            drawn_R = self._draw(rows, batch, keys, out, drafts)
             ended_R = np.isin(drawn_R, self._eos)
             leaves_R = ended_R | (rows.t_R + 1 == sampling.max_new_tokens)
             out.length_N[rows.origin_R[leaves_R]] = rows.t_R[leaves_R] + 1
             out.finished_N[rows.origin_R[ended_R]] = True
-            if not self._are_few(rows, waiting):
+            # More rows may come, and then what was learned of these would be forgotten too often.
+            most = max_drafted if waiting.num_left == 0 or self._max_rows <= max_drafted else 0
+            if len(rows.nodes.slot_Q) > most or rows.nodes.seen_QV is not None or not slots.may_draft:
                 drafts = None
             elif drafts is None:
-                drafts = Drafts(batch, out, frozenset(self._eos.tolist()))
+                drafts = Drafts(batch, out, frozenset(self._eos.tolist()), self._longest)
             rows = self._grow(rows, drawn_R, np.flatnonzero(~leaves_R), slots, drafts)
         self._slots = slots
         return out
-
-    def _are_few(self, rows: _Rows, waiting: Waiting) -> bool:
-        """Whether rows get drafts: not with a penalty for repetition, nor while more rows are to come than may have."""
-        most = self.max_drafted if waiting.num_left == 0 or self._max_rows <= self.max_drafted else 0
-        return len(rows.nodes.slot_Q) <= most and rows.nodes.seen_QV is None
 
     def _take_slots(self, num_rows: int) -> Slots:
         """Memory of the last batch if it is large enough, and no error left it as it was."""

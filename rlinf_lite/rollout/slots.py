@@ -18,6 +18,8 @@ from rlinf_lite.types import Segments
 KeysValues = tuple[Tensor, Tensor]
 _MORE = 512
 """Positions that a cache grows by, at most, when it is full."""
+_HEAD = 8
+"""Of a multiple of it are heads for which MKL's products were found not to depend on the number of rows."""
 
 
 class Cache(Protocol):
@@ -46,6 +48,11 @@ class Slots:
         self._cache = dict[int, list[Tensor]]()
         self._num_keys = 0
         self._masks: dict[int | None, Mask] = {}
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether several tokens per row give the bits of one: with a head of 10 values, for example, they do not."""
+        return all(kept.shape[-1] % _HEAD == 0 for cache in self._cache.values() for kept in cache)
 
     def start_batch(self) -> None:
         """Forget the rows, but keep their memory: it is finite, if the weights were."""

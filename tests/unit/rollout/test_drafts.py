@@ -5,24 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlinf_lite.errors import NotFinite
-from rlinf_lite.rollout import host_decoder
 from rlinf_lite.rollout.drafts import Drafts
+from rlinf_lite.rollout.forward import Forward
 from rlinf_lite.rollout.output import Sampled
+from rlinf_lite.rollout.slots import Slots
 
 END = 2
+SIZES = {"vocab_size": 41, "intermediate_size": 48, "num_hidden_layers": 2, "num_key_value_heads": 2}
 PROMPT = [5, 6, 7, 8, 9]
 PROMPTS = [[7, 12, 9, 7, 12], list(range(3, 38)), [5]]
 
 
-def drafts_of(make_batch, sampled: list[list[int]], prompt: list[int] = PROMPT, most: int = 20) -> Drafts:
+def drafts_of(make_batch, sampled: list[list[int]], prompt: list[int] = PROMPT, most: int = 20, longest=999) -> Drafts:
     """Of a group with these responses so far."""
     out = Sampled.empty(len(sampled), most)
     for row, tokens in enumerate(sampled):
         out.tokens_NT[row, : len(tokens)] = tokens
         out.length_N[row] = len(tokens) if tokens[-1] == END else 0
-    return Drafts(make_batch([prompt], group_size=len(sampled), max_new_tokens=most), out, {END})
+    return Drafts(make_batch([prompt], group_size=len(sampled), max_new_tokens=most), out, {END}, longest)
 
 
 def test_what_followed_the_last_tokens_is_guessed(make_batch):
@@ -48,6 +51,23 @@ def test_nothing_is_drafted_from_the_end_on(make_batch):
 def test_no_draft_is_longer_than_the_response_may_become(make_batch, length, expected):
     tokens = [6, 7, 8][:length]
     assert drafts_of(make_batch, [tokens], most=4).choose([0], [length]) == [expected]
+
+
+def test_no_draft_is_beyond_the_positions_of_the_model(make_batch):
+    """5 tokens of the prompt and 1 that is drawn."""
+    assert drafts_of(make_batch, [[6]], longest=8).choose([0], [1]) == [[7, 8]]
+    assert drafts_of(make_batch, [[6]], longest=6).choose([0], [1]) == [[]]
+
+
+def test_what_groups_left_is_forgotten_when_it_is_too_much(make_batch, monkeypatch):
+    monkeypatch.setattr("rlinf_lite.rollout.drafts._MOST_NOTES", 1)
+    out = Sampled.empty(2, 20)
+    out.tokens_NT[:, 0] = 6
+    drafts = Drafts(make_batch([PROMPT, [6, 21, 22, 23]], group_size=1, max_new_tokens=20), out, {END}, 999)
+    assert drafts.choose([0], [1]) == [[7, 8, 9]]
+    assert drafts.choose([1], [1]) == [[21, 22, 23]]
+    drafts.took(0, [7])
+    assert drafts.choose([0], [1]) == [[7, 8, 9]]
 
 
 def test_rows_with_one_sequence_get_none(make_batch):
@@ -130,20 +150,37 @@ def test_a_repetition_penalty_has_none(random_model, make_engine, make_batch):
     assert found == without and fast.tokens == slow.tokens
 
 
-def test_logits_after_a_wrong_draft_end_no_run(random_model, make_engine, make_batch, monkeypatch):
+def test_numbers_of_a_wrong_draft_end_no_run(random_model, make_engine, make_batch, monkeypatch):
+    """If its keys are not finite, the row's own token, which does not see them, is not either: 0 times NaN is NaN."""
     engine = make_engine(random_model("llama"), return_logprobs=True)
     batch = make_batch(PROMPTS[:1], max_new_tokens=12, do_sample=False)
     without, _ = generated(engine, batch, 0)
-    plain, refused = host_decoder.draw, []
+    forward, poisoned = engine._decoder._forward, []
 
-    def finite_alone(logits, *others):
-        if len(logits) > 1:
-            refused.append(len(logits))
-            raise NotFinite("as after a token that the row would not draw")
-        return plain(logits, *others)
+    def hidden(ids_N, positions_N, layout):
+        found = Forward.hidden(forward, ids_N, positions_N, layout)
+        if isinstance(layout, Slots) and len(ids_N) > 1:
+            poisoned.append(found.fill_(torch.nan))
+        return found
 
-    monkeypatch.setattr(host_decoder, "draw", finite_alone)
-    assert generated(engine, batch, 16)[0] == without and refused
-    monkeypatch.setattr(host_decoder, "draw", lambda *given: finite_alone(torch.zeros(2, 41)))
+    monkeypatch.setattr(forward, "hidden", hidden)
+    engine._decoder.max_drafted = 16
+    (group,) = engine.generate(batch)
+    assert group.responses[0].token_ids.tolist() == without[0][0] and poisoned
+
+
+def test_heads_whose_products_depend_on_the_rows_have_none(make_engine, make_batch):
+    torch.manual_seed(3)
+    sizes = {**SIZES, "hidden_size": 60, "num_attention_heads": 6, "head_dim": 10}
+    engine = make_engine(AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval(), return_logprobs=True)
+    batch = make_batch(PROMPTS, max_new_tokens=20, do_sample=False)
+    without, slow = generated(engine, batch, 0)
+    found, fast = generated(engine, batch, 16)
+    assert found == without and fast.tokens == slow.tokens
+
+
+def test_logits_that_are_not_finite_end_the_run(random_model, make_engine, make_batch):
+    model = random_model("llama")
+    model.lm_head.weight.data[0] = torch.nan
     with pytest.raises(NotFinite):
-        generated(engine, batch, 16)
+        make_engine(model).generate(make_batch(PROMPTS[:1], max_new_tokens=12))
