@@ -19,6 +19,7 @@ import functools
 import itertools
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -109,6 +110,10 @@ def replayed(layers: int, rounds: int, texts: Path) -> None:
 
     model, tokenizer = smollm2(layers)
     pairs = list(itertools.islice(long_enough(texts), 8))
+    if len(pairs) < 8:
+        sys.exit(
+            f"{texts}: {len(pairs)} pairs have a question of {PROMPT} tokens and an answer of {NEW}; give 8 or more"
+        )
     prompts, answers = [list(question) for question, _ in pairs], np.array([answer for _, answer in pairs])
     answer_of: dict[int, np.ndarray] = {}
 
@@ -132,7 +137,7 @@ def replayed(layers: int, rounds: int, texts: Path) -> None:
 
 
 def long_enough(texts: Path) -> Iterator[tuple[list[int], list[int]]]:
-    """Questions of `PROMPT` tokens, their last ones, and the first `NEW` of their answers: words, digits and signs."""
+    """The last `PROMPT` tokens of questions, and the first `NEW` of their answers, as words, digits and signs."""
     ids: dict[str, int] = {}
     for line in texts.read_text().splitlines():
         row = json.loads(line)

@@ -17,18 +17,19 @@ from rlinf_lite.rollout.output import Sampled
 from rlinf_lite.types import GenerationBatch
 
 MAX_ROWS = 32
-"""Sequences for which drafts are made: with more, a token costs what it does by itself."""
-_DOUBLE = 6
-"""Tokens that take as long as what a forward pass takes besides, at least: with 135M parameters in fp32 about 10."""
+"""Most sequences for which drafts are made. With more of them, each additional token takes its full share of time."""
+_FIXED = 6
+"""Time of a forward pass that does not depend on the number of tokens, as a number of tokens. A cautious value: with
+135M parameters in fp32 it is about 10."""
 _MOST = 8
-"""Tokens that a sequence is given at most."""
+"""Most drafts per sequence."""
 _NEW = 0.05
-"""Weight of a guess in the rate to which it counts."""
+"""Weight of the newest guess in a rate of right guesses."""
 _CONTEXTS = (4, 3, 2, 1)
-"""Numbers of last tokens after which a guess is looked up; the first that is found counts."""
+"""Numbers of last tokens with which a guess is looked up, in this order."""
 _LONGEST = max(_CONTEXTS)
 _MOST_NOTES = 1 << 20
-"""Of what came after what: about 80 MB."""
+"""Entries in the table of what came after what. It is emptied when it has more, about 80 MB."""
 
 
 class Drafts:
@@ -78,7 +79,7 @@ class Drafts:
         chances.sort()  # a row's own stay in their order
         tokens, best, count = float(len(rows)), 0.0, 0
         for taken in range(len(chances) + 1):
-            speed = tokens / (products.padded(len(rows) + taken) + _DOUBLE)
+            speed = tokens / (products.padded(len(rows) + taken) + _FIXED)
             if speed >= best:
                 best, count = speed, taken
             tokens -= chances[taken][0] if taken < len(chances) else 0.0

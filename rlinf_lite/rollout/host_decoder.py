@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ class HostDecoder:
     """Samples the rows of a batch. Rows with the same sequence so far are computed once; few rows get drafts."""
 
     max_drafted = MAX_ROWS
-    """Sequences that get drafts; if there are more, none does."""
+    """Most sequences that get drafts; if there are more, none of them does."""
 
     def __init__(self, forward: Forward, *, eos_ids: frozenset[int], with_logprobs: bool, max_rows: int) -> None:
         """
@@ -104,18 +105,19 @@ class HostDecoder:
         config = forward.model.config.get_text_config()
         limits = [limit for _, limit in attention.length_limits(config)]
         self._longest = min([*limits, getattr(config, "max_position_embeddings", None) or sys.maxsize])
-        """Tokens of a sequence beyond which there are no drafts: it may end before, and the model take no more."""
+        """No draft makes a sequence longer: the model may refuse it, although the response would have ended before."""
         self._slots: Slots | None = None
         """Of the last batch, for the next one."""
 
     def decode(self, batch: GenerationBatch) -> Sampled:
         """Sample all rows of ``batch``. Raises NotFinite as `sampling.draw`."""
         with self._packed:
-            try:
-                return self._decode(batch, self.max_drafted)
-            except NotFinite:
-                # Perhaps of a wrong draft, whose keys and values the row's own token may not see, but is computed with.
-                return self._decode(batch, 0)
+            if self.max_drafted:
+                with suppress(NotFinite):
+                    return self._decode(batch, self.max_drafted)
+            # Without drafts, or again without them: a wrong one may be at fault. The row's own token does not see its
+            # values, which count with a weight of 0, but 0 times NaN is NaN.
+            return self._decode(batch, 0)
 
     def _decode(self, batch: GenerationBatch, max_drafted: int) -> Sampled:
         sampling, keys = batch.sampling, rng_keys(batch)

@@ -19,7 +19,7 @@ KeysValues = tuple[Tensor, Tensor]
 _MORE = 512
 """Positions that a cache grows by, at most, when it is full."""
 _HEAD = 8
-"""Of a multiple of it are heads for which MKL's products were found not to depend on the number of rows."""
+"""MKL's products were found not to depend on the number of rows if the size of a head is a multiple of this."""
 
 
 class Cache(Protocol):
@@ -34,7 +34,7 @@ class Cache(Protocol):
 class Slots:
     """A `Layout` on a CPU for the new tokens of R rows, which keeps keys and values [R, K, P, D] per layer.
 
-    A token's place is its position. What a row does not see is finite, so it adds exact zeros, whatever it is.
+    A token's place is its position. What a row does not see adds exact zeros, as long as it is finite.
     """
 
     device = torch.device("cpu")
@@ -51,7 +51,7 @@ class Slots:
 
     @property
     def may_draft(self) -> bool:
-        """Whether several tokens per row give the bits of one: with a head of 10 values, for example, they do not."""
+        """Whether several tokens per row are bitwise identical to one at a time. With heads of size 10 they do not."""
         return all(kept.shape[-1] % _HEAD == 0 for cache in self._cache.values() for kept in cache)
 
     def start_batch(self) -> None:
