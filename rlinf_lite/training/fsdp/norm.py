@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlinf_lite.training.fsdp.runs import MAX_ELEMENTS, joined
+
 _BITS = 26
 """Bits per word: sums of up to 2^37 elements fit into 64 bits."""
 _ADDED_TO_NORM = 1e-6
@@ -28,14 +30,15 @@ def gradient_norm(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
     Returns:
         The norm; NaN or infinity if an element is.
     """
-    largest = _largest(shards, group)
+    parts = joined(shards)
+    largest = _largest(parts, group)
     if not 0 < largest < math.inf:
         return largest
     exponent = math.frexp(largest)[1]
     words = shards[0].new_zeros(2, dtype=torch.int64)
-    piece_size = 1 << (24 if words.is_cuda else 18)  # on a CPU a piece stays in its cache
-    for shard in shards:
-        for piece in shard.flatten().split(piece_size):
+    piece_size = 1 << 24 if words.is_cuda else MAX_ELEMENTS
+    for part in parts:
+        for piece in part.split(piece_size):
             words += _words(piece, exponent)
     if group.size() > 1:
         dist.all_reduce(words, group=group)
@@ -51,10 +54,10 @@ def clip(shards: Sequence[Tensor], norm: float, limit: float) -> None:
         torch._foreach_mul_([*shards], factor)
 
 
-def _largest(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
-    """The largest absolute value of all ranks' shards; NaN if there is one anywhere."""
-    ends = [end.double().abs() for shard in shards if shard.numel() for end in shard.aminmax()]
-    mine = torch.stack([*ends, shards[0].new_zeros((), dtype=torch.float64)]).amax()
+def _largest(parts: Sequence[Tensor], group: dist.ProcessGroup) -> float:
+    """The largest absolute value of all ranks' gradients; NaN if there is one anywhere."""
+    ends = [end.double().abs() for part in parts if part.numel() for end in part.aminmax()]
+    mine = torch.stack([*ends, parts[0].new_zeros((), dtype=torch.float64)]).amax()
     # A maximum over ranks may lose a NaN (gloo's does), so it is a flag of its own.
     pair = torch.stack([mine.isnan().double(), mine.nan_to_num(nan=0.0, posinf=math.inf)])
     if group.size() > 1:

@@ -39,21 +39,22 @@ def optimizer_state(
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Name of the first tensor with a NaN or an infinity in this process's shard, or None. Not collective.
 
-    A norm is not finite if one element is not. It may also overflow, so only then each element is checked.
+    A sum is not finite if one element is not. It may also overflow, so only then each element is checked.
     """
     local = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
-    if norms_are_finite(list(local.values())):
+    if sums_are_finite(list(local.values())):
         return None
     return next((name for name, tensor in local.items() if not torch.isfinite(tensor).all()), None)
 
 
-def norms_are_finite(tensors: list[torch.Tensor]) -> bool:
-    """Whether the L2 norm of each tensor is finite in float32, whatever the tensors' type: fp16's maximum is 65504.
+def sums_are_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether the sum of each tensor is finite in float32, whatever the tensors' type: fp16's maximum is 65504.
 
     Args:
         tensors: on one device; one may be empty.
     """
-    return not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))).all())
+    sums = [tensor.sum(dtype=torch.float32) for tensor in tensors]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
 class GradScalerState(Stateful):

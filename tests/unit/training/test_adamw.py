@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlinf_lite.training.fsdp import adamw
+from rlinf_lite.training.fsdp import adamw, runs
 from rlinf_lite.training.fsdp.state import build_optimizer
 
 SIZES = ((3, 7), (64,), (0, 5), (), (4, 1, 33), (70_001,))
@@ -18,8 +18,10 @@ def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_all_bits_are_those_of_torch(dtype, weight_decay, monkeypatch):
-    monkeypatch.setattr(adamw, "_PIECE", 1 << 12)
+@pytest.mark.parametrize("most", [100, 1 << 12, 1 << 18])
+def test_all_bits_are_those_of_torch(dtype, weight_decay, most, monkeypatch):
+    for module in (adamw, runs):
+        monkeypatch.setattr(module, "MAX_ELEMENTS", most)
     options = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": weight_decay}
     mine, theirs = parameters(dtype), parameters(dtype)
     optimizer = build_optimizer(mine, lr=1e-3, **options)
