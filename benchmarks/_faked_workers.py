@@ -21,7 +21,7 @@ from rlinf_lite.cluster.watch import Watch
 from rlinf_lite.cluster.weight_sync import ObjectStoreSync
 from rlinf_lite.cluster.workers.handle import WorkerHandle
 from rlinf_lite.cluster.workers.policy import PolicyWorkers
-from rlinf_lite.cluster.workers.records import WorkerLocation
+from rlinf_lite.cluster.workers.records import GeneratedAhead, WorkerLocation
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.trainer import Trainers
@@ -87,7 +87,7 @@ class _FakedActor:
         self.run = _Method(lambda method, *args: _ANSWERS[method](*args))
 
 
-def _generate(batch: GenerationBatch, after: None = None) -> list[Group]:
+def _generate(batch: GenerationBatch) -> list[Group]:
     responses = [
         Response(
             sample_index=row % batch.group_size,
@@ -119,6 +119,7 @@ _ANSWERS: Mapping[str, Any] = {
     "load_weights": lambda *rows: None,
     "check_weights": lambda step, *sent: None,
     "generate": _generate,
+    "generate_ahead": lambda batch, step, *_: GeneratedAhead(rank=0, groups=_generate(batch), weights={}),
     "sleep": lambda: None,
     "score": _score,
     "update": _update,
@@ -188,6 +189,7 @@ def _runner(config: Config, num_ranks: int) -> Runner:
             config.rollout, num_prompts=num_prompts, group_size=settings.group_size, num_workers=len(engines)
         ),
         seed=0,
+        split=SplitSettings.of(settings, config.runner, seed=0),
     )
     models = Models(
         policy=trainers.policy,
@@ -203,7 +205,6 @@ def _runner(config: Config, num_ranks: int) -> Runner:
         algorithm=algorithm,
         models=models,
         trainers=trainers,
-        split=SplitSettings.of(settings, config.runner, seed=0),
         generation=generation,
         weights=ObjectStoreSync(trainers.policy, rollouts, "fp32"),
         self_check=nothing,

@@ -15,11 +15,11 @@ from rlinf_lite.data import PromptStream, load_problems
 from rlinf_lite.models import hf_directory
 from rlinf_lite.observability import PhaseTimer
 from rlinf_lite.recovery.logprobs import old_from_engine
-from rlinf_lite.rewards import attach_scores, generated, grading_item
+from rlinf_lite.rewards import attach_scores, generated, grading_items
 from rlinf_lite.rollout.batches import generation_batches, join, rows_per_batch
 from rlinf_lite.runner.credit import graded_table, is_graded
 from rlinf_lite.runner.schedule import total_steps, total_updates
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.training.ranks import shard_mini_batch
 from rlinf_lite.types import Column, Group, Sampling
 from rlinf_lite.user_code import search_path
@@ -62,7 +62,7 @@ class PlainRun:
         with timer.phase("rollout"):
             groups = self.generate(step)
         with timer.phase("reward"):
-            scores = self.grader.score([grading_item(*pair) for pair in generated(groups)])
+            scores = self.grader.score(grading_items(generated(groups)))
             groups = attach_scores(groups, scores)
         self.train(step, groups, timer)
         if self.config.runner.checkpoint.memory_replicas:
@@ -92,7 +92,7 @@ class PlainRun:
     def train(self, step: int, groups: list[Group], timer: PhaseTimer) -> None:
         """Assign credit, and take the step's optimizer steps."""
         counted = is_graded(groups)
-        batch = StepBatch(groups, counted, step=step, settings=self._split)
+        batch = StepBatch(StepRows(groups, step=step, settings=self._split), counted)
         columns: dict[Column, Any] = {}
         if self._old_from_engine:
             columns[Column.OLD_LOGPROB] = batch.engine_logprobs()

@@ -28,7 +28,7 @@ from rlinf_lite.algorithms import build_algorithm
 from rlinf_lite.config import ActorConfig, AlgorithmConfig, FsdpConfig, OptimConfig
 from rlinf_lite.config.actor import PolicyModelConfig
 from rlinf_lite.models.products import product
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.training.fsdp.build import build_policy
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
 from rlinf_lite.training.ranks import shard_mini_batch
@@ -141,7 +141,7 @@ def mini_batch(groups: Sequence[Group], rows_per_unit: int) -> MiniBatch:
         num_minibatches=1, shuffle_seed=None, rows_for_forward=rows_per_unit, rows_for_update=rows_per_unit,
         max_tokens=None,
     )  # fmt: skip
-    batch = StepBatch(groups, [True] * num, step=1, settings=settings)
+    batch = StepBatch(StepRows(groups, step=1, settings=settings), [True] * num)
     signs = 1.0 - 2.0 * (torch.arange(num) % 2)
     columns = {Column.ADVANTAGE: signs.repeat_interleave(torch.from_numpy(batch.num_tokens_N))}
     return batch.for_update(columns, np.ones(num, dtype=np.bool_))[0]

@@ -122,7 +122,7 @@ def _gap(shape: str, groups: list[Any], device: str) -> tuple[int, int, float]:
 
     from rlinf_lite.models.scored import ScoredModel
     from rlinf_lite.models.segments import FlatTokens
-    from rlinf_lite.training.batch import SplitSettings, StepBatch
+    from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 
     model = ScoredModel(_random_model.make(shape, device))
     settings = SplitSettings(
@@ -130,7 +130,7 @@ def _gap(shape: str, groups: list[Any], device: str) -> tuple[int, int, float]:
     )
     differ, num, largest = 0, 0, 0.0
     engine = np.concatenate([r.logprobs for group in groups for r in group.responses])
-    for unit in StepBatch(groups, [True] * (PROMPTS * GROUP), step=1, settings=settings).for_forward():
+    for unit in StepBatch(StepRows(groups, step=1, settings=settings), [True] * (PROMPTS * GROUP)).for_forward():
         tokens = FlatTokens.of(unit.ids_N, unit.positions_N, unit.segments, torch.device(device))
         given = tokens.ids_N, tokens.positions_N, tokens.layout, unit.source_M.to(device), unit.targets_M.to(device)
         with torch.no_grad():

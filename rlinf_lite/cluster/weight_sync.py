@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlinf_lite.cluster.errors import WorkerLost
 from rlinf_lite.cluster.group import Call, wait_all, wait_for_collective
@@ -15,18 +15,25 @@ from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.observability import log_line
 
+if TYPE_CHECKING:  # imports torch, which the driver does later
+    from rlinf_lite.weights.checksum import Checksums
+
 
 class WeightSync(Protocol):
     """Brings the weights of an update to the next rollout."""
 
-    def start(self, step: int) -> Sequence[Call[None]]:
+    def start(self, step: int, num_ahead: int) -> Arriving | None:
         """Begin the next `publish`, where that can be done beside other work.
 
         Called when the policy's ranks were asked for the last update of a step: what this asks of them comes after it.
         Does not wait; that `publish` raises what goes wrong.
 
+        Args:
+            num_ahead: so many engines, the first ones, are asked for responses at once, which are compared as
+                `Arriving` says. That `publish` compares the weights of the others only.
+
         Returns:
-            The call of each engine that succeeds when it holds the weights; empty if nothing was begun.
+            None if nothing was begun.
         """
 
     def publish(self, step: int) -> None:
@@ -44,17 +51,48 @@ class WeightSync(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Arriving:
+    """Weights that are on their way to the engines, which generate with them before anything has compared them."""
+
+    step: int
+    """Completed steps of the weights."""
+    arrived: Sequence[Sequence[Call[Any]]]
+    """Of each engine that may begin: the calls that succeed when it holds the weights."""
+    sums: Sequence[Call[Checksums]]
+    """Of each policy rank: the checksums of what it sent."""
+
+    def compare(self, who: str, held: Mapping[str, int] | None) -> None:
+        """Compare the weights that an engine generated with. Waits for `sums`.
+
+        Args:
+            who: the engine, for the message.
+            held: their checksums; None: it cannot say.
+
+        Raises:
+            WeightsDiffer: they are not those that the policy sent.
+        """
+        if held is not None:
+            from rlinf_lite.weights.checksum import require_equal  # imports torch, which the driver does later
+
+            require_equal(who, self.step, wait_all(self.sums), held)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Started:
     """Calls that bring weights from the policy to the engines."""
 
     step: int
     """Completed steps of the weights."""
+    arrived: list[list[Call[Any]]]
+    """By engine: what must be done before it holds the weights."""
+    sums: list[Call[Checksums]]
+    """What `checks` compare with."""
     sent: list[Call[Any]]
     """What the policy's ranks do."""
     received: list[Call[None]]
     """What the engines do before they compare."""
     checks: list[Call[None]]
-    """By engine: it compares its weights with what was sent."""
+    """An engine compares its weights with what was sent."""
 
 
 class ObjectStoreSync:
@@ -71,16 +109,23 @@ class ObjectStoreSync:
         self._policy, self._rollouts, self._precision, self._step = policy, rollouts, precision, step
         self._started: _Started | None = None
 
-    def start(self, step: int) -> Sequence[Call[None]]:
+    def start(self, step: int, num_ahead: int) -> Arriving | None:
         """As `WeightSync.start`: engines are idle between two rollouts."""
-        self._started = self._begin(step)
-        return self._started.checks
+        started = self._started = self._begin(step, num_ahead)
+        return Arriving(step=step, arrived=started.arrived[:num_ahead], sums=started.sums)
 
-    def _begin(self, step: int) -> _Started:
-        rows = self._policy.start_weight_rows(self._precision)
-        loads, sums = self._rollouts.start_load_weights(rows), self._policy.start_row_checksums(self._precision)
-        checks = self._rollouts.start_check_weights(step, sums)
-        return _Started(step=step, sent=[*rows, *sums], received=loads, checks=checks)
+    def _begin(self, step: int, num_ahead: int = 0) -> _Started:
+        rollouts, rows = self._rollouts, self._policy.start_weight_rows(self._precision)
+        loads, sums = rollouts.start_load_weights(rows), self._policy.start_row_checksums(self._precision)
+        checks = [rollouts.start_check_weights_on(rank, step, sums) for rank in range(num_ahead, rollouts.size)]
+        return _Started(
+            step=step,
+            arrived=[[load] for load in loads],
+            sums=sums,
+            sent=[*rows, *sums],
+            received=loads,
+            checks=checks,
+        )
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
@@ -89,7 +134,8 @@ class ObjectStoreSync:
         try:
             if started is None or started.step != step:
                 started = self._begin(step)
-            wait_all([*started.received, *started.checks])
+            awaited: list[Call[Any]] = [*started.sums, *started.received, *started.checks]
+            wait_all(awaited)
         except Exception as error:
             if started is not None:
                 wait_all(started.sent)  # a failed policy rank makes every load fail: raise its own error
@@ -121,22 +167,29 @@ class RegionSync(ObjectStoreSync):
     _near: list[int] | None = None
     """Ranks of the engines that have the region; None: it is not open."""
 
-    def start(self, step: int) -> Sequence[Call[None]]:
+    def start(self, step: int, num_ahead: int) -> Arriving | None:
         """As `WeightSync.start`: nothing if there is no region, since to open one is to wait."""
-        return [] if self._near is None else super().start(step)
+        return None if self._near is None else super().start(step, num_ahead)
 
-    def _begin(self, step: int) -> _Started:
+    def _begin(self, step: int, num_ahead: int = 0) -> _Started:
         if self._near is None:
             self._near = self._open()
         policy, rollouts, near = self._policy, self._rollouts, self._near
         far = [rank for rank in range(rollouts.size) if rank not in near]
         written = policy.start_write_region(self._precision) if near else []
         rows = policy.start_weight_rows(self._precision) if far else []
-        received = [rollouts.start_sum_weights_on(rank, step, written) for rank in near]
-        received += [rollouts.start_load_weights_on(rank, rows) for rank in far]
+        loads = {rank: rollouts.start_load_weights_on(rank, rows) for rank in far}
+        received = [rollouts.start_sum_weights_on(rank, step, written) for rank in near if rank >= num_ahead]
         sums = policy.start_row_checksums(self._precision)
-        checks = rollouts.start_check_weights(step, sums)
-        return _Started(step=step, sent=[*written, *rows, *sums], received=received, checks=checks)
+        checks = [rollouts.start_check_weights_on(rank, step, sums) for rank in range(num_ahead, rollouts.size)]
+        return _Started(
+            step=step,
+            arrived=[[loads[rank]] if rank in loads else [*written] for rank in range(rollouts.size)],
+            sums=sums,
+            sent=[*written, *rows, *sums],
+            received=[*received, *loads.values()],
+            checks=checks,
+        )
 
     def _open(self) -> list[int]:
         """Give the policy's ranks, and all engines that can have it, a new region; return these engines' ranks."""
@@ -182,9 +235,9 @@ class SharedMemorySync:
         self._policy, self._rollouts, self._precision = policy, rollouts, precision
         self._is_open, self._step = False, 0
 
-    def start(self, step: int) -> Sequence[Call[None]]:
+    def start(self, step: int, num_ahead: int) -> Arriving | None:
         """As `WeightSync.start`: nothing, since engines may still be asleep."""
-        return []
+        return None
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`; repairs a rollout worker that is lost meanwhile."""
@@ -218,9 +271,9 @@ class CollectiveSync:
         self._policy, self._rollouts, self._precision = policy, rollouts, precision
         self._joined, self._step = False, 0
 
-    def start(self, step: int) -> Sequence[Call[None]]:
+    def start(self, step: int, num_ahead: int) -> Arriving | None:
         """As `WeightSync.start`: nothing, since a collective call cannot be given up."""
-        return []
+        return None
 
     def publish(self, step: int) -> None:
         """As `WeightSync.publish`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlinf_lite.config import RewardConfig
 from rlinf_lite.eval.log import MemoryLog, Row
-from rlinf_lite.rewards import Grader, attach_scores, generated, grading_item
+from rlinf_lite.rewards import Grader, attach_scores, generated, grading_items
 from rlinf_lite.rewards.extraction import final_answer
 from rlinf_lite.rollout.batches import join
 from rlinf_lite.rollout.engine import RolloutEngine
@@ -36,7 +36,7 @@ def answer_batches(
         if num_done <= len(log.rows):
             continue
         groups = join([engine.generate(batch)])
-        scores = grader.score([grading_item(prompt, response) for prompt, response in generated(groups)])
+        scores = grader.score(grading_items(generated(groups)))
         rows = [_row(group, answer_of) for group in attach_scores(groups, scores)]
         log.append(rows)
         progress(rows)

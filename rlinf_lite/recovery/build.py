@@ -126,7 +126,6 @@ class Build:
             algorithm=algorithm,
             models=self._models(workers, algorithm),
             trainers=workers.trainers,
-            split=SplitSettings.of(config.algorithm, config.runner, seed=config.actor.seed),
             generation=generation,
             weights=workers.weight_sync(),
             self_check=SelfCheck(config, workers.rollouts, workers.trainers, self.events.add),
@@ -165,6 +164,7 @@ class Build:
                 num_workers=generation.rollouts.size,
             ),
             seed=config.actor.seed,
+            split=SplitSettings.of(settings, config.runner, seed=config.actor.seed),
         )
 
     def _models(self, workers: Workers, algorithm: Algorithm) -> Models:

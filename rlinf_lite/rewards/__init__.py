@@ -4,7 +4,7 @@
 """
 
 from rlinf_lite.rewards.grader import Grader
-from rlinf_lite.rewards.outcome import RewardError, attach_scores, generated, grading_item, refuse_too_many_ungraded
+from rlinf_lite.rewards.outcome import RewardError, attach_scores, generated, grading_items, refuse_too_many_ungraded
 from rlinf_lite.rewards.registry import GRADERS, build_grader, fingerprint
 from rlinf_lite.rewards.verifier import VerifierStartError
 from rlinf_lite.user_code import search_path
@@ -18,7 +18,7 @@ __all__ = [
     "build_grader",
     "fingerprint",
     "generated",
-    "grading_item",
+    "grading_items",
     "refuse_too_many_ungraded",
     "search_path",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
-from rlinf_lite.columns import replaced
+from rlinf_lite.columns import objects_of, replaced
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.types import GradingItem, Group, Prompt, Response, Score
 
@@ -15,16 +16,17 @@ class RewardError(ConfigError):
     """Too many responses could not be graded."""
 
 
-def grading_item(prompt: Prompt, response: Response) -> GradingItem:
-    """What a grader sees of a response."""
-    problem = prompt.problem
-    return GradingItem(
-        prompt=problem.prompt,
-        response=response.text,
-        answer=problem.answer,
-        finished=response.finished,
-        metadata=problem.metadata,
-    )
+def grading_items(pairs: Sequence[tuple[Prompt, Response]]) -> list[GradingItem]:
+    """What a grader sees of each response."""
+    problems = [prompt.problem for prompt, _ in pairs]
+    columns: dict[str, list[Any]] = {
+        "prompt": [problem.prompt for problem in problems],
+        "response": [response.text for _, response in pairs],
+        "answer": [problem.answer for problem in problems],
+        "finished": [response.finished for _, response in pairs],
+        "metadata": [problem.metadata for problem in problems],
+    }
+    return objects_of(GradingItem, columns, len(pairs))
 
 
 def generated(groups: Iterable[Group]) -> list[tuple[Prompt, Response]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlinf_lite.algorithms import Graded
-from rlinf_lite.types import Column, Group
+from rlinf_lite.types import Column, Group, Response
 
 
 def is_graded(groups: Sequence[Group]) -> list[bool]:
@@ -34,12 +34,19 @@ def graded_table(
 
     responses = [response for group in groups for response in group.responses]
     rewards = [response.score.reward if response.score is not None else 0.0 for response in responses]
-    num_tokens = [int(np.count_nonzero(r.loss_mask)) if c else 0 for r, c in zip(responses, is_counted, strict=True)]
     return Graded(
         rewards_PG=table(rewards, torch.float64),
         counted_PG=table(is_counted, torch.bool),
         finished_PG=table([response.finished for response in responses], torch.bool),
-        num_tokens_PG=table(num_tokens, torch.int64),
+        num_tokens_PG=torch.from_numpy(_num_loss_tokens(responses) * is_counted).reshape(len(groups), -1),
         max_tokens=max_tokens,
         columns=columns,
     )
+
+
+def _num_loss_tokens(responses: Sequence[Response]) -> np.ndarray:
+    """int64, of each response."""
+    masks = [response.loss_mask for response in responses]
+    stops = np.cumsum([len(mask) for mask in masks])
+    sums = np.concatenate([[0], np.concatenate(masks).cumsum()])
+    return np.diff(sums[stops], prepend=0)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlinf_lite.cluster.group import Call
+from rlinf_lite.cluster.weight_sync import Arriving
 from rlinf_lite.cluster.work_queue import WorkQueue
+from rlinf_lite.cluster.workers.records import Generated, GeneratedAhead
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.config import DataConfig, RolloutConfig, SamplingConfig
@@ -39,19 +41,24 @@ class Generation:
 
     def __post_init__(self) -> None:
         self._made: dict[_Key, list[Group]] = {}
-        self._begun: dict[_Key, Call[list[Group]]] = {}
+        self._begun: dict[_Key, Call[Generated]] = {}
+        self._arriving: Arriving | None = None
         self._logged_ungraded = False
 
-    def start(self, batches: Sequence[GenerationBatch], after: Sequence[Call[None]]) -> None:
-        """Give each engine the first batch that `generate`, called next, will ask it for. Does not wait.
+    def start(self, batches: Sequence[GenerationBatch], weights: Arriving) -> None:
+        """Give engines the first batches that `generate`, called next, will ask them for. Does not wait.
 
         Args:
-            after: of each engine, the call that succeeds when it has the weights.
+            weights: what they generate with.
         """
-        first = zip(batches, after, strict=False)
-        self._begun = {
-            _key(batch): self.rollouts.start_generate(rank, batch, call) for rank, (batch, call) in enumerate(first)
-        }
+        first = zip(batches, weights.arrived, strict=False)
+        self._arriving, self._begun = (
+            weights,
+            {
+                _key(batch): self.rollouts.start_generate_ahead(rank, batch, weights.step, arrived)
+                for rank, (batch, arrived) in enumerate(first)
+            },
+        )
 
     def forget_started(self) -> None:
         """Ask for all batches again: the weights that `start` counted on may never have come."""
@@ -66,7 +73,7 @@ class Generation:
         keyed = {_key(batch): batch for batch in batches}
         self._made = {key: made for key, made in self._made.items() if key in keyed}
         begun, self._begun = {key: call for key, call in self._begun.items() if key in keyed and call.is_current}, {}
-        generating: WorkQueue[_Key, GenerationBatch, list[Group]] = self.rollouts.queue()
+        generating: WorkQueue[_Key, GenerationBatch, Generated] = self.rollouts.queue()
         grading: GradingQueue = self.rewards.queue()
         for key, call in begun.items():
             generating.add_begun(key, keyed[key], call)
@@ -75,10 +82,18 @@ class Generation:
                 submit(grading, self._made[key], self.rewards.items_per_call)
             elif key not in begun:
                 generating.add(key, batch)
-        for key, groups in generating.results(beside=[grading]):
-            self._made[key] = groups
+        for key, made in generating.results(beside=[grading]):
+            groups = self._made[key] = self._compared(made)
             submit(grading, groups, self.rewards.items_per_call)
         return join(self._made[key] for key in keyed), grading
+
+    def _compared(self, made: Generated) -> list[Group]:
+        """Responses whose weights are those that the policy sent. Raises `WeightsDiffer`."""
+        if not isinstance(made, GeneratedAhead):
+            return made
+        assert self._arriving is not None
+        self._arriving.compare(f"{self.rollouts.name} rank {made.rank}", made.weights)
+        return made.groups
 
     def rest(self) -> None:
         """Let engines free their GPU memory until the next weights, if the config asks for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_lite.cluster.work_queue import WorkQueue
-from rlinf_lite.rewards import attach_scores, generated, grading_item
+from rlinf_lite.rewards import attach_scores, generated, grading_items
 from rlinf_lite.types import GradingItem, Group, Prompt, Response, Score
 
 ResponseKey = tuple[int, int]
@@ -17,7 +17,7 @@ def submit(grading: GradingQueue, groups: Sequence[Group], items_per_call: int) 
     """Hand responses to the graders, without waiting for scores. Those that could not be generated are skipped."""
     pairs = generated(groups)
     for part in (pairs[first : first + items_per_call] for first in range(0, len(pairs), items_per_call)):
-        grading.add([_key(*pair) for pair in part], [grading_item(*pair) for pair in part])
+        grading.add([_key(*pair) for pair in part], grading_items(part))
 
 
 def graded(grading: GradingQueue, groups: Sequence[Group]) -> list[Group]:

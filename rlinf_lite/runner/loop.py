@@ -31,7 +31,7 @@ from rlinf_lite.runner.progress import Progress
 from rlinf_lite.runner.sampling import StepSource
 from rlinf_lite.runner.saving import Saver
 from rlinf_lite.runner.self_check import SelfCheck
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import StepBatch
 from rlinf_lite.types import Group, Prompt, Response
 
 
@@ -43,7 +43,6 @@ class Runner:
     algorithm: Algorithm
     models: Models
     trainers: Trainers
-    split: SplitSettings
     generation: Generation
     weights: WeightSync
     self_check: SelfCheck
@@ -89,7 +88,7 @@ class Runner:
                 sampled = self.source.sample(step, self.progress.cursor, timer)
             with timer.phase("rollout"):
                 self.generation.rest()
-            batch = StepBatch(sampled.groups, sampled.is_counted, step=step, settings=self.split)
+            batch = StepBatch(sampled.rows, sampled.is_counted)
             columns = self.models.columns(batch, timer)
             max_tokens = self.source.sampling.max_new_tokens
             credit = self.algorithm.credit(graded_table(sampled.groups, sampled.is_counted, columns, max_tokens))
@@ -130,14 +129,17 @@ class Runner:
         If the update fails, nothing of this is used: no engine generates, a recovery builds another `WeightSync`, and
         replicas are held by `complete` only.
         """
-        step, alone = after.step, self.models.critic is None
-        sent = self.weights.start(step) if step < self.last_step else ()
+        step, is_last, alone = after.step, after.step == self.last_step, self.models.critic is None
+        # A critic's update, and what it keeps in memory, may not have ended yet.
+        may_begin = alone and not is_last and not self.generation.enable_sleep
+        may_begin = may_begin and not self.validation.is_due(step, self.last_step)
+        num_ahead = self.source.prepare(step + 1, after.cursor) if may_begin else 0
+        weights = None if is_last else self.weights.start(step, num_ahead)
         if self.replicas is not None and alone:
             # With a critic, ranks of one model would wait in it for the update of the other.
             self.replicas.start(step, self.saver.info)
-        if sent and alone and not self.validation.is_due(step, self.last_step) and not self.generation.enable_sleep:
-            # A critic's update, and what it keeps in memory, may not have ended yet.
-            self.source.start(step + 1, after.cursor, sent)
+        if weights is not None and num_ahead:
+            self.source.start(weights)
 
     def complete(self, after: Progress, timer: PhaseTimer) -> None:
         """Complete the step; with replicas only when its state is held in memory, since nothing can undo it then."""

@@ -102,7 +102,7 @@ class Models:
             for name in models
         }
         reports: dict[str, list[list[UpdateReport]]] = {"policy": [], "critic": []}
-        last = len(batch.minibatch_rows) - 1
+        last = batch.num_minibatches - 1
         for number in range(last + 1):
             started = [
                 group.start_update(step, minis[name][number], last=number == last) for name, group in models.items()

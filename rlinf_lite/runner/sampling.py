@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlinf_lite.algorithms import Algorithm
-from rlinf_lite.cluster.group import Call
+from rlinf_lite.cluster.weight_sync import Arriving
 from rlinf_lite.data import PromptStream
 from rlinf_lite.observability import PhaseTimer
 from rlinf_lite.rollout.batches import generation_batches
 from rlinf_lite.runner.credit import graded_table, is_graded
 from rlinf_lite.runner.generation import Generation
 from rlinf_lite.runner.grading import graded
+from rlinf_lite.training.batch import SplitSettings, StepRows
 from rlinf_lite.types import GenerationBatch, Group, Sampling
 
 
@@ -26,6 +27,8 @@ class Sampled:
     """Of each of these groups; the others fill up the step, and are not trained on."""
     candidates: list[Group]
     """Every group that was generated, in canonical order."""
+    rows: StepRows
+    """Of ``groups``."""
 
     @property
     def is_counted(self) -> list[bool]:
@@ -44,9 +47,9 @@ class Sampled:
     def num_tokens(self) -> int:
         """Tokens of these responses, each with its prompt."""
         return sum(
-            len(group.prompt.problem.prompt_ids) + len(response.token_ids)
+            len(group.prompt.problem.prompt_ids) * len(group.responses)
+            + sum(len(response.token_ids) for response in group.responses)
             for group in self.candidates
-            for response in group.responses
         )
 
     @property
@@ -71,42 +74,57 @@ class StepSource:
     max_rows: int
     """Most responses per generation batch."""
     seed: int
+    split: SplitSettings
+    """How the step's responses become units."""
+    _prepared: tuple[tuple[int, int], list[GenerationBatch]] | None = field(default=None, init=False)
+    """What `prepare` made, with its arguments."""
 
-    def start(self, step: int, cursor: int, after: Sequence[Call[None]]) -> None:
-        """Let engines begin with what `sample` will generate first for the same arguments. Does not wait.
+    def prepare(self, step: int, cursor: int) -> int:
+        """Make what `sample` will generate first for the same arguments; returns how many engines can `start`."""
+        batches = self._batches(step, cursor)
+        self._prepared = (step, cursor), batches
+        return min(len(batches), self.generation.rollouts.size)
 
-        Args:
-            after: as for `Generation.start`.
-        """
-        self.generation.start(self._batches(step, cursor), after)
+    def start(self, weights: Arriving) -> None:
+        """Let engines begin with what was prepared. Does not wait."""
+        assert self._prepared is not None
+        self.generation.start(self._prepared[1], weights)
 
     def sample(self, step: int, cursor: int, timer: PhaseTimer) -> Sampled:
         """Generate and grade groups for ``step``, from the prompt at ``cursor`` on, until enough are admitted."""
         candidates: list[Group] = []
         is_admitted: list[bool] = []
         for number in range(self.max_rounds):
-            new = self._round(step, cursor + number * self.num_groups, timer)
+            new, rows = self._round(step, cursor + number * self.num_groups, timer)
             candidates += new
             admitted_P = self.algorithm.admit(graded_table(new, is_graded(new), {}, self.sampling.max_new_tokens))
             is_admitted += admitted_P.tolist()
             if sum(is_admitted) >= self.num_groups:
                 break
         chosen = self._choose(is_admitted)
+        groups = [candidates[index] for index in chosen]
+        if not rows.is_of(groups):  # they come from several rounds
+            rows = StepRows(groups, step=step, settings=self.split)
         return Sampled(
-            groups=[candidates[index] for index in chosen],
+            groups=groups,
             is_admitted=[is_admitted[index] for index in chosen],
             candidates=candidates,
+            rows=rows,
         )
 
-    def _round(self, step: int, cursor: int, timer: PhaseTimer) -> list[Group]:
+    def _round(self, step: int, cursor: int, timer: PhaseTimer) -> tuple[list[Group], StepRows]:
         with timer.phase("rollout"):
             groups, grading = self.generation.generate(self._batches(step, cursor))
         with timer.phase("reward"):
+            rows = StepRows(groups, step=step, settings=self.split)  # while they are graded
             groups = graded(grading, groups)
         self.generation.check_graded(groups, f"step {step}")
-        return groups
+        return groups, rows
 
     def _batches(self, step: int, cursor: int) -> list[GenerationBatch]:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] == (step, cursor):
+            return prepared[1]
         return generation_batches(
             self.stream.batch(cursor, self.num_groups),
             stream="train",

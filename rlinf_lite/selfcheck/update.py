@@ -12,7 +12,7 @@ from rlinf_lite import rng
 from rlinf_lite.algorithms import Loss, LossInputs, LossOutputs
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.twice import Twice
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.training.trainer import Trainer
 from rlinf_lite.types import Column, Group, MiniBatch, RankBatch, Round, TokenBatch
 from rlinf_lite.weights.checksum import Checksums, checksums, first_difference
@@ -48,7 +48,7 @@ def _unit(groups: Sequence[Group]) -> tuple[StepBatch, TokenBatch]:
     settings = SplitSettings(
         num_minibatches=1, shuffle_seed=None, rows_for_forward=num_rows, rows_for_update=num_rows, max_tokens=None
     )
-    batch = StepBatch(groups, [True] * num_rows, step=0, settings=settings)
+    batch = StepBatch(StepRows(groups, step=0, settings=settings), [True] * num_rows)
     return batch, batch.for_forward()[0]
 
 

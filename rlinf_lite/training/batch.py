@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rlinf_lite.config import AlgorithmConfig, RunnerConfig
 from rlinf_lite.counters import permutation
-from rlinf_lite.types import Column, Group, MiniBatch, Normalizers, Response, Segments, TokenBatch
+from rlinf_lite.types import Column, Group, MiniBatch, Normalizers, Segments, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +117,61 @@ def _filled(rows: Sequence[int], sizes: Sequence[RowSize], max_tokens: int) -> l
     return units
 
 
+class StepRows:
+    """The responses of one training step, and all of their units that no grade decides: made while they are graded."""
+
+    def __init__(self, groups: Sequence[Group], *, step: int, settings: SplitSettings) -> None:
+        """
+        Args:
+            groups: in canonical order, with N responses in all; none needs a score.
+            step: the number of the step.
+        """
+        self.groups, self.settings = groups, settings
+        self.responses = [response for group in groups for response in group.responses]
+        self._group_N = [number for number, group in enumerate(groups) for _ in group.responses]
+        self._prompts = [np.asarray(group.prompt.problem.prompt_ids, dtype=np.int64) for group in groups]
+        assert all(len(prompt) for prompt in self._prompts), "no token predicts the first one"
+        self.sizes_N = np.array([len(response.token_ids) for response in self.responses], dtype=np.int64)
+        """int64 [N]: tokens of each response."""
+        texts: dict[bytes, int] = {}
+        self._text_N = [texts.setdefault(response.token_ids.tobytes(), len(texts)) for response in self.responses]
+        """Names the tokens of each response: equal ones have the same."""
+        minibatch_rows = arrange(
+            len(self.responses), step, num_minibatches=settings.num_minibatches, shuffle_seed=settings.shuffle_seed
+        )
+        self.minibatches = [(rows, self._trees(rows, settings.rows_for_update)) for rows in minibatch_rows]
+        """The row numbers of each mini-batch, in order, and its units."""
+
+    def is_of(self, groups: Sequence[Group]) -> bool:
+        """Whether these are the responses of ``groups``, which may have got scores since."""
+        mine = [group.prompt for group in self.groups]
+        return len(mine) == len(groups) and all(a is b.prompt for a, b in zip(mine, groups, strict=True))
+
+    def trees_for_forward(self) -> list[_Tree]:
+        """The units of a forward pass."""
+        return self._trees(range(len(self.responses)), self.settings.rows_for_forward)
+
+    def _trees(self, rows: Sequence[int], number: int) -> list[_Tree]:
+        limit = self.settings.max_tokens
+        parts = rows_by_number(rows, number) if limit is None else rows_by_tokens(rows, self._row_sizes, limit)
+        return [self._tree(part) for part in parts]
+
+    @functools.cached_property
+    def _row_sizes(self) -> list[RowSize]:
+        return [
+            RowSize(group, text, len(self._prompts[group]), size)
+            for group, text, size in zip(self._group_N, self._text_N, self.sizes_N.tolist(), strict=True)
+        ]
+
+    def _tree(self, rows: Sequence[int]) -> _Tree:
+        tree = _Tree(rows)
+        for row in rows:
+            group = self._group_N[row]
+            tree.add(group, self._text_N[row], self._prompts[group], self.responses[row].token_ids)
+        tree.close()
+        return tree
+
+
 class StepBatch:
     """The responses of one training step, split into units for forward passes and for updates.
 
@@ -123,29 +179,14 @@ class StepBatch:
     order.
     """
 
-    def __init__(
-        self, groups: Sequence[Group], is_counted: Sequence[bool], *, step: int, settings: SplitSettings
-    ) -> None:
+    def __init__(self, rows: StepRows, is_counted: Sequence[bool]) -> None:
         """
         Args:
-            groups: in canonical order, with N responses in all.
             is_counted: one per response. The others have no loss tokens. They stay in the units, so that no split
                 depends on them.
-            step: the number of the step.
         """
-        self._rows: list[tuple[int, Response]] = [(g, r) for g, group in enumerate(groups) for r in group.responses]
-        self._prompts = [np.asarray(group.prompt.problem.prompt_ids, dtype=np.int64) for group in groups]
-        assert all(len(prompt) for prompt in self._prompts), "no token predicts the first one"
-        self._settings = settings
-        sizes_N = np.array([len(response.token_ids) for _, response in self._rows], dtype=np.int64)
-        texts: dict[bytes, int] = {}
-        self._texts = [texts.setdefault(response.token_ids.tobytes(), len(texts)) for _, response in self._rows]
-        """Names the tokens of each response: equal ones have the same."""
-        self._sizes = [
-            RowSize(group, text, len(self._prompts[group]), size)
-            for (group, _), text, size in zip(self._rows, self._texts, sizes_N.tolist(), strict=True)
-        ]
-        is_loss_T = np.concatenate([response.loss_mask for _, response in self._rows])
+        self._rows, sizes_N = rows, rows.sizes_N
+        is_loss_T = np.concatenate([response.loss_mask for response in rows.responses])
         self._place_M = np.flatnonzero(is_loss_T & np.asarray(is_counted, dtype=np.bool_).repeat(sizes_N))
         """Index of every loss token of the step among the tokens of all responses."""
         row_M = np.arange(len(sizes_N)).repeat(sizes_N)[self._place_M]
@@ -154,14 +195,16 @@ class StepBatch:
         self.num_tokens_N = np.bincount(row_M, minlength=len(sizes_N))
         """int64 [N]: loss tokens of each response."""
         self._first = np.concatenate([[0], self.num_tokens_N.cumsum()])
-        self.minibatch_rows = arrange(
-            len(self._rows), step, num_minibatches=settings.num_minibatches, shuffle_seed=settings.shuffle_seed
-        )
+
+    @property
+    def num_minibatches(self) -> int:
+        """Optimizer steps that `for_update` has units for."""
+        return len(self._rows.minibatches)
 
     def engine_logprobs(self) -> Tensor:
         """The engine's log-probs, as a column of the whole step."""
         found = []
-        for (_, response), num_tokens in zip(self._rows, self.num_tokens_N.tolist(), strict=True):
+        for response, num_tokens in zip(self._rows.responses, self.num_tokens_N.tolist(), strict=True):
             logprobs = response.logprobs
             assert logprobs is not None or not num_tokens, "rollout.return_logprobs is false"
             found.append(np.zeros(len(response.token_ids), dtype=np.float32) if logprobs is None else logprobs)
@@ -169,8 +212,8 @@ class StepBatch:
 
     def for_forward(self) -> list[TokenBatch]:
         """Units of forward passes; concatenated in their order, their loss tokens are those of the whole step."""
-        row_lists = self._split(range(len(self._rows)), self._settings.rows_for_forward)
-        return [self._unit(index, rows, self.num_tokens_N > 0, {}) for index, rows in enumerate(row_lists)]
+        trees = self._rows.trees_for_forward()
+        return [self._unit(index, tree, self.num_tokens_N > 0, {}) for index, tree in enumerate(trees)]
 
     def for_update(self, columns: Mapping[Column, Tensor], is_trained_N: np.ndarray) -> list[MiniBatch]:
         """One `MiniBatch` per optimizer step.
@@ -181,25 +224,15 @@ class StepBatch:
         """
         with_loss_N = is_trained_N & (self.num_tokens_N > 0)
         minibatches = []
-        for rows in self.minibatch_rows:
-            parts = self._split(rows, self._settings.rows_for_update)
-            units = tuple(self._unit(index, part, with_loss_N, columns) for index, part in enumerate(parts))
+        for rows, trees in self._rows.minibatches:
+            units = tuple(self._unit(index, tree, with_loss_N, columns) for index, tree in enumerate(trees))
             num_tokens = int(self.num_tokens_N[rows][with_loss_N[rows]].sum())
             norm = Normalizers(num_tokens=num_tokens, num_sequences=int(with_loss_N[rows].sum()))
             minibatches.append(MiniBatch(units=units, norm=norm))
         return minibatches
 
-    def _split(self, rows: Sequence[int], number: int) -> list[list[int]]:
-        limit = self._settings.max_tokens
-        return rows_by_number(rows, number) if limit is None else rows_by_tokens(rows, self._sizes, limit)
-
-    def _unit(
-        self, index: int, rows: Sequence[int], with_loss_N: np.ndarray, columns: Mapping[Column, Tensor]
-    ) -> TokenBatch:
-        tree = _Tree()
-        for row in rows:
-            group, response = self._rows[row]
-            tree.add(group, self._texts[row], self._prompts[group], response.token_ids)
+    def _unit(self, index: int, tree: _Tree, with_loss_N: np.ndarray, columns: Mapping[Column, Tensor]) -> TokenBatch:
+        rows = tree.rows
         num_tokens_R = np.where(with_loss_N[rows], self.num_tokens_N[rows], 0)
         chosen_M = _ranges(self._first[rows], num_tokens_R)
         chosen = torch.from_numpy(chosen_M)
@@ -216,7 +249,12 @@ def _ranges(first_S: np.ndarray, sizes_S: np.ndarray) -> np.ndarray:
 class _Tree:
     """The segments of one unit."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Sequence[int]) -> None:
+        """
+        Args:
+            rows: the numbers of the responses that are added.
+        """
+        self.rows = rows
         self._ids: list[np.ndarray] = []
         """Of each segment."""
         self._first_positions: list[int] = []
@@ -243,6 +281,16 @@ class _Tree:
             self._parents.append(parent)
         return found
 
+    def close(self) -> None:
+        """Lay the segments end to end: nothing is added any more."""
+        sizes_S, parent_S = np.array([len(ids) for ids in self._ids]), np.array(self._parents)
+        stop_S = sizes_S.cumsum()
+        start_S = stop_S - sizes_S
+        self._ids_N = np.concatenate(self._ids)
+        self._positions_N = _ranges(np.array(self._first_positions), sizes_S)
+        self._start_S, self._stop_S, self._parent_S = start_S, stop_S, parent_S
+        self._start_R, self._prompt_stop_R = start_S[self._responses], stop_S[parent_S[self._responses]]
+
     def unit(
         self, index: int, token_M: np.ndarray, num_tokens_R: np.ndarray, columns: Mapping[Column, Tensor]
     ) -> TokenBatch:
@@ -251,22 +299,19 @@ class _Tree:
             token_M: index of each loss token in its response.
             num_tokens_R: how many of them each response has.
         """
-        sizes_S, parent_S = np.array([len(ids) for ids in self._ids]), np.array(self._parents)
-        stop_S = sizes_S.cumsum()
-        start_S = stop_S - sizes_S
-        ids_N = np.concatenate(self._ids)
-        start_M = start_S[self._responses].repeat(num_tokens_R)
-        prompt_stop_M = stop_S[parent_S[self._responses]].repeat(num_tokens_R)
+        start_M, prompt_stop_M = self._start_R.repeat(num_tokens_R), self._prompt_stop_R.repeat(num_tokens_R)
         return TokenBatch(
             index=index,
-            ids_N=torch.from_numpy(ids_N),
-            positions_N=torch.from_numpy(_ranges(np.array(self._first_positions), sizes_S)),
+            ids_N=torch.from_numpy(self._ids_N),
+            positions_N=torch.from_numpy(self._positions_N),
             segments=Segments(
-                start_S=torch.from_numpy(start_S), stop_S=torch.from_numpy(stop_S), parent_S=torch.from_numpy(parent_S)
+                start_S=torch.from_numpy(self._start_S),
+                stop_S=torch.from_numpy(self._stop_S),
+                parent_S=torch.from_numpy(self._parent_S),
             ),
             # A token is predicted by the one before it; the first one by the prompt's last.
             source_M=torch.from_numpy(np.where(token_M > 0, start_M + token_M - 1, prompt_stop_M - 1)),
-            targets_M=torch.from_numpy(ids_N[start_M + token_M]),
+            targets_M=torch.from_numpy(self._ids_N[start_M + token_M]),
             seq_M=torch.from_numpy(np.arange(len(num_tokens_R)).repeat(num_tokens_R)),
             num_responses=len(num_tokens_R),
             columns=columns,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.weights.pieces import WeightPiece
 
 Checksums = dict[str, int]
@@ -72,6 +73,26 @@ def added(parts: Iterable[Mapping[str, int]]) -> Checksums:
 def first_difference(sent: Mapping[str, int], held: Mapping[str, int]) -> str | None:
     """The first weight, in the order of ``held``, that differs or that one side lacks; None if all are equal."""
     return next((name for name in [*held, *sent] if held.get(name) != sent.get(name)), None)
+
+
+def require_equal(who: str, step: int, sent: Iterable[Checksums], held: Mapping[str, int]) -> None:
+    """Compare an engine's weights with what the policy sent.
+
+    Args:
+        who: the engine, for the message.
+        step: completed steps of the weights.
+        sent: checksums of what each policy rank sent.
+        held: checksums of the engine's weights.
+
+    Raises:
+        WeightsDiffer: they differ.
+    """
+    if (name := first_difference(added(sent), held)) is not None:
+        raise WeightsDiffer(
+            f"{who}: its engine does not hold the weights after step {step} that the actor sent; {name} is the first "
+            "that differs. Nothing that was sampled with them is used. If it happens again after a restart, use "
+            "another node or another cluster.weight_sync"
+        )
 
 
 def _sum_of_rows(rows: Tensor, first_row: int) -> Tensor:

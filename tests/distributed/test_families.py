@@ -24,7 +24,7 @@ from rlinf_lite.eval.settings import configure
 from rlinf_lite.eval.source import opened
 from rlinf_lite.models.hf_directory import load_tokenizer, resolve
 from rlinf_lite.ties import tied_names
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.training.fsdp.build import build_policy
 from rlinf_lite.training.ranks import shard_mini_batch
 from rlinf_lite.training.update import update
@@ -171,7 +171,7 @@ def _step(trainer, config, number):
 
 def _batch(of, config, number):
     settings = SplitSettings.of(config.algorithm, config.runner, seed=1)
-    return StepBatch(of, [True] * sum(len(one.responses) for one in of), step=number, settings=settings)
+    return StepBatch(StepRows(of, step=number, settings=settings), [True] * sum(len(one.responses) for one in of))
 
 
 def _everything(trainer):

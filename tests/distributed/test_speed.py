@@ -80,7 +80,7 @@ def step_ratio(rank: int, world_size: int) -> float:
     from rlinf_lite.config import ArithmeticConfig
     from rlinf_lite.data.arithmetic import generate_sums
     from rlinf_lite.models import hf_directory
-    from rlinf_lite.rewards import attach_scores, generated, grading_item
+    from rlinf_lite.rewards import attach_scores, generated, grading_items
     from rlinf_lite.rewards.exact import ExactGrader
     from rlinf_lite.rollout.builtin import BuiltinEngine
     from rlinf_lite.training.ranks import shard_mini_batch
@@ -107,7 +107,7 @@ def step_ratio(rank: int, world_size: int) -> float:
 
     def ours() -> None:
         groups = engine.generate(batch)
-        scores = grader.score([grading_item(*pair) for pair in generated(groups)])
+        scores = grader.score(grading_items(generated(groups)))
         whole = made["mini_batch"](attach_scores(groups, scores), 256)
         trainer.forward_backward(*shard_mini_batch(whole, 1, virtual_ranks=made["VIRTUAL_RANKS"]), made["LOSS"])
         trainer.optim_step(1e-6)

@@ -17,7 +17,7 @@ from rlinf_lite.models.scored import ScoredModel
 from rlinf_lite.models.segments import FlatTokens
 from rlinf_lite.rollout import device_decoder
 from rlinf_lite.rollout.builtin import BuiltinEngine
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Sampling
 
 ON_GPU = pytest.param(
@@ -75,7 +75,7 @@ def trainer_logprobs(model, groups: list[Group], rows_per_unit: int, temperature
     )
     root, made = ScoredModel(copy.deepcopy(model)), []
     num = sum(len(group.responses) for group in groups)
-    for unit in StepBatch(groups, [True] * num, step=1, settings=settings).for_forward():
+    for unit in StepBatch(StepRows(groups, step=1, settings=settings), [True] * num).for_forward():
         tokens = FlatTokens.of(unit.ids_N, unit.positions_N, unit.segments, device)
         given = tokens.ids_N, tokens.positions_N, tokens.layout, unit.source_M.to(device), unit.targets_M.to(device)
         with torch.no_grad():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlinf_lite.cluster.stacks import Process
+from rlinf_lite.types import Group
 
 WeightShapes = dict[str, tuple[int, ...]]
 """Name and whole shape of every weight, in the order in which weights are published."""
@@ -62,6 +63,20 @@ class TrainerSetup:
     compute: str
     """Devices and libraries that decide which kernels run."""
     weights: WeightShapes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratedAhead:
+    """Responses that an engine began with as soon as it had new weights, before these were compared."""
+
+    rank: int
+    """The engine's."""
+    groups: list[Group]
+    weights: Mapping[str, int] | None
+    """Checksums of the weights that the responses were sampled with; None: the engine cannot say."""
+
+
+Generated = list[Group] | GeneratedAhead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

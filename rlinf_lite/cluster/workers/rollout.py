@@ -9,10 +9,10 @@ from rlinf_lite.cluster.group import Call, WorkerGroup
 from rlinf_lite.cluster.session import Session
 from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.work_queue import WorkQueue
-from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
+from rlinf_lite.cluster.workers.records import EngineSetup, Generated, StoreAddress
 from rlinf_lite.config import RolloutConfig, SamplingConfig, TokenizerConfig
 from rlinf_lite.selfcheck.records import EngineCheck
-from rlinf_lite.types import GenerationBatch, Group
+from rlinf_lite.types import GenerationBatch
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
     from rlinf_lite.weights.checksum import Checksums
@@ -53,15 +53,22 @@ class RolloutWorkers(WorkerGroup):
         """Build one engine, without weights."""
         return self.start_one(rank, "setup", self._sampling, self._seq_length)
 
-    def start_generate(self, rank: int, batch: GenerationBatch, after: Call[None] | None = None) -> Call[list[Group]]:
-        """Sample the responses of one generation batch on one engine.
+    def start_generate(self, rank: int, batch: GenerationBatch) -> Call[Generated]:
+        """Sample the responses of one generation batch on one engine."""
+        return self.start_one(rank, "generate", batch)
+
+    def start_generate_ahead(
+        self, rank: int, batch: GenerationBatch, step: int, arrived: Sequence[Call[None]]
+    ) -> Call[Generated]:
+        """As `start_generate`, with weights that nothing has compared yet.
 
         Args:
-            after: a call that must succeed before: otherwise nothing is sampled, and the call fails.
+            step: completed steps of the weights.
+            arrived: calls that must succeed before: otherwise nothing is sampled, and the call fails.
         """
-        return self.start_one(rank, "generate", batch, None if after is None else after.ref)
+        return self.start_one(rank, "generate_ahead", batch, step, *(call.ref for call in arrived))
 
-    def queue(self) -> WorkQueue[Key, GenerationBatch, list[Group]]:
+    def queue(self) -> WorkQueue[Key, GenerationBatch, Generated]:
         """A queue of generation batches, each for whichever engine is free."""
         return WorkQueue(self, self.start_generate)
 

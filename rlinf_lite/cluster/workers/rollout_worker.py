@@ -9,11 +9,10 @@ import torch
 
 from rlinf_lite import faults
 from rlinf_lite.cluster.workers.device import compute_capability, fix_device
-from rlinf_lite.cluster.workers.records import EngineSetup, StoreAddress
+from rlinf_lite.cluster.workers.records import EngineSetup, GeneratedAhead, StoreAddress
 from rlinf_lite.cluster.workers.rendezvous import join_store
 from rlinf_lite.cluster.workers.wire import Groups
 from rlinf_lite.config import ClusterConfig, RolloutConfig, SamplingConfig, TokenizerConfig
-from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.models import build, hf_directory, vocabulary
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
@@ -21,7 +20,7 @@ from rlinf_lite.selfcheck.engine import check_engine
 from rlinf_lite.selfcheck.made_up import SMALL, batch_of, made_up_groups
 from rlinf_lite.selfcheck.records import EngineCheck
 from rlinf_lite.types import GenerationBatch, Group, Sampling
-from rlinf_lite.weights.checksum import Checksums, added, checksums, first_difference
+from rlinf_lite.weights.checksum import Checksums, checksums, require_equal
 from rlinf_lite.weights.names import named_weights, weight_shapes
 from rlinf_lite.weights.pieces import NamedTensor, WeightPiece
 from rlinf_lite.weights.region import Layout, Region, RegionAddress, layout_of
@@ -125,18 +124,17 @@ class RolloutWorker:
         Raises:
             WeightsDiffer: they differ.
         """
+        if (held := self._checksums(step)) is not None:
+            require_equal(f"{self.config.group_name} rank {self.rank}", step, sent, held)
+
+    def _checksums(self, step: int) -> Checksums | None:
+        """Those of `sum_weights`, once; None if the engine cannot say which weights it holds."""
         if self.engine.held_weights() is None:
-            return
+            return None
         if self._summed is None:
             self.sum_weights(step)
         found, self._summed = self._summed, None
-        assert found is not None
-        if (name := first_difference(added(sent), found)) is not None:
-            raise WeightsDiffer(
-                f"{self.config.group_name} rank {self.rank}: its engine does not hold the weights after step {step} "
-                f"that the actor sent; {name} is the first that differs. Nothing was sampled with them. If it happens "
-                "again after a restart, use another node or another cluster.weight_sync"
-            )
+        return found
 
     def join_channel(self, address: StoreAddress, num_receivers: int) -> None:
         """Join the group over which policy rank 0 broadcasts weights."""
@@ -151,14 +149,20 @@ class RolloutWorker:
             for name, target in named_weights(self.model)
         )
 
-    def generate(self, batch: GenerationBatch, after: None = None) -> list[Group]:
-        """Sample the responses of one generation batch.
-
-        Args:
-            after: nothing; of a call that must have succeeded.
-        """
+    def generate(self, batch: GenerationBatch) -> list[Group]:
+        """Sample the responses of one generation batch."""
         faults.reach(f"rollout.{batch.stream}", step=batch.step, rank=self.rank)
         return Groups(self.engine.generate(batch))
+
+    def generate_ahead(self, batch: GenerationBatch, step: int, *arrived: None) -> GeneratedAhead:
+        """Sample the responses of one generation batch, before anything compared the engine's weights.
+
+        Args:
+            step: completed steps of the weights.
+            arrived: nothing; of calls that must have succeeded.
+        """
+        weights = self._checksums(step)
+        return GeneratedAhead(rank=self.rank, groups=self.generate(batch), weights=weights)
 
     def self_check(self) -> EngineCheck:
         """Check the builtin engine, as `check_engine`; with vLLM only make up responses for the trainers' check."""

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.config import Config
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.types import Column, Group, Problem, Prompt, Response
 
 NUM_RANKS = 4
@@ -194,7 +194,7 @@ def units_of(groups):
     settings = SplitSettings(
         num_minibatches=1, shuffle_seed=None, rows_for_forward=2, rows_for_update=2, max_tokens=None
     )
-    batch = StepBatch(groups, [True] * 6, step=1, settings=settings)
+    batch = StepBatch(StepRows(groups, step=1, settings=settings), [True] * 6)
     num = int(batch.num_tokens_N.sum())
     weight = torch.randn(num, generator=torch.Generator().manual_seed(9)) / num
     (mini_batch,) = batch.for_update({Column.ADVANTAGE: weight}, batch.num_tokens_N > 0)

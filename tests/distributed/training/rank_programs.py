@@ -22,7 +22,7 @@ from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
 from rlinf_lite.ties import tied_names
 from rlinf_lite.training import lr
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.training.fsdp.build import build_critic, build_policy, build_reference
 from rlinf_lite.training.fsdp.norm import gradient_norm
 from rlinf_lite.training.fsdp.trainer import FsdpTrainer
@@ -50,7 +50,7 @@ class Trained:
     def batch(self, groups: list[Group], number: int, left_out: Collection[int] = ()) -> StepBatch:
         counted = [row not in left_out for row in range(sum(len(group.responses) for group in groups))]
         settings = SplitSettings.of(self.config.algorithm, self.config.runner, seed=self.config.actor.seed)
-        return StepBatch(groups, counted, step=number, settings=settings)
+        return StepBatch(StepRows(groups, step=number, settings=settings), counted)
 
     def logprobs(self, batch: StepBatch, *, reference: bool) -> dict[int, Tensor]:
         """Of this rank's units."""

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.models import hf_directory
 from rlinf_lite.rollout.builtin import BuiltinEngine
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Sampling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,5 +85,5 @@ def test_they_are_equal(ranks, sampled, model_dirs, make_config, name, world_siz
     of_a_pass = ranks.run(world_size, "logprobs", reference=False, **given)[0]["whole"]
     counted = [row not in NOT_GRADED for row in range(len(responses))]
     settings = SplitSettings.of(config.algorithm, config.runner, seed=0)
-    of_the_engine = StepBatch(groups, counted, step=1, settings=settings).engine_logprobs()
+    of_the_engine = StepBatch(StepRows(groups, step=1, settings=settings), counted).engine_logprobs()
     assert torch.equal(of_a_pass, of_the_engine) and of_the_engine.std() > 0.1

@@ -10,12 +10,15 @@ from fake_ray import Blocked, FakeSession
 from ray.exceptions import RayTaskError
 
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import Call, WorkerGroup
+from rlinf_lite.cluster.group import WorkerGroup
 from rlinf_lite.cluster.placement import Placement
 from rlinf_lite.cluster.spares import Spares
+from rlinf_lite.cluster.weight_sync import Arriving
+from rlinf_lite.cluster.workers.records import GeneratedAhead
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.config import SamplingConfig
+from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.runner.generation import Generation
 from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Response, Sampling, Score
 
@@ -46,11 +49,19 @@ class Engine:
     def __init__(self, case: Case, rank: int) -> None:
         self.case, self.rank = case, rank
 
-    def check_weights(self) -> None:
+    def load_weights(self) -> None:
         if self.case.weights_fail:
-            raise ValueError("other weights")
+            raise ValueError("no weights")
 
-    def generate(self, batch: GenerationBatch, after: None = None) -> list[Group]:
+    def row_checksums(self) -> dict[str, int]:
+        return {"a": 1, "b": self.case.sent}
+
+    def generate_ahead(self, batch: GenerationBatch, step: int, arrived: None) -> GeneratedAhead:
+        groups = self.generate(batch)
+        weights = None if self.case.held is None else {"a": 1, "b": self.case.held[self.rank]}
+        return GeneratedAhead(rank=self.rank, groups=groups, weights=weights)
+
+    def generate(self, batch: GenerationBatch) -> list[Group]:
         if self.case.is_held:
             raise Blocked
         index = batch.prompts[0].prompt_index
@@ -77,6 +88,7 @@ class Case:
 
     def __init__(self) -> None:
         self.is_held = self.weights_fail = False
+        self.sent, self.held = 2, (2, 2)
         self.generated: list[tuple[int, int]] = []
         self.session = FakeSession(self.build)
         rollouts = self.group(RolloutWorkers, "rollout")
@@ -95,8 +107,12 @@ class Case:
         WorkerGroup.__init__(group, component, component, component, self.session, Spares(self.session))
         return group
 
-    def weights(self) -> list[Call[None]]:
-        return self.rollouts.start("check_weights")
+    def start(self, step: int, number: int) -> None:
+        """As the runner."""
+        calls = self.rollouts.start("load_weights")
+        sums = [self.rollouts.start_one(1, "row_checksums")]  # as if it were a policy rank
+        arriving = Arriving(step=step - 1, arrived=[[call] for call in calls], sums=sums)
+        self.generation.start(batches(step, number), arriving)
 
     def replace(self, lost: WorkerLost) -> None:
         self.losses.append(lost)
@@ -109,7 +125,7 @@ class Case:
 
 def test_each_engine_begins_with_one_batch_and_it_is_not_generated_again():
     case = Case()
-    case.generation.start(batches(1, 3), case.weights())
+    case.start(1, 3)
     assert case.generated == [(0, 10), (1, 11)]
     assert case.answers(1, 3) == [10, 11, 12]
     assert sorted(index for _, index in case.generated) == [10, 11, 12]
@@ -117,7 +133,7 @@ def test_each_engine_begins_with_one_batch_and_it_is_not_generated_again():
 
 def test_fewer_batches_than_engines():
     case = Case()
-    case.generation.start(batches(1, 1), case.weights())
+    case.start(1, 1)
     assert case.answers(1, 1) == [10]
     assert case.generated == [(0, 10)]
 
@@ -125,16 +141,40 @@ def test_fewer_batches_than_engines():
 def test_an_engine_without_its_weights_generates_nothing():
     case = Case()
     case.weights_fail = True
-    case.generation.start(batches(1, 2), case.weights())
+    case.start(1, 2)
     assert case.generated == []
     with pytest.raises(RayTaskError, match="rollout rank 0"):
         case.answers(1, 2)
     assert case.generated == []
 
 
+@pytest.mark.parametrize("held", [(2, 3), (3, 2), (3, 3)])
+def test_responses_of_an_engine_with_other_weights_are_an_error(held):
+    case = Case()
+    case.held = held
+    case.start(5, 2)
+    wrong = held.index(3)
+    expected = rf"^rollout rank {wrong}: .* the weights after step 4 that the actor sent; b is the first that differs"
+    with pytest.raises(WeightsDiffer, match=expected):
+        case.answers(5, 2)
+    assert all(rank != wrong for rank, _ in map(first_of, case.generation._made.values()))
+
+
+def first_of(groups: list[Group]) -> tuple[int, int]:
+    index = groups[0].prompt.prompt_index
+    return index % 10, index
+
+
+def test_an_engine_that_cannot_say_which_weights_it_holds():
+    case = Case()
+    case.held = None
+    case.start(1, 2)
+    assert case.answers(1, 2) == [10, 11]
+
+
 def test_what_was_begun_for_another_step_is_not_taken():
     case = Case()
-    case.generation.start(batches(2, 2), case.weights())
+    case.start(2, 2)
     assert case.answers(1, 2) == [10, 11]
     assert case.answers(2, 2) == [20, 21]
     assert [index for _, index in case.generated] == [20, 21, 10, 11, 20, 21]
@@ -143,7 +183,7 @@ def test_what_was_begun_for_another_step_is_not_taken():
 def test_what_was_begun_is_forgotten_in_a_recovery():
     case = Case()
     case.weights_fail = True
-    case.generation.start(batches(1, 2), case.weights())
+    case.start(1, 2)
     case.weights_fail = False
     case.generation.forget_started()
     assert case.answers(1, 2) == [10, 11]
@@ -152,7 +192,7 @@ def test_what_was_begun_is_forgotten_in_a_recovery():
 def test_the_batch_of_an_engine_that_was_replaced_meanwhile_is_generated_by_the_new_one():
     case = Case()
     case.is_held = True
-    case.generation.start(batches(1, 2), case.weights())
+    case.start(1, 2)
     case.rollouts.replace(1)
     case.is_held = False
     for actor in case.session.actors:
@@ -165,7 +205,7 @@ def test_an_engine_that_is_lost_with_such_a_batch_is_replaced():
     case = Case()
     case.rollouts.repair = case.replace
     case.is_held = True
-    case.generation.start(batches(1, 2), case.weights())
+    case.start(1, 2)
     case.session.actors[0].die()
     case.is_held = False
     for actor in case.session.actors:
@@ -176,7 +216,7 @@ def test_an_engine_that_is_lost_with_such_a_batch_is_replaced():
 
 def test_replacement_of_all_engines_by_fewer():
     case = Case()
-    case.generation.start(batches(1, 2), case.weights())
+    case.start(1, 2)
     case.session.placement = Placement(slots={**case.session.placement.slots, "rollout": (0,)})
     case.rollouts.respawn()
     case.generated.clear()

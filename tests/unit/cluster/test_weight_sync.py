@@ -218,7 +218,7 @@ def test_a_planned_flip_is_done(monkeypatch, transport):
 
 def test_what_was_started_is_not_sent_twice():
     case = Case()
-    case.sync.start(1)
+    case.sync.start(1, 0)
     started = [param.bfloat16() for param in case.model.parameters()]
     case.train()
     case.sync.publish(1)
@@ -226,6 +226,54 @@ def test_what_was_started_is_not_sent_twice():
     case.sync.publish(1)
     for ours, theirs in zip(case.model.parameters(), case.worker(1).model.parameters(), strict=True):
         assert torch.equal(ours.bfloat16(), theirs), "each start is used once"
+
+
+@pytest.mark.parametrize("transport", [ObjectStoreSync, RegionSync])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_an_engine_that_begins_ahead_says_which_weights_it_had(monkeypatch, transport, is_damaged):
+    case = Case(transport)
+    case.sync.publish(0)
+    case.train()
+    began_with = []
+    engine, model = case.worker(0).engine, case.worker(0).model
+    monkeypatch.setattr(engine, "generate", lambda _: began_with.append(case.has_weights(0)) or [])
+    if is_damaged:
+        summed = case.worker(0).sum_weights
+        monkeypatch.setattr(
+            case.worker(0), "sum_weights", lambda step: (model.lm_head.weight.data.neg_(), summed(step))
+        )
+    arriving = case.sync.start(1, 1)
+    batch = SimpleNamespace(stream="train", step=2)
+    call = case.rollouts.start_generate_ahead(0, batch, 1, arriving.arrived[0])
+    assert len(arriving.arrived) == 1
+    case.sync.publish(1)
+    assert case.has_weights(1) and case.worker(1)._summed is None, "this one has compared"
+    made = wait_all([call])[0]
+    assert (made.rank, made.groups, began_with) == (0, [], [not is_damaged])
+    if is_damaged:
+        with pytest.raises(WeightsDiffer, match=r"^Engines rank 0: .* after step 1 .*; lm_head\.weight is the first"):
+            arriving.compare("Engines rank 0", made.weights)
+    else:
+        arriving.compare("Engines rank 0", made.weights)
+
+
+@pytest.mark.parametrize("transport", [ObjectStoreSync, RegionSync])
+def test_an_engine_whose_weights_did_not_come_generates_nothing(monkeypatch, transport):
+    case = Case(transport)
+    case.sync.publish(0)
+    generated = []
+    monkeypatch.setattr(case.worker(0).engine, "generate", generated.append)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no rows")
+
+    for method in ("weight_rows", "write_region"):
+        monkeypatch.setattr(case.session.actors[1].worker, method, fail)
+    arriving = case.sync.start(1, 1)
+    case.rollouts.start_generate_ahead(0, SimpleNamespace(stream="train", step=2), 1, arriving.arrived[0])
+    with pytest.raises(ValueError, match="no rows") as raised:
+        case.sync.publish(1)
+    assert "Actors rank 1" in str(raised.value.__notes__) and not generated
 
 
 # -- one region of shared memory on CPUs
@@ -287,11 +335,11 @@ def test_rows_that_a_rank_does_not_write_are_an_error():
 
 def test_what_was_started_is_in_the_region_and_not_sent_twice():
     case = Case(RegionSync)
-    case.sync.start(0)
+    case.sync.start(0, 0)
     assert case.session.actors[0].worker._region is None, "to open it is to wait"
     case.sync.publish(0)
     case.train()
-    case.sync.start(1)
+    case.sync.start(1, 0)
     assert case.has_weights(0) and case.has_weights(1)
     started = [param.bfloat16() for param in case.model.parameters()]
     case.train()
@@ -317,7 +365,7 @@ def test_engines_elsewhere_get_their_weights_through_the_object_store(capsys):
         case.sync.publish(step)
         assert case.has_weights(0) and case.has_weights(1)
         case.train()
-        case.sync.start(step + 1)
+        case.sync.start(step + 1, 0)
         assert case.has_weights(0) and case.has_weights(1)
     region = case.session.actors[0].worker._region.tensors
     region["model.norm.weight"][0] = 3.0
@@ -365,7 +413,7 @@ def test_a_replaced_engine_has_the_weights_at_once_and_the_region_from_the_next_
     assert case.has_weights(1)
     old = case.session.actors[0].worker._region
     case.train()
-    case.sync.start(2)
+    case.sync.start(2, 0)
     assert not case.has_weights(0) and not case.has_weights(1), "the region's engines may still be asked for something"
     case.sync.publish(2)
     assert case.session.actors[0].worker._region is not old

@@ -17,7 +17,7 @@ from rlinf_lite.export import dcp_to_megatron
 from rlinf_lite.export.checkpoint_path import located
 from rlinf_lite.models import hf_directory, vocabulary
 from rlinf_lite.models.hf_directory import resolve
-from rlinf_lite.rewards import build_grader, generated, grading_item
+from rlinf_lite.rewards import build_grader, generated, grading_items
 from rlinf_lite.rollout.batches import generation_batches, join
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.types import Prompt, Sampling
@@ -57,7 +57,7 @@ def validated(settings, trained_model):
             ):
                 made += engine.generate(batch)
         pairs = generated(join([made]))
-        scores = build_grader(config.reward).score([grading_item(prompt, response) for prompt, response in pairs])
+        scores = build_grader(config.reward).score(grading_items(pairs))
         return [response for _, response in pairs], scores
 
     return run

@@ -67,7 +67,7 @@ def validated_by_the_loop(config: Config, problems, step: int) -> list[Generatio
     progress = Progress()
     progress.step = step
     unused = (
-        *("source", "algorithm", "models", "split", "log_rollouts"),
+        *("source", "algorithm", "models", "log_rollouts"),
         *("self_check", "replicas", "hub", "samples", "saver", "stop", "between_steps"),
     )
     runner = Runner(

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.models.scored import ScoredModel
 from rlinf_lite.models.segments import FlatTokens
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {
@@ -60,7 +60,7 @@ def trainer_logprobs(model, groups, rows_per_unit: int, temperature: float) -> n
     )
     num = sum(len(group.responses) for group in groups)
     root, found = ScoredModel(copy.deepcopy(model)), []
-    for unit in StepBatch(groups, [True] * num, step=1, settings=settings).for_forward():
+    for unit in StepBatch(StepRows(groups, step=1, settings=settings), [True] * num).for_forward():
         tokens = FlatTokens.of(unit.ids_N, unit.positions_N, unit.segments)
         given = tokens.ids_N, tokens.positions_N, tokens.layout, unit.source_M, unit.targets_M
         with torch.no_grad():

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rlinf_lite.training.batch import RowSize, SplitSettings, StepBatch, arrange, rows_by_number, rows_by_tokens
+from rlinf_lite.training.batch import (
+    RowSize,
+    SplitSettings,
+    StepBatch,
+    StepRows,
+    arrange,
+    rows_by_number,
+    rows_by_tokens,
+)
 from rlinf_lite.types import Column, Group, Problem, Prompt, Response
 
 SETTINGS = SplitSettings(
@@ -48,7 +56,7 @@ LENGTHS = np.array([2, 4, 1, 2])
 
 
 def step_batch(groups=GROUPS, counted=ALL, step=1, **changes) -> StepBatch:
-    return StepBatch(groups, counted, step=step, settings=replace(SETTINGS, **changes))
+    return StepBatch(StepRows(groups, step=step, settings=replace(SETTINGS, **changes)), counted)
 
 
 def test_a_unit_by_hand():
@@ -223,7 +231,7 @@ def test_responses_that_are_not_counted_stay_in_the_units_without_loss_tokens(ma
     minis = zip(
         whole.for_update({}, np.array(ALL)), partly.for_update({Column.RETURN: column}, np.array(ALL)), strict=True
     )
-    for rows, (one, other) in zip(partly.minibatch_rows, minis, strict=True):
+    for (rows, _), (one, other) in zip(partly._rows.minibatches, minis, strict=True):
         assert other.norm.num_sequences == sum(counted[row] for row in rows)
         assert other.norm.num_tokens == sum(len(unit.targets_M) for unit in other.units)
         for a, b in zip(one.units, other.units, strict=True):

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite.models.scored import ScoredModel
 from rlinf_lite.models.segments import FlatTokens
-from rlinf_lite.training.batch import SplitSettings, StepBatch
+from rlinf_lite.training.batch import SplitSettings, StepBatch, StepRows
 from rlinf_lite.types import Column, Group, Problem, Prompt, Response
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,7 +52,7 @@ def trained(root: ScoredModel, rows: int) -> tuple[torch.Tensor, torch.Tensor, i
         [group(prompt) for prompt in PROMPTS],
         SplitSettings(num_minibatches=1, shuffle_seed=None, rows_for_forward=1, rows_for_update=rows, max_tokens=None),
     )
-    batch = StepBatch(groups, [True] * 16, step=1, settings=settings)
+    batch = StepBatch(StepRows(groups, step=1, settings=settings), [True] * 16)
     weights = torch.linspace(-1, 1, int(batch.num_tokens_N.sum()))
     (mini,) = batch.for_update({Column.ADVANTAGE: weights}, np.ones(16, dtype=np.bool_))
     root.zero_grad()
