@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location("fake_ray", Path(__file__).with_name("fake_ray.py"))
-assert _spec is not None and _spec.loader is not None
-sys.modules["fake_ray"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["fake_ray"])
+for _name in ("fake_ray", "weight_case"):
+    _spec = importlib.util.spec_from_file_location(_name, Path(__file__).with_name(f"{_name}.py"))
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
 
 
 @pytest.fixture

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fake_ray import FakeSession
-from transformers import AutoModelForCausalLM, LlamaConfig
+from weight_case import Case
 
 from rlinf_lite.cluster import weight_sync
 from rlinf_lite.cluster.errors import WorkerLost
-from rlinf_lite.cluster.group import WorkerGroup, wait_all
+from rlinf_lite.cluster.group import wait_all
 from rlinf_lite.cluster.placement import parse
-from rlinf_lite.cluster.spares import Spares
 from rlinf_lite.cluster.weight_sync import (
     CollectiveSync,
     ObjectStoreSync,
@@ -24,80 +21,12 @@ from rlinf_lite.cluster.weight_sync import (
     build_weight_sync,
 )
 from rlinf_lite.cluster.workers import policy_worker
-from rlinf_lite.cluster.workers.policy import PolicyWorkers
-from rlinf_lite.cluster.workers.policy_worker import PolicyWorker
-from rlinf_lite.cluster.workers.rollout import RolloutWorkers
-from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
 from rlinf_lite.errors import ConfigError, WeightsDiffer
-from rlinf_lite.rollout.builtin import BuiltinEngine
-from rlinf_lite.weights.live import local_pieces
-from rlinf_lite.weights.pieces import WeightPiece
 from rlinf_lite.weights.region import Region
 from rlinf_lite.weights.shared import OpenWeights
 from rlinf_lite.weights.transport import pack
 
 pytestmark = pytest.mark.usefixtures("fake_ray")
-ARCHITECTURE = LlamaConfig(
-    vocab_size=31,
-    hidden_size=8,
-    intermediate_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-)
-
-
-class Case:
-    """Two policy ranks, each with a part of the rows, and two engines in bf16; processes are those of `fake_ray`."""
-
-    def __init__(self, transport: type = ObjectStoreSync, nodes: tuple[str, str] = ("a", "a")) -> None:
-        torch.manual_seed(0)
-        self.model = AutoModelForCausalLM.from_config(ARCHITECTURE, dtype=torch.float32)
-        self.session = FakeSession(self.build, nodes=nodes)
-        self.policy = self.group(PolicyWorkers, "Actors", "actor")
-        self.rollouts = self.group(RolloutWorkers, "Engines", "rollout")
-        self.sync = transport(self.policy, self.rollouts, "bf16")
-
-    def group(self, kind: type, name: str, component: str) -> Any:
-        group = object.__new__(kind)
-        WorkerGroup.__init__(group, name, component, component, self.session, Spares(self.session))
-        return group
-
-    def build(self, target: str, rank: int, size: int) -> Any:
-        return self.policy_worker(rank) if target == "actor" else self.rollout_worker(rank)
-
-    def policy_worker(self, rank: int) -> PolicyWorker:
-        worker = object.__new__(PolicyWorker)
-        worker.rank, worker.step, worker._region = rank, 0, None
-        worker._parts = SimpleNamespace(trainer=SimpleNamespace(weights=lambda dtype: self.rows(rank, dtype)))
-        return worker
-
-    def rows(self, rank: int, dtype: torch.dtype) -> list[WeightPiece]:
-        pieces = []
-        for name, _, rows in local_pieces(self.model, dtype):
-            middle = (len(rows) + 1) // 2
-            pieces.append(WeightPiece(name, rank * middle, rows[middle:] if rank else rows[:middle]))
-        return pieces
-
-    def rollout_worker(self, rank: int) -> RolloutWorker:
-        worker = object.__new__(RolloutWorker)
-        worker.rank, worker.model, worker._summed = rank, copy.deepcopy(self.model).bfloat16(), None
-        worker.config = SimpleNamespace(group_name="Engines", model=SimpleNamespace(precision="bf16"))
-        worker.engine = BuiltinEngine(worker.model, None, eos_ids=frozenset({0}), return_logprobs=False, max_rows=4)
-        return worker
-
-    def worker(self, rank: int) -> RolloutWorker:
-        worker: RolloutWorker = self.session.actors[2 + rank].worker
-        return worker
-
-    def has_weights(self, rank: int) -> bool:
-        theirs = self.worker(rank).model.parameters()
-        return all(torch.equal(a.bfloat16(), b) for a, b in zip(self.model.parameters(), theirs, strict=True))
-
-    def train(self) -> None:
-        with torch.no_grad():
-            for param in self.model.parameters():
-                param += torch.randn(param.shape)
 
 
 @pytest.mark.parametrize("transport", [ObjectStoreSync, SharedMemorySync, RegionSync])
@@ -226,54 +155,6 @@ def test_what_was_started_is_not_sent_twice():
     case.sync.publish(1)
     for ours, theirs in zip(case.model.parameters(), case.worker(1).model.parameters(), strict=True):
         assert torch.equal(ours.bfloat16(), theirs), "each start is used once"
-
-
-@pytest.mark.parametrize("transport", [ObjectStoreSync, RegionSync])
-@pytest.mark.parametrize("is_damaged", [False, True])
-def test_an_engine_that_begins_ahead_says_which_weights_it_had(monkeypatch, transport, is_damaged):
-    case = Case(transport)
-    case.sync.publish(0)
-    case.train()
-    began_with = []
-    engine, model = case.worker(0).engine, case.worker(0).model
-    monkeypatch.setattr(engine, "generate", lambda _: began_with.append(case.has_weights(0)) or [])
-    if is_damaged:
-        summed = case.worker(0).sum_weights
-        monkeypatch.setattr(
-            case.worker(0), "sum_weights", lambda step: (model.lm_head.weight.data.neg_(), summed(step))
-        )
-    arriving = case.sync.start(1, 1)
-    batch = SimpleNamespace(stream="train", step=2)
-    call = case.rollouts.start_generate_ahead(0, batch, 1, arriving.arrived[0])
-    assert len(arriving.arrived) == 1
-    case.sync.publish(1)
-    assert case.has_weights(1) and case.worker(1)._summed is None, "this one has compared"
-    made = wait_all([call])[0]
-    assert (made.rank, made.groups, began_with) == (0, [], [not is_damaged])
-    if is_damaged:
-        with pytest.raises(WeightsDiffer, match=r"^Engines rank 0: .* after step 1 .*; lm_head\.weight is the first"):
-            arriving.compare("Engines rank 0", made.weights)
-    else:
-        arriving.compare("Engines rank 0", made.weights)
-
-
-@pytest.mark.parametrize("transport", [ObjectStoreSync, RegionSync])
-def test_an_engine_whose_weights_did_not_come_generates_nothing(monkeypatch, transport):
-    case = Case(transport)
-    case.sync.publish(0)
-    generated = []
-    monkeypatch.setattr(case.worker(0).engine, "generate", generated.append)
-
-    def fail(*_: Any) -> None:
-        raise ValueError("no rows")
-
-    for method in ("weight_rows", "write_region"):
-        monkeypatch.setattr(case.session.actors[1].worker, method, fail)
-    arriving = case.sync.start(1, 1)
-    case.rollouts.start_generate_ahead(0, SimpleNamespace(stream="train", step=2), 1, arriving.arrived[0])
-    with pytest.raises(ValueError, match="no rows") as raised:
-        case.sync.publish(1)
-    assert "Actors rank 1" in str(raised.value.__notes__) and not generated
 
 
 # -- one region of shared memory on CPUs
