@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 
@@ -39,6 +40,33 @@ class HostBuffer:
         return host
 
 
+class TensorReader(Protocol):
+    """Gives the tensors of a state, by their place in a plan."""
+
+    def reading(self, index: int) -> AbstractContextManager[torch.Tensor]:
+        """Read tensor ``index``: it is in CPU memory, in a storage of just its size, and valid in the block only."""
+
+
+class StillTensors:
+    """A `TensorReader` in the training's thread itself, so that nothing can change the tensors meanwhile."""
+
+    def __init__(self, find: Callable[[int], torch.Tensor], host: HostBuffer) -> None:
+        """
+        Args:
+            find: tensor ``i`` is ``find(i)``.
+        """
+        self._find, self._host = find, host
+        self._ready = _last_operation()
+
+    def reading(self, index: int) -> AbstractContextManager[torch.Tensor]:
+        """As `TensorReader.reading`."""
+        tensor = self._find(index).detach()
+        if tensor.is_cuda:
+            assert self._ready is not None
+            tensor = self._host.copy(tensor, self._ready)
+        return nullcontext(exact(tensor))
+
+
 class LiveTensors:
     """Tensors that a save reads one by one in its own thread, while `fence` holds back the thread that changes them."""
 
@@ -49,8 +77,7 @@ class LiveTensors:
             staged_fraction: the fraction of the bytes that `fence` may copy to memory instead of waiting.
         """
         self._staged_fraction, self._host = staged_fraction, host
-        # The optimizer step may still be running on the GPU.
-        self._ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
+        self._ready = _last_operation()
         self._changed = threading.Condition()
         self._find: Callable[[int], torch.Tensor] = _nothing
         self._num_bytes: dict[int, int] | None = None  # of tensors that are still to be read; None until `open`
@@ -71,7 +98,7 @@ class LiveTensors:
 
     @contextmanager
     def reading(self, index: int) -> Iterator[torch.Tensor]:
-        """Read tensor ``index``: it is in CPU memory, in a storage of just its size, and valid in the block only.
+        """As `TensorReader.reading`.
 
         Raises:
             SaveError: `fence` stopped waiting, so the tensors may mix two steps.
@@ -141,6 +168,11 @@ class LiveTensors:
         for index in self._num_bytes:
             if index != self._current and index not in self._staged:
                 self._staged[index] = self._find(index).detach().to("cpu", copy=True)
+
+
+def _last_operation() -> torch.cuda.Event | None:
+    """Of the GPU, on which the optimizer step may still be running; None without one."""
+    return torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
 
 
 def _nothing(index: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from rlinf_lite.checkpoint.file_state import Copied, FileState, Lazy
 from rlinf_lite.checkpoint.formats.tensor_writer import TorchFile, own
-from rlinf_lite.checkpoint.live import LiveTensors
+from rlinf_lite.checkpoint.live import TensorReader
 from rlinf_lite.checkpoint.manifest import FileRecord
 
 SMALL_BYTES = 4096
@@ -48,7 +48,7 @@ class SectionPart(Protocol):
     def tensor(self, index: int) -> torch.Tensor:
         """The live tensor ``index``."""
 
-    def write(self, create: Create, live: LiveTensors, halfway: Callable[[], None] = ...) -> Written:
+    def write(self, create: Create, live: TensorReader, halfway: Callable[[], None] = ...) -> Written:
         """Write this rank's files, each tensor read from ``live`` when it is to be written.
 
         Args:
@@ -107,7 +107,7 @@ class FilesPart:
     def tensor(self, index: int) -> torch.Tensor:
         return self._live[index]
 
-    def write(self, create: Create, live: LiveTensors, halfway: Callable[[], None] = lambda: None) -> Written:
+    def write(self, create: Create, live: TensorReader, halfway: Callable[[], None] = lambda: None) -> Written:
         written, order = {}, iter(range(len(self._live)))
 
         def reading(tensor: torch.Tensor | Copied | Lazy) -> AbstractContextManager[torch.Tensor]:

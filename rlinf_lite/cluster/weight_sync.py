@@ -39,6 +39,8 @@ class WeightSync(Protocol):
     def publish(self, step: int) -> None:
         """Return when every engine holds the policy's current weights. Called at the top of a step.
 
+        Engines that were asked for responses ahead, see `start`, are not waited for.
+
         Args:
             step: completed steps of the weights.
 
@@ -134,7 +136,7 @@ class ObjectStoreSync:
         try:
             if started is None or started.step != step:
                 started = self._begin(step)
-            awaited: list[Call[Any]] = [*started.sums, *started.received, *started.checks]
+            awaited: list[Call[Any]] = [*started.sent, *started.received, *started.checks]
             wait_all(awaited)
         except Exception as error:
             if started is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlinf_lite.cluster.group import Call
+from rlinf_lite.cluster.errors import LostError
+from rlinf_lite.cluster.group import Call, wait_all
 from rlinf_lite.cluster.weight_sync import Arriving
 from rlinf_lite.cluster.work_queue import WorkQueue
 from rlinf_lite.cluster.workers.records import Generated, GeneratedAhead
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.config import DataConfig, RolloutConfig, SamplingConfig
+from rlinf_lite.errors import WeightsDiffer
 from rlinf_lite.observability import log_line
 from rlinf_lite.rewards import refuse_too_many_ungraded
 from rlinf_lite.rollout.batches import join, validation_batches
@@ -51,14 +53,11 @@ class Generation:
         Args:
             weights: what they generate with.
         """
-        first = zip(batches, weights.arrived, strict=False)
-        self._arriving, self._begun = (
-            weights,
-            {
-                _key(batch): self.rollouts.start_generate_ahead(rank, batch, weights.step, arrived)
-                for rank, (batch, arrived) in enumerate(first)
-            },
-        )
+        self._arriving = weights
+        self._begun = {
+            _key(batch): self.rollouts.start_generate_ahead(rank, batch, weights.step, arrived)
+            for rank, (batch, arrived) in enumerate(zip(batches, weights.arrived, strict=False))
+        }
 
     def forget_started(self) -> None:
         """Ask for all batches again: the weights that `start` counted on may never have come."""
@@ -82,9 +81,15 @@ class Generation:
                 submit(grading, self._made[key], self.rewards.items_per_call)
             elif key not in begun:
                 generating.add(key, batch)
-        for key, made in generating.results(beside=[grading]):
-            groups = self._made[key] = self._compared(made)
-            submit(grading, groups, self.rewards.items_per_call)
+        try:
+            for key, made in generating.results(beside=[grading]):
+                groups = self._made[key] = self._compared(made)
+                submit(grading, groups, self.rewards.items_per_call)
+        except (LostError, WeightsDiffer):
+            raise
+        except Exception:
+            self._compare_ended(begun.values())  # wrong weights may be the cause
+            raise
         return join(self._made[key] for key in keyed), grading
 
     def _compared(self, made: Generated) -> list[Group]:
@@ -94,6 +99,13 @@ class Generation:
         assert self._arriving is not None
         self._arriving.compare(f"{self.rollouts.name} rank {made.rank}", made.weights)
         return made.groups
+
+    def _compare_ended(self, begun: Iterable[Call[Generated]]) -> None:
+        """Let engines whose call has returned or failed compare the weights that they generated with."""
+        for call in begun:
+            if call.is_current and call.is_done and self._arriving is not None:
+                weights = self._arriving
+                wait_all([self.rollouts.start_check_weights_on(call.rank, weights.step, weights.sums)])
 
     def rest(self) -> None:
         """Let engines free their GPU memory until the next weights, if the config asks for it."""

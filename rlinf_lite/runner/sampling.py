@@ -103,7 +103,7 @@ class StepSource:
                 break
         chosen = self._choose(is_admitted)
         groups = [candidates[index] for index in chosen]
-        if not rows.is_of(groups):  # they come from several rounds
+        if rows is None:
             rows = StepRows(groups, step=step, settings=self.split)
         return Sampled(
             groups=groups,
@@ -112,11 +112,13 @@ class StepSource:
             rows=rows,
         )
 
-    def _round(self, step: int, cursor: int, timer: PhaseTimer) -> tuple[list[Group], StepRows]:
+    def _round(self, step: int, cursor: int, timer: PhaseTimer) -> tuple[list[Group], StepRows | None]:
+        """Groups, and their rows if they are all of the step's."""
         with timer.phase("rollout"):
             groups, grading = self.generation.generate(self._batches(step, cursor))
         with timer.phase("reward"):
-            rows = StepRows(groups, step=step, settings=self.split)  # while they are graded
+            # Beside the graders.
+            rows = StepRows(groups, step=step, settings=self.split) if self.max_rounds == 1 else None
             groups = graded(grading, groups)
         self.generation.check_graded(groups, f"step {step}")
         return groups, rows

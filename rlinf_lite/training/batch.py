@@ -126,7 +126,7 @@ class StepRows:
             groups: in canonical order, with N responses in all; none needs a score.
             step: the number of the step.
         """
-        self.groups, self.settings = groups, settings
+        self.settings = settings
         self.responses = [response for group in groups for response in group.responses]
         self._group_N = [number for number, group in enumerate(groups) for _ in group.responses]
         self._prompts = [np.asarray(group.prompt.problem.prompt_ids, dtype=np.int64) for group in groups]
@@ -141,11 +141,6 @@ class StepRows:
         )
         self.minibatches = [(rows, self._trees(rows, settings.rows_for_update)) for rows in minibatch_rows]
         """The row numbers of each mini-batch, in order, and its units."""
-
-    def is_of(self, groups: Sequence[Group]) -> bool:
-        """Whether these are the responses of ``groups``, which may have got scores since."""
-        mine = [group.prompt for group in self.groups]
-        return len(mine) == len(groups) and all(a is b.prompt for a, b in zip(mine, groups, strict=True))
 
     def trees_for_forward(self) -> list[_Tree]:
         """The units of a forward pass."""

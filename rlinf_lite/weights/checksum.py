@@ -100,7 +100,7 @@ def _sum_of_rows(rows: Tensor, first_row: int) -> Tensor:
     flat = rows.reshape(rows.shape[0] if rows.dim() else 1, -1).contiguous()
     row_bytes = flat.shape[1] * flat.element_size()
     words = flat.view(torch.int32 if row_bytes % 4 == 0 else _NARROW[flat.element_size()])
-    factors = _odd_numbers(0, words.shape[1], words.device).int()
+    factors = _small_odd_numbers(words.shape[1], words.device)
     return (_products(words, factors).long() * _odd_numbers(first_row, len(words), words.device)).sum()
 
 
@@ -117,6 +117,12 @@ def _products(words: Tensor, factors: Tensor) -> Tensor:
 def _odd_numbers(first: int, count: int, device: torch.device) -> Tensor:
     """int64 [count], a hash of each index from ``first`` on."""
     return _mix((torch.arange(first, first + count, device=device) + 1) * _GOLDEN) | 1
+
+
+@functools.lru_cache(maxsize=32)
+def _small_odd_numbers(count: int, device: torch.device) -> Tensor:
+    """int32 [count]: the first `_odd_numbers`, modulo 2^32."""
+    return _odd_numbers(0, count, device).int()
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""An engine whose weights are not those that the actor sent ends the run before it samples with them."""
+"""An engine whose weights are not those that the actor sent ends the run: nothing that it sampled with them is used."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
 from rlinf_lite.checkpoint.formats.tensor_file import EntryEncoder
-from rlinf_lite.checkpoint.live import LiveTensors
+from rlinf_lite.checkpoint.live import TensorReader
 from rlinf_lite.checkpoint.parts import Create, FilesPart, SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.sections import Section
@@ -76,7 +76,7 @@ class ShardPart:
         tensor = self.find(item)
         return self.resolve(item.index.fqn, tensor) if self.resolve and tensor.is_meta else tensor
 
-    def write(self, create: Create, live: LiveTensors, halfway: Callable[[], None] = lambda: None) -> Written:
+    def write(self, create: Create, live: TensorReader, halfway: Callable[[], None] = lambda: None) -> Written:
         items, results = self.plan.items, []
         if not items:
             return Written(files={})

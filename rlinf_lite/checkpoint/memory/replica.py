@@ -25,7 +25,7 @@ from rlinf_lite.checkpoint.formats import data_file
 from rlinf_lite.checkpoint.formats.dcp_reader import ReadPlan
 from rlinf_lite.checkpoint.formats.dcp_writer import ShardPlanner
 from rlinf_lite.checkpoint.hashing import hash_of
-from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors
+from rlinf_lite.checkpoint.live import HostBuffer, StillTensors
 from rlinf_lite.checkpoint.manifest import FileRecord, Manifest
 from rlinf_lite.checkpoint.memory.files import MemoryFile, MemoryWriter, path_of
 from rlinf_lite.checkpoint.parts import SectionPart, Written
@@ -138,7 +138,7 @@ class MemoryCheckpoints:
 
     @torch.no_grad()  # with gradients a sharded tensor returns its local part through autograd, which is slow
     def _write(self, step: int, part: SectionPart) -> tuple[dict[str, np.ndarray], Written]:
-        section, live = self.section, LiveTensors(0.0, self._host)
+        section = self.section
         faults.reach("replica.write", step=step, rank=section.rank)
         files: dict[str, np.ndarray] = {}
 
@@ -148,11 +148,7 @@ class MemoryCheckpoints:
             yield file
             files[f"{section.name}/{name}"] = file.content()
 
-        live.open(part.num_bytes(), part.tensor)
-        try:
-            return files, part.write(create, live)
-        finally:
-            live.close()
+        return files, part.write(create, StillTensors(part.tensor, self._host))
 
     def _unsent(self, part: SectionPart, results: list[WriteResult]) -> list[WriteResult] | None:
         """``results``, or None if the other ranks have them already: with many tensors they are slow to send."""

@@ -104,7 +104,7 @@ class RolloutWorker:
         return held
 
     def sum_weights(self, step: int, *written: None) -> None:
-        """Compute the checksums of the engine's weights, which the next `check_weights` then compares.
+        """Compute the checksums of the engine's weights for the next `check_weights` or `generate_ahead`.
 
         Args:
             step: completed steps of the weights.

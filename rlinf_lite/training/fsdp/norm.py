@@ -30,14 +30,13 @@ def gradient_norm(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
     Returns:
         The norm; NaN or infinity if an element is.
     """
-    parts = joined(shards)
-    largest = _largest(parts, group)
+    largest = _largest(shards, group)
     if not 0 < largest < math.inf:
         return largest
     exponent = math.frexp(largest)[1]
     words = shards[0].new_zeros(2, dtype=torch.int64)
     piece_size = 1 << 24 if words.is_cuda else MAX_ELEMENTS
-    for part in parts:
+    for part in joined(shards):
         for piece in part.split(piece_size):
             words += _words(piece, exponent)
     if group.size() > 1:
@@ -54,10 +53,10 @@ def clip(shards: Sequence[Tensor], norm: float, limit: float) -> None:
         torch._foreach_mul_([*shards], factor)
 
 
-def _largest(parts: Sequence[Tensor], group: dist.ProcessGroup) -> float:
+def _largest(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
     """The largest absolute value of all ranks' gradients; NaN if there is one anywhere."""
-    ends = [end.double().abs() for part in parts if part.numel() for end in part.aminmax()]
-    mine = torch.stack([*ends, parts[0].new_zeros((), dtype=torch.float64)]).amax()
+    ends = [end.double().abs() for part in joined(shards) if part.numel() for end in part.aminmax()]
+    mine = torch.stack([*ends, shards[0].new_zeros((), dtype=torch.float64)]).amax()
     # A maximum over ranks may lose a NaN (gloo's does), so it is a flag of its own.
     pair = torch.stack([mine.isnan().double(), mine.nan_to_num(nan=0.0, posinf=math.inf)])
     if group.size() > 1:
@@ -71,7 +70,7 @@ def _words(piece: Tensor, exponent: int) -> Tensor:
 
     Sums of integers below 2^53 are exact in float64.
     """
-    squares = piece.double().mul_(2.0 ** (_BITS // 2 - exponent)).square_()
+    squares = piece.to(torch.float64, copy=True).mul_(2.0 ** (_BITS // 2 - exponent)).square_()
     whole = squares.floor()
     rest = squares.sub_(whole).mul_(2.0**_BITS).round_()
     return torch.stack([whole.sum(), rest.sum()]).long()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 MAX_ELEMENTS = 1 << 18
-"""Of tensors that are laid end to end, and of a piece of a larger one: what stays in a processor's cache."""
+"""The most elements of tensors laid end to end, and of one piece of a larger tensor: so many stay in a cache."""
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -29,7 +29,8 @@ def runs(tensors: Sequence[Tensor]) -> Iterator[slice]:
         yield slice(first, len(tensors))
 
 
-def joined(tensors: Sequence[Tensor]) -> list[Tensor]:
+def joined(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """The elements of each of the `runs`, as one dimension: a copy, unless there is but one tensor in it."""
-    parts = [local.flatten() for local in tensors]
-    return [parts[run.start] if run.stop - run.start == 1 else torch.cat(parts[run]) for run in runs(parts)]
+    for run in runs(tensors):
+        parts = [tensor.flatten() for tensor in tensors[run]]
+        yield parts[0] if len(parts) == 1 else torch.cat(parts)

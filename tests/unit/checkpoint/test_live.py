@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlinf_lite.checkpoint.errors import SaveError
-from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors, exact
+from rlinf_lite.checkpoint.live import HostBuffer, LiveTensors, StillTensors, exact
 
 
 def opened(tensors, staged_fraction=0.0):
@@ -98,3 +98,11 @@ def test_exact_copies_nothing_that_lies_in_one_piece():
     whole = torch.arange(12.0).reshape(3, 4)
     assert exact(whole[1:]).data_ptr() == whole[1:].data_ptr()
     assert exact(whole) is whole
+
+
+def test_still_tensors_are_read_in_place_and_in_a_storage_of_their_size():
+    whole = torch.arange(10.0, requires_grad=True)
+    still = StillTensors([whole, whole[2:4]].__getitem__, HostBuffer())
+    with still.reading(0) as first, still.reading(1) as second:
+        assert first.data_ptr() == whole.data_ptr() and not first.requires_grad
+        assert second.tolist() == [2.0, 3.0] and second.untyped_storage().nbytes() == second.nbytes

@@ -18,7 +18,7 @@ from rlinf_lite.cluster.workers.records import GeneratedAhead
 from rlinf_lite.cluster.workers.reward import RewardWorkers
 from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.config import SamplingConfig
-from rlinf_lite.errors import WeightsDiffer
+from rlinf_lite.errors import NotFinite, WeightsDiffer
 from rlinf_lite.runner.generation import Generation
 from rlinf_lite.types import GenerationBatch, Group, Problem, Prompt, Response, Sampling, Score
 
@@ -61,9 +61,16 @@ class Engine:
         weights = None if self.case.held is None else {"a": 1, "b": self.case.held[self.rank]}
         return GeneratedAhead(rank=self.rank, groups=groups, weights=weights)
 
+    def check_weights(self, step: int, *sent: dict[str, int]) -> None:
+        assert sent == ({"a": 1, "b": self.case.sent},) and self.case.held is not None
+        if self.case.held[self.rank] != self.case.sent:
+            raise WeightsDiffer(f"rank {self.rank}, step {step}")
+
     def generate(self, batch: GenerationBatch) -> list[Group]:
         if self.case.is_held:
             raise Blocked
+        if self.case.error is not None and self.rank == 1:
+            raise self.case.error
         index = batch.prompts[0].prompt_index
         self.case.generated.append((self.rank, index))
         response = Response(
@@ -89,6 +96,7 @@ class Case:
     def __init__(self) -> None:
         self.is_held = self.weights_fail = False
         self.sent, self.held = 2, (2, 2)
+        self.error: Exception | None = None
         self.generated: list[tuple[int, int]] = []
         self.session = FakeSession(self.build)
         rollouts = self.group(RolloutWorkers, "rollout")
@@ -163,6 +171,16 @@ def test_responses_of_an_engine_with_other_weights_are_an_error(held):
 def first_of(groups: list[Group]) -> tuple[int, int]:
     index = groups[0].prompt.prompt_index
     return index % 10, index
+
+
+@pytest.mark.parametrize("held", [(2, 2), (2, 3)])
+def test_wrong_weights_are_named_where_they_make_an_engine_fail(held):
+    case = Case()
+    case.held, case.error = held, NotFinite("logits are not finite")
+    case.start(5, 2)
+    expected = (NotFinite, "not finite") if held == (2, 2) else (WeightsDiffer, "rank 1, step 4")
+    with pytest.raises(expected[0], match=expected[1]):
+        case.answers(5, 2)
 
 
 def test_an_engine_that_cannot_say_which_weights_it_holds():

@@ -44,20 +44,23 @@ def test_an_engine_that_begins_ahead_says_which_weights_it_had(monkeypatch, tran
         arriving.compare("Engines rank 0", made.weights)
 
 
+@pytest.mark.parametrize("num_ahead", [1, 2])
 @pytest.mark.parametrize("transport", [ObjectStoreSync, RegionSync])
-def test_an_engine_whose_weights_did_not_come_generates_nothing(monkeypatch, transport):
+def test_an_engine_whose_weights_did_not_come_generates_nothing(monkeypatch, transport, num_ahead):
     case = Case(transport)
     case.sync.publish(0)
     generated = []
-    monkeypatch.setattr(case.worker(0).engine, "generate", generated.append)
+    for rank in (0, 1):
+        monkeypatch.setattr(case.worker(rank).engine, "generate", generated.append)
 
     def fail(*_: Any) -> None:
         raise ValueError("no rows")
 
     for method in ("weight_rows", "write_region"):
         monkeypatch.setattr(case.session.actors[1].worker, method, fail)
-    arriving = case.sync.start(1, 1)
-    case.rollouts.start_generate_ahead(0, SimpleNamespace(stream="train", step=2), 1, arriving.arrived[0])
+    arriving = case.sync.start(1, num_ahead)
+    for rank, arrived in enumerate(arriving.arrived):
+        case.rollouts.start_generate_ahead(rank, SimpleNamespace(stream="train", step=2), 1, arrived)
     with pytest.raises(ValueError, match="no rows") as raised:
         case.sync.publish(1)
     assert "Actors rank 1" in str(raised.value.__notes__) and not generated
