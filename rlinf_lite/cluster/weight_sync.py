@@ -39,7 +39,7 @@ class WeightSync(Protocol):
     def publish(self, step: int) -> None:
         """Return when every engine holds the policy's current weights. Called at the top of a step.
 
-        Engines that were asked for responses ahead, see `start`, are not waited for.
+        Engines that were asked for responses ahead may still be loading them; see `start` for how these are compared.
 
         Args:
             step: completed steps of the weights.

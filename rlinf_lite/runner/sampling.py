@@ -113,11 +113,11 @@ class StepSource:
         )
 
     def _round(self, step: int, cursor: int, timer: PhaseTimer) -> tuple[list[Group], StepRows | None]:
-        """Groups, and their rows if they are all of the step's."""
+        """The round's groups, and their rows if a step has one round only."""
         with timer.phase("rollout"):
             groups, grading = self.generation.generate(self._batches(step, cursor))
         with timer.phase("reward"):
-            # Beside the graders.
+            # The graders are at work meanwhile.
             rows = StepRows(groups, step=step, settings=self.split) if self.max_rounds == 1 else None
             groups = graded(grading, groups)
         self.generation.check_graded(groups, f"step {step}")

@@ -118,7 +118,7 @@ def _filled(rows: Sequence[int], sizes: Sequence[RowSize], max_tokens: int) -> l
 
 
 class StepRows:
-    """The responses of one training step, and all of their units that no grade decides: made while they are graded."""
+    """The responses of one training step, laid out as units. No grade plays a part, so it is made during grading."""
 
     def __init__(self, groups: Sequence[Group], *, step: int, settings: SplitSettings) -> None:
         """
