@@ -29,11 +29,11 @@ def capture() -> RngState:
     """The current RNG state of this process."""
     version, internal, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
-    words, position = numpy["state"]["key"].tolist(), numpy["state"]["pos"]
+    rest = [numpy["state"]["pos"], numpy["has_gauss"]]
     state = {
-        "python": torch.tensor([version, *internal], dtype=torch.int64),
+        "python": torch.from_numpy(np.array([version, *internal], dtype=np.int64)),
         "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
-        "numpy": torch.tensor([*words, position, numpy["has_gauss"]], dtype=torch.int64),
+        "numpy": torch.from_numpy(np.concatenate([numpy["state"]["key"], rest]).astype(np.int64)),
         "numpy_gauss": torch.tensor(numpy["gauss"], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }

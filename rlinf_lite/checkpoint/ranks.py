@@ -40,7 +40,7 @@ class Ranks:
         Raises:
             RankSilent: a rank is gone, or did not answer within the timeout.
         """
-        if not self.distributed:
+        if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         try:

@@ -47,13 +47,17 @@ def give_back(state: State, loaded: Mapping[str, Any]) -> None:
 
 def flatten(state: State) -> dict[str, torch.Tensor]:
     """``{"optim.w.step": tensor}``: the names under which DCP stores nested dicts and `Stateful` objects."""
-    return _flat(take(state), "")
+    return flat_names(take(state))
 
 
-def _flat(taken: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+def flat_names(taken: Mapping[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:
+    """As `flatten`, of what `take` has returned."""
     flat: dict[str, torch.Tensor] = {}
     for name, value in taken.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+        if isinstance(value, dict):
+            flat.update(flat_names(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
     return flat
 
 

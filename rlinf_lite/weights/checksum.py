@@ -29,10 +29,10 @@ _NARROW = {1: torch.uint8, 2: torch.int16}
 
 
 class RunningChecksums:
-    """Adds up pieces while they pass. The sums stay on the pieces' device until `result`."""
+    """Adds up pieces while they pass. The sums of pieces on a GPU stay there until `result`."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, int | Tensor] = {}
 
     def passing(self, pieces: Iterable[WeightPiece]) -> Iterator[WeightPiece]:
         """Yield ``pieces``, unchanged."""
@@ -47,10 +47,10 @@ class RunningChecksums:
 
     def result(self) -> Checksums:
         """Of every weight that had an element in a piece. Waits for the device, once."""
-        if not self._sums:
-            return {}
-        totals = torch.stack(list(self._sums.values())).tolist()
-        return {name: total % _MODULUS for name, total in zip(self._sums, totals, strict=True)}
+        totals = dict(self._sums)
+        if waiting := {name: total for name, total in totals.items() if isinstance(total, Tensor)}:
+            totals |= zip(waiting, torch.stack(list(waiting.values())).tolist(), strict=True)
+        return {name: int(total) % _MODULUS for name, total in totals.items()}
 
 
 def checksums(pieces: Iterable[WeightPiece]) -> Checksums:
@@ -95,34 +95,29 @@ def require_equal(who: str, step: int, sent: Iterable[Checksums], held: Mapping[
         )
 
 
-def _sum_of_rows(rows: Tensor, first_row: int) -> Tensor:
-    """int64 scalar."""
+def _sum_of_rows(rows: Tensor, first_row: int) -> int | Tensor:
+    """Of a piece, modulo 2^64; on a GPU an int64 scalar."""
     flat = rows.reshape(rows.shape[0] if rows.dim() else 1, -1).contiguous()
     row_bytes = flat.shape[1] * flat.element_size()
     words = flat.view(torch.int32 if row_bytes % 4 == 0 else _NARROW[flat.element_size()])
-    factors = _small_odd_numbers(words.shape[1], words.device)
-    return (_products(words, factors).long() * _odd_numbers(first_row, len(words), words.device)).sum()
-
-
-def _products(words: Tensor, factors: Tensor) -> Tensor:
-    """int32 [rows]: of each row of ``words`` and ``factors``, modulo 2^32."""
+    factors, row_factors = _factors(words.shape[1], first_row, len(words), words.device)
     if words.device.type == "cpu" and words.dtype == torch.int32:  # as fast as memory can be read
-        return torch.from_numpy(np.einsum("rc,c->r", words.numpy(), factors.numpy()))
+        sums = np.einsum("rc,c->r", words.numpy(), factors.numpy())
+        return int(np.dot(sums.astype(np.int64), row_factors.numpy()))
     part = max(1, _WORDS_AT_ONCE // words.shape[1])
     sums = [(words[i : i + part].int() * factors).sum(-1, dtype=torch.int32) for i in range(0, len(words), part)]
-    return torch.cat(sums)
+    return (torch.cat(sums).long() * row_factors).sum()
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
+def _factors(num_columns: int, first_row: int, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the columns, int32 modulo 2^32, and of the rows, int64."""
+    return _odd_numbers(0, num_columns, device).int(), _odd_numbers(first_row, num_rows, device)
+
+
 def _odd_numbers(first: int, count: int, device: torch.device) -> Tensor:
     """int64 [count], a hash of each index from ``first`` on."""
     return _mix((torch.arange(first, first + count, device=device) + 1) * _GOLDEN) | 1
-
-
-@functools.lru_cache(maxsize=32)
-def _small_odd_numbers(count: int, device: torch.device) -> Tensor:
-    """int32 [count]: the first `_odd_numbers`, modulo 2^32."""
-    return _odd_numbers(0, count, device).int()
 
 
 def _mix(z: Tensor) -> Tensor:

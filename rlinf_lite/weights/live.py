@@ -39,13 +39,16 @@ class LiveWeights:
         return placed.full_tensor() if isinstance(placed, DTensor) else placed
 
 
-def local_pieces(model: nn.Module, dtype: torch.dtype) -> Iterator[WeightPiece]:
+def local_pieces(weights: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[WeightPiece]:
     """This rank's rows of every weight, floating-point ones as ``dtype``: no row comes from two ranks.
 
     Not a copy where nothing has to be cast: then they are the live weights.
+
+    Args:
+        weights: the `named_weights` of a model.
     """
-    weights = dict(named_weights(model))
-    is_first = all(t.device_mesh.get_local_rank() == 0 for t in weights.values() if isinstance(t, DTensor))
+    meshes = {id(t.device_mesh): t.device_mesh for t in weights.values() if isinstance(t, DTensor)}
+    is_first = all(mesh.get_local_rank() == 0 for mesh in meshes.values())
     for name, tensor in weights.items():
         if is_first or isinstance(tensor, DTensor):  # every rank has the others whole
             rows, first_row = local_rows(tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,15 @@ def encode(data: Mapping[str, Any]) -> bytes:
     Raises:
         TypeError: something in ``data`` could be saved but not loaded again (a numpy scalar, an object).
     """
+    return _encode(data) if data else _encoded_nothing()
+
+
+@cache  # replicas have no data, and are taken after each step
+def _encoded_nothing() -> bytes:
+    return _encode({})
+
+
+def _encode(data: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(data), buffer)
     try:

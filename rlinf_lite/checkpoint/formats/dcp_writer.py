@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -29,8 +30,8 @@ from rlinf_lite.checkpoint.live import TensorReader
 from rlinf_lite.checkpoint.parts import Create, FilesPart, SectionPart, Written
 from rlinf_lite.checkpoint.ranks import Ranks
 from rlinf_lite.checkpoint.sections import Section
+from rlinf_lite.checkpoint.state import flat_names
 
-Find = Callable[[WriteItem], torch.Tensor]
 Resolve = Callable[[str, torch.Tensor], torch.Tensor]
 Taken = Mapping[str, Any] | FilesPart
 """Nested dicts of tensors, or the files of a state that has its own layout."""
@@ -39,17 +40,27 @@ _ENTRY_BYTES = 2048
 """Room for the bytes around the values of each tensor. If they need more, a file in memory grows."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPlan:
     """What this rank writes, and the metadata of its whole section."""
 
-    items: list[WriteItem]
-    metadata: Metadata
-    signature: Signature
-
-    def num_bytes(self) -> list[int]:
+    def __init__(self, items: list[WriteItem], metadata: Metadata, signature: Signature) -> None:
+        self.items, self.metadata, self.signature = items, metadata, signature
+        self.num_bytes = [_num_bytes(item) for item in items]
         """The size in memory of each item."""
-        return [_num_bytes(item) for item in self.items]
+        self._lengths: list[int] = []
+        self._results: list[WriteResult] = []
+
+    def results(self, name: str, lengths: list[int]) -> list[WriteResult]:
+        """Where each item is in the file ``name``: the same list as before if the lengths, in bytes, are the same."""
+        if lengths != self._lengths:
+            self._lengths = lengths
+            self._results = [
+                WriteResult(
+                    index=item.index, size_in_bytes=length, storage_data=_StorageInfo(name, end - length, length)
+                )
+                for item, length, end in zip(self.items, lengths, accumulate(lengths), strict=True)
+            ]
+        return self._results
 
 
 def _num_bytes(item: WriteItem) -> int:
@@ -65,31 +76,32 @@ class ShardPart:
     name: str
     """Of the shard's file."""
     encoder: EntryEncoder
-    find: Find
+    tensors: Mapping[str, torch.Tensor]
+    """By their names in a checkpoint."""
     resolve: Resolve | None
 
     def num_bytes(self) -> list[int]:
-        return self.plan.num_bytes()
+        return self.plan.num_bytes
 
     def tensor(self, index: int) -> torch.Tensor:
-        item = self.plan.items[index]
-        tensor = self.find(item)
-        return self.resolve(item.index.fqn, tensor) if self.resolve and tensor.is_meta else tensor
+        name = self.plan.items[index].index.fqn
+        tensor = self.tensors[name]
+        if isinstance(tensor, DTensor):
+            tensor = tensor.to_local()
+        return self.resolve(name, tensor) if self.resolve and tensor.is_meta else tensor
 
     def write(self, create: Create, live: TensorReader, halfway: Callable[[], None] = lambda: None) -> Written:
-        items, results = self.plan.items, []
+        items = self.plan.items
         if not items:
             return Written(files={})
-        with create(self.name, sum(self.num_bytes()) + _ENTRY_BYTES * len(items)) as file:
-            for index, item in enumerate(items):
+        lengths = []
+        with create(self.name, sum(self.plan.num_bytes) + _ENTRY_BYTES * len(items)) as file:
+            for index in range(len(items)):
                 if index == len(items) // 2:
                     halfway()
-                offset = file.tell()
                 with live.reading(index) as tensor:
-                    self.encoder.write(tensor, file)
-                info = _StorageInfo(self.name, offset, file.tell() - offset)
-                results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
-        return Written(files={self.name: file.record()}, results=results)
+                    lengths.append(self.encoder.write(tensor, file))
+        return Written(files={self.name: file.record()}, results=self.plan.results(self.name, lengths))
 
     def metadata(self, results: Sequence[list[WriteResult]]) -> bytes:
         return encode_metadata(self.plan, results)
@@ -115,40 +127,44 @@ class ShardPlanner:
         """
         ranks, section = self._ranks, self._section
         taken: list[Taken] = []
+        flat: dict[str, torch.Tensor] = {}
         planner = DefaultSavePlanner()
 
         def is_planned() -> bool:
             taken.append(take())
-            return isinstance(taken[0], FilesPart) or self._is_as_last(planner, taken[0])
+            if not isinstance(taken[0], FilesPart):
+                flat.update(flat_names(taken[0]))
+            return isinstance(taken[0], FilesPart) or self._fits(flat)
+
+        def local_plan() -> SavePlan | None:
+            if isinstance(taken[0], FilesPart):
+                return None
+            planner.set_up_planner(dict(taken[0]), is_coordinator=section.is_first)
+            return planner.create_local_plan()
 
         if not all(ranks.collect(is_planned)):
-            plans = ranks.collect(lambda: None if isinstance(taken[0], FilesPart) else planner.create_local_plan())
+            plans = ranks.collect(local_plan)
             if not isinstance(taken[0], FilesPart):
                 of_section = [cast(SavePlan, plans[rank]) for rank in section.ranks]
                 global_plan, metadata = planner.create_global_plan(of_section)
-                signature = _signature(planner.state_dict)
-                self._last = ShardPlan(items=global_plan[section.place].items, metadata=metadata, signature=signature)
-        return taken[0] if isinstance(taken[0], FilesPart) else self._part(planner, resolve)
+                items = global_plan[section.place].items
+                self._last = ShardPlan(items, metadata, _signature(flat))
+        return taken[0] if isinstance(taken[0], FilesPart) else self._part(flat, resolve)
 
     def last(self, taken: Taken) -> SectionPart | None:
         """As `plan`, if the last plan fits the state of this rank, else None. Not collective: ranks may differ."""
         if isinstance(taken, FilesPart):
             return taken
-        planner = DefaultSavePlanner()
-        return self._part(planner, None) if self._is_as_last(planner, taken) else None
+        flat = flat_names(taken)
+        return self._part(flat, None) if self._fits(flat) else None
 
-    def _is_as_last(self, planner: DefaultSavePlanner, tensors: Mapping[str, Any]) -> bool:
-        planner.set_up_planner(dict(tensors), is_coordinator=self._section.is_first)
-        return self._last is not None and self._last.signature == _signature(planner.state_dict)
+    def _fits(self, flat: Mapping[str, torch.Tensor]) -> bool:
+        return self._last is not None and self._last.signature == _signature(flat)
 
-    def _part(self, planner: DefaultSavePlanner, resolve: Resolve | None) -> ShardPart:
+    def _part(self, flat: Mapping[str, torch.Tensor], resolve: Resolve | None) -> ShardPart:
         assert self._last is not None
         return ShardPart(
-            plan=self._last,
-            name=self._section.shard,
-            encoder=self._encoder,
-            find=cast(Find, planner.resolve_data),
-            resolve=resolve,
+            plan=self._last, name=self._section.shard, encoder=self._encoder, tensors=flat, resolve=resolve
         )
 
     def forget(self) -> None:
@@ -156,7 +172,7 @@ class ShardPlanner:
         self._last = None
 
 
-def _signature(flat: Mapping[str, Any]) -> Signature:
+def _signature(flat: Mapping[str, torch.Tensor]) -> Signature:
     return tuple(
         (name, tensor.dtype, tensor.shape, tensor.placements if isinstance(tensor, DTensor) else None)
         for name, tensor in flat.items()
@@ -187,7 +203,10 @@ class _Unique:
 
     def text(self, value: Any) -> Any:
         """For names, and for the parts of a path, which may be numbers."""
-        return self._seen.setdefault((type(value), value), value)
+        if (type(value), value) not in self._seen:
+            # A copy, as of a name from another rank: "torch" may be the object that names that module in the pickle.
+            self._seen[type(value), value] = pickle.loads(pickle.dumps(value))
+        return self._seen[type(value), value]
 
     def size(self, value: torch.Size) -> torch.Size:
         return self._seen.setdefault((torch.Size, tuple(value)), torch.Size(value))

@@ -140,21 +140,25 @@ class EntryEncoder:
     def __init__(self) -> None:
         self._forms: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]] = {}
 
-    def write(self, tensor: torch.Tensor, file: IO[bytes]) -> None:
-        """
+    def write(self, tensor: torch.Tensor, file: IO[bytes]) -> int:
+        """Return the number of bytes written.
+
         Args:
-            tensor: on the CPU, its storage no larger than itself.
+            tensor: on the CPU, without gradients, its storage no larger than itself.
         """
-        key = tensor.dtype, tensor.shape
         if not 0 < tensor.nbytes <= _MOST_FORM_BYTES or not tensor.is_contiguous():
+            start = file.tell()
             _save(tensor, file)
-            return
-        values = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-        if key not in self._forms:
-            self._forms[key] = _around_values(tensor)
-        head, tail = self._forms[key]
-        for part in (head, values, tail):
-            file.write(part)
+            return file.tell() - start
+        key = tensor.dtype, tensor.shape
+        if (form := self._forms.get(key)) is None:
+            form = self._forms[key] = _around_values(tensor)
+        head, tail = form
+        values = tensor.view(-1).view(torch.uint8).numpy().data
+        file.write(head)
+        file.write(values)
+        file.write(tail)
+        return len(head) + len(values) + len(tail)
 
 
 def _save(tensor: torch.Tensor, stream: IO[bytes]) -> None:

@@ -30,11 +30,17 @@ class MemoryWriter(io.RawIOBase):
         self._size = self._hashed = 0
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        if view.format != "B" or view.ndim != 1:
+            view = view.cast("B")
         start, end = self._size, self._size + len(view)
         if end > len(self._content):
             self._content = np.concatenate([self._content[:start], np.empty(end, np.uint8)])
             self._view = self._content.data
+        if end - self._hashed < _PIECE_BYTES:  # nearly always, and faster than the loop
+            self._view[start:end] = view
+            self._size = end
+            return len(view)
         for at in range(start, end, _PIECE_BYTES):
             self._size = min(at + _PIECE_BYTES, end)
             self._view[at : self._size] = view[at - start : self._size - start]

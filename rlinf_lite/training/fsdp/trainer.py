@@ -190,7 +190,7 @@ class FsdpTrainer:
         return first_non_finite(tensors)
 
     def weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
-        return local_pieces(self.model, dtype)
+        return local_pieces(self.sharded.live, dtype)
 
     def whole_weights(self, dtype: torch.dtype) -> Iterator[WeightPiece]:
         return whole_pieces(LiveWeights(self.model, self.device), dtype)

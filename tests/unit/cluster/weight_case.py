@@ -19,6 +19,7 @@ from rlinf_lite.cluster.workers.rollout import RolloutWorkers
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
 from rlinf_lite.rollout.builtin import BuiltinEngine
 from rlinf_lite.weights.live import local_pieces
+from rlinf_lite.weights.names import named_weights
 from rlinf_lite.weights.pieces import WeightPiece
 
 ARCHITECTURE = LlamaConfig(
@@ -58,7 +59,7 @@ class Case:
 
     def rows(self, rank: int, dtype: torch.dtype) -> list[WeightPiece]:
         pieces = []
-        for name, _, rows in local_pieces(self.model, dtype):
+        for name, _, rows in local_pieces(dict(named_weights(self.model)), dtype):
             middle = (len(rows) + 1) // 2
             pieces.append(WeightPiece(name, rank * middle, rows[middle:] if rank else rows[:middle]))
         return pieces

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(make_model, tmp_path):
 def test_packed_pieces_come_back_as_they_were(make_model):
     model = make_model("gpt2").bfloat16()
     model.register_buffer("scalar", torch.tensor(3.5))
-    pieces = list(local_pieces(model, torch.bfloat16))
+    pieces = list(local_pieces(dict(named_weights(model)), torch.bfloat16))
     back = list(unpack(pack(pieces)))
     assert [piece[:2] for piece in back] == [piece[:2] for piece in pieces]
     for mine, given in zip(back, pieces, strict=True):
