@@ -5,15 +5,23 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import sys
 from collections import OrderedDict
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
+from rlinf_lite.checkpoint import layout
 from rlinf_lite.checkpoint.formats import dcp_metadata
+from rlinf_lite.checkpoint.formats.dcp_writer import ShardPlanner
 from rlinf_lite.checkpoint.formats.unpickling import UNREADABLE, SafeUnpickler
+from rlinf_lite.checkpoint.live import HostBuffer, StillTensors
+from rlinf_lite.checkpoint.memory.files import MemoryWriter
+from rlinf_lite.checkpoint.ranks import Ranks
+from rlinf_lite.checkpoint.sections import Section
 
 
 class Unpickler(SafeUnpickler):
@@ -58,6 +66,18 @@ def test_chunks_behind_each_other_are_checked_as_boxes_of_any_form_are():
         assert covered == (not any(dcp_metadata._corners(whole, chunks, [0]))), (whole, chunks)
         seen[covered] += 1
     assert min(seen.values()) > 100
+
+
+def test_what_is_written_does_not_depend_on_which_names_are_one_object():
+    # A pickle of a tensor's type names the module torch, too.
+    assert metadata_of(sys.intern("torch")) == metadata_of("".join(["tor", "ch"]))
+
+
+def metadata_of(name: str) -> bytes | None:
+    ranks = Ranks()
+    part = ShardPlanner(ranks, Section.agree(ranks, layout.ACTOR)).plan(lambda: {"a": {name: torch.arange(4.0)}})
+    create = contextmanager(lambda _, size: iter([MemoryWriter(size)]))
+    return part.metadata([part.write(create, StillTensors(part.tensor, HostBuffer())).results])
 
 
 def chunk(offsets: tuple[int, int], sizes: tuple[int, int]) -> ChunkStorageMetadata:
