@@ -10,8 +10,12 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from rlinf_lite.checkpoint.errors import RankSilent
+from rlinf_lite.node.exchange import NodeExchange
 
 T = TypeVar("T")
+
+_NEAR_BYTES = 64 << 10
+"""The most of one rank that goes through shared memory."""
 
 
 class Ranks:
@@ -26,13 +30,21 @@ class Ranks:
         self.distributed = dist.is_initialized()
         self.rank = dist.get_rank(group) if self.distributed else 0
         self.size = dist.get_world_size(group) if self.distributed else 1
+        self._exchange: NodeExchange | None = None
 
     @classmethod
-    def of_all(cls, timeout_seconds: float) -> Ranks:
-        """All ranks, in a gloo group of their own, so that no other collective interferes. Collective."""
+    def of_all(cls, timeout_seconds: float, *, near: bool = False) -> Ranks:
+        """All ranks, in a gloo group of their own, so that no other collective interferes. Collective.
+
+        Args:
+            near: on one machine they use shared memory for what is small.
+        """
         timeout = timedelta(seconds=timeout_seconds)
         group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
-        return cls(group, timeout_seconds)
+        ranks = cls(group, timeout_seconds)
+        if near and group is not None and ranks.size > 1:
+            ranks._exchange = NodeExchange.open(group, _NEAR_BYTES, timeout_seconds)
+        return ranks
 
     def gather(self, value: T) -> list[T]:
         """Gather the value of every rank, in rank order, on all ranks.
@@ -44,6 +56,8 @@ class Ranks:
             return [value]
         values: list[Any] = [None] * self.size
         try:
+            if self._exchange is not None and (shown := self._exchange.share_object(value)) is not None:
+                return shown
             dist.monitored_barrier(
                 self.group, timeout=self.timeout, wait_all_ranks=True
             )  # its error names the missing ranks

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import secrets
-import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
+from rlinf_lite.node.descriptors import RemoteDescriptor
+from rlinf_lite.node.memory import make_memory
 from rlinf_lite.weights.pieces import NamedTensor, WeightPiece, copy_rows
 
 _ALIGNMENT = 64
@@ -53,11 +52,7 @@ Layout = dict[str, Place]
 class RegionAddress:
     """How another process on the machine opens a region, while the one that made it lives."""
 
-    pid: int
-    descriptor: int
-    """The file descriptor in that process."""
-    name: str
-    """Random: another process or file with these numbers is not taken for it."""
+    memory: RemoteDescriptor
     layout: Layout
 
 
@@ -95,21 +90,14 @@ class Region:
         Raises:
             OSError: there is not enough memory, or this system has no such regions.
         """
-        if sys.platform != "linux":
-            raise OSError("only Linux has shared memory without a name")
-        num_bytes = max(place.offset + place.num_bytes for place in layout.values())
-        if num_bytes > (free := psutil.virtual_memory().available):  # Linux would end processes until there is
-            raise OSError(f"{num_bytes} bytes are needed, and {free} are free")
-        name = f"weights-{secrets.token_hex(16)}"
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        descriptor = make_memory(max(place.offset + place.num_bytes for place in layout.values()))
         try:
-            os.posix_fallocate(descriptor, 0, num_bytes)
             region = cls(descriptor, layout, is_private=False)
         except BaseException:
             os.close(descriptor)
             raise
         weakref.finalize(region, os.close, descriptor)
-        return region, RegionAddress(pid=os.getpid(), descriptor=descriptor, name=name, layout=layout)
+        return region, RegionAddress(memory=RemoteDescriptor.of(descriptor), layout=layout)
 
     @classmethod
     def open(cls, address: RegionAddress, *, is_private: bool) -> Region:
@@ -118,11 +106,8 @@ class Region:
         Raises:
             OSError: that process is not visible from here, may not be asked, or is gone.
         """
-        path, target = f"/proc/{address.pid}/fd/{address.descriptor}", f"/memfd:{address.name} (deleted)"
-        _require(path, target)
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = address.memory.open(os.O_RDWR)
         try:
-            _require(f"/proc/self/fd/{descriptor}", target)
             return cls(descriptor, address.layout, is_private=is_private)
         finally:
             os.close(descriptor)
@@ -142,8 +127,3 @@ class Region:
         for name, tensor in weights:
             assert tensor.shape == self.tensors[name].shape and tensor.dtype == self.tensors[name].dtype, name
             tensor.data = self.tensors[name]
-
-
-def _require(path: str, target: str) -> None:
-    if (found := os.readlink(path)) != target:
-        raise OSError(f"{path} is {found}")

@@ -20,6 +20,7 @@ LEVELS = [
         "durable",
         "faults",
         "fingerprints",
+        "node",
         "numerics",
         "paths",
         "ports",

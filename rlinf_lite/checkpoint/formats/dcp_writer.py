@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import find_state_dict_object
 from torch.distributed.tensor import DTensor
 
 from rlinf_lite.checkpoint.formats.tensor_file import EntryEncoder
@@ -36,6 +37,8 @@ Resolve = Callable[[str, torch.Tensor], torch.Tensor]
 Taken = Mapping[str, Any] | FilesPart
 """Nested dicts of tensors, or the files of a state that has its own layout."""
 Signature = tuple[tuple[Any, ...], ...]
+_WHOLE = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors that are not sharded."""
 _ENTRY_BYTES = 2048
 """Room for the bytes around the values of each tensor. If they need more, a file in memory grows."""
 
@@ -84,11 +87,13 @@ class ShardPart:
         return self.plan.num_bytes
 
     def tensor(self, index: int) -> torch.Tensor:
-        name = self.plan.items[index].index.fqn
-        tensor = self.tensors[name]
+        place = self.plan.items[index].index
+        tensor = self.tensors[place.fqn]
         if isinstance(tensor, DTensor):
             tensor = tensor.to_local()
-        return self.resolve(name, tensor) if self.resolve and tensor.is_meta else tensor
+        elif type(tensor) not in _WHOLE:
+            tensor = find_state_dict_object(dict(self.tensors), place)
+        return self.resolve(place.fqn, tensor) if self.resolve and tensor.is_meta else tensor
 
     def write(self, create: Create, live: TensorReader, halfway: Callable[[], None] = lambda: None) -> Written:
         items = self.plan.items
@@ -133,7 +138,7 @@ class ShardPlanner:
         def is_planned() -> bool:
             taken.append(take())
             if not isinstance(taken[0], FilesPart):
-                flat.update(flat_names(taken[0]))
+                flat.update(_flat(taken[0]))
             return isinstance(taken[0], FilesPart) or self._fits(flat)
 
         def local_plan() -> SavePlan | None:
@@ -155,7 +160,7 @@ class ShardPlanner:
         """As `plan`, if the last plan fits the state of this rank, else None. Not collective: ranks may differ."""
         if isinstance(taken, FilesPart):
             return taken
-        flat = flat_names(taken)
+        flat = _flat(taken)
         return self._part(flat, None) if self._fits(flat) else None
 
     def _fits(self, flat: Mapping[str, torch.Tensor]) -> bool:
@@ -170,6 +175,16 @@ class ShardPlanner:
     def forget(self) -> None:
         """Plan anew next time, because after a failure ranks may remember different plans."""
         self._last = None
+
+
+def _flat(taken: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors by their names in a checkpoint."""
+    flat = flat_names(taken)
+    if all(isinstance(tensor, DTensor) or type(tensor) in _WHOLE for tensor in flat.values()):
+        return flat
+    planner = DefaultSavePlanner()  # it knows what becomes of other kinds, such as the ShardedTensor of FSDP1
+    planner.set_up_planner(dict(taken))
+    return planner.state_dict
 
 
 def _signature(flat: Mapping[str, torch.Tensor]) -> Signature:

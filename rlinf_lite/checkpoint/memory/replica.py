@@ -75,7 +75,7 @@ class MemoryCheckpoints:
             ValueError: as `Checkpointer`.
         """
         self.seed = seed
-        self.ranks = Ranks.of_all(timeout_seconds)
+        self.ranks = Ranks.of_all(timeout_seconds, near=True)
         self.section = Section.agree(self.ranks, section)
         self._host = HostBuffer()
         self._planner = ShardPlanner(self.ranks, self.section)

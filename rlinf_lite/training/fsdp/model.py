@@ -17,6 +17,8 @@ from rlinf_lite.models import build, hf_directory, shard
 from rlinf_lite.models.recompute import recompute_cheap
 from rlinf_lite.models.scored import ScoredModel, ValueModel
 from rlinf_lite.models.segments import FlatTokens
+from rlinf_lite.node.exchange import NodeExchange
+from rlinf_lite.training.fsdp.gather import connect
 from rlinf_lite.types import TokenBatch
 from rlinf_lite.weights.hf import HfWeights
 from rlinf_lite.weights.live import fill
@@ -69,6 +71,8 @@ class ShardedModel:
     """All weights by name: parameters and persistent buffers. With ``strategy: fsdp`` a parameter is a flat slice."""
     params: dict[str, nn.Parameter]
     """The parameters among them."""
+    exchange: NodeExchange | None = None
+    """How the ranks of a small model reach each other, if all of them are processes of one machine, on a CPU."""
 
     def __init__(
         self, settings: ModelConfig, fsdp: FsdpConfig, *, model_dir: Path, mesh: DeviceMesh, device: torch.device
@@ -99,6 +103,8 @@ class ShardedModel:
         self._fill(model_dir)
         if fsdp.cpu_offload:  # parameters stay on the CPU, buffers are used on the device
             _move_buffers(self.model, self.device)
+        if self.device.type == "cpu" and self.mesh.size() > 1 and shard.is_small(self.root):
+            self.exchange = connect(self.root, self.mesh)
         self.forward([None])  # an architecture whose attention is of another kind is refused here
         self.live, self.params = dict(named_weights(self.model)), dict(self.model.named_parameters())
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlinf_lite.node.exchange import NodeExchange
 from rlinf_lite.training.fsdp.runs import MAX_ELEMENTS, joined
 
 _BITS = 26
@@ -18,7 +19,7 @@ _ADDED_TO_NORM = 1e-6
 
 
 @torch.no_grad()
-def gradient_norm(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
+def gradient_norm(shards: Sequence[Tensor], group: dist.ProcessGroup, exchange: NodeExchange | None = None) -> float:
     """Compute sqrt(sum of squares) over the shards of all ranks. Collective.
 
     Squares are exact in float64. Each is split into two integers, relative to the largest one, and sums of integers do
@@ -26,11 +27,12 @@ def gradient_norm(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
 
     Args:
         shards: of this rank, floating point, on one device; one may be empty.
+        exchange: between the ranks of ``group``, if there is one.
 
     Returns:
         The norm; NaN or infinity if an element is.
     """
-    largest = _largest(shards, group)
+    largest = _largest(shards, group, exchange)
     if not 0 < largest < math.inf:
         return largest
     exponent = math.frexp(largest)[1]
@@ -39,9 +41,7 @@ def gradient_norm(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
     for part in joined(shards):
         for piece in part.split(piece_size):
             words += _words(piece, exponent)
-    if group.size() > 1:
-        dist.all_reduce(words, group=group)
-    high, low = words.tolist()
+    high, low = _over_ranks(words, dist.ReduceOp.SUM, group, exchange).tolist()
     return math.ldexp(math.sqrt((high * 2**_BITS + low) / 2 ** (2 * _BITS)), exponent)
 
 
@@ -53,16 +53,26 @@ def clip(shards: Sequence[Tensor], norm: float, limit: float) -> None:
         torch._foreach_mul_([*shards], factor)
 
 
-def _largest(shards: Sequence[Tensor], group: dist.ProcessGroup) -> float:
+def _largest(shards: Sequence[Tensor], group: dist.ProcessGroup, exchange: NodeExchange | None) -> float:
     """The largest absolute value of all ranks' gradients; NaN if there is one anywhere."""
     ends = [end.double().abs() for part in joined(shards) if part.numel() for end in part.aminmax()]
     mine = torch.stack([*ends, shards[0].new_zeros((), dtype=torch.float64)]).amax()
     # A maximum over ranks may lose a NaN (gloo's does), so it is a flag of its own.
     pair = torch.stack([mine.isnan().double(), mine.nan_to_num(nan=0.0, posinf=math.inf)])
-    if group.size() > 1:
-        dist.all_reduce(pair, op=dist.ReduceOp.MAX, group=group)
-    is_nan, largest = pair.tolist()
+    is_nan, largest = _over_ranks(pair, dist.ReduceOp.MAX, group, exchange).tolist()
     return math.nan if is_nan else largest
+
+
+def _over_ranks(
+    mine: Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup, exchange: NodeExchange | None
+) -> Tensor:
+    """The sum (of integers) or maximum over all ranks, of which neither depends on their order."""
+    if exchange is not None:
+        every = torch.stack(exchange.share(mine))
+        return every.amax(0) if op == dist.ReduceOp.MAX else every.sum(0)
+    if group.size() > 1:
+        dist.all_reduce(mine, op=op, group=group)
+    return mine
 
 
 def _words(piece: Tensor, exponent: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from rlinf_lite.errors import ConfigError
+from rlinf_lite.node.exchange import NodeExchange
 
 try:  # torch has no public name for it
     from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
@@ -38,7 +39,15 @@ class _Turn:
 class GradientSum:
     """The gradients of a sharded model, from the first round of a mini-batch to its optimizer step."""
 
-    def __init__(self, root: nn.Module, params: Sequence[nn.Parameter], *, num_ranks: int, in_place: bool) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        params: Sequence[nn.Parameter],
+        *,
+        num_ranks: int,
+        in_place: bool,
+        exchange: NodeExchange | None = None,
+    ) -> None:
         """Replace the reduce-scatter of every FSDP module.
 
         Args:
@@ -46,11 +55,12 @@ class GradientSum:
             params: all of its parameters.
             in_place: the first output of a reduction becomes the gradient, so the sum needs no memory of its own. FSDP2
                 does this where it neither converts nor moves the output: reduction in the parameters' type, no offload.
+            exchange: between the ranks, if there is one.
         """
         self._modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
         self._params, self._turn = params, _Turn()
         self._must_share = in_place and num_ranks > 1
-        self._sums = [_GroupSum(self._turn, in_place=in_place) for _ in self._modules]
+        self._sums = [_GroupSum(self._turn, exchange, in_place=in_place) for _ in self._modules]
         for module, group_sum in zip(self._modules, self._sums, strict=True):
             module.set_custom_reduce_scatter(group_sum)
             if num_ranks == 1 and not in_place:  # FSDP2 reduces nothing then, and adds rounded outputs
@@ -124,8 +134,8 @@ class ReducedGradients:
 class _GroupSum(ReduceScatter):
     """The running sum of the gradients that FSDP2 reduces together, in float32: this rank's shard of them."""
 
-    def __init__(self, turn: _Turn, *, in_place: bool) -> None:
-        self._turn, self._in_place = turn, in_place
+    def __init__(self, turn: _Turn, exchange: NodeExchange | None, *, in_place: bool) -> None:
+        self._turn, self._exchange, self._in_place = turn, exchange, in_place
         self.total: Tensor | None = None
 
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -141,13 +151,19 @@ class _GroupSum(ReduceScatter):
         async_op: bool = False,
     ) -> None:
         """Exchange parts and add them; FSDP2 adds the output to the gradient. Not called on one rank."""
-        received = torch.empty_like(input_tensor)
-        dist.all_to_all_single(received, input_tensor, group=group)
-        parts = received.view(group.size(), -1)[: self._turn.num_slots].unbind()
+        parts = self._parts(input_tensor, group)[: self._turn.num_slots]
         if self._in_place:
             self._add_in_place(output_tensor, parts)
         else:
             self._add(output_tensor, parts)
+
+    def _parts(self, mine: Tensor, group: dist.ProcessGroup) -> Sequence[Tensor]:
+        """What every rank has for this one."""
+        if self._exchange is not None and self._exchange.fits(mine.nbytes):
+            return [whole.view(group.size(), -1)[group.rank()] for whole in self._exchange.share(mine)]
+        received = torch.empty_like(mine)
+        dist.all_to_all_single(received, mine, group=group)
+        return received.view(group.size(), -1).unbind()
 
     def add_alone(self, output_tensor: Tensor) -> None:
         """As `__call__`, where there is one rank."""

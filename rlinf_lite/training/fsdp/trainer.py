@@ -80,7 +80,9 @@ class FsdpTrainer:
 
     def _sum_of(self, params: list[nn.Parameter], fsdp: FsdpConfig) -> GradientSum | ReducedGradients:
         in_place = _is_summed_in_place(params, fsdp)
-        return GradientSum(self.sharded.root, params, num_ranks=self.world_size, in_place=in_place)
+        return GradientSum(
+            self.sharded.root, params, num_ranks=self.world_size, in_place=in_place, exchange=self.sharded.exchange
+        )
 
     # -- forward and backward
 
@@ -114,7 +116,7 @@ class FsdpTrainer:
         self.optimizer.param_groups[0]["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         shards = self._gradient_sum.gradients()
-        norm = gradient_norm(shards, self.sharded.mesh.get_group())
+        norm = gradient_norm(shards, self.sharded.mesh.get_group(), self.sharded.exchange)
         finite = math.isfinite(norm)
         if not finite and not self.scaler.is_enabled():
             self.optimizer.zero_grad()

@@ -165,7 +165,7 @@ def test_a_process_that_drops_its_region_holds_nothing_of_it():
 
 def holds(address: RegionAddress) -> bool:
     with open("/proc/self/maps") as maps:
-        return address.name in maps.read() or any(address.name in link for link in open_files())
+        return address.memory.target in maps.read() or any(address.memory.target in link for link in open_files())
 
 
 def open_files() -> list[str]:
@@ -176,11 +176,15 @@ def open_files() -> list[str]:
     return links
 
 
-@pytest.mark.parametrize("changed", [{"name": "weights-of-others"}, {"descriptor": 1 << 20}, {"pid": 1 << 30}])
+def changed_memory(address: RegionAddress, **changed: object) -> RegionAddress:
+    return dataclasses.replace(address, memory=dataclasses.replace(address.memory, **changed))
+
+
+@pytest.mark.parametrize("changed", [{"target": "/memfd:of others"}, {"number": 1 << 20}, {"pid": 1 << 30}])
 def test_nothing_else_is_taken_for_a_region(changed):
     region, address = Region.make(layout_of(weights(0).items()))
     with pytest.raises(OSError, match="/proc/"):
-        Region.open(dataclasses.replace(address, **changed), is_private=True)
+        Region.open(changed_memory(address, **changed), is_private=True)
     assert region.tensors.keys() == weights(0).keys()
 
 
@@ -191,7 +195,7 @@ def test_a_file_in_its_place_is_not_opened(tmp_path):
     descriptor = os.open(file, os.O_RDWR)
     region, address = Region.make(layout_of(weights(0).items()))
     with pytest.raises(OSError, match=" is "):
-        Region.open(dataclasses.replace(address, descriptor=descriptor), is_private=False)
+        Region.open(changed_memory(address, number=descriptor), is_private=False)
     os.close(descriptor)
     assert file.read_text() == "a user's" and region.tensors
 
