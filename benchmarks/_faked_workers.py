@@ -84,7 +84,7 @@ class _FakedActor:
     def __init__(self, pid: int) -> None:
         where = WorkerLocation(process=Process(pid=pid, created=0.0), node_id="a", address="10.0.0.1")
         self.adopt = _Method(lambda *_: where)
-        self.run = _Method(lambda method, *args: _ANSWERS[method](*args))
+        self.run = _Method(lambda call, *more: _ANSWERS[call[0]](*call[1:], *more))
 
 
 def _generate(batch: GenerationBatch) -> list[Group]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray import ObjectRef
@@ -25,12 +26,16 @@ class WorkerHandle:
         return guard.ask(self._actor.adopt.remote, target, *args)
 
     def run(self, method: str, *args: Any) -> ObjectRef[Any]:
-        """Call a method of the worker."""
-        return guard.ask(self._actor.run.remote, method, *args)
+        """Call a method of the worker.
+
+        Args:
+            args: references come last; their values are what the method gets.
+        """
+        return guard.ask(self._actor.run.remote, *_packed(method, args))
 
     def run_in_two(self, method: str, *args: Any) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-        """Call a method that returns a pair; the first can be fetched without the second."""
-        first, second = guard.ask(self._actor.run.options(num_returns=2).remote, method, *args)
+        """As `run`, for a method that returns a pair; the first can be fetched without the second."""
+        first, second = guard.ask(self._actor.run.options(num_returns=2).remote, *_packed(method, args))
         return first, second
 
     def ping(self) -> ObjectRef[Any]:
@@ -40,3 +45,10 @@ class WorkerHandle:
     def kill(self) -> None:
         """End the process."""
         guard.kill(self._actor)
+
+
+def _packed(method: str, args: Sequence[Any]) -> list[Any]:
+    """The arguments of `WorkerHost.run`. Ray takes some time for each; for a list of plain values only once."""
+    num_plain = next((place for place, arg in enumerate(args) if isinstance(arg, ObjectRef)), len(args))
+    assert all(isinstance(arg, ObjectRef) for arg in args[num_plain:])
+    return [[method, *args[:num_plain]], *args[num_plain:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -34,9 +35,15 @@ class WorkerHost:
             address=ray.util.get_node_ip_address(),
         )
 
-    def run(self, method: str, *args: Any) -> Any:
-        """Call a method of the worker."""
-        return getattr(self._worker, method)(*args)
+    def run(self, call: Sequence[Any], *more: Any) -> Any:
+        """Call a method of the worker.
+
+        Args:
+            call: the name of the method, and its first arguments.
+            more: the others.
+        """
+        method, *args = call
+        return getattr(self._worker, method)(*args, *more)
 
 
 def _find(target: str) -> Any:

@@ -18,11 +18,13 @@ for _name in ("fake_ray", "weight_case"):
 @pytest.fixture
 def fake_ray(monkeypatch):
     """All calls of the guard go to fake actors; nothing waits long for a process that does not answer."""
-    from fake_ray import FakeRay
+    from fake_ray import FakeRay, Ref
 
     from rlinf_lite.cluster import group
     from rlinf_lite.cluster.guard import guard
+    from rlinf_lite.cluster.workers import handle
 
     guard.watch(None)
     monkeypatch.setattr(guard, "_ray", FakeRay())
+    monkeypatch.setattr(handle, "ObjectRef", Ref)
     monkeypatch.setattr(group, "DEAD_SECONDS", 0.05)

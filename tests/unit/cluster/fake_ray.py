@@ -98,8 +98,9 @@ class FakeActor:
         self.worker = self.build(target, *args)
         return WorkerLocation(process=Process(pid=self.pid, created=0.0), node_id=self.node, address="10.0.0.1")
 
-    def _run(self, method: str, *args: Any) -> Any:
-        return getattr(self.worker, method)(*args)
+    def _run(self, call: list[Any], *more: Any) -> Any:
+        method, *args = call
+        return getattr(self.worker, method)(*args, *more)
 
     def _add(self, work: Callable[..., Any], args: tuple[Any, ...]) -> Ref:
         ref = Ref()
