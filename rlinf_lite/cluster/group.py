@@ -204,8 +204,15 @@ class WorkerGroup:
 
     def start_in_two(self, method: str, *args: Any) -> tuple[list[Call[Any]], list[Call[Any]]]:
         """As `start`, for a method that returns a pair whose first half is fetched without the second."""
+        return self.start_each_in_two(method, [args] * self.size)
+
+    def start_each_in_two(
+        self, method: str, args_of_ranks: Sequence[tuple[Any, ...]]
+    ) -> tuple[list[Call[Any]], list[Call[Any]]]:
+        """As `start_each`, for such a method."""
         firsts, seconds = [], []
-        for rank, member in enumerate(self._members):
+        self.watch.look()
+        for rank, (member, args) in enumerate(zip(self._members, args_of_ranks, strict=True)):
             first, second = member.handle.run_in_two(method, *args)
             firsts.append(Call(self, rank, first, member.handle))
             seconds.append(Call(self, rank, second, member.handle))

@@ -58,8 +58,8 @@ class Arriving:
 
     step: int
     """Completed steps of the weights."""
-    arrived: Sequence[Sequence[Call[Any]]]
-    """Of each engine that may begin: the calls that succeed when it holds the weights."""
+    arrived: Sequence[Sequence[Call[Any]] | None]
+    """Of each engine that may begin: the calls that succeed when it holds the weights; None: the ranks tell it."""
     sums: Sequence[Call[Checksums]]
     """Of each policy rank: the checksums of what it sent."""
 
@@ -85,8 +85,8 @@ class _Started:
 
     step: int
     """Completed steps of the weights."""
-    arrived: list[list[Call[Any]]]
-    """By engine: what must be done before it holds the weights."""
+    arrived: list[list[Call[Any]] | None]
+    """By engine, as `Arriving.arrived`."""
     sums: list[Call[Checksums]]
     """What `checks` compare with."""
     sent: list[Call[Any]]
@@ -169,6 +169,16 @@ class RegionSync(ObjectStoreSync):
     _near: list[int] | None = None
     """Ranks of the engines that have the region; None: it is not open."""
 
+    def __init__(self, policy: PolicyWorkers, rollouts: RolloutWorkers, precision: str, step: int = 0) -> None:
+        """As `ObjectStoreSync`."""
+        super().__init__(policy, rollouts, precision, step)
+        self._forget()
+
+    def _forget(self) -> None:
+        """The next `publish` opens a new region."""
+        self._near = None
+        self._policy.write_after_updates(None)
+
     def start(self, step: int, num_ahead: int) -> Arriving | None:
         """As `WeightSync.start`: nothing if there is no region, since to open one is to wait."""
         return None if self._near is None else super().start(step, num_ahead)
@@ -178,15 +188,20 @@ class RegionSync(ObjectStoreSync):
             self._near = self._open()
         policy, rollouts, near = self._policy, self._rollouts, self._near
         far = [rank for rank in range(rollouts.size) if rank not in near]
-        written = policy.start_write_region(self._precision) if near else []
+        by_update = policy.written_by_update(step)
+        if by_update is not None:
+            written = by_update.calls
+        else:
+            written = policy.start_write_region(self._precision) if near else []
         rows = policy.start_weight_rows(self._precision) if far else []
         loads = {rank: rollouts.start_load_weights_on(rank, rows) for rank in far}
         received = [rollouts.start_sum_weights_on(rank, step, written) for rank in near if rank >= num_ahead]
-        sums = policy.start_row_checksums(self._precision)
+        sums = policy.start_row_checksums(self._precision) if by_update is None else by_update.sums
         checks = [rollouts.start_check_weights_on(rank, step, sums) for rank in range(num_ahead, rollouts.size)]
+        arrives = None if by_update is not None else written
         return _Started(
             step=step,
-            arrived=[[loads[rank]] if rank in loads else [*written] for rank in range(rollouts.size)],
+            arrived=[[loads[rank]] if rank in loads else arrives for rank in range(rollouts.size)],
             sums=sums,
             sent=[*written, *rows, *sums],
             received=[*received, *loads.values()],
@@ -212,15 +227,18 @@ class RegionSync(ObjectStoreSync):
         if any(problems) or isinstance(address, str):
             _log_object_store(tuple(near), f"shared memory: actor {next(filter(None, problems))}")
             return []
-        problems = wait_all([rollouts.start_open_region_on(rank, address) for rank in near])
-        for rank, problem in zip(near, problems, strict=True):
-            if problem is not None:
-                _log_object_store((rank,), f"shared memory: rollout {problem}")
-        return [rank for rank, problem in zip(near, problems, strict=True) if problem is None]
+        opened = wait_all([rollouts.start_open_region_on(rank, address, policy.size) for rank in near])
+        for rank, bells in zip(near, opened, strict=True):
+            if isinstance(bells, str):
+                _log_object_store((rank,), f"shared memory: rollout {bells}")
+        offered = {rank: bells for rank, bells in zip(near, opened, strict=True) if not isinstance(bells, str)}
+        problems = wait_all(policy.start_open_bells([*offered.values()]))
+        policy.write_after_updates(None if any(problems) else self._precision)
+        return [*offered]
 
     def send_to(self, rank: int) -> None:
         """As `WeightSync.send_to`, over the object store."""
-        self._near = None
+        self._forget()
         super().send_to(rank)
 
 

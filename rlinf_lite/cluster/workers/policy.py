@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rlinf_lite.cluster.group import Call, WorkerGroup, wait_all
 from rlinf_lite.cluster.session import Session
@@ -18,6 +19,7 @@ from rlinf_lite.user_code import search_path
 if TYPE_CHECKING:  # both import torch, which the driver does later
     from torch import Tensor
 
+    from rlinf_lite.node.bell import BellAddress
     from rlinf_lite.training.update import UpdateReport
     from rlinf_lite.weights.checksum import Checksums
     from rlinf_lite.weights.region import Layout, RegionAddress
@@ -25,8 +27,25 @@ if TYPE_CHECKING:  # both import torch, which the driver does later
     from rlinf_lite.weights.transport import PackedWeights
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """Weights that ranks write to shared memory at the end of an update."""
+
+    step: int
+    """Completed steps of the weights."""
+    calls: list[Call[Any]]
+    """By rank; they end when it has written."""
+    sums: list[Call[Checksums]]
+    """As `PolicyWorkers.start_row_checksums`."""
+
+
 class PolicyWorkers(WorkerGroup):
     """All ranks of the policy. Methods that do not begin with ``start`` wait, and raise as `wait_all`."""
+
+    _write_precision: str | None = None
+    """As `write_after_updates` was given."""
+    _written: Written | None = None
+    """As `written_by_update`, of the newest step."""
 
     def __init__(
         self,
@@ -71,7 +90,12 @@ class PolicyWorkers(WorkerGroup):
         """
         by_group = shard_mini_batch(batch, self._num_groups, virtual_ranks=self._virtual_ranks)
         of_ranks = for_each_rank(by_group, self._tensor_parallel)
-        return self.start_each("update", [(step, of_rank, last) for of_rank in of_ranks])
+        if self._write_precision is None or not last:
+            return self.start_each("update", [(step, of_rank, last) for of_rank in of_ranks])
+        args = [(step, of_rank, self._write_precision) for of_rank in of_ranks]
+        reports, sums = self.start_each_in_two("update_and_write", args)
+        self._written = Written(step=step, calls=reports, sums=sums)
+        return reports
 
     # -- weights
 
@@ -91,9 +115,24 @@ class PolicyWorkers(WorkerGroup):
         """Let the other ranks open it: why one cannot, or None."""
         return [self.start_one(rank, "open_region", address) for rank in range(1, self.size)]
 
+    def start_open_bells(self, engines: Sequence[Sequence[BellAddress]]) -> list[Call[str | None]]:
+        """Let each rank open what each engine offers it: why it cannot, or None."""
+        return self.start("open_bells", *engines)
+
     def start_write_region(self, precision: str) -> list[Call[None]]:
         """Let each rank write its rows of every weight into that memory."""
         return self.start("write_region", precision)
+
+    def write_after_updates(self, precision: str | None) -> None:
+        """From now on each rank does so at the end of a step's last update, and tells the engines; None: no more.
+
+        That is quicker than calls of Ray.
+        """
+        self._write_precision, self._written = precision, None
+
+    def written_by_update(self, step: int) -> Written | None:
+        """The calls that write the weights after ``step``, if those of its update do."""
+        return self._written if self._written is not None and self._written.step == step else None
 
     def start_opening_engines(self, weights: Sequence[Call[SharedWeights]]) -> list[Call[None]]:
         """Let every rank open the memory in which engines keep their weights."""

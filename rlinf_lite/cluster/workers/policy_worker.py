@@ -18,6 +18,7 @@ from rlinf_lite.cluster.workers.rendezvous import serve_store
 from rlinf_lite.cluster.workers.trainer_worker import TrainerWorker
 from rlinf_lite.config import ActorConfig, AlgorithmConfig, CheckpointConfig, ClusterConfig
 from rlinf_lite.models import build, hf_directory
+from rlinf_lite.node.bell import Bell, BellAddress
 from rlinf_lite.training.build import build_models
 from rlinf_lite.training.trainer import Scorer, Trainer
 from rlinf_lite.training.update import UpdateReport
@@ -66,6 +67,7 @@ class PolicyWorker(TrainerWorker):
         self._channel_store: dist.TCPStore | None = None
         self._channel: Broadcaster | None = None
         self._region: Region | None = None
+        self._bell: Bell | None = None
 
     def _build_trainer(self, mesh: DeviceMesh) -> Trainer:
         model_dir = hf_directory.resolve(self._config.model.model_path)
@@ -85,9 +87,25 @@ class PolicyWorker(TrainerWorker):
         flops = 6.0 * self._num_parameters() * num_tokens * self.trainer.world_size / self.num_ranks
         return replace(report, flops=flops, peak_flops=self._peak_flops)
 
+    def update_and_write(self, step: int, batch: RankBatch, precision: str) -> tuple[UpdateReport, Checksums]:
+        """Take the last optimizer step of ``step``, `write_region`, tell the engines that ``step`` is written.
+
+        Returns:
+            As `update`, and as `row_checksums`.
+        """
+        assert self._bell is not None, "called before open_bells"
+        try:
+            report = self.update(step, batch, True)
+            self.write_region(precision)
+        except BaseException:
+            self._bell.close()  # or engines would wait
+            raise
+        self._bell.ring(step)
+        return report, self.row_checksums(precision)
+
     def reset(self) -> None:
         """As `TrainerWorker.reset`."""
-        self._channel_store = self._channel = self._reference = self._region = None
+        self._channel_store = self._channel = self._reference = self._region = self._bell = None
         super().reset()
 
     def forward(self, units: Sequence[TokenBatch | None], reference: bool) -> dict[int, Tensor]:
@@ -121,6 +139,14 @@ class PolicyWorker(TrainerWorker):
         """Open what rank 0 made; return why that is not possible, None if it is."""
         try:
             self._region = Region.open(address, is_private=False)
+        except OSError as error:
+            return f"rank {self.rank}: {error}"
+        return None
+
+    def open_bells(self, *engines: Sequence[BellAddress]) -> str | None:
+        """Open what engines offer to each rank, to tell them that it has written; return why that is not possible."""
+        try:
+            self._bell = Bell([of_ranks[self.rank] for of_ranks in engines])
         except OSError as error:
             return f"rank {self.rank}: {error}"
         return None

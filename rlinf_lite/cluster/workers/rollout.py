@@ -15,6 +15,7 @@ from rlinf_lite.selfcheck.records import EngineCheck
 from rlinf_lite.types import GenerationBatch
 
 if TYPE_CHECKING:  # imports torch, which the driver does later
+    from rlinf_lite.node.bell import BellAddress
     from rlinf_lite.weights.checksum import Checksums
     from rlinf_lite.weights.region import Layout, RegionAddress
     from rlinf_lite.weights.shared import SharedWeights
@@ -58,15 +59,17 @@ class RolloutWorkers(WorkerGroup):
         return self.start_one(rank, "generate", batch)
 
     def start_generate_ahead(
-        self, rank: int, batch: GenerationBatch, step: int, arrived: Sequence[Call[None]]
+        self, rank: int, batch: GenerationBatch, step: int, arrived: Sequence[Call[None]] | None
     ) -> Call[Generated]:
         """As `start_generate`, with weights that nothing has compared yet.
 
         Args:
             step: completed steps of the weights.
-            arrived: calls that must succeed before: otherwise nothing is sampled, and the call fails.
+            arrived: calls that must succeed before: otherwise nothing is sampled, and the call fails. None: the
+                policy's ranks tell the engine themselves.
         """
-        return self.start_one(rank, "generate_ahead", batch, step, *(call.ref for call in arrived))
+        refs = [call.ref for call in arrived or []]
+        return self.start_one(rank, "generate_ahead", batch, step, arrived is None, *refs)
 
     def queue(self) -> WorkQueue[Key, GenerationBatch, Generated]:
         """A queue of generation batches, each for whichever engine is free."""
@@ -94,9 +97,11 @@ class RolloutWorkers(WorkerGroup):
         """Ask one engine how large a region of shared memory its weights need, and where each lies in it."""
         return self.start_one(rank, "weight_layout")
 
-    def start_open_region_on(self, rank: int, address: RegionAddress) -> Call[str | None]:
-        """Let one engine keep its weights in shared memory: why it cannot, or None."""
-        return self.start_one(rank, "open_region", address)
+    def start_open_region_on(
+        self, rank: int, address: RegionAddress, num_writers: int
+    ) -> Call[list[BellAddress] | str]:
+        """Let one engine keep its weights in shared memory: how its writers tell it of them, or why it cannot."""
+        return self.start_one(rank, "open_region", address, num_writers)
 
     def start_sum_weights_on(self, rank: int, step: int, written: Sequence[Call[None]]) -> Call[None]:
         """Let one engine compute its checksums for `start_check_weights_on` when ``written`` is done."""

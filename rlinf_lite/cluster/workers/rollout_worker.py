@@ -14,6 +14,7 @@ from rlinf_lite.cluster.workers.rendezvous import join_store
 from rlinf_lite.cluster.workers.wire import Groups
 from rlinf_lite.config import ClusterConfig, RolloutConfig, SamplingConfig, TokenizerConfig
 from rlinf_lite.models import build, hf_directory, vocabulary
+from rlinf_lite.node.bell import BellAddress, Listener
 from rlinf_lite.rollout.build import build_engine
 from rlinf_lite.rollout.engine import RolloutEngine
 from rlinf_lite.selfcheck.engine import check_engine
@@ -82,17 +83,20 @@ class RolloutWorker:
         """Return where in a region of shared memory the engine's weights would lie."""
         return layout_of(self._held())
 
-    def open_region(self, address: RegionAddress) -> str | None:
-        """Keep the engine's weights in shared memory from now on; return why that is not possible, None if it is.
+    def open_region(self, address: RegionAddress, num_writers: int) -> list[BellAddress] | str:
+        """Keep the engine's weights in shared memory from now on.
 
         What they were is lost. What this process itself writes to them later stays its own.
+
+        Returns:
+            What each writer opens to tell the engine that it has written; or why all this is not possible.
         """
         try:
-            region = Region.open(address, is_private=True)
+            region, self._listener = Region.open(address, is_private=True), Listener(num_writers)
         except OSError as error:
             return f"rank {self.rank}: {error}"
         region.become(self._held())
-        return None
+        return self._listener.addresses
 
     def share_weights(self) -> SharedWeights:
         """Say how the memory of the engine's weights is opened."""
@@ -154,13 +158,19 @@ class RolloutWorker:
         faults.reach(f"rollout.{batch.stream}", step=batch.step, rank=self.rank)
         return Groups(self.engine.generate(batch))
 
-    def generate_ahead(self, batch: GenerationBatch, step: int, *arrived: None) -> GeneratedAhead:
+    def generate_ahead(self, batch: GenerationBatch, step: int, is_told: bool, *arrived: None) -> GeneratedAhead:
         """Sample the responses of one generation batch, before anything compared the engine's weights.
 
         Args:
             step: completed steps of the weights.
+            is_told: by those who write the weights, when they have: it waits for that.
             arrived: nothing; of calls that must have succeeded.
+
+        Raises:
+            BrokenPipeError: one of them cannot.
         """
+        if is_told:
+            self._listener.wait(step)
         weights = self._checksums(step)
         return GeneratedAhead(rank=self.rank, groups=self.generate(batch), weights=weights)
 

@@ -56,7 +56,7 @@ class Engine:
     def row_checksums(self) -> dict[str, int]:
         return {"a": 1, "b": self.case.sent}
 
-    def generate_ahead(self, batch: GenerationBatch, step: int, arrived: None) -> GeneratedAhead:
+    def generate_ahead(self, batch: GenerationBatch, step: int, is_told: bool, *arrived: None) -> GeneratedAhead:
         groups = self.generate(batch)
         weights = None if self.case.held is None else {"a": 1, "b": self.case.held[self.rank]}
         return GeneratedAhead(rank=self.rank, groups=groups, weights=weights)

@@ -104,7 +104,7 @@ def test_shared_memory_is_for_cpus_and_one_gpu(device, actor, rollout, builtin, 
     def built(kind: str) -> Any:
         config = SimpleNamespace(weight_sync=kind)
         session = SimpleNamespace(placement=placement, device=device, config=config)
-        return build_weight_sync(session, None, rollouts, "bf16")
+        return build_weight_sync(session, SimpleNamespace(write_after_updates=lambda _: None), rollouts, "bf16")
 
     assert type(built("auto")) is auto
     if auto in (SharedMemorySync, RegionSync):

@@ -56,8 +56,7 @@ def test_an_engine_whose_weights_did_not_come_generates_nothing(monkeypatch, tra
     def fail(*_: Any) -> None:
         raise ValueError("no rows")
 
-    for method in ("weight_rows", "write_region"):
-        monkeypatch.setattr(case.session.actors[1].worker, method, fail)
+    monkeypatch.setattr(case.session.actors[1].worker.trainer, "weights", fail)
     arriving = case.sync.start(1, num_ahead)
     for rank, arrived in enumerate(arriving.arrived):
         case.rollouts.start_generate_ahead(rank, SimpleNamespace(stream="train", step=2), 1, arrived)

@@ -53,7 +53,7 @@ class Case:
 
     def policy_worker(self, rank: int) -> PolicyWorker:
         worker = object.__new__(PolicyWorker)
-        worker.rank, worker.step, worker._region = rank, 0, None
+        worker.rank, worker.step, worker._region, worker._bell = rank, 0, None, None
         worker._parts = SimpleNamespace(trainer=SimpleNamespace(weights=lambda dtype: self.rows(rank, dtype)))
         return worker
 
