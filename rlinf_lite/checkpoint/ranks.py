@@ -56,7 +56,7 @@ class Ranks:
             return [value]
         values: list[Any] = [None] * self.size
         try:
-            if self._exchange is not None and (shown := self._exchange.share_object(value)) is not None:
+            if self._exchange is not None and (shown := self._exchange.show_object(value)) is not None:
                 return shown
             dist.monitored_barrier(
                 self.group, timeout=self.timeout, wait_all_ranks=True

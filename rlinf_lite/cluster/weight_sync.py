@@ -195,7 +195,8 @@ class RegionSync(ObjectStoreSync):
             written = policy.start_write_region(self._precision) if near else []
         rows = policy.start_weight_rows(self._precision) if far else []
         loads = {rank: rollouts.start_load_weights_on(rank, rows) for rank in far}
-        received = [rollouts.start_sum_weights_on(rank, step, written) for rank in near if rank >= num_ahead]
+        ended: Sequence[Call[Any]] = written if by_update is None else by_update.sums  # not the update's reports
+        received = [rollouts.start_sum_weights_on(rank, step, ended) for rank in near if rank >= num_ahead]
         sums = policy.start_row_checksums(self._precision) if by_update is None else by_update.sums
         checks = [rollouts.start_check_weights_on(rank, step, sums) for rank in range(num_ahead, rollouts.size)]
         arrives = None if by_update is not None else written
@@ -232,8 +233,12 @@ class RegionSync(ObjectStoreSync):
             if isinstance(bells, str):
                 _log_object_store((rank,), f"shared memory: rollout {bells}")
         offered = {rank: bells for rank, bells in zip(near, opened, strict=True) if not isinstance(bells, str)}
-        problems = wait_all(policy.start_open_bells([*offered.values()]))
-        policy.write_after_updates(None if any(problems) else self._precision)
+        if offered:
+            problems = wait_all(policy.start_open_bells([*offered.values()]))
+            if problem := next(filter(None, problems), None):
+                log_line(f"   rollout workers hear of new weights through Ray (shared memory: actor {problem})")
+            else:
+                policy.write_after_updates(self._precision)
         return [*offered]
 
     def send_to(self, rank: int) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from rlinf_lite.node.descriptors import RemoteDescriptor
+from rlinf_lite.node.descriptors import OwnDescriptors, RemoteDescriptor
 from rlinf_lite.node.memory import make_memory
 
 _DRAINED_BYTES = 4096
@@ -37,18 +36,17 @@ class Listener:
             OSError: this system has no memory or pipes that others can open.
         """
         self._heard: list[int] = []
-        self._lent: list[int] = [make_memory(8 * num_senders)]
-        weakref.finalize(self, _close, self._heard)
-        weakref.finalize(self, _close, self._lent)
-        self._numbers = np.frombuffer(mmap.mmap(self._lent[0], 8 * num_senders), np.int64)
-        numbers = RemoteDescriptor.of(self._lent[0])
+        self._ends, self._lent = OwnDescriptors(), OwnDescriptors()
+        memory = self._lent.add(make_memory(8 * num_senders))
+        self._numbers = np.frombuffer(mmap.mmap(memory, 8 * num_senders), np.int64)
+        numbers = RemoteDescriptor.of(memory)
         self.addresses: list[BellAddress] = []
         """By sender. Needed until the first `wait`, before which each must have opened its own."""
         for sender in range(num_senders):
             reading, writing = os.pipe()
-            self._heard.append(reading)
-            self._lent.append(writing)
-            self.addresses.append(BellAddress(sender=sender, numbers=numbers, pipe=RemoteDescriptor.of(writing)))
+            self._heard.append(self._ends.add(reading))
+            pipe = RemoteDescriptor.of(self._lent.add(writing))
+            self.addresses.append(BellAddress(sender=sender, numbers=numbers, pipe=pipe))
 
     def wait(self, number: int) -> None:
         """Return when every sender is at ``number`` or further.
@@ -56,7 +54,7 @@ class Listener:
         Raises:
             BrokenPipeError: one has ended, or closed its bell, before.
         """
-        _close(self._lent)  # or a pipe would not end with its sender
+        self._lent.close()  # or a pipe would not end with its sender
         for sender, reading in enumerate(self._heard):
             while self._numbers[sender] < number:
                 if not os.read(reading, _DRAINED_BYTES) and self._numbers[sender] < number:
@@ -76,17 +74,19 @@ class Bell:
         """
         self._pipes: list[int] = []
         self._numbers: list[tuple[np.ndarray, int]] = []
-        weakref.finalize(self, _close, self._pipes)
+        self._ends = OwnDescriptors()
         for address in addresses:
             descriptor = address.numbers.open(os.O_RDWR)
             try:
                 self._numbers.append((np.frombuffer(mmap.mmap(descriptor, 0), np.int64), address.sender))
             finally:
                 os.close(descriptor)
-            self._pipes.append(address.pipe.open(os.O_WRONLY | os.O_NONBLOCK))
+            self._pipes.append(self._ends.add(address.pipe.open(os.O_WRONLY | os.O_NONBLOCK)))
 
     def ring(self, number: int) -> None:
         """Let all listeners know that this sender is at ``number``. One that is gone does not matter."""
+        # A process that sees the number must see what was written before. An x86 processor keeps the order of writes;
+        # with another one nothing but the checksums of weights would notice.
         for numbers, sender in self._numbers:
             numbers[sender] = number
         for pipe in self._pipes:
@@ -95,9 +95,5 @@ class Bell:
 
     def close(self) -> None:
         """Let the listeners know that this sender gets no further."""
-        _close(self._pipes)
-
-
-def _close(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
+        self._pipes.clear()
+        self._ends.close()

@@ -4,6 +4,44 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from weakref import WeakSet, finalize
+
+
+class OwnDescriptors:
+    """File descriptors of this process, which are closed together: at the latest when nothing refers to this object.
+
+    In a forked child they are closed at once: it would keep pipes open whose end others wait for.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        finalize(self, _close, self._numbers)
+        _ALL.add(self)
+
+    def add(self, number: int) -> int:
+        """Own a descriptor; returns it."""
+        self._numbers.append(number)
+        return number
+
+    def close(self) -> None:
+        """Close all of them. May be called again."""
+        _close(self._numbers)
+
+
+_ALL: WeakSet[OwnDescriptors] = WeakSet()
+
+
+def _close(numbers: list[int]) -> None:
+    while numbers:
+        os.close(numbers.pop())
+
+
+def _close_all() -> None:
+    for descriptors in list(_ALL):
+        descriptors.close()
+
+
+os.register_at_fork(after_in_child=_close_all)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

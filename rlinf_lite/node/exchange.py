@@ -10,20 +10,22 @@ import mmap
 import os
 import pickle
 import select
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlinf_lite.node.descriptors import RemoteDescriptor
+from rlinf_lite.node.descriptors import OwnDescriptors, RemoteDescriptor
 from rlinf_lite.node.memory import make_memory
 
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
+_MOST_MILLISECONDS = 2**31 - 1
+"""That ``poll`` takes: 25 days."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,21 +35,6 @@ class _Offered:
     memory: RemoteDescriptor
     bells: dict[int, RemoteDescriptor]
     """By the rank that rings it: the writing end of a pipe."""
-
-
-@dataclass(kw_only=True, slots=True)
-class _Ends:
-    """Descriptors of this process, closed together."""
-
-    own: list[int] = field(default_factory=list)
-
-    def add(self, descriptor: int) -> int:
-        self.own.append(descriptor)
-        return descriptor
-
-    def close(self) -> None:
-        while self.own:
-            os.close(self.own.pop())
 
 
 class NodeExchange:
@@ -63,7 +50,7 @@ class NodeExchange:
         slots: list[list[Tensor]],
         heard: dict[int, int],
         rung: dict[int, int],
-        ends: _Ends,
+        ends: OwnDescriptors,
         timeout_seconds: float,
     ) -> None:
         """Use `open`.
@@ -75,12 +62,12 @@ class NodeExchange:
             ends: owns their descriptors.
         """
         self._rank, self._slots, self._heard, self._rung = rank, slots, heard, rung
-        self._timeout = timeout_seconds
+        self._ends, self._timeout = ends, timeout_seconds
         self._turn, self._broken = 0, ""
         self._polls = {of: select.poll() for of in heard}
         for of, poll in self._polls.items():
             poll.register(heard[of], select.POLLIN)
-        weakref.finalize(self, ends.close)
+        _ALL.add(self)
 
     @classmethod
     def open(cls, group: dist.ProcessGroup, num_bytes: int, timeout_seconds: float) -> NodeExchange | None:
@@ -90,11 +77,11 @@ class NodeExchange:
             num_bytes: the most that a rank shows at a time.
 
         Returns:
-            None, on all ranks, if one of them cannot open what another one has made, as on another machine.
+            None, on all ranks, if one of them cannot make memory, or not open another one's, as on another machine.
         """
         rank, size = dist.get_rank(group), dist.get_world_size(group)
         num_bytes = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-        ends, lent = _Ends(), _Ends()
+        ends, lent = OwnDescriptors(), OwnDescriptors()
         try:
             memory, heard, offered = _make(rank, size, num_bytes, ends, lent)
             every: list[_Offered | None] = [None] * size
@@ -114,11 +101,16 @@ class NodeExchange:
         finally:
             lent.close()  # so that a pipe ends with the rank that rings it
 
+    def close(self, reason: str = "this exchange was closed: connection closed") -> None:
+        """Let other ranks know that this one does not call any more; own calls raise RuntimeError with ``reason``."""
+        self._broken = reason
+        self._ends.close()
+
     def fits(self, num_bytes: int) -> bool:
         """Whether so much can be shown at a time."""
         return num_bytes <= self._slots[0][0].numel()
 
-    def share(self, mine: Tensor) -> list[Tensor]:
+    def show(self, mine: Tensor) -> list[Tensor]:
         """Show the others a tensor, whose shape and type is the same on all ranks, and which `fits`.
 
         Returns:
@@ -128,7 +120,7 @@ class NodeExchange:
         slots = self._shown(lambda own: own[:num_bytes].view(mine.dtype).view(mine.shape).copy_(mine.detach()))
         return [slot[:num_bytes].view(mine.dtype).view(mine.shape) for slot in slots]
 
-    def share_object(self, mine: Any) -> list[Any] | None:
+    def show_object(self, mine: Any) -> list[Any] | None:
         """Show the others an object; returns those of all ranks, or None if one does not fit."""
         content = pickle.dumps(mine)
 
@@ -160,20 +152,29 @@ class NodeExchange:
             for bell in self._rung.values():
                 os.write(bell, b"\0")
             for of, poll in self._polls.items():
-                if not poll.poll(self._timeout * 1000):
+                if not poll.poll(min(self._timeout * 1000, _MOST_MILLISECONDS)):
                     raise RuntimeError(f"timed out waiting for rank {of} for {self._timeout:g} seconds")
                 if not os.read(self._heard[of], 1):
                     raise RuntimeError(f"connection closed by rank {of}")
         except BaseException as error:
-            self._broken = f"this exchange has failed: {error}"
+            self.close(f"this exchange has failed: {error}")
             if isinstance(error, BrokenPipeError):
                 raise RuntimeError("connection closed by another rank") from None
             raise
         return slots
 
 
+_ALL: WeakSet[NodeExchange] = WeakSet()
+
+
+def close_exchanges() -> None:
+    """Close every exchange of this process, as ``destroy_process_group`` does with the connections of its groups."""
+    for exchange in list(_ALL):
+        exchange.close()
+
+
 def _make(
-    rank: int, size: int, num_bytes: int, ends: _Ends, lent: _Ends
+    rank: int, size: int, num_bytes: int, ends: OwnDescriptors, lent: OwnDescriptors
 ) -> tuple[mmap.mmap | None, dict[int, int], _Offered | None]:
     """Make this rank's memory, and a pipe for each other rank; None for them if that is not possible."""
     heard, bells = {}, {}
@@ -191,7 +192,7 @@ def _make(
 
 
 def _open(
-    rank: int, every: Sequence[_Offered | None], num_bytes: int, ends: _Ends
+    rank: int, every: Sequence[_Offered | None], num_bytes: int, ends: OwnDescriptors
 ) -> tuple[dict[int, mmap.mmap], dict[int, int]] | None:
     """Open what the other ranks have made, by rank: their memory, and the pipes that this rank rings."""
     memories, rung = {}, {}

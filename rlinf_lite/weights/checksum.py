@@ -96,7 +96,7 @@ def require_equal(who: str, step: int, sent: Iterable[Checksums], held: Mapping[
 
 
 def _sum_of_rows(rows: Tensor, first_row: int) -> int | Tensor:
-    """Of a piece, modulo 2^64; on a GPU an int64 scalar."""
+    """Of a piece, modulo 2^64. On a GPU, and where words are narrower than 32 bits, an int64 scalar."""
     flat = rows.reshape(rows.shape[0] if rows.dim() else 1, -1).contiguous()
     row_bytes = flat.shape[1] * flat.element_size()
     words = flat.view(torch.int32 if row_bytes % 4 == 0 else _NARROW[flat.element_size()])

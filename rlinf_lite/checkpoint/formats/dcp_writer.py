@@ -50,13 +50,13 @@ class ShardPlan:
         self.items, self.metadata, self.signature = items, metadata, signature
         self.num_bytes = [_num_bytes(item) for item in items]
         """The size in memory of each item."""
-        self._lengths: list[int] = []
+        self._placed: tuple[str, list[int]] | None = None
         self._results: list[WriteResult] = []
 
     def results(self, name: str, lengths: list[int]) -> list[WriteResult]:
         """Where each item is in the file ``name``: the same list as before if the lengths, in bytes, are the same."""
-        if lengths != self._lengths:
-            self._lengths = lengths
+        if self._placed != (name, lengths):
+            self._placed = name, lengths
             self._results = [
                 WriteResult(
                     index=item.index, size_in_bytes=length, storage_data=_StorageInfo(name, end - length, length)
@@ -92,7 +92,7 @@ class ShardPart:
         if isinstance(tensor, DTensor):
             tensor = tensor.to_local()
         elif type(tensor) not in _WHOLE:
-            tensor = find_state_dict_object(dict(self.tensors), place)
+            tensor = find_state_dict_object(cast(dict[str, Any], self.tensors), place)
         return self.resolve(place.fqn, tensor) if self.resolve and tensor.is_meta else tensor
 
     def write(self, create: Create, live: TensorReader, halfway: Callable[[], None] = lambda: None) -> Written:

@@ -124,7 +124,7 @@ class PolicyWorkers(WorkerGroup):
         return self.start("write_region", precision)
 
     def write_after_updates(self, precision: str | None) -> None:
-        """From now on each rank does so at the end of a step's last update, and tells the engines; None: no more.
+        """From now on each rank writes its rows at the end of a step's last update and tells engines; None: no more.
 
         That is quicker than calls of Ray.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlinf_lite.cluster.group import Call, WorkerGroup
 from rlinf_lite.cluster.session import Session
@@ -103,7 +103,7 @@ class RolloutWorkers(WorkerGroup):
         """Let one engine keep its weights in shared memory: how its writers tell it of them, or why it cannot."""
         return self.start_one(rank, "open_region", address, num_writers)
 
-    def start_sum_weights_on(self, rank: int, step: int, written: Sequence[Call[None]]) -> Call[None]:
+    def start_sum_weights_on(self, rank: int, step: int, written: Sequence[Call[Any]]) -> Call[None]:
         """Let one engine compute its checksums for `start_check_weights_on` when ``written`` is done."""
         return self.start_one(rank, "sum_weights", step, *(call.ref for call in written))
 

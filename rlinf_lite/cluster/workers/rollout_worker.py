@@ -107,12 +107,12 @@ class RolloutWorker:
         assert held is not None, "the driver asks a builtin engine only"
         return held
 
-    def sum_weights(self, step: int, *written: None) -> None:
+    def sum_weights(self, step: int, *written: object) -> None:
         """Compute the checksums of the engine's weights for the next `check_weights` or `generate_ahead`.
 
         Args:
             step: completed steps of the weights.
-            written: nothing; of calls that must be over.
+            written: not used; of calls that must be over.
         """
         if faults.is_planned("rollout.weights", "flip", step=step, rank=self.rank):
             next(self.model.parameters()).data.view(-1)[:1].neg_()
@@ -167,7 +167,7 @@ class RolloutWorker:
             arrived: nothing; of calls that must have succeeded.
 
         Raises:
-            BrokenPipeError: one of them cannot.
+            BrokenPipeError: one of them cannot. Then its own call has failed, and that is what the driver raises.
         """
         if is_told:
             self._listener.wait(step)

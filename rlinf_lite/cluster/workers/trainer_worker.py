@@ -37,6 +37,7 @@ from rlinf_lite.cluster.workers.records import RankLayout, StoreAddress, Trainer
 from rlinf_lite.cluster.workers.rendezvous import join_store, serve_store
 from rlinf_lite.config import CheckpointConfig, ClusterConfig, OptimConfig
 from rlinf_lite.errors import NotFinite
+from rlinf_lite.node.exchange import close_exchanges
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
 from rlinf_lite.training.full_weights import full_weights_file
@@ -158,6 +159,7 @@ class TrainerWorker(ABC):
         self._store = None
         checkpointer = None if self._parts is None else self._parts.checkpointer
         self._parts = None
+        close_exchanges()
         if dist.is_initialized():
             dist.destroy_process_group()
         if checkpointer is not None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
+from rlinf_lite.errors import ConfigError
 from rlinf_lite.node.exchange import NodeExchange
+
+try:  # torch has no public name for it
+    from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather
+except ImportError as error:
+    raise ConfigError(
+        f"torch {torch.__version__}: the all-gather of FSDP2 cannot be replaced ({error}); install the torch that "
+        "constraints.txt pins"
+    ) from None
 
 _TIMEOUT_SECONDS = 1800.0
 """As gloo's."""
@@ -18,12 +29,14 @@ def connect(root: nn.Module, mesh: DeviceMesh) -> NodeExchange | None:
     """Let the parameters of a sharded model be gathered through shared memory. Collective.
 
     Returns:
-        What also carries its gradients; None if not all ranks run on one machine.
+        What also carries its gradients; None if these ranks have no shared memory, as those of several machines.
     """
     size = mesh.size()
-    rows = {param: -(-param.shape[0] // size) * size if param.dim() else size for param in root.parameters()}
-    num_elements = sum(count * param.shape[1:].numel() for param, count in rows.items())
-    exchange = NodeExchange.open(mesh.get_group(), 4 * num_elements, _TIMEOUT_SECONDS)
+    num_bytes = 0
+    for param in root.parameters():
+        rows = -(-param.shape[0] // size) * size if param.dim() else size  # padded, so that each rank has as many
+        num_bytes += rows * param.shape[1:].numel() * max(param.dtype.itemsize, torch.float32.itemsize)
+    exchange = NodeExchange.open(mesh.get_group(), num_bytes, _TIMEOUT_SECONDS)
     if exchange is not None:
         for module in root.modules():
             if isinstance(module, FSDPModule):
@@ -31,16 +44,18 @@ def connect(root: nn.Module, mesh: DeviceMesh) -> NodeExchange | None:
     return exchange
 
 
-class _NearGather(DefaultAllGather):
+class _NearGather(AllGather):
     def __init__(self, exchange: NodeExchange) -> None:
         self._exchange = exchange
 
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """As torch's default."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
-    ) -> dist.Work | None:
-        if not self._exchange.fits(input_tensor.nbytes):
-            return super().__call__(output_tensor, input_tensor, group, async_op)
-        parts = self._exchange.share(input_tensor)
+    ) -> None:
+        """Has ended when it returns, also with ``async_op``."""
+        parts = self._exchange.show(input_tensor)
         for whole, part in zip(output_tensor.view(len(parts), -1), parts, strict=True):
             whole.copy_(part)
-        return None

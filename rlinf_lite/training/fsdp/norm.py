@@ -68,7 +68,7 @@ def _over_ranks(
 ) -> Tensor:
     """The sum (of integers) or maximum over all ranks, of which neither depends on their order."""
     if exchange is not None:
-        every = torch.stack(exchange.share(mine))
+        every = torch.stack(exchange.show(mine))
         return every.amax(0) if op == dist.ReduceOp.MAX else every.sum(0)
     if group.size() > 1:
         dist.all_reduce(mine, op=op, group=group)

@@ -159,8 +159,8 @@ class _GroupSum(ReduceScatter):
 
     def _parts(self, mine: Tensor, group: dist.ProcessGroup) -> Sequence[Tensor]:
         """What every rank has for this one."""
-        if self._exchange is not None and self._exchange.fits(mine.nbytes):
-            return [whole.view(group.size(), -1)[group.rank()] for whole in self._exchange.share(mine)]
+        if self._exchange is not None:
+            return [whole.view(group.size(), -1)[group.rank()] for whole in self._exchange.show(mine)]
         received = torch.empty_like(mine)
         dist.all_to_all_single(received, mine, group=group)
         return received.view(group.size(), -1).unbind()

@@ -91,7 +91,7 @@ def test_a_sender_that_gets_no_further(end):
 def test_a_listener_that_is_gone_does_not_matter():
     first, second = Listener(1), Listener(1)
     bell = Bell([first.addresses[0], second.addresses[0]])
-    first._lent.clear()
+    first._lent.close()
     del first
     for _ in range(3):
         bell.ring(1)

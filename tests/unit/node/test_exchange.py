@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 
 from rlinf_lite.cluster.errors import is_broken_connection
+from rlinf_lite.config.fields import MOST_SECONDS
 from rlinf_lite.node import exchange as exchange_module
 from rlinf_lite.node.descriptors import RemoteDescriptor
-from rlinf_lite.node.exchange import NodeExchange
+from rlinf_lite.node.exchange import NodeExchange, close_exchanges
 
 _FORK = multiprocessing.get_context("fork")
 _BYTES = 4096
@@ -84,7 +85,7 @@ def test_every_rank_sees_what_all_have_shown(tmp_path, size):
         for number in range(300):
             dtype = [torch.float32, torch.int64, torch.bfloat16, torch.uint8][number % 4]
             shape = [(), (7,), (3, 5), (0,)][number // 4 % 4]
-            parts = exchange.share(torch.full(shape, (10 * number + rank) % 200, dtype=dtype))
+            parts = exchange.show(torch.full(shape, (10 * number + rank) % 200, dtype=dtype))
             if chance.random() < 0.1:
                 time.sleep(0.002)  # the others may be in the next call by now
             for other, part in enumerate(parts):
@@ -96,7 +97,7 @@ def test_every_rank_sees_what_all_have_shown(tmp_path, size):
 
 def test_an_object_that_does_not_fit_is_none_on_all_ranks(tmp_path):
     def program(rank: int, exchange: NodeExchange) -> list[Any]:
-        shown = [exchange.share_object({"rank": rank, "text": "x" * length * rank}) for length in (1, _BYTES, 2)]
+        shown = [exchange.show_object({"rank": rank, "text": "x" * length * rank}) for length in (1, _BYTES, 2)]
         return [None if each is None else [one["rank"] for one in each] for each in shown]
 
     assert in_ranks(2, program, tmp_path) == [[[0, 1], None, [0, 1]]] * 2
@@ -105,7 +106,7 @@ def test_an_object_that_does_not_fit_is_none_on_all_ranks(tmp_path):
 @pytest.mark.parametrize("is_awaited", [False, True])
 def test_a_rank_that_dies_is_named_and_no_rank_waits_for_it(tmp_path, is_awaited):
     def program(rank: int, exchange: NodeExchange) -> list[str]:
-        exchange.share(torch.zeros(3))
+        exchange.show(torch.zeros(3))
         if rank == 1:
             time.sleep(0.3 * is_awaited)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -113,7 +114,7 @@ def test_a_rank_that_dies_is_named_and_no_rank_waits_for_it(tmp_path, is_awaited
         said = []
         for _ in range(2):
             with pytest.raises(RuntimeError) as raised:
-                exchange.share(torch.zeros(3))
+                exchange.show(torch.zeros(3))
             assert is_broken_connection(raised.value)
             said.append(str(raised.value))
         return said
@@ -129,7 +130,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
         if rank == 1:
             return ""
         with pytest.raises(RuntimeError, match=r"timed out waiting for rank 1 for 0\.2 seconds") as raised:
-            exchange.share(torch.zeros(3))
+            exchange.show(torch.zeros(3))
         assert is_broken_connection(raised.value)
         return str(raised.value)
 
@@ -161,9 +162,40 @@ def test_a_dropped_exchange_leaves_nothing_open(tmp_path):
         before = shared_files()
         for _ in range(3):
             again = NodeExchange.open(dist.group.WORLD, _BYTES, 60.0)
-            assert again is not None and len(again.share(torch.zeros(2))) == 2
+            assert again is not None and len(again.show(torch.zeros(2))) == 2
             dist.barrier()
             del again
         return shared_files() == before
 
     assert in_ranks(2, program, tmp_path) == [True, True]
+
+
+def test_a_closed_exchange_is_noticed_at_once_and_a_long_timeout_is_no_error(tmp_path):
+    def program(rank: int, exchange: NodeExchange) -> str:
+        exchange.show(torch.zeros(2))
+        if rank == 1:
+            time.sleep(0.2)
+            close_exchanges()
+        with pytest.raises(RuntimeError, match="connection closed") as raised:
+            exchange.show(torch.zeros(2))
+        assert is_broken_connection(raised.value)
+        return str(raised.value)
+
+    first, second = in_ranks(2, program, tmp_path, seconds=MOST_SECONDS)
+    assert first == "connection closed by rank 1" and second == "this exchange was closed: connection closed"
+
+
+def test_a_child_of_a_rank_does_not_hold_its_end_open(tmp_path):
+    def program(rank: int, exchange: NodeExchange) -> str:
+        exchange.show(torch.zeros(2))
+        if rank == 1:
+            if os.fork() == 0:
+                time.sleep(6)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(RuntimeError, match="connection closed"):
+            exchange.show(torch.zeros(2))
+        return "at once" if time.monotonic() - began < 4 else "late"
+
+    assert in_ranks(2, program, tmp_path)[0] == "at once"
