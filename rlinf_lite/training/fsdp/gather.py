@@ -10,16 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from rlinf_lite.errors import ConfigError
 from rlinf_lite.node.exchange import NodeExchange
-
-try:  # torch has no public name for it
-    from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather
-except ImportError as error:
-    raise ConfigError(
-        f"torch {torch.__version__}: the all-gather of FSDP2 cannot be replaced ({error}); install the torch that "
-        "constraints.txt pins"
-    ) from None
+from rlinf_lite.training.fsdp.collectives import AllGather
 
 _TIMEOUT_SECONDS = 1800.0
 """As gloo's."""

@@ -1,6 +1,6 @@
 """Sums gradients over ranks in the order of the slots, so that a sum is bit-exact on any number of ranks.
 
-The order in which a reduce-scatter adds follows the number of ranks. Here each rank receives, by one all-to-all, what
+The order in which a reduce-scatter adds follows the number of ranks. Here each rank receives, by one exchange, what
 every rank has for its shard, and adds these parts to a running sum, slot after slot. As many bytes are sent. In round r
 rank k computes slot r * W + k, so for every number of ranks W the sum is ((slot 0 + slot 1) + slot 2) + ...
 """
@@ -18,14 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from rlinf_lite.errors import ConfigError
 from rlinf_lite.node.exchange import NodeExchange
-
-try:  # torch has no public name for it
-    from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
-except ImportError as error:
-    raise ConfigError(
-        f"torch {torch.__version__}: the reduce-scatter of FSDP2 cannot be replaced ({error}), so gradients cannot be "
-        "summed in a fixed order; install the torch that constraints.txt pins"
-    ) from None
+from rlinf_lite.training.fsdp.collectives import ReduceScatter
 
 
 @dataclass(slots=True)
