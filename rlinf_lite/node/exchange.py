@@ -1,7 +1,7 @@
 """Tensors and small objects that the ranks of a process group show each other, if all of them run on one machine.
 
-For a small model gloo's sockets and threads take longer than what they carry: a third of a millisecond and, on busy
-cores, two. Here a rank writes to memory that the others have mapped, and then a byte to a pipe of each of them.
+For a small model gloo's sockets and threads take longer than what they carry: often a third of a millisecond, at times
+two. Here a rank writes to memory that the others have mapped, and then a byte to a pipe of each of them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _ALIGNMENT = 64
 _LENGTH_BYTES = 8
 _MOST_MILLISECONDS = 2**31 - 1
 """That ``poll`` takes: 25 days."""
+_CLOSED = "connection closed by rank {rank}, which has ended, or has lost another rank itself"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,7 @@ class NodeExchange:
         finally:
             lent.close()  # so that a pipe ends with the rank that rings it
 
-    def close(self, reason: str = "this exchange was closed: connection closed") -> None:
+    def close(self, reason: str = "connection closed by this rank") -> None:
         """Let other ranks know that this one does not call any more; own calls raise RuntimeError with ``reason``."""
         self._broken = reason
         self._ends.close()
@@ -149,17 +150,18 @@ class NodeExchange:
         self._turn = 1 - self._turn
         try:
             write(slots[self._rank])
-            for bell in self._rung.values():
-                os.write(bell, b"\0")
+            for of, bell in self._rung.items():
+                try:
+                    os.write(bell, b"\0")
+                except BrokenPipeError:
+                    raise RuntimeError(_CLOSED.format(rank=of)) from None
             for of, poll in self._polls.items():
                 if not poll.poll(min(self._timeout * 1000, _MOST_MILLISECONDS)):
                     raise RuntimeError(f"timed out waiting for rank {of} for {self._timeout:g} seconds")
                 if not os.read(self._heard[of], 1):
-                    raise RuntimeError(f"connection closed by rank {of}")
+                    raise RuntimeError(_CLOSED.format(rank=of))
         except BaseException as error:
             self.close(f"this exchange has failed: {error}")
-            if isinstance(error, BrokenPipeError):
-                raise RuntimeError("connection closed by another rank") from None
             raise
         return slots
 

@@ -167,7 +167,7 @@ class RolloutWorker:
             arrived: nothing; of calls that must have succeeded.
 
         Raises:
-            BrokenPipeError: one of them cannot. Then its own call has failed, and that is what the driver raises.
+            BrokenPipeError: one of them has ended or failed. Its own call fails then, too, and the driver raises that.
         """
         if is_told:
             self._listener.wait(step)

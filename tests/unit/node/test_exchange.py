@@ -122,7 +122,9 @@ def test_a_rank_that_dies_is_named_and_no_rank_waits_for_it(tmp_path, is_awaited
     first, second, third = in_ranks(3, program, tmp_path)
     assert second is None
     for said in (first, third):
-        assert "connection closed by" in said[0] and said[1].startswith("this exchange has failed: "), said
+        assert said[0].startswith("connection closed by rank ") and said[1].startswith("this exchange has failed: "), (
+            said
+        )
 
 
 def test_a_rank_that_does_not_come_is_named(tmp_path):
@@ -182,7 +184,7 @@ def test_a_closed_exchange_is_noticed_at_once_and_a_long_timeout_is_no_error(tmp
         return str(raised.value)
 
     first, second = in_ranks(2, program, tmp_path, seconds=MOST_SECONDS)
-    assert first == "connection closed by rank 1" and second == "this exchange was closed: connection closed"
+    assert first.startswith("connection closed by rank 1, ") and second == "connection closed by this rank"
 
 
 def test_a_child_of_a_rank_does_not_hold_its_end_open(tmp_path):
