@@ -18,6 +18,7 @@ from rlinf_lite.checkpoint import Checkpointer, flatten, state_digest
 from rlinf_lite.checkpoint.state import take
 from rlinf_lite.config import Config
 from rlinf_lite.models import shard as sharding
+from rlinf_lite.node.exchange import NodeExchange
 from rlinf_lite.selfcheck.records import UpdateCheck
 from rlinf_lite.selfcheck.update import check_update, update_operations
 from rlinf_lite.ties import tied_names
@@ -325,6 +326,7 @@ def digests(
     for name, (model_dir, config) in cases.items():
         sharding.SMALL_BYTES = _ONE_GROUP if "one group" in name else 0
         trained, found[name] = Trained(mesh, model_dir, config, total_updates=8), []
+        assert (trained.trainer.sharded.exchange is None) == ("one group" not in name or mesh.size() == 1), name
         for number in range(1, num_steps + 1):
             reports = trained.step(groups, advantages, number)
             digest = state_digest(flatten(trained.trainer.state()))
@@ -373,12 +375,14 @@ def norms(mesh: DeviceMesh) -> dict[str, float]:
     draw = torch.Generator().manual_seed(2)
     plain = torch.randn(200_003, generator=draw) * 10 ** torch.randint(-9, 3, (200_003,), generator=draw)
     coarse = plain.bfloat16()
-    one_huge = plain.clone()
-    one_huge[-1] = 1e30
+    exchange = NodeExchange.open(mesh.get_group(), 4096, 60.0) if size > 1 else None
 
     def norm(whole_gradient: Tensor) -> float:
         mine = whole_gradient[len(whole_gradient) * rank // size : len(whole_gradient) * (rank + 1) // size]
-        return gradient_norm([mine[:7], mine[7:307].view(3, 100), mine[:0], mine[307:]], mesh.get_group())
+        shards = [mine[:7], mine[7:307].view(3, 100), mine[:0], mine[307:]]
+        found = [gradient_norm(shards, mesh.get_group(), way) for way in (None, exchange)]
+        assert repr(found[0]) == repr(found[1])
+        return found[0]
 
     def exact(whole_gradient: Tensor) -> float:
         return math.sqrt(math.fsum(x * x for x in whole_gradient.double().tolist()))
@@ -387,7 +391,7 @@ def norms(mesh: DeviceMesh) -> dict[str, float]:
         "plain": norm(plain),
         "expected": exact(plain),
         "tiny": norm(plain * 2.0**-120),
-        "huge": norm(one_huge),
+        "huge": norm(torch.cat([plain[:-1], torch.tensor([1e30])])),
         "bf16": norm(coarse),
         "bf16 expected": exact(coarse),
         "zeros": norm(torch.zeros(10_000)),

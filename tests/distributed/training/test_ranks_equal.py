@@ -35,6 +35,7 @@ CASES = {
     ),
     "offload": ("llama", {"actor.fsdp_config.cpu_offload": True}),
     "one group": ("llama", {}),
+    "one group, bf16 compute": ("llama", {f"{MIXED}param_dtype": "bf16", f"{MIXED}reduce_dtype": "fp32"}),
     "no resharding": ("llama", {"actor.fsdp_config.reshard_after_forward": False}),
     "three slots": ("llama", {"actor.fsdp_config.virtual_ranks": 3}),
     "two slots, bf16 compute": (
@@ -47,6 +48,7 @@ CASES = {
 SAME = {
     "offload": "tied",
     "one group": "tied",
+    "one group, bf16 compute": "bf16 compute, fp32 reduction",
     "no resharding": "tied",
     "dropout drawn again": "dropout",
     "one slot, dropout": "dropout",
@@ -70,6 +72,8 @@ def given(model_dirs, make_config, groups, advantages):
 
 QUICK = {
     "tied": (1, 2, 3, 4),
+    "one group": (1, 2, 3, 4),
+    "one group, bf16 compute": (1, 2),
     "fewer units than ranks": (1, 4),
     "dropout": (1, 2),
     "bf16 compute, fp32 reduction": (1, 2),
