@@ -32,7 +32,7 @@ PAD = 16
 """Keys are padded to a multiple of it: zeros at the end of a block change no sum. With 8, MKL takes other kernels."""
 _LOWEST = -80.0
 """Probabilities below exp(-80) are computed as that: where the result is denormal, MKL's exp is 60 times slower."""
-_VECTORS = 32
+VECTORS = 32
 """Elements that torch's functions take at once on a CPU with AVX-512; with AVX2 16. What is left at the end of a tensor
 they compute one by one, and then some, such as SiLU, GELU and sigmoid, round differently."""
 _ROW_MULTIPLE = "rlinf_lite_row_multiple"
@@ -193,8 +193,8 @@ def hidden_states(model: PreTrainedModel, ids_N: Tensor, positions_N: Tensor, la
             position embeddings that stay the same.
     """
     config, num = model.config.get_text_config(), len(ids_N)
-    _check_length(config, layout.longest)
-    if ids_N.device.type == "cpu" and (missing := _missing(num, getattr(model, _ROW_MULTIPLE))):
+    check_length(config, layout.longest)
+    if ids_N.device.type == "cpu" and (missing := num_missing(model, num)):
         ids_N, positions_N = (functional.pad(x, (0, missing)) for x in (ids_N, positions_N))
         layout = _Padded(layout, num)
     assert len(ids_N) >= MIN_ROWS, "fewer rows are another matrix product, which rounds differently: pad them"
@@ -215,12 +215,13 @@ def _row_multiple(model: PreTrainedModel) -> int:
         if not isinstance(module, nn.Embedding)
         for parameter in module.parameters(recurse=False)
     )
-    return _VECTORS // math.gcd(_VECTORS, *(size for parameter in parameters for size in parameter.shape))
+    return VECTORS // math.gcd(VECTORS, *(size for parameter in parameters for size in parameter.shape))
 
 
-def _missing(num: int, multiple: int) -> int:
+def num_missing(model: PreTrainedModel, num: int) -> int:
+    """How many tokens ``model``, prepared by `use`, computes on a CPU beside ``num`` that were asked for."""
     num_padded = products.padded(num)
-    return num_padded - num + -num_padded % multiple
+    return num_padded - num + -num_padded % getattr(model, _ROW_MULTIPLE)
 
 
 class _Padded:
@@ -246,8 +247,12 @@ def refusal(config: PretrainedConfig, reason: str) -> ConfigError:
     )
 
 
-def _check_length(config: PretrainedConfig, longest: int) -> None:
-    """Refuse rotary embeddings that change for all tokens of a forward pass as soon as one of them is far enough."""
+def check_length(config: PretrainedConfig, longest: int) -> None:
+    """Refuse rotary embeddings that change for all tokens of a forward pass as soon as one of them is far enough.
+
+    Raises:
+        ConfigError: a sequence of ``longest`` tokens is far enough.
+    """
     for name, limit in length_limits(config):
         if longest > limit:
             raise ConfigError(
@@ -264,6 +269,14 @@ def length_limits(config: PretrainedConfig) -> list[tuple[str, int]]:
         for kind in (rope, *(value for value in rope.values() if isinstance(value, dict)))
         if kind.get("rope_type") in ("dynamic", "longrope")
     ]
+
+
+def longest_sequence(config: PretrainedConfig) -> int | None:
+    """Tokens of the longest sequence that a model can take; None: it has no limit that its config tells."""
+    known = [limit for _, limit in length_limits(config)]
+    if limit := getattr(config, "max_position_embeddings", None):
+        known.append(limit)
+    return min(known, default=None)
 
 
 def _attention(

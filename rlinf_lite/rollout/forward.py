@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from rlinf_lite.models.attention import Layout
 from rlinf_lite.models.head import logits_of
 from rlinf_lite.models.logits import logit_transform, output_layer
 from rlinf_lite.models.segments import FlatTokens
+from rlinf_lite.rollout.llama_layers import LlamaLayers
+from rlinf_lite.rollout.packed_layers import PackedLayers
 from rlinf_lite.rollout.slots import Cache, KeysValues, Prefill
 from rlinf_lite.types import GenerationBatch
 
@@ -31,12 +34,21 @@ class Forward:
         self.device = next(model.parameters()).device
         self.transform, self.head = logit_transform(model), output_layer(model)
         attention.use(model)
+        self.packed = PackedLayers(model)
+        """Of use to a decoder on a CPU, within a ``with`` block."""
         with torch.inference_mode():
             nothing = FlatTokens.none(self.device)
-            self.hidden(nothing.ids_N, nothing.positions_N, nothing.layout)
+            attention.hidden_states(model, nothing.ids_N, nothing.positions_N, nothing.layout)
+
+    @functools.cached_property
+    def layers(self) -> LlamaLayers | None:
+        """What stands in for the model's own forward pass. To be asked for when the model has its weights."""
+        return LlamaLayers.of(self.model, self.packed) if self.device.type == "cpu" else None
 
     def hidden(self, ids_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
         """Hidden states [N, D] after the last norm."""
+        if self.layers is not None:
+            return self.layers.hidden(ids_N, positions_N, layout)
         return attention.hidden_states(self.model, ids_N, positions_N, layout)
 
     def logits(self, hidden_MD: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -17,7 +17,6 @@ from rlinf_lite.rollout.batches import rng_keys
 from rlinf_lite.rollout.drafts import MAX_ROWS, Drafts
 from rlinf_lite.rollout.forward import Forward, NewRows, Waiting
 from rlinf_lite.rollout.output import Sampled
-from rlinf_lite.rollout.packed_layers import PackedLayers
 from rlinf_lite.rollout.sampling import draw, penalize_repetition
 from rlinf_lite.rollout.slots import Slots
 from rlinf_lite.types import GenerationBatch
@@ -101,17 +100,15 @@ class HostDecoder:
         """
         self._forward, self._max_rows, self._with_logprobs = forward, max_rows, with_logprobs
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
-        self._packed = PackedLayers(forward.model)
-        config = forward.model.config.get_text_config()
-        limits = [limit for _, limit in attention.length_limits(config)]
-        self._longest = min([*limits, getattr(config, "max_position_embeddings", None) or sys.maxsize])
+        self._longest = attention.longest_sequence(forward.model.config.get_text_config()) or sys.maxsize
         """No draft makes a sequence longer: the model may refuse it, although the response would have ended before."""
         self._slots: Slots | None = None
         """Of the last batch, for the next one."""
 
     def decode(self, batch: GenerationBatch) -> Sampled:
         """Sample all rows of ``batch``. Raises NotFinite as `sampling.draw`."""
-        with self._packed:
+        _ = self._forward.layers  # tried before there are copies of the weights
+        with self._forward.packed:
             if self.max_drafted:
                 with suppress(NotFinite):
                     return self._decode(batch, self.max_drafted)
@@ -252,7 +249,7 @@ class HostDecoder:
             draft_L = np.append(token_L[1:], -1)
             draft_L[count_Q.cumsum() - 1] = -1
         hidden = self._forward.hidden(torch.from_numpy(token_L), slots.start_step(position_Q, count_Q), slots)
-        logits = self._forward.logits(hidden, self._packed.weight(self._forward.head, len(token_L)))
+        logits = self._forward.logits(hidden, self._forward.packed.weight(self._forward.head, len(token_L)))
         seen = None if before.seen_QV is None else before.seen_QV[torch.from_numpy(parent_Q)]
         seen = None if seen is None else seen.scatter(1, torch.from_numpy(token_Q)[:, None], True)
         kept.nodes = _Nodes(slot_Q[order], position_Q + 1, count_Q, draft_L, logits, seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,6 +16,10 @@ _FEW = 128
 """Rows up to which it is."""
 MAX_BYTES = 1 << 31
 """Of all copies."""
+_TRIED_ROWS = (4, 8, 32, 128)
+"""Numbers of rows with which a joint product is compared with those that it stands for."""
+Joint = tuple[Tensor, Tensor | None]
+"""Weight and bias of layers with the same input, as if they were one: their outputs lie side by side."""
 
 
 class PackedLayers:
@@ -26,6 +31,9 @@ class PackedLayers:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._copies: dict[nn.Linear, Tensor] = {}
+        self._joint: dict[nn.Linear, Joint] = {}
+        """By the first of the layers."""
+        self._may_join: dict[tuple[torch.Size, ...], bool] = {}
         self._is_open, self._num_bytes = False, 0
         self._layers = {
             layer: self._forward_of(layer)
@@ -45,6 +53,7 @@ class PackedLayers:
             layer.forward = forward  # type: ignore[method-assign, assignment]
         self._before.clear()
         self._copies.clear()
+        self._joint.clear()
         self._is_open, self._num_bytes = False, 0
 
     def weight(self, layer: nn.Linear, num_rows: int) -> Tensor:
@@ -52,17 +61,50 @@ class PackedLayers:
         if num_rows > _FEW or not self._is_open:
             return layer.weight
         copy = self._copies.get(layer)
-        if copy is None and self._takes(layer.weight):
+        if copy is None and self._take(layer.weight):
             copy = self._copies[layer] = products.packed(layer.weight)
-            self._num_bytes += layer.weight.nbytes
         return layer.weight if copy is None else copy
 
-    def _takes(self, weight: Tensor) -> bool:
-        fits = weight.numel() >= _LARGE and self._num_bytes + weight.nbytes <= MAX_BYTES
-        return fits and products.takes(weight, weight)
+    def joint(self, layers: tuple[nn.Linear, ...], num_rows: int) -> Joint | None:
+        """To multiply ``num_rows`` rows with several layers at once; None: with each of them."""
+        if num_rows > _FEW or not self._is_open or not self._layers:
+            return None
+        found = self._joint.get(layers[0])
+        if found is None and self._may_be_joined(layers) and self._take(*(layer.weight for layer in layers)):
+            weight = torch.cat(tuple(layer.weight for layer in layers))
+            biases = tuple(layer.bias for layer in layers if layer.bias is not None)
+            found = self._joint[layers[0]] = products.packed(weight), torch.cat(biases) if biases else None
+        return found
+
+    def _may_be_joined(self, layers: tuple[nn.Linear, ...]) -> bool:
+        """Whether a joint product of such layers has the very bits of theirs: tried once, with these."""
+        shapes = tuple(layer.weight.shape for layer in layers)
+        may = self._may_join.get(shapes)
+        if may is None:
+            alike = len({layer.bias is None for layer in layers}) == 1
+            may = self._may_join[shapes] = alike and all(_is_joint_equal(layers, num) for num in _TRIED_ROWS)
+        return may
+
+    def _take(self, *weights: Tensor) -> bool:
+        """Whether to copy them; if so, they count."""
+        size, num_bytes = sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights)
+        if size < _LARGE or self._num_bytes + num_bytes > MAX_BYTES or not products.takes(weights[0], weights[0]):
+            return False
+        self._num_bytes += num_bytes
+        return True
 
     def _forward_of(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             return products.product(x, self.weight(layer, x.numel() // x.shape[-1]), layer.bias)
 
         return forward
+
+
+def _is_joint_equal(layers: tuple[nn.Linear, ...], num_rows: int) -> bool:
+    x = torch.randn(num_rows, layers[0].in_features, generator=torch.Generator().manual_seed(0))
+    apart = tuple(layer.weight for layer in layers)
+    weight = torch.cat(apart)
+    return products.takes(x, weight) and torch.equal(
+        products.product(x, products.packed(weight), None),
+        torch.cat([products.product(x, each, None) for each in apart], -1),
+    )

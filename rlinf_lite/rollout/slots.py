@@ -48,6 +48,9 @@ class Slots:
         self._cache = dict[int, list[Tensor]]()
         self._num_keys = 0
         self._masks: dict[int | None, Mask] = {}
+        self._places_of: dict[tuple[int, int], Tensor] = {}
+        self._scaled: dict[tuple[int, ...], Tensor] = {}
+        """Memory for queries, times the scaling; what is added to reach `MIN_ROWS` stays 0."""
 
     @property
     def may_draft(self) -> bool:
@@ -67,7 +70,7 @@ class Slots:
         """
         self.longest = int((positions_R + counts_R).max())
         self._num_keys = -(-self.longest // PAD) * PAD
-        self._masks = {}
+        self._masks, self._places_of, self._scaled = {}, {}, {}
         self._token_RL = self._place_N = None
         rows, most = np.arange(len(counts_R)), int(counts_R.max())
         if most == 1:
@@ -88,21 +91,33 @@ class Slots:
         """As `Layout.attend`; keeps the new keys and values."""
         cache = self._layer(layer, (k_KND, v_KNE), self._num_keys)
         for kept, new in zip(cache, (k_KND, v_KNE), strict=True):
-            kept[self._row_N, :, self._position_N] = new.transpose(0, 1).to(kept.dtype)
+            places, new_NKD = self._places(len(new), kept.shape[2]), new.transpose(0, 1)
+            kept.view(-1, kept.shape[-1]).index_copy_(0, places, new_NKD.reshape(-1, kept.shape[-1]).to(kept.dtype))
         (heads, _, dim), kv_heads, (rows, most) = q_HND.shape, len(k_KND), self._position_RL.shape
         keys, values = (kept[:rows, :, : self._num_keys] for kept in cache)
-        q_NHD = q_HND.to(keys.dtype).mul(rule.scaling).transpose(0, 1)
+        q_NHD = q_HND.transpose(0, 1)
         if self._token_RL is not None:
             q_NHD = q_NHD[self._token_RL.flatten()]
         group = heads // kv_heads
+        shape = rows, kv_heads, most, max(group, -(-MIN_ROWS // most)), dim
+        q_RKLGD = self._scaled.get(shape)
+        if q_RKLGD is None or q_RKLGD.dtype != keys.dtype:
+            q_RKLGD = self._scaled[shape] = torch.zeros(shape, dtype=keys.dtype)
         q = q_NHD.view(rows, most, kv_heads, group, dim).transpose(1, 2)
-        if (wanted := -(-MIN_ROWS // most)) > group:
-            q = functional.pad(q, (0, 0, 0, wanted - group))
-        out = attend(q.flatten(2, 3), keys, values, self._mask(rule.window, q.dtype), rule.softcap)[0]
+        torch.mul(q if q.dtype is keys.dtype else q.to(keys.dtype), rule.scaling, out=q_RKLGD[:, :, :, :group])
+        out = attend(q_RKLGD.flatten(2, 3), keys, values, self._mask(rule.window, keys.dtype), rule.softcap)[0]
         if most > 1:
             out = out.unflatten(2, (most, -1)).transpose(1, 2).flatten(0, 1)
         out_NHE = out[:, :, :group].reshape(rows * most, heads, -1)
         return (out_NHE if self._place_N is None else out_NHE[self._place_N]).to(q_HND.dtype)
+
+    def _places(self, num_heads: int, room: int) -> Tensor:
+        """Where the new tokens are in a cache [R * K * P] of ``room`` positions: int64 [N * K]."""
+        places = self._places_of.get((num_heads, room))
+        if places is None:
+            head_NK = self._row_N[:, None] * num_heads + torch.arange(num_heads)
+            places = self._places_of[num_heads, room] = (head_NK * room + self._position_N[:, None]).flatten()
+        return places
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Mask:
         if window not in self._masks:

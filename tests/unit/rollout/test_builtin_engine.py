@@ -146,8 +146,9 @@ def test_finished_rows_leave_the_batch(random_model, make_engine, make_batch):
     model = random_model("llama")
     sizes: list[int] = []
     engine = make_engine(model, eos_ids={4, 6, 8, 10, 12})
-    engine._model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    engine.generate(make_batch(RANDOM_PROMPTS, max_new_tokens=1))  # a first one tries its layers
+    engine._model.base_model.embed_tokens.register_forward_pre_hook(
+        lambda module, args: sizes.append(args[0].shape[-1])
     )
     rollouts = flat(engine.generate(make_batch(RANDOM_PROMPTS, group_size=8, max_new_tokens=12)))
     lengths = [len(r.response_ids) for r in rollouts]
