@@ -4,7 +4,7 @@
 
 In one process, without Ray; needs an environment with vLLM (docs/vllm.md). `tok/s` is by the clock, `tok/cpu s` by the
 processor time of this process, which other work on the machine disturbs less. `of builtin` compares round by round, on
-CPUs by the latter, on GPUs by the former. `--smollm2` takes SmolLM2-135M's shape with random weights, and ROWS prompts
+CPUs by the latter, on GPUs by the former; `with load` too, but with the time to load a step's weights. `--smollm2` takes SmolLM2-135M's shape with random weights, and ROWS prompts
 of 32 tokens with one response of 64 tokens each, instead of the model and the data of a config.
 """
 
@@ -44,6 +44,8 @@ class Round:
     cpu: float
     load: float
     """Seconds to load the weights before it."""
+    cpu_load: float
+    """Processor seconds of that."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,13 +54,14 @@ class Engine:
     rounds: list[Round] = field(default_factory=list)
 
     def step(self, weights: dict[str, torch.Tensor], batches: list[GenerationBatch]) -> None:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         self.worker.engine.load_weights(WeightPiece(name, 0, tensor) for name, tensor in weights.items())
         loaded, cpu = time.perf_counter(), time.process_time()
         groups = [group for batch in batches for group in self.worker.generate(batch)]
         tokens = sum(len(response.token_ids) for group in groups for response in group.responses)
         ended, cpu_ended = time.perf_counter(), time.process_time()
-        self.rounds.append(Round(tokens=tokens, wall=ended - loaded, cpu=cpu_ended - cpu, load=loaded - began))
+        times = {"wall": ended - loaded, "cpu": cpu_ended - cpu, "load": loaded - began, "cpu_load": cpu - cpu_began}
+        self.rounds.append(Round(tokens=tokens, **times))
 
 
 def main() -> None:
@@ -153,17 +156,24 @@ def report(config: Config, engines: dict[str, Engine], device: str, rounds: int)
         f"{config.data.rollout_batch_size} prompts x {config.algorithm.group_size}, at most {sampling.max_new_tokens} "
         f"new tokens, {rollout.max_running_requests} at once; medians of {rounds} rounds"
     )
-    print(f"{'engine':>10} {'tok/s':>9} {'tok/cpu s':>10} {'load s':>8} {'of builtin':>11}")
+    print(f"{'engine':>10} {'tok/s':>9} {'tok/cpu s':>10} {'load s':>8} {'of builtin':>11} {'with load':>10}")
     plain = engines["builtin"].rounds[1:]
     for name, engine in engines.items():
         made = engine.rounds[1:]
         wall, cpu = median(r.tokens / r.wall for r in made), median(r.tokens / r.cpu for r in made)
-        ratio = median(_speed(one, device) / _speed(other, device) for one, other in zip(made, plain, strict=True))
-        print(f"{name:>10} {wall:>9.1f} {cpu:>10.1f} {median(r.load for r in made):>8.2f} {ratio:>11.2f}")
+        ratios = [
+            median(
+                _speed(one, device, load) / _speed(other, device, load) for one, other in zip(made, plain, strict=True)
+            )
+            for load in (False, True)
+        ]
+        load = median(r.load for r in made)
+        print(f"{name:>10} {wall:>9.1f} {cpu:>10.1f} {load:>8.2f} {ratios[0]:>11.2f} {ratios[1]:>10.2f}")
 
 
-def _speed(made: Round, device: str) -> float:
-    return made.tokens / (made.cpu if device == "cpu" else made.wall)
+def _speed(made: Round, device: str, with_load: bool) -> float:
+    seconds, load = (made.cpu, made.cpu_load) if device == "cpu" else (made.wall, made.load)
+    return made.tokens / (seconds + load * with_load)
 
 
 if __name__ == "__main__":
