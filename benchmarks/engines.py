@@ -4,8 +4,9 @@
 
 In one process, without Ray; needs an environment with vLLM (docs/vllm.md). `tok/s` is by the clock, `tok/cpu s` by the
 processor time of this process, which other work on the machine disturbs less. `of builtin` compares round by round, on
-CPUs by the latter, on GPUs by the former; `with load` too, but with the time to load a step's weights. `--smollm2` takes SmolLM2-135M's shape with random weights, and ROWS prompts
-of 32 tokens with one response of 64 tokens each, instead of the model and the data of a config.
+CPUs by the latter, on GPUs by the former; `with load` too, but with the time to load a step's weights. `--smollm2`
+takes SmolLM2-135M's shape with random weights, and ROWS prompts of 32 tokens with one response of 64 tokens each,
+instead of the model and the data of a config.
 """
 
 from __future__ import annotations
