@@ -1,17 +1,21 @@
 """Tokens per second of both rollout engines, in turns on the same batches with the same weights.
 
-    python benchmarks/engines.py [CONFIG] [--smollm2 ROWS] [--rounds 3] [hydra overrides ...]
+    python benchmarks/engines.py [CONFIG] [--smollm2 ROWS [--texts FILE.jsonl]] [--rounds 3] [hydra overrides ...]
 
 In one process, without Ray; needs an environment with vLLM (docs/vllm.md). `tok/s` is by the clock, `tok/cpu s` by the
 processor time of this process, which other work on the machine disturbs less. `of builtin` compares round by round, on
 CPUs by the latter, on GPUs by the former; `with load` too, but with the time to load a step's weights. `--smollm2`
 takes SmolLM2-135M's shape with random weights, and ROWS prompts of 32 tokens with one response of 64 tokens each,
-instead of the model and the data of a config.
+instead of the model and the data of a config. With `--texts` the prompts are the ends of questions in FILE, and the
+builtin engine samples, but then takes the first tokens of their answers: drafts are right as often as in a real text.
+vLLM takes what it samples, which does not change its time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import random
 import tempfile
@@ -20,9 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import _random_model
+import numpy as np
 import torch
+from generation import long_enough
 from transformers import AutoModelForCausalLM
 
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
@@ -30,7 +37,8 @@ from rlinf_lite.config import Config
 from rlinf_lite.config.compose import load
 from rlinf_lite.data import load_problems
 from rlinf_lite.models import build, hf_directory
-from rlinf_lite.rollout.batches import generation_batches
+from rlinf_lite.rollout import host_decoder, sampling
+from rlinf_lite.rollout.batches import generation_batches, rng_keys
 from rlinf_lite.types import GenerationBatch, Prompt, Sampling
 from rlinf_lite.weights.names import named_weights
 from rlinf_lite.weights.pieces import WeightPiece
@@ -69,16 +77,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--smollm2", type=int, metavar="ROWS", help="see above")
+    parser.add_argument("--texts", type=Path, help="see above")
     arguments, rest = parser.parse_known_args()
+    if arguments.smollm2 is None:
+        if arguments.texts:
+            parser.error("--texts: only with --smollm2")
+        measure(load(rest), arguments.rounds)
+        return
+    prompts, answers = made_up(arguments.smollm2), None
+    if arguments.texts:
+        prompts, answers = of_texts(arguments.texts, len(prompts))
     with tempfile.TemporaryDirectory() as directory:
-        given = [] if arguments.smollm2 is None else smollm2(Path(directory), arguments.smollm2)
-        measure(load([*given, *rest]), arguments.rounds)
+        config = load([*smollm2(Path(directory), arguments.smollm2, prompts), *rest])
+        with contextlib.nullcontext() if answers is None else drawn(answers):
+            measure(config, arguments.rounds)
 
 
-def smollm2(directory: Path, rows: int) -> list[str]:
-    """Write model and prompts into ``directory``; return the config's name and overrides."""
+def made_up(rows: int) -> list[str]:
     draw = random.Random(1)
-    prompts = [" ".join(f"w{draw.randrange(4, 49_152)}" for _ in range(31)) for _ in range(8 * rows)]  # and <bos>
+    return [" ".join(f"w{draw.randrange(4, 49_152)}" for _ in range(31)) for _ in range(8 * rows)]  # and <bos>
+
+
+def of_texts(texts: Path, number: int) -> tuple[list[str], np.ndarray]:
+    """The ends of questions, and the tokens of their answers [number, 64]."""
+    pairs = list(itertools.islice(long_enough(texts), number))
+    if len(pairs) < number:
+        raise SystemExit(f"{texts}: {len(pairs)} questions and answers are long enough; give {number}")
+    prompts = [" ".join(f"w{token + 1}" for token in question[1:]) for question, _ in pairs]
+    return prompts, np.array([answer for _, answer in pairs]) + 1  # w4 is the first word
+
+
+@contextlib.contextmanager
+def drawn(answers: np.ndarray) -> Iterator[None]:
+    """Let the builtin engine draw these, by the prompts' indices in the data."""
+    answer_of: dict[int, np.ndarray] = {}
+
+    def draw(logits: torch.Tensor, how: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:
+        sampling.draw(logits, how, keys, t)  # for its time
+        return torch.from_numpy(np.array([answer_of[key][at] for key, at in zip(keys.tolist(), t, strict=True)]))
+
+    def keys_of(batch: GenerationBatch) -> np.ndarray:
+        keys = rng_keys(batch)
+        of_batch = answers[[prompt.problem.problem_id for prompt in batch.prompts]]
+        answer_of.update(zip(keys.tolist(), of_batch, strict=True))
+        return keys
+
+    with mock.patch.object(host_decoder, "draw", draw), mock.patch.object(host_decoder, "rng_keys", keys_of):
+        yield
+
+
+def smollm2(directory: Path, rows: int, prompts: list[str]) -> list[str]:
+    """Write model and prompts into ``directory``; return the config's name and overrides."""
     data = directory / "train.jsonl"
     data.write_text("".join(json.dumps({"prompt": prompt, "answer": "none"}) + "\n" for prompt in prompts))
     overrides = {
