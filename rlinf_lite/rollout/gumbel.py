@@ -134,7 +134,7 @@ def _best_of_candidates(logits: np.ndarray, temperature: float, low_R: np.ndarra
     """As `_best_of_all`, with logarithms only for the few tokens that can win.
 
     -log(-log u) <= -log(1 - u), and 1 - u is at least the first word's complement; the bits of a float32 are a lower
-    bound of its logarithm. So one pass without logarithms gives an upper bound of each token's score.
+    bound of its logarithm. So one pass without logarithms gives an upper bound of each token's score, up to rounding.
     """
     inner = _mixed(_token_terms(logits.shape[1]) + low_R[:, None])
     first_word = _mixed(inner + high_R[:, None])

@@ -18,8 +18,10 @@ from rlinf_lite.models.forest import Forest
 from rlinf_lite.rollout.packed_layers import PackedLayers
 from rlinf_lite.types import Segments
 
+_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
+"""Others may have this form only for some weights, positions or settings, which no trial would tell."""
 _TRIED = 4
-"""The first and as many of the last positions are tried: some architectures scale queries beyond a length."""
+"""The first and as many of the last positions are tried."""
 
 
 class LlamaLayers:
@@ -29,13 +31,16 @@ class LlamaLayers:
     def of(cls, model: PreTrainedModel, packed: PackedLayers) -> LlamaLayers | None:
         """Those of ``model``, which was prepared by `attention.use` and has its weights.
 
-        None: they were tried, and are not the model's own, to the last bit.
+        None: it is not a known one of transformers' models in float32, or they were tried and are not the model's own,
+        to the last bit (this transformers may have changed it).
         """
-        weight = next(model.parameters())
-        if not products.takes(weight, weight):
+        weight, config = next(model.parameters()), model.config.get_text_config()
+        if config.model_type not in _TYPES or not type(model).__module__.startswith("transformers."):
             return None
-        config, first = model.config.get_text_config(), torch.arange(_TRIED)
-        positions_N = torch.cat([first, max(_TRIED, attention.longest_sequence(config) or 0) - 1 - first])
+        last = (attention.longest_sequence(config) or 0) - 1
+        if last < 2 * _TRIED or not products.takes(weight, weight):
+            return None
+        positions_N = torch.cat([torch.arange(_TRIED), last - torch.arange(_TRIED)])
         ids_N = torch.arange(len(positions_N)) * 7 % config.vocab_size
         one = Segments(start_S=torch.tensor([0]), stop_S=torch.tensor([len(ids_N)]), parent_S=torch.tensor([-1]))
         layout = Forest(one)
@@ -44,7 +49,7 @@ class LlamaLayers:
         found = cls(model, packed, seen.rules)
         try:
             equal = torch.equal(found.hidden(ids_N, positions_N, layout), wanted_ND)
-        except (AttributeError, TypeError, RuntimeError, ValueError):  # layers of another form
+        except (AttributeError, LookupError, TypeError, RuntimeError, ValueError):  # layers of another form
             return None
         return found if equal else None
 

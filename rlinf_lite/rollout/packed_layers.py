@@ -33,7 +33,7 @@ class PackedLayers:
         self._copies: dict[nn.Linear, Tensor] = {}
         self._joint: dict[nn.Linear, Joint] = {}
         """By the first of the layers."""
-        self._may_join: dict[tuple[torch.Size, ...], bool] = {}
+        self._may_join: dict[tuple[tuple[torch.Size, bool], ...], bool] = {}
         self._is_open, self._num_bytes = False, 0
         self._layers = {
             layer: self._forward_of(layer)
@@ -71,18 +71,19 @@ class PackedLayers:
             return None
         found = self._joint.get(layers[0])
         if found is None and self._may_be_joined(layers) and self._take(*(layer.weight for layer in layers)):
-            weight = torch.cat(tuple(layer.weight for layer in layers))
-            biases = tuple(layer.bias for layer in layers if layer.bias is not None)
-            found = self._joint[layers[0]] = products.packed(weight), torch.cat(biases) if biases else None
+            weight, bias = _joined(layers)
+            found = self._joint[layers[0]] = products.packed(weight), bias
         return found
 
     def _may_be_joined(self, layers: tuple[nn.Linear, ...]) -> bool:
-        """Whether a joint product of such layers has the very bits of theirs: tried once, with these."""
-        shapes = tuple(layer.weight.shape for layer in layers)
-        may = self._may_join.get(shapes)
+        """Whether a joint product of such layers has the very bits of theirs: tried with the first ones."""
+        if not all(type(layer) is nn.Linear for layer in layers):
+            return False
+        kind = tuple((layer.weight.shape, layer.bias is None) for layer in layers)
+        may = self._may_join.get(kind)
         if may is None:
-            alike = len({layer.bias is None for layer in layers}) == 1
-            may = self._may_join[shapes] = alike and all(_is_joint_equal(layers, num) for num in _TRIED_ROWS)
+            alike = len({without_bias for _, without_bias in kind}) == 1
+            may = self._may_join[kind] = alike and all(_is_joint_equal(layers, num) for num in _TRIED_ROWS)
         return may
 
     def _take(self, *weights: Tensor) -> bool:
@@ -102,9 +103,13 @@ class PackedLayers:
 
 def _is_joint_equal(layers: tuple[nn.Linear, ...], num_rows: int) -> bool:
     x = torch.randn(num_rows, layers[0].in_features, generator=torch.Generator().manual_seed(0))
-    apart = tuple(layer.weight for layer in layers)
-    weight = torch.cat(apart)
+    weight, bias = _joined(layers)
     return products.takes(x, weight) and torch.equal(
-        products.product(x, products.packed(weight), None),
-        torch.cat([products.product(x, each, None) for each in apart], -1),
+        products.product(x, products.packed(weight), bias),
+        torch.cat([products.product(x, layer.weight, layer.bias) for layer in layers], -1),
     )
+
+
+def _joined(layers: tuple[nn.Linear, ...]) -> Joint:
+    biases = tuple(layer.bias for layer in layers if layer.bias is not None)
+    return torch.cat(tuple(layer.weight for layer in layers)), torch.cat(biases) if biases else None

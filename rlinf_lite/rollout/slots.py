@@ -49,8 +49,8 @@ class Slots:
         self._num_keys = 0
         self._masks: dict[int | None, Mask] = {}
         self._places_of: dict[tuple[int, int], Tensor] = {}
-        self._scaled: dict[tuple[int, ...], Tensor] = {}
-        """Memory for queries, times the scaling; what is added to reach `MIN_ROWS` stays 0."""
+        self._scaled: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+        """Memory of this step for queries, times the scaling; what is added to reach `MIN_ROWS` stays 0."""
 
     @property
     def may_draft(self) -> bool:
@@ -99,10 +99,11 @@ class Slots:
         if self._token_RL is not None:
             q_NHD = q_NHD[self._token_RL.flatten()]
         group = heads // kv_heads
-        shape = rows, kv_heads, most, max(group, -(-MIN_ROWS // most)), dim
-        q_RKLGD = self._scaled.get(shape)
-        if q_RKLGD is None or q_RKLGD.dtype != keys.dtype:
-            q_RKLGD = self._scaled[shape] = torch.zeros(shape, dtype=keys.dtype)
+        kind = kv_heads, group, dim, keys.dtype
+        q_RKLGD = self._scaled.get(kind)
+        if q_RKLGD is None:
+            shape = rows, kv_heads, most, max(group, -(-MIN_ROWS // most)), dim
+            q_RKLGD = self._scaled[kind] = torch.zeros(shape, dtype=keys.dtype)
         q = q_NHD.view(rows, most, kv_heads, group, dim).transpose(1, 2)
         torch.mul(q if q.dtype is keys.dtype else q.to(keys.dtype), rule.scaling, out=q_RKLGD[:, :, :, :group])
         out = attend(q_RKLGD.flatten(2, 3), keys, values, self._mask(rule.window, keys.dtype), rule.softcap)[0]

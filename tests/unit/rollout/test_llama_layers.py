@@ -34,7 +34,7 @@ PROMPTS = [[3, 5, 7], [11, 2, 9, 4, 8, 8, 1, 30, 31, 32], [6], [3, 5, 7, 9, 21]]
 
 def make(name: str) -> nn.Module:
     torch.manual_seed(3)
-    config = AutoConfig.for_model(name.split("-")[0], **{**CONFIGS, **LLAMAS}[name])
+    config = AutoConfig.for_model(name.split("-")[0], **{**CONFIGS, **LLAMAS, **OTHERS}[name])
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():  # biases and norms, too
         nn.init.normal_(parameter.data, std=0.3)
@@ -67,11 +67,27 @@ def test_responses_are_those_of_the_models_own_layers(make_engine, make_batch, m
     assert any(each is not None for each in joined) == (large == 1 << 8)
 
 
+OTHERS = {"smollm3": SIZES, "helium": SIZES, "granite": SIZES, "ministral3": SIZES}
+
+
 @needs_onednn
-@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", *OTHERS])
 def test_other_architectures_keep_their_own(name):
+    """Even with weights that hide the difference, as a training from scratch may have at first."""
+    model = make(name)
+    for layer in getattr(model.base_model, "layers", []):
+        nn.init.zeros_(layer.self_attn.o_proj.weight.data)
+        nn.init.zeros_(layer.mlp.down_proj.weight.data)
     with torch.inference_mode():
-        assert Forward(make(name)).layers is None
+        assert Forward(model).layers is None
+
+
+@needs_onednn
+def test_a_model_of_the_same_type_from_elsewhere_keeps_its_own():
+    model = make("llama")
+    model.__class__ = type("Other", (type(model),), {"__module__": "somebody"})
+    with torch.inference_mode():
+        assert Forward(model).layers is None
 
 
 @needs_onednn
@@ -129,12 +145,19 @@ def test_a_joint_product_is_several(monkeypatch, sizes, inputs):
             assert torch.equal(products.product(x, *joint), torch.cat(apart, -1)), num
 
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 1.5
+
+
 @needs_onednn
-def test_layers_of_which_one_has_a_bias_are_not_joined(monkeypatch):
+@pytest.mark.parametrize("other", [nn.Linear(32, 64, bias=False), Scaled(32, 64)], ids=["no bias", "another class"])
+def test_layers_of_two_kinds_are_not_joined(monkeypatch, other):
     monkeypatch.setattr(packed_layers, "_LARGE", 1)
-    layers = nn.Linear(32, 64).requires_grad_(False), nn.Linear(32, 64, bias=False).requires_grad_(False)
+    like = nn.Linear(32, 64).requires_grad_(False)
     with (packed := PackedLayers(make("llama"))):
-        assert packed.joint(layers, 8) is None
+        assert packed.joint((like, like), 8) is not None
+        assert packed.joint((nn.Linear(32, 64).requires_grad_(False), other.requires_grad_(False)), 8) is None
 
 
 @needs_onednn
