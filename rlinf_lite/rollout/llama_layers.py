@@ -1,4 +1,4 @@
-"""Layers of Llama's form, which many architectures share, in half the calls: the engine's forward pass on a CPU.
+"""The layers of Llama, Mistral, Qwen2 and Qwen3 in half the calls: the engine's forward pass on a CPU.
 
 With few tokens a good part of a forward pass is spent not in operations, but between and on the way to them.
 """
@@ -36,6 +36,8 @@ class LlamaLayers:
         """
         weight, config = next(model.parameters()), model.config.get_text_config()
         if config.model_type not in _TYPES or not type(model).__module__.startswith("transformers."):
+            return None
+        if config.hidden_act != "silu":
             return None
         last = (attention.longest_sequence(config) or 0) - 1
         if last < 2 * _TRIED or not products.takes(weight, weight):

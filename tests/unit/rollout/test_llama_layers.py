@@ -67,7 +67,13 @@ def test_responses_are_those_of_the_models_own_layers(make_engine, make_batch, m
     assert any(each is not None for each in joined) == (large == 1 << 8)
 
 
-OTHERS = {"smollm3": SIZES, "helium": SIZES, "granite": SIZES, "ministral3": SIZES}
+OTHERS = {
+    "llama-gelu": {**SIZES, "hidden_act": "gelu"},
+    "smollm3": SIZES,
+    "helium": SIZES,
+    "granite": SIZES,
+    "ministral3": SIZES,
+}
 
 
 @needs_onednn
