@@ -1,4 +1,4 @@
-"""The layers of Llama, Mistral, Qwen2 and Qwen3 in half the calls: the engine's forward pass on a CPU.
+"""The layers of Llama, Mistral, Qwen2 and Qwen3 in fewer calls: the engine's forward pass on a CPU.
 
 With few tokens a good part of a forward pass is spent not in operations, but between and on the way to them.
 """
