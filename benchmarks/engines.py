@@ -29,7 +29,7 @@ from unittest import mock
 import _random_model
 import numpy as np
 import torch
-from generation import long_enough
+from generation import drawn, long_enough
 from transformers import AutoModelForCausalLM
 
 from rlinf_lite.cluster.workers.rollout_worker import RolloutWorker
@@ -37,7 +37,7 @@ from rlinf_lite.config import Config
 from rlinf_lite.config.compose import load
 from rlinf_lite.data import load_problems
 from rlinf_lite.models import build, hf_directory
-from rlinf_lite.rollout import host_decoder, sampling
+from rlinf_lite.rollout import host_decoder
 from rlinf_lite.rollout.batches import generation_batches, rng_keys
 from rlinf_lite.types import GenerationBatch, Prompt, Sampling
 from rlinf_lite.weights.names import named_weights
@@ -89,7 +89,7 @@ def main() -> None:
         prompts, answers = of_texts(arguments.texts, len(prompts))
     with tempfile.TemporaryDirectory() as directory:
         config = load([*smollm2(Path(directory), arguments.smollm2, prompts), *rest])
-        with contextlib.nullcontext() if answers is None else drawn(answers):
+        with contextlib.nullcontext() if answers is None else drawn_by_index(answers):
             measure(config, arguments.rounds)
 
 
@@ -108,13 +108,9 @@ def of_texts(texts: Path, number: int) -> tuple[list[str], np.ndarray]:
 
 
 @contextlib.contextmanager
-def drawn(answers: np.ndarray) -> Iterator[None]:
+def drawn_by_index(answers: np.ndarray) -> Iterator[None]:
     """Let the builtin engine draw these, by the prompts' indices in the data."""
     answer_of: dict[int, np.ndarray] = {}
-
-    def draw(logits: torch.Tensor, how: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:
-        sampling.draw(logits, how, keys, t)  # for its time
-        return torch.from_numpy(np.array([answer_of[key][at] for key, at in zip(keys.tolist(), t, strict=True)]))
 
     def keys_of(batch: GenerationBatch) -> np.ndarray:
         keys = rng_keys(batch)
@@ -122,7 +118,7 @@ def drawn(answers: np.ndarray) -> Iterator[None]:
         answer_of.update(zip(keys.tolist(), of_batch, strict=True))
         return keys
 
-    with mock.patch.object(host_decoder, "draw", draw), mock.patch.object(host_decoder, "rng_keys", keys_of):
+    with drawn(answer_of), mock.patch.object(host_decoder, "rng_keys", keys_of):
         yield
 
 

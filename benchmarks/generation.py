@@ -15,6 +15,7 @@ versions of the project, run the script by turns in two worktrees: it uses no na
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -106,8 +107,6 @@ def plainly_generated(model: PreTrainedModel, ids: torch.Tensor) -> int:
 
 def replayed(layers: int, rounds: int, texts: Path) -> None:
     """The engine draws given texts, eight of them alone and together; `generate` decodes as many tokens."""
-    from rlinf_lite.rollout import host_decoder, sampling
-
     model, tokenizer = smollm2(layers)
     pairs = list(itertools.islice(long_enough(texts), 8))
     if len(pairs) < 8:
@@ -116,10 +115,6 @@ def replayed(layers: int, rounds: int, texts: Path) -> None:
         )
     prompts, answers = [list(question) for question, _ in pairs], np.array([answer for _, answer in pairs])
     answer_of: dict[int, np.ndarray] = {}
-
-    def given(logits: torch.Tensor, how: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:
-        sampling.draw(logits, how, keys, t)  # for its time
-        return torch.from_numpy(np.array([answer_of[key][at] for key, at in zip(keys.tolist(), t, strict=True)]))
 
     for rows in (1, 8):
         engine = engine_of(model, tokenizer, frozenset({model.config.vocab_size - 1}), rows)
@@ -132,8 +127,21 @@ def replayed(layers: int, rounds: int, texts: Path) -> None:
         def theirs(number: int, rows: int = rows) -> int:
             return sum(plainly_generated(model, ids) for ids in torch.tensor(prompts).split(rows))
 
-        with mock.patch.object(host_decoder, "draw", given):
+        with drawn(answer_of):
             report(f"SmolLM2 shape, given text, {rows} rows", rounds, {"generate": theirs, "engine": ours})
+
+
+@contextlib.contextmanager
+def drawn(answer_of: Mapping[int, np.ndarray]) -> Iterator[None]:
+    """Let the engine draw given tokens, by the RNG key of each row; it samples nevertheless, for the time that takes."""
+    from rlinf_lite.rollout import host_decoder, sampling
+
+    def draw(logits: torch.Tensor, how: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:
+        sampling.draw(logits, how, keys, t)
+        return torch.from_numpy(np.array([answer_of[key][at] for key, at in zip(keys.tolist(), t, strict=True)]))
+
+    with mock.patch.object(host_decoder, "draw", draw):
+        yield
 
 
 def long_enough(texts: Path) -> Iterator[tuple[list[int], list[int]]]:

@@ -107,7 +107,7 @@ class HostDecoder:
 
     def decode(self, batch: GenerationBatch) -> Sampled:
         """Sample all rows of ``batch``. Raises NotFinite as `sampling.draw`."""
-        _ = self._forward.layers  # tried before there are copies of the weights
+        _ = self._forward.layers  # before there are copies of the weights, which the trial would double
         with self._forward.packed:
             if self.max_drafted:
                 with suppress(NotFinite):

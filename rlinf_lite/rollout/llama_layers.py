@@ -19,7 +19,7 @@ from rlinf_lite.rollout.packed_layers import PackedLayers
 from rlinf_lite.types import Segments
 
 _TYPES = {"llama", "mistral", "qwen2", "qwen3"}
-"""Others may have this form only for some weights, positions or settings, which no trial would tell."""
+"""Others may look like these with some weights, positions or settings only, so that a trial shows no difference."""
 _TRIED = 4
 """The first and as many of the last positions are tried."""
 
@@ -31,8 +31,8 @@ class LlamaLayers:
     def of(cls, model: PreTrainedModel, packed: PackedLayers) -> LlamaLayers | None:
         """Those of ``model``, which was prepared by `attention.use` and has its weights.
 
-        None: it is not a known one of transformers' models in float32, or they were tried and are not the model's own,
-        to the last bit (this transformers may have changed it).
+        None: this is not one of those types, as transformers has them, in float32. Or a trial gave other bits than the
+        model's own forward pass: another version of transformers may have changed it.
         """
         weight, config = next(model.parameters()), model.config.get_text_config()
         if config.model_type not in _TYPES or not type(model).__module__.startswith("transformers."):

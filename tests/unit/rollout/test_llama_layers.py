@@ -29,6 +29,13 @@ LLAMAS = {
     "qwen2-window": {**SIZES, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     "qwen3": SIZES,
 }
+OTHERS = {
+    "llama-gelu": {**SIZES, "hidden_act": "gelu"},
+    "smollm3": SIZES,
+    "helium": SIZES,
+    "granite": SIZES,
+    "ministral3": SIZES,
+}
 PROMPTS = [[3, 5, 7], [11, 2, 9, 4, 8, 8, 1, 30, 31, 32], [6], [3, 5, 7, 9, 21]]
 
 
@@ -65,15 +72,6 @@ def test_responses_are_those_of_the_models_own_layers(make_engine, make_batch, m
         assert (engine._decoder._forward.layers is None) == own
     assert found[0] == found[1]
     assert any(each is not None for each in joined) == (large == 1 << 8)
-
-
-OTHERS = {
-    "llama-gelu": {**SIZES, "hidden_act": "gelu"},
-    "smollm3": SIZES,
-    "helium": SIZES,
-    "granite": SIZES,
-    "ministral3": SIZES,
-}
 
 
 @needs_onednn
