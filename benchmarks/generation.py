@@ -133,7 +133,7 @@ def replayed(layers: int, rounds: int, texts: Path) -> None:
 
 @contextlib.contextmanager
 def drawn(answer_of: Mapping[int, np.ndarray]) -> Iterator[None]:
-    """Let the engine draw given tokens, by the RNG key of each row; it samples nevertheless, for the time that takes."""
+    """Let the engine draw given tokens, by the RNG key of each row; it also samples, for its time."""
     from rlinf_lite.rollout import host_decoder, sampling
 
     def draw(logits: torch.Tensor, how: Sampling, keys: np.ndarray, t: np.ndarray) -> torch.Tensor:

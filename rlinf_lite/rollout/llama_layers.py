@@ -31,8 +31,8 @@ class LlamaLayers:
     def of(cls, model: PreTrainedModel, packed: PackedLayers) -> LlamaLayers | None:
         """Those of ``model``, which was prepared by `attention.use` and has its weights.
 
-        None: this is not one of those types, as transformers has them, in float32. Or a trial gave other bits than the
-        model's own forward pass: another version of transformers may have changed it.
+        None: this is not one of those types, as transformers has them, in float32. Or a trial did not give the results
+        of the model's own forward pass bit for bit: another version of transformers may have changed it.
         """
         weight, config = next(model.parameters()), model.config.get_text_config()
         if config.model_type not in _TYPES or not type(model).__module__.startswith("transformers."):
