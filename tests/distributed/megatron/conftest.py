@@ -8,6 +8,7 @@ import pickle
 import runpy
 import signal
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Ranks:
         """What ``rank_programs.program(**arguments)`` returns on each rank.
 
         Raises:
-            The first rank's error, or TimeoutError. The processes are then gone.
+            The first error of a rank, or TimeoutError. The processes are then gone.
         """
         if self._process is None:
             self._start()
@@ -54,11 +55,11 @@ class Ranks:
             raise
 
     def _raise_first(self, keys):
-        results = [pickle.loads(self._store.get(key)) for key in keys]
-        for _, error in results:
-            if error is not None:
-                raise error
-        return [result for result, _ in results]
+        answers = [pickle.loads(self._store.get(key)) for key in keys]
+        failed = [(seconds, error) for _, error, seconds in answers if error is not None]
+        if failed:
+            raise min(failed, key=itemgetter(0))[1]  # later ones are errors of ranks that lost this one
+        return [result for result, *_ in answers]
 
     def _start(self) -> None:
         self._numbers = itertools.count()

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -41,25 +42,27 @@ def serve(port: int, rank: int) -> None:
         if rank < world_size:
             # A connection of the group's own: the group gives its timeout to the store.
             group_store = dist.PrefixStore(f"group{number}", dist.TCPStore("127.0.0.1", port, is_master=False))
-            answer = attempt(group_store, rank, world_size, program, arguments)
+            dist.init_process_group(
+                "gloo", store=group_store, rank=rank, world_size=world_size, timeout=timedelta(minutes=1)
+            )
+            answer = attempt(rank, world_size, program, arguments)
+            # Before the group is gone: then others fail, too, and theirs is not the first error.
             store.set(f"task{number}.rank{rank}", pickle.dumps(answer))
+            dist.destroy_process_group()
 
 
 def attempt(
-    store: dist.Store, rank: int, world_size: int, program: str, arguments: dict[str, Any]
-) -> tuple[Any, BaseException | None]:
-    """(result, None), or (None, the error with its traceback as a note)."""
+    rank: int, world_size: int, program: str, arguments: dict[str, Any]
+) -> tuple[Any, BaseException | None, float]:
+    """(result, None, now), or (None, the error with its traceback as a note, when it was raised)."""
     import rank_programs
 
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=1))
     try:
         rng.reseed(1, 0, rank)
-        return getattr(rank_programs, program)(**arguments), None
+        return getattr(rank_programs, program)(**arguments), None, time.monotonic()
     except Exception as error:
         error.add_note(f"on rank {rank} of {world_size}:\n{traceback.format_exc()}")
-        return None, error
-    finally:
-        dist.destroy_process_group()
+        return None, error, time.monotonic()
 
 
 if __name__ == "ranks":

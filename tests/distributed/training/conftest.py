@@ -8,6 +8,7 @@ import runpy
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Ranks:
         """What ``rank_programs.program(mesh, **arguments)`` returns on each rank.
 
         Raises:
-            The first rank's error, or TimeoutError. The processes are then gone.
+            The first error of a rank, or TimeoutError. The processes are then gone.
         """
         number = next(self._groups)
         if number % _PROGRAMS == 0:
@@ -66,19 +67,30 @@ class Ranks:
             self._tasks.append(itertools.count())
 
     def _collect(self, keys: list[str], deadline: float) -> list[Any]:
-        results: dict[str, Any] = {}
-        while len(results) < len(keys):
-            for rank, key in enumerate(keys):
-                if key not in results and self._store.check([key]):
-                    results[key], error = pickle.loads(self._store.get(key))
-                    if error is not None:
-                        raise error
-                elif key not in results and self._processes[rank].exitcode is not None:
+        while True:
+            answers = [pickle.loads(self._store.get(key)) for key in keys if self._store.check([key])]
+            failed = [(seconds, error) for _, error, seconds in answers if error is not None]
+            if len(answers) == len(keys) and not failed:
+                return [result for result, *_ in answers]
+            self._raise_if_one_has_ended(keys, within=1.0 if failed else 0.0)
+            if failed:
+                raise min(failed, key=itemgetter(0))[1]  # later ones are errors of ranks that lost this one
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no answer from ranks {self._missing(keys)}")
+            time.sleep(0.01)
+
+    def _raise_if_one_has_ended(self, keys: list[str], within: float) -> None:
+        deadline = time.monotonic() + within
+        while missing := self._missing(keys):
+            for rank in missing:
+                if self._processes[rank].exitcode is not None:
                     raise RuntimeError(f"rank {rank} ended with status {self._processes[rank].exitcode}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no answer from ranks {[r for r, key in enumerate(keys) if key not in results]}")
+                return
             time.sleep(0.01)
-        return [results[key] for key in keys]
+
+    def _missing(self, keys: list[str]) -> list[int]:
+        return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
 
     def stop(self) -> None:
         for process in self._processes:
