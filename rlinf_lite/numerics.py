@@ -9,6 +9,8 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlinf_lite.errors import ConfigError, OutOfMemory, UserError
@@ -29,8 +31,16 @@ _SPINS = "10000"
 """How often a thread without work looks for some before it sleeps, a fraction of a millisecond: to wake it for each of
 the thousands of operations of a step takes longer than they do. Without effect with one thread per process."""
 
+_MKL_MODE = "MKL_CBWR"
+_STRICT = "STRICT"
+"""Part of the value with which MKL adds up an element of a product in the same order whatever the number of rows. By
+itself it takes other kernels: with AVX-512 for up to 15 rows if a sum has some 90 terms or more, with AVX2 for the last
+rows of any product. Only processors of Intel have this mode."""
+_LONGEST_SUM_ELSEWHERE = 72
+"""Terms of a sum up to which MKL was found to do so on a processor of AMD."""
+
 KERNEL_VARIABLES = (
-    "MKL_CBWR",
+    _MKL_MODE,
     "MKL_ENABLE_INSTRUCTIONS",
     "ONEDNN_MAX_CPU_ISA",
     "NVIDIA_TF32_OVERRIDE",
@@ -101,7 +111,8 @@ def _thread_variables(threads: int) -> dict[str, str]:
 def fix(device: str, *, threads: int = 1, deterministic: bool = True) -> torch.device:
     """Fix threads and kernels of this process, before anything is computed in it.
 
-    Always: no TF32, and no cuDNN attention (torch calls it nondeterministic, and it makes a plan per shape).
+    Always: no TF32, no cuDNN attention (torch calls it nondeterministic, and it makes a plan per shape), and MKL's
+    strict mode on a processor of Intel.
     Deterministic, on every device: torch's strict deterministic algorithms, without filling uninitialized memory. On a
     GPU also: matrix products by cuBLASLt, never split along the summed dimension, accumulated in float32.
 
@@ -124,12 +135,39 @@ def fix(device: str, *, threads: int = 1, deterministic: bool = True) -> torch.d
     if device == "cuda" and deterministic:
         _check_workspace(torch.cuda.is_initialized())
     os.environ.setdefault(WORKSPACE, _WORKSPACES[0])
+    make_mkl_strict()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.enable_cudnn_sdp(False)
     _choose_kernels(device, deterministic)
     _is_fixed = True
     return torch.device(device, 0) if device == "cuda" else torch.device(device)
+
+
+def make_mkl_strict() -> None:
+    """Let MKL sum a row in the same way whatever the number of rows. It asks once, at its first product.
+
+    On a processor of Intel; a user's own mode stays.
+    """
+    if _is_intel():
+        os.environ.setdefault(_MKL_MODE, f"AUTO,{_STRICT}")
+
+
+def rows_are_independent(longest_sum: int) -> bool:
+    """Whether a row of an MKL product of 4 rows or more is bitwise identical whatever their number; after `fix`.
+
+    Args:
+        longest_sum: terms of the longest sum.
+    """
+    if _is_intel():
+        return os.environ.get(_MKL_MODE, _STRICT).upper().endswith(_STRICT)
+    return longest_sum <= _LONGEST_SUM_ELSEWHERE
+
+
+@cache
+def _is_intel() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "GenuineIntel" in cpuinfo.read_text()
 
 
 def require_fixed(device: torch.device) -> None:
@@ -150,6 +188,8 @@ def hand_over(device: str) -> None:
     import torch
 
     _choose_kernels(device, deterministic=False)
+    if os.environ.get(_MKL_MODE) == f"AUTO,{_STRICT}":
+        del os.environ[_MKL_MODE]
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cuda.enable_cudnn_sdp(True)
 

@@ -26,6 +26,7 @@ from rlinf_lite.cluster.forks.environment import worker_env
 from rlinf_lite.quick_imports import quick_imports
 
 os.environ.update(numerics.environment())  # as in every worker; read when torch is imported, by test files
+numerics.make_mkl_strict()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

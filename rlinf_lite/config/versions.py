@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "math-verify", "lat
 
 FIRST_NUMERICS = "1 (attention of transformers)"
 """Of checkpoints that do not name it."""
-_NUMERICS = "7 (equal responses computed once)"
+_NUMERICS = "8 (MKL in its strict mode)"
 """How rlinf_lite computes log-probs and updates. To be raised with every change that moves a bit of them."""
 FIRST_SAMPLER = "1 (inverse CDF)"
 """Of checkpoints that do not name one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rlinf_lite import numerics
 from rlinf_lite.config import Config
 
 if TYPE_CHECKING:
@@ -60,9 +61,16 @@ def _is_ordinary(model: PretrainedConfig, device: str) -> bool:
     sizes = {name: getattr(text, name, None) for name in (*_HEADS, *_SIZES)}
     head = sizes["head_dim"] or text.hidden_size // text.num_attention_heads
     if device == "cpu":
-        heads = [head, *(sizes[name] for name in _HEADS)]
-        measured = not has_experts(text) or text.model_type in _MIXTURES
-        return measured and text.hidden_size >= _SMALLEST and all(size % _MULTIPLE == 0 for size in heads if size)
+        heads = [size for size in (head, *(sizes[name] for name in _HEADS)) if size]
+        parts = (sizes["qk_nope_head_dim"] or 0) + (sizes["qk_rope_head_dim"] or 0)
+        # MKL computes attention and experts, oneDNN all other layers.
+        longest = max([*heads, parts, *(sizes[name] or 0 for name in _SIZES if has_experts(text))])
+        return (
+            (not has_experts(text) or text.model_type in _MIXTURES)
+            and text.hidden_size >= _SMALLEST
+            and all(size % _MULTIPLE == 0 for size in heads)
+            and numerics.rows_are_independent(longest)
+        )
     fits_flash = head <= _LARGEST_HEAD and not getattr(text, "attn_logit_softcapping", None)
     return fits_flash and all(size % _MULTIPLE == 0 for size in (head, *sizes.values()) if size)
 

@@ -62,7 +62,7 @@ def test_a_run_with_other_numerics_is_refused_by_name_and_can_be_allowed():
     before = {key: value for key, value in now.items() if key != "versions.numerics"}
     with pytest.raises(
         ConfigError,
-        match=r"versions\.numerics: 1 \(attention of transformers\) -> 7 \(equal responses computed once\)",
+        match=r"versions\.numerics: 1 \(attention of transformers\) -> 8 \(MKL in its strict mode\)",
     ):
         refuse_changes(before, now, [], "global_step_3")
     assert len(refuse_changes(before, now, ["versions.numerics"], "global_step_3")) == 1

@@ -7,6 +7,7 @@ import functools
 import pytest
 from transformers import AutoConfig
 
+from rlinf_lite import numerics
 from rlinf_lite.config import Config
 from rlinf_lite.config.compose import load
 from rlinf_lite.recovery.logprobs import engine_is_exact, old_from_engine
@@ -90,15 +91,36 @@ def test_those_of_the_engine_may_be_asked_for():
         ("gpt2", {"n_embd": 64, "n_head": 4, "n_inner": 100}, (True, False)),
     ],
 )
-def test_only_ordinary_sizes(tmp_path, model_type, sizes, exact):
+def test_only_ordinary_sizes(tmp_path, monkeypatch, model_type, sizes, exact):
     """On a CPU of heads, on a GPU of layers, too."""
+    monkeypatch.setattr(numerics, "rows_are_independent", lambda longest_sum: True)
     AutoConfig.for_model(model_type, **sizes).save_pretrained(tmp_path)
     model, (on_cpu, on_gpu) = f"actor.model.model_path={tmp_path}", exact
     assert asked(TWO, model) == (on_cpu, on_cpu)
     assert asked(TWO, *BF16, model, device="cuda") == (on_gpu, on_gpu)
 
 
-def test_on_a_gpu_16_bits_with_flash_attention(tmp_path):
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "longest"),
+    [
+        ("llama", {"hidden_size": 512, "num_attention_heads": 8}, 64),
+        ("llama", {"hidden_size": 512, "num_attention_heads": 4}, 128),
+        ("gemma2", {"head_dim": 256}, 256),
+        ("minicpm3", {"hidden_size": 64, "num_attention_heads": 4}, 96),
+        ("qwen3_moe", {"hidden_size": 64, "head_dim": 16, "intermediate_size": 80, "moe_intermediate_size": 32}, 80),
+        ("mixtral", {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 208}, 208),
+    ],
+)
+def test_only_sums_whose_order_mkl_keeps(tmp_path, monkeypatch, model_type, sizes, longest):
+    AutoConfig.for_model(model_type, **sizes).save_pretrained(tmp_path)
+    model = f"actor.model.model_path={tmp_path}"
+    for limit, exact in ((longest, True), (longest - 1, False)):
+        monkeypatch.setattr(numerics, "rows_are_independent", lambda longest_sum, limit=limit: longest_sum <= limit)
+        assert asked(TWO, model) == (exact, exact)
+
+
+def test_on_a_gpu_16_bits_with_flash_attention(tmp_path, monkeypatch):
+    monkeypatch.setattr(numerics, "rows_are_independent", lambda longest_sum: True)
     assert asked(TWO, *BF16, device="cuda") == (True, True)
     assert asked(TWO, device="cuda") == (False, False)
     AutoConfig.for_model("gemma2", num_hidden_layers=2).save_pretrained(tmp_path)
