@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlinf_lite import numerics
@@ -133,7 +134,43 @@ def test_long_sums(make_engine, make_batch, family, sizes):
     """In attention, experts and their gates, for which MKL by itself takes other kernels if there are few rows."""
     torch.manual_seed(5)
     config = AutoConfig.for_model(family, **{**FAMILIES.get(family, SIZES), **sizes})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    assert_exact(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), make_engine, make_batch)
+
+
+USUAL = {"vocab_size": 1000, "num_hidden_layers": 2, "max_position_embeddings": 512, "num_attention_heads": 8}
+EXPERTS = {"hidden_size": 512, "moe_intermediate_size": 192, "num_experts_per_tok": 4, "head_dim": 128}
+
+
+@pytest.mark.soak
+@pytest.mark.xfail(not numerics.rows_are_independent(2304), reason="never run on this processor", strict=False)
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32}),
+        ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}),
+        ("qwen3", {"hidden_size": 1024, "intermediate_size": 3072, "num_key_value_heads": 8, "head_dim": 128}),
+        ("gemma2", {"hidden_size": 2304, "intermediate_size": 4608, "head_dim": 256, "sliding_window": 16}),
+        ("phi3", {"hidden_size": 768, "intermediate_size": 2048, "num_key_value_heads": 8}),
+        ("gpt2", {"n_embd": 640, "n_layer": 2, "n_head": 8}),
+        ("deepseek_v3", {"hidden_size": 512, "intermediate_size": 1024, "num_key_value_heads": 8, "q_lora_rank": 192}),
+        ("qwen3_moe", {**EXPERTS, "num_experts": 16}),
+        ("glm4_moe", {**EXPERTS, "n_routed_experts": 16, "n_group": 1, "topk_group": 1}),
+        ("mixtral", {"hidden_size": 512, "intermediate_size": 896, "num_key_value_heads": 2}),
+        ("olmoe", {"hidden_size": 512, "intermediate_size": 256, "num_experts": 16}),
+    ],
+)
+def test_usual_sizes(make_engine, make_batch, family, sizes):
+    torch.manual_seed(5)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**USUAL, **ends, **sizes}))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter.data, std=0.1)
+    assert_exact(model.eval(), make_engine, make_batch)
+
+
+def assert_exact(model, make_engine, make_batch) -> None:
+    """Against the trainer, in units of several sizes, and with few and many rows at once."""
     found = []
     for max_rows in (7, 512):
         engine = make_engine(model, eos_ids=ENDS, return_logprobs=True, max_rows=max_rows)
