@@ -31,17 +31,18 @@ _SPINS = "10000"
 """How often a thread without work looks for some before it sleeps, a fraction of a millisecond: to wake it for each of
 the thousands of operations of a step takes longer than they do. Without effect with one thread per process."""
 
-_MKL_MODE = "MKL_CBWR"
-_STRICT = "STRICT"
-"""Part of the value with which MKL adds up an element of a product in the same order whatever the number of rows. By
-itself it takes other kernels: with AVX-512 for up to 15 rows if a sum has some 90 terms or more, with AVX2 for the last
-rows of any product. Only processors of Intel have this mode."""
+_MKL_MODE, _MKL_KERNELS = "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"
+_STRICT = "AUTO,STRICT"
+_STRICT_MODES = (_STRICT, "AVX2,STRICT", "AVX512,STRICT", "AVX512_E1,STRICT")
+"""In these MKL was found to add up an element of a product in the same order whatever the number of rows, from 4 on. By
+itself it takes other kernels: with AVX-512 for up to 15 rows if a sum has some 90 terms or more (of ``x @ y.T``), with
+AVX2 for the last rows of any product. Only processors of Intel have these modes."""
 _LONGEST_SUM_ELSEWHERE = 72
-"""Terms of a sum up to which MKL was found to do so on a processor of AMD."""
+"""Terms of a sum up to which MKL was found to keep the order on a processor of AMD."""
 
 KERNEL_VARIABLES = (
     _MKL_MODE,
-    "MKL_ENABLE_INSTRUCTIONS",
+    _MKL_KERNELS,
     "ONEDNN_MAX_CPU_ISA",
     "NVIDIA_TF32_OVERRIDE",
     "CUBLASLT_WORKSPACE_SIZE",
@@ -53,6 +54,7 @@ KERNEL_VARIABLES = (
 OPTED_OUT = "cluster.deterministic=false: kernels may sum in another order from run to run; a resume may differ"
 
 _is_fixed = False
+_mkl_mode_is_ours = False
 _default_blas: Any = None
 """torch's own choice of a BLAS library, before `fix` changed it."""
 
@@ -149,19 +151,31 @@ def make_mkl_strict() -> None:
 
     On a processor of Intel; a user's own mode stays.
     """
-    if _is_intel():
-        os.environ.setdefault(_MKL_MODE, f"AUTO,{_STRICT}")
+    global _mkl_mode_is_ours
+    if _is_intel() and _MKL_MODE not in os.environ:
+        os.environ[_MKL_MODE], _mkl_mode_is_ours = _STRICT, True
 
 
 def rows_are_independent(longest_sum: int) -> bool:
     """Whether a row of an MKL product of 4 rows or more is bitwise identical whatever their number; after `fix`.
 
+    For the processor and the environment of this process.
+
     Args:
         longest_sum: terms of the longest sum.
     """
-    if _is_intel():
-        return os.environ.get(_MKL_MODE, _STRICT).upper().endswith(_STRICT)
-    return longest_sum <= _LONGEST_SUM_ELSEWHERE
+    if not _is_intel():
+        return longest_sum <= _LONGEST_SUM_ELSEWHERE
+    kernels = os.environ.get(_MKL_KERNELS, "AVX2")
+    return os.environ.get(_MKL_MODE, _STRICT) in _STRICT_MODES and kernels.startswith(("AVX2", "AVX512"))
+
+
+def kernel_settings() -> dict[str, str]:
+    """The `KERNEL_VARIABLES` that are set, other than by `fix`."""
+    found = {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ}
+    if found.get(_MKL_MODE) == _STRICT:
+        del found[_MKL_MODE]
+    return found
 
 
 @cache
@@ -188,8 +202,8 @@ def hand_over(device: str) -> None:
     import torch
 
     _choose_kernels(device, deterministic=False)
-    if os.environ.get(_MKL_MODE) == f"AUTO,{_STRICT}":
-        del os.environ[_MKL_MODE]
+    if _mkl_mode_is_ours:
+        os.environ.pop(_MKL_MODE, None)
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cuda.enable_cudnn_sdp(True)
 

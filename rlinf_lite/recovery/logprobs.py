@@ -30,6 +30,8 @@ def engine_is_exact(config: Config, device: str) -> bool:
     fp32 on a CPU, bf16 with FlashAttention-2 on a GPU, and heads of ordinary sizes (on a GPU layers, too). With others
     some log-probs may differ in the last bit on a CPU.
 
+    The driver asks for its own processor and environment: workers are taken to have the same.
+
     Args:
         device: ``"cpu"`` or ``"cuda"``, on which the workers compute.
 

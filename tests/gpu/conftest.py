@@ -27,6 +27,7 @@ def fixed_kernels(monkeypatch):
     for name in numerics.environment():
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv(numerics.WORKSPACE, numerics.environment()[numerics.WORKSPACE])
+    monkeypatch.setattr(numerics, "_mkl_mode_is_ours", False)  # so that it stays: MKL is in it for good
 
     def fix(device: str) -> torch.device:
         devices.append(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from pathlib import Path
@@ -27,10 +26,9 @@ def fix_device(config: ClusterConfig, device: str) -> torch.device:
 def compute_capability(device: torch.device) -> str:
     """Name what decides which kernels run: the GPU and its libraries, or the processor and its vector instructions.
 
-    Then the variables of the environment that change the choice, if any is set.
+    Then the variables of the environment that change the choice, if the user has set any.
     """
-    names = numerics.KERNEL_VARIABLES
-    chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    chosen = [f"{name}={value}" for name, value in numerics.kernel_settings().items()]
     return ", ".join([_gpu() if device.type == "cuda" else _processor(), *chosen])
 
 

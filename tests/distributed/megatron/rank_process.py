@@ -61,8 +61,9 @@ def attempt(
         rng.reseed(1, 0, rank)
         return getattr(rank_programs, program)(**arguments), None, time.monotonic()
     except Exception as error:
+        when = time.monotonic()
         error.add_note(f"on rank {rank} of {world_size}:\n{traceback.format_exc()}")
-        return None, error, time.monotonic()
+        return None, error, when
 
 
 if __name__ == "ranks":

@@ -68,26 +68,33 @@ class Ranks:
 
     def _collect(self, keys: list[str], deadline: float) -> list[Any]:
         while True:
-            answers = [pickle.loads(self._store.get(key)) for key in keys if self._store.check([key])]
-            failed = [(seconds, error) for _, error, seconds in answers if error is not None]
-            if len(answers) == len(keys) and not failed:
+            answers = self._answers(keys)
+            if any(error is not None for _, error, _ in answers):
+                self._raise_first(keys)
+            if len(answers) == len(keys):
                 return [result for result, *_ in answers]
-            self._raise_if_one_has_ended(keys, within=1.0 if failed else 0.0)
-            if failed:
-                raise min(failed, key=itemgetter(0))[1]  # later ones are errors of ranks that lost this one
+            self._raise_if_one_has_ended(keys)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no answer from ranks {self._missing(keys)}")
             time.sleep(0.01)
 
-    def _raise_if_one_has_ended(self, keys: list[str], within: float) -> None:
-        deadline = time.monotonic() + within
-        while missing := self._missing(keys):
-            for rank in missing:
-                if self._processes[rank].exitcode is not None:
-                    raise RuntimeError(f"rank {rank} ended with status {self._processes[rank].exitcode}")
-            if time.monotonic() > deadline:
-                return
+    def _raise_first(self, keys: list[str]) -> None:
+        """Raise the error that came first: later ones may be of ranks that lost the one that failed."""
+        until = time.monotonic() + 1.0
+        while self._missing(keys) and time.monotonic() < until:
             time.sleep(0.01)
+        failed = [(seconds, error) for _, error, seconds in self._answers(keys) if error is not None]
+        first = min(failed, key=itemgetter(0))[1]
+        self._raise_if_one_has_ended(keys, cause=first)
+        raise first
+
+    def _raise_if_one_has_ended(self, keys: list[str], cause: BaseException | None = None) -> None:
+        for rank in self._missing(keys):
+            if self._processes[rank].exitcode is not None:
+                raise RuntimeError(f"rank {rank} ended with status {self._processes[rank].exitcode}") from cause
+
+    def _answers(self, keys: list[str]) -> list[tuple[Any, BaseException | None, float]]:
+        return [pickle.loads(self._store.get(key)) for key in keys if self._store.check([key])]
 
     def _missing(self, keys: list[str]) -> list[int]:
         return [rank for rank, key in enumerate(keys) if not self._store.check([key])]

@@ -49,8 +49,9 @@ def attempt(
         mesh = init_device_mesh("cpu", (world_size,))
         return getattr(rank_programs, program)(mesh, **arguments), None, time.monotonic()
     except Exception as error:
+        when = time.monotonic()
         error.add_note(f"on rank {rank} of {world_size}:\n{traceback.format_exc()}")
-        return None, error, time.monotonic()
+        return None, error, when
 
 
 if __name__ == "rank":
