@@ -89,7 +89,7 @@ def test_other_architectures_keep_their_own(name):
 @needs_onednn
 def test_a_model_of_the_same_type_from_elsewhere_keeps_its_own():
     model = make("llama")
-    model.__class__ = type("Other", (type(model),), {"__module__": "somebody"})
+    model.__class__ = type("Other", (type(model),), {"__module__": __name__})
     with torch.inference_mode():
         assert Forward(model).layers is None
 
