@@ -36,7 +36,7 @@ _STRICT = "AUTO,STRICT"
 _STRICT_MODES = (_STRICT, "AVX2,STRICT", "AVX512,STRICT", "AVX512_E1,STRICT")
 """In these MKL was found to add up an element of a product in the same order whatever the number of rows, from 4 on. By
 itself it takes other kernels: with AVX-512 for up to 15 rows if a sum has some 90 terms or more (of ``x @ y.T``), with
-AVX2 for the last rows of any product. Only processors of Intel have these modes."""
+AVX2 for the last rows of any product. On processors other than Intel's these modes were not tried."""
 _LONGEST_SUM_ELSEWHERE = 72
 """Terms of a sum up to which MKL was found to keep the order on a processor of AMD."""
 

@@ -38,7 +38,7 @@ def no_settings(monkeypatch):
     monkeypatch.setattr(numerics, "_mkl_mode_is_ours", False)
 
 
-@pytest.mark.skipif(not numerics.rows_are_independent(2048), reason="for processors of Intel")
+@pytest.mark.skipif(not numerics.rows_are_independent(2048), reason="asked for on processors of Intel only")
 @pytest.mark.parametrize("kernels", ["AVX512", "AVX2"])
 def test_the_number_of_rows_does_not_matter(no_settings, monkeypatch, kernels):
     """As a processor without AVX-512 computes it, too."""
@@ -61,7 +61,7 @@ def test_the_number_of_rows_does_not_matter(no_settings, monkeypatch, kernels):
     ],
     ids=str,
 )
-def test_only_intels_processors_have_it(no_settings, monkeypatch, intel, given, exact):
+def test_only_intels_processors_are_asked_for_it(no_settings, monkeypatch, intel, given, exact):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(numerics, "_is_intel", lambda: intel)
